@@ -1,0 +1,83 @@
+# Everything a developer or a CI machine runs. `make` alone lists the targets.
+# Files stand for finished steps (.venv/.env, .venv/.build), so that a second run does nothing twice.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= build/gpu-check
+ARCHS ?= sm_90
+JOBS ?= $(or $(MAX_JOBS),$(shell getconf _NPROCESSORS_ONLN))
+
+BIN := $(VENV)/bin
+# Folders too: their date changes when a file in them is added or deleted.
+NATIVE := $(shell find csrc)
+CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+.PHONY: help env build demo test lint format sources-check cuda-check sanitize bench gpu-check clean \
+	distclean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+env: $(VENV)/.env ## .venv with the pinned tools and torch
+build: $(VENV)/.build ## lrfast, compiled and installed in place
+
+$(VENV)/.env: requirements/dev.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and \
+		'lrfast needs Python 3.10 or newer; name one: make PYTHON=...')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	touch $@
+
+# --no-deps, as the environment is already complete; ninja is looked up on PATH. pip shows what the
+# compiler says only if it fails, as it does on warnings with LRFAST_WERROR=1.
+$(VENV)/.build: $(VENV)/.env setup.py pyproject.toml $(NATIVE)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: build ## what lrfast does, in a minute
+	$(BIN)/lrfast demo
+
+test: build ## the whole test suite (PYTEST_ARGS="-k name" for a part)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.env ## ruff, clang-format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+format: $(VENV)/.env ## bring all sources into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# The next three need no torch, hence no environment.
+sources-check: ## the layering of csrc/: includes, formulas, messages, headers that stand alone
+	$(PYTHON) tools/check_sources.py
+
+cuda-check: ## compile the kernels, without a GPU; fail on spills and too many registers (ARCHS=sm_80,sm_90)
+	$(PYTHON) tools/check_cuda.py --archs $(ARCHS)
+
+# Once per sanitizer: two of them cannot live in one program.
+sanitize: ## the C++ tests under the address, undefined-behaviour and thread sanitizers
+	$(MAKE) -f tools/sanitize.mk -j $(JOBS) --output-sync SANITIZER=address,undefined
+	$(MAKE) -f tools/sanitize.mk -j $(JOBS) --output-sync SANITIZER=thread
+
+bench: build ## the benchmarks, to build/bench.json (BENCH_ARGS="-k name" for a part)
+	mkdir -p build
+	$(BIN)/python -m pytest -o addopts="--strict-markers" --benchmark-only \
+		--benchmark-json=build/bench.json benchmarks $(BENCH_ARGS)
+
+# GPU machines bring their own torch, and often no network: PYTHON as it is, and no installation.
+gpu-check: ## on a machine with a GPU: build, GPU tests, memcheck, benchmarks (OUT=folder for results)
+	$(PYTHON) tools/gpu_check.py --out $(OUT)
+
+clean: ## remove what was built
+	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build
+
+distclean: clean ## and the environment and the tools' caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -prune -exec rm -r {} +
