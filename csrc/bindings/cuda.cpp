@@ -1,0 +1,51 @@
+// Queues the CUDA launches on torch's current stream of the tensors' device.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "bindings/device.h"
+#include "cuda/launch.h"
+
+namespace lrfast::bindings::cuda_calls {
+namespace {
+
+template <class Launch>
+void on_device(at::Device device, Launch&& launch) {
+  const c10::cuda::CUDAGuard guard(device);
+  C10_CUDA_CHECK(launch(c10::cuda::getCurrentCUDAStream(device.index()).stream()));
+}
+
+}  // namespace
+
+void step(int rule, const StepTables& tables, at::Device device) {
+  on_device(device, [&](cudaStream_t s) { return cuda::launch_step(rule, tables, s); });
+}
+
+void record(const CurveRows& curve, const void* loss, LossType type, const double* rates,
+            at::Device device) {
+  on_device(device,
+            [&](cudaStream_t s) { return cuda::launch_record(curve, loss, type, rates, s); });
+}
+
+void smooth_ema(const double* values, double* out, int64_t count, double beta, at::Device device) {
+  on_device(device,
+            [&](cudaStream_t s) { return cuda::launch_smooth_ema(values, out, count, beta, s); });
+}
+
+void moving_average(const double* values, double* out, int64_t count, int64_t window,
+                    at::Device device) {
+  on_device(device, [&](cudaStream_t s) {
+    return cuda::launch_moving_average(values, out, count, window, s);
+  });
+}
+
+void derivative(const double* values, const double* x, double* out, int64_t count, int64_t reach,
+                at::Device device) {
+  on_device(device, [&](cudaStream_t s) {
+    return cuda::launch_derivative(values, x, out, count, reach, s);
+  });
+}
+
+bool is_built() { return true; }
+
+}  // namespace lrfast::bindings::cuda_calls

@@ -1,0 +1,30 @@
+// The two devices behind one set of calls. On the CPU the work is done when the call returns; on a
+// GPU it is queued on the current stream, and no call waits for it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "core/curve.h"
+#include "core/tables.h"
+
+namespace lrfast::bindings {
+
+constexpr int64_t kCpuChunk = 16384;   // elements; small enough to balance a handful of threads
+constexpr int64_t kCudaChunk = 32768;  // elements; a block's preparation is 1 us, its work 50 us
+
+// With CUDA (cuda.cpp), or an error that says it is not built in (no_cuda.cpp).
+namespace cuda_calls {
+void step(int rule, const StepTables& tables, at::Device device);
+void record(const CurveRows& curve, const void* loss, LossType type, const double* rates,
+            at::Device device);
+void smooth_ema(const double* values, double* out, int64_t count, double beta, at::Device device);
+void moving_average(const double* values, double* out, int64_t count, int64_t window,
+                    at::Device device);
+void derivative(const double* values, const double* x, double* out, int64_t count, int64_t reach,
+                at::Device device);
+bool is_built();
+}  // namespace cuda_calls
+
+void step(int rule, const StepTables& tables, at::Device device);
+
+}  // namespace lrfast::bindings

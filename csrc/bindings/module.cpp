@@ -1,0 +1,43 @@
+// The extension module lrfast._C: the list of everything that Python can call. Its types are
+// described in lrfast/_C.pyi.
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/version.h>
+
+#include "bindings/curve.h"
+#include "bindings/device.h"
+#include "bindings/engine.h"
+#include "bindings/schedules.h"
+#include "core/curve.h"
+#include "core/rules.h"
+
+PYBIND11_MODULE(_C, m) {
+  using namespace lrfast::bindings;
+  using py::arg;
+
+  m.attr("torch_version") = TORCH_VERSION;
+  m.attr("has_cuda") = cuda_calls::is_built();
+  m.attr("rules") =
+      std::vector<std::string>(std::begin(lrfast::Rules::kNames), std::end(lrfast::Rules::kNames));
+  m.attr("curve_state_size") = lrfast::kCurveStateDoubles;
+
+  m.def("evaluate_schedule", &evaluate_schedule, arg("schedule"), arg("steps"));
+
+  m.def("record_loss", &record_loss, arg("state"), arg("losses"), arg("rates"), arg("loss"),
+        arg("lr"), arg("beta"), arg("stop"));
+  m.def("smooth_ema", &smooth_ema, arg("values"), arg("beta"));
+  m.def("moving_average", &moving_average, arg("values"), arg("window"));
+  m.def("derivative", &derivative, arg("values"), arg("x"), arg("reach"));
+
+  m.def("layout_strides", &layout_strides, arg("param"));
+
+  py::class_<Engine>(m, "Engine")
+      .def(py::init<const std::string&>(), arg("rule"))
+      .def("step", &Engine::step, arg("param_groups"), arg("state"))
+      .def("set_schedules", &Engine::set_schedules, arg("schedules"), arg("group_schedules"))
+      .def("watch", &Engine::watch, arg("flag"))
+      .def("state_names", &Engine::state_names, arg("group"))
+      .def("clocks", &Engine::clocks)
+      .def("set_clock", &Engine::set_clock, arg("applied"))
+      .def("rates", &Engine::rates)
+      .def_property_readonly("rebuilds", &Engine::rebuilds);
+}

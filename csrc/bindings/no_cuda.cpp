@@ -1,0 +1,22 @@
+// Stands in for cuda.cpp where the extension is built without CUDA.
+#include "bindings/device.h"
+
+namespace lrfast::bindings::cuda_calls {
+namespace {
+
+[[noreturn]] void refuse() {
+  TORCH_CHECK(false,
+              "lrfast was built without CUDA and got CUDA tensors: install a CUDA build of torch "
+              "and the CUDA toolkit, then build lrfast again with LRFAST_CUDA=1");
+}
+
+}  // namespace
+
+void step(int, const StepTables&, at::Device) { refuse(); }
+void record(const CurveRows&, const void*, LossType, const double*, at::Device) { refuse(); }
+void smooth_ema(const double*, double*, int64_t, double, at::Device) { refuse(); }
+void moving_average(const double*, double*, int64_t, int64_t, at::Device) { refuse(); }
+void derivative(const double*, const double*, double*, int64_t, int64_t, at::Device) { refuse(); }
+bool is_built() { return false; }
+
+}  // namespace lrfast::bindings::cuda_calls

@@ -1,0 +1,24 @@
+// What Python needs to know of an update rule: the names it reads and the states it keeps.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/rule.h"
+
+namespace lrfast::bindings {
+
+struct RuleInfo {
+  int place;  // in core/rules.h's list
+  std::string name;
+  std::vector<HyperName> hypers;
+  std::vector<StateNames> forms;
+  const char* count_name;    // state that holds the tensor's update count, or null
+  const char* product_name;  // state that holds the product of beta1, or null
+  uint8_t (*form)(const double* hypers, bool cycles_momentum);
+};
+
+// Throws std::invalid_argument for a name that core/rules.h does not list.
+RuleInfo find_rule(const std::string& name);
+
+}  // namespace lrfast::bindings

@@ -1,0 +1,122 @@
+// Element types of parameters, gradients and states, and their conversion to the type that the
+// arithmetic runs in. Half and bfloat16 compute in float; a double never meets a half.
+#pragma once
+
+#include <cstdint>
+
+#include "core/platform.h"
+
+namespace lrfast {
+
+// std::bit_cast is a host function to nvcc.
+template <class To, class From>
+LRFAST_HD To bits_as(const From& x) {
+  return __builtin_bit_cast(To, x);
+}
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+// Element types of one parameter (and its gradient) and of its states. Torch keeps the states of a
+// half parameter in half; a checkpoint may bring float ones, which stay float.
+enum class Kind : uint8_t {
+  kFloat32,
+  kFloat64,
+  kBFloat16,
+  kFloat16,
+  kBFloat16StatesFloat32,
+  kFloat16StatesFloat32,
+};
+
+template <class Element>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class Element>
+using compute_t = typename ComputeType<Element>::type;
+
+LRFAST_HD float to_compute(float x) { return x; }
+LRFAST_HD double to_compute(double x) { return x; }
+
+LRFAST_HD float to_compute(BFloat16 x) {
+  return bits_as<float>(static_cast<uint32_t>(x.bits) << 16);
+}
+
+LRFAST_HD float to_compute(Float16 x) {
+#if defined(__CUDA_ARCH__)
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+#else
+  // Branch-free, so that it vectorises: a normal half is moved into a float's fields and rescaled
+  // by 2^-112; a subnormal one is the exact difference of two floats.
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
+  const float normal = bits_as<float>(magnitude + (112u << 23));
+  const float special = bits_as<float>(magnitude + (224u << 23));  // infinity or NaN
+  const float subnormal = bits_as<float>(magnitude + (113u << 23)) - bits_as<float>(113u << 23);
+  const float value = magnitude >= (31u << 23) ? special
+                      : magnitude < (1u << 23) ? subnormal
+                                               : normal;
+  return bits_as<float>(bits_as<uint32_t>(value) | sign);
+#endif
+}
+
+LRFAST_HD void from_compute(float x, float& out) { out = x; }
+LRFAST_HD void from_compute(double x, double& out) { out = x; }
+
+// Round to nearest, ties to even; NaN stays NaN.
+LRFAST_HD void from_compute(float x, BFloat16& out) {
+  const uint32_t bits = bits_as<uint32_t>(x);
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const uint32_t kept = x != x ? (bits | 0x400000u) : rounded;
+  out.bits = static_cast<uint16_t>(kept >> 16);
+}
+
+LRFAST_HD void from_compute(float x, Float16& out) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+#else
+  // Subnormal results are rounded by the float adder itself (adding 0.5 puts the half's last bit at
+  // the float's last bit); normal ones by adding the tie-to-even carry before the shift.
+  const uint32_t bits = bits_as<uint32_t>(x);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t subnormal =
+      bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - bits_as<uint32_t>(0.5f);
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;
+  const uint32_t overflowed = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;  // NaN : infinity
+  const uint32_t half = magnitude >= (143u << 23) ? overflowed : finite;
+  out.bits = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
+#endif
+}
+
+// Calls visit.template operator()<Param, State>() with the element types that kind names.
+template <class Visitor>
+LRFAST_HD void with_types(Kind kind, Visitor&& visit) {
+  switch (kind) {
+    case Kind::kFloat32:
+      return visit.template operator()<float, float>();
+    case Kind::kFloat64:
+      return visit.template operator()<double, double>();
+    case Kind::kBFloat16:
+      return visit.template operator()<BFloat16, BFloat16>();
+    case Kind::kFloat16:
+      return visit.template operator()<Float16, Float16>();
+    case Kind::kBFloat16StatesFloat32:
+      return visit.template operator()<BFloat16, float>();
+    case Kind::kFloat16StatesFloat32:
+      return visit.template operator()<Float16, float>();
+  }
+}
+
+}  // namespace lrfast

@@ -1,0 +1,52 @@
+// The few transcendental functions that a schedule or a bias correction needs, built from + - * /
+// alone, so that the CPU and the GPU agree to the last bit: libm and CUDA's library do not.
+// Each runs a handful of times per step, never per element.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/platform.h"
+
+namespace lrfast {
+
+// base^exponent for exponent >= 0, by squaring: at most 2 * 63 multiplications.
+LRFAST_HD double integer_power(double base, int64_t exponent) {
+  double result = 1.0;
+  for (; exponent > 0; exponent >>= 1) {
+    if (exponent & 1) result *= base;
+    base *= base;
+  }
+  return result;
+}
+
+// sin(pi/2 * x) for x in [0, 1]. Taylor series on the half of the range where it converges to below
+// 1e-18 in nine terms.
+LRFAST_HD double sine_of_quarter_turn(double x) {
+  constexpr double kHalfPi = 1.57079632679489661923;
+  const bool near_zero = x <= 0.5;
+  const double angle = kHalfPi * (near_zero ? x : 1.0 - x);
+  const double square = angle * angle;
+  double term = near_zero ? angle : 1.0;
+  double sum = term;
+  const int first = near_zero ? 2 : 1;
+  for (int k = first; k < first + 18; k += 2) {
+    term *= -square / (k * (k + 1.0));
+    sum += term;
+  }
+  return sum;
+}
+
+// e^x for |x| < 700. x = n ln 2 + r with |r| <= ln 2 / 2, then 14 Taylor terms of e^r.
+LRFAST_HD double exponential(double x) {
+  constexpr double kInverseLn2 = 1.44269504088896338700;
+  constexpr double kLn2High = 6.93147180369123816490e-01;  // ln 2 to 33 bits: n * high is exact
+  constexpr double kLn2Low = 1.90821492927058770002e-10;
+  const double n = std::floor(x * kInverseLn2 + 0.5);
+  const double r = (x - n * kLn2High) - n * kLn2Low;
+  double sum = 1.0;
+  for (int k = 14; k >= 1; --k) sum = 1.0 + sum * r / k;
+  return std::ldexp(sum, static_cast<int>(n));
+}
+
+}  // namespace lrfast

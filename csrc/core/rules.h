@@ -1,0 +1,24 @@
+// The registry: the one list of update rules. A rule that stands here exists on every device.
+#pragma once
+
+#include "core/rules/adamw.h"
+#include "core/rules/sgd.h"
+
+namespace lrfast {
+
+template <class... Rule>
+struct RuleList {
+  // Calls visit.template operator()<Rule>() for the rule at that place in the list.
+  template <class Visitor>
+  static void visit(int rule, Visitor&& visit) {
+    int place = 0;
+    ((place++ == rule ? visit.template operator()<Rule>() : void()), ...);
+  }
+
+  static constexpr int kCount = sizeof...(Rule);
+  static constexpr const char* kNames[] = {Rule::kName...};
+};
+
+using Rules = RuleList<Sgd, AdamW>;
+
+}  // namespace lrfast

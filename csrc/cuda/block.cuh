@@ -1,0 +1,57 @@
+// A thread block as the kernels' bodies see it. A body says what every thread does and what one
+// thread does, with a barrier after each; CudaBlock runs that on the device, HostBlock runs the
+// same body on the host, block after block, where the sanitizers can watch.
+#pragma once
+
+#include <cstdint>
+
+#include "core/platform.h"
+
+namespace lrfast::cuda {
+
+#if defined(__CUDACC__)
+struct CudaBlock {
+  __device__ int64_t index() const { return blockIdx.x; }
+  __device__ int64_t count() const { return gridDim.x; }
+  __device__ int threads() const { return blockDim.x; }
+
+  template <class Body>
+  __device__ void each(Body&& body) {
+    body(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+  template <class Body>
+  __device__ void once(Body&& body) {
+    if (threadIdx.x == 0) body();
+    __syncthreads();
+  }
+  // Counts this block in and says how many came before it. The fence makes all that it read and
+  // wrote precede its arrival.
+  __device__ int32_t arrive(int32_t* counter) {
+    __threadfence();
+    return atomicAdd(counter, 1);
+  }
+};
+#endif
+
+struct HostBlock {
+  int64_t block;
+  int64_t blocks;
+  int block_threads;
+
+  int64_t index() const { return block; }
+  int64_t count() const { return blocks; }
+  int threads() const { return block_threads; }
+
+  template <class Body>
+  void each(Body&& body) {
+    for (int thread = 0; thread < block_threads; ++thread) body(thread);
+  }
+  template <class Body>
+  void once(Body&& body) {
+    body();
+  }
+  int32_t arrive(int32_t* counter) { return (*counter)++; }
+};
+
+}  // namespace lrfast::cuda
