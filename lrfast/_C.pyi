@@ -1,0 +1,49 @@
+"""Types of the compiled module; csrc/bindings/module.cpp is its definition."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+_Segment = tuple[int, float, float, float, float, str]
+_Schedule = tuple[Sequence[Sequence[_Segment]], Sequence[_Segment] | None]
+
+torch_version: str
+has_cuda: bool
+rules: list[str]
+curve_state_size: int
+
+def evaluate_schedule(
+    schedule: _Schedule, steps: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]: ...
+def record_loss(
+    state: Tensor,
+    losses: Tensor,
+    rates: Tensor,
+    loss: Tensor,
+    lr: Tensor,
+    beta: float,
+    stop: float,
+) -> None: ...
+def smooth_ema(values: Tensor, beta: float) -> Tensor: ...
+def moving_average(values: Tensor, window: int) -> Tensor: ...
+def derivative(values: Tensor, x: Tensor, reach: int) -> Tensor: ...
+def layout_strides(param: Tensor) -> list[int]: ...
+
+class Engine:
+    def __init__(self, rule: str) -> None: ...
+    def step(
+        self, param_groups: list[dict[str, Any]], state: dict[Tensor, Any]
+    ) -> list[tuple[int, Tensor]]: ...
+    def set_schedules(
+        self, schedules: Sequence[_Schedule], group_schedules: Sequence[int]
+    ) -> None: ...
+    def watch(self, flag: Tensor | None) -> None: ...
+    def state_names(self, group: int) -> dict[str, Any]: ...
+    def clocks(self) -> list[Tensor]: ...
+    def set_clock(self, applied: int) -> None: ...
+    def rates(self) -> list[Tensor]: ...
+    @property
+    def rebuilds(self) -> int: ...

@@ -1,0 +1,42 @@
+"""Access to the compiled engine, loaded when it is first needed.
+
+Groups, suggestions and the tables of schedules work without it; whoever needs it and lacks it is
+told how to get it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+
+
+@functools.cache
+def extension() -> ModuleType:
+    """Return the compiled module ``lrfast._C``.
+
+    Raises:
+        ImportError: If it is not built, or was built against another torch.
+    """
+    try:
+        module = importlib.import_module("lrfast._C")
+    except ImportError as error:
+        raise ImportError(
+            f"lrfast's compiled engine cannot be loaded ({error}): build it against the installed "
+            f"torch {torch.__version__} with `pip install --no-build-isolation --force-reinstall "
+            "--no-deps .` in lrfast's source folder"
+        ) from error
+    built, running = module.torch_version, torch.__version__
+    if _release(built) != _release(running):
+        raise ImportError(
+            f"lrfast was built against torch {built} and runs with torch {running}: build it again "
+            "with `pip install --no-build-isolation --force-reinstall --no-deps .`"
+        )
+    return module
+
+
+def _release(version: str) -> str:
+    """Major and minor: what torch's C++ interface is stable within."""
+    return ".".join(version.split("+")[0].split(".")[:2])
