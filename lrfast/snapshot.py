@@ -1,0 +1,380 @@
+"""Puts a training set-up back exactly as it was, so that a range test leaves no trace.
+
+A `Snapshot` copies everything that torch training changes, in memory and each tensor on its own
+device, and writes it back *into the same tensors*: addresses, views, tied weights, captured graphs
+and whoever else holds a tensor notice nothing. It may be restored any number of times. Nothing here
+waits for a device, except where the `state_dict` of an object in `others` does.
+
+What it leaves to others:
+
+* An optimizer's state beyond `state` and `param_groups` is the optimizer's own business: it offers
+  `_engine_snapshot` and `_engine_restore` (see `Engine`).
+* Extra Python state of modules (counters, caches, anything that is not a parameter, a buffer or the
+  train/eval flag) is out of scope, and so are hooks and swapped submodules. Shapes, dtypes and
+  devices are taken to stay as they are.
+* In optimizer state, dicts, lists, tuples, tensors, generators and immutable values come back;
+  objects of other types are kept by reference.
+* Iterators in use and the random state of workers that are already running cannot be taken back.
+  Workers that a sweep started are dropped, also with `persistent_workers=True`.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What an optimizer offers that keeps state where torch does not look.
+
+    `_engine_restore` is called after `state` and `param_groups` are back, with the object that
+    `_engine_snapshot` returned; it may be called several times with the same object.
+    """
+
+    def _engine_snapshot(self) -> object: ...
+
+    def _engine_restore(self, state: object, /) -> None: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What an entry of `others` must offer."""
+
+    def state_dict(self) -> Any:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> object:
+        """Put the state back."""
+        ...
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """The part of `tensor` with memory of its own: copy_ refuses to write expanded dimensions."""
+    if tensor.layout is torch.strided:
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dim] > 1:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def _nbytes(tensor: Tensor) -> int:
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    return tensor.nbytes
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_in(item)
+
+
+class _Copies:
+    """Copies of nested containers, their tensors and generators, each object once.
+
+    A container's copy is shallow: what it held is the same object afterwards, and is itself put
+    back by its own entry. So sharing, cycles and identities need no further care. The first of
+    each pair is the original, held so that its id stays taken.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
+        self._dicts: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+        self._lists: dict[int, tuple[list[Any], list[Any]]] = {}
+
+    def keep(self, value: object) -> None:
+        """Copies `value` and everything in it; values of other types are ignored."""
+        key = id(value)
+        if isinstance(value, Tensor):
+            if key not in self._tensors:
+                self._tensors[key] = (value, _owned(value).clone())
+        elif isinstance(value, torch.Generator):
+            self._generators[key] = (value, value.get_state())
+        elif isinstance(value, dict):
+            if key not in self._dicts:
+                self._dicts[key] = (value, dict(value))
+                for item in value.values():
+                    self.keep(item)
+        elif isinstance(value, list):
+            if key not in self._lists:
+                self._lists[key] = (value, value[:])
+                for item in value:
+                    self.keep(item)
+        elif isinstance(value, tuple):
+            for item in value:
+                self.keep(item)
+
+    def put_back(self) -> None:
+        for table, entries in self._dicts.values():
+            # Never empty in between, lest a second Ctrl-C leave a module without parameters.
+            for key in table.keys() - entries.keys():
+                del table[key]
+            table.update(entries)
+        for sequence, items in self._lists.values():
+            sequence[:] = items
+        for tensor, values in self._tensors.values():
+            _owned(tensor).copy_(values)
+        for generator, state in self._generators.values():
+            generator.set_state(state)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(_nbytes(values) for _, values in self._tensors.values())
+
+
+@dataclass(frozen=True)
+class _GlobalRandom:
+    """The states of the process-wide random number generators."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def take(cls) -> _GlobalRandom:
+        # Asking for CUDA's states would initialise CUDA: slow, and fatal to a later fork.
+        initialized = torch.cuda.is_initialized()
+        cuda = torch.cuda.get_rng_state_all() if initialized else []
+        numpy = np.random.get_state(legacy=False)  # a dict, whatever bit generator is in place
+        return cls(random.getstate(), numpy, torch.get_rng_state(), cuda)
+
+    def put_back(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        torch.cuda.set_rng_state_all(self.cuda)
+
+
+class Snapshot:
+    """A copy of all that training changes, in memory, which `restore` puts back bit for bit.
+
+    Covered: parameters and buffers (also non-persistent ones, and parameters that only the
+    optimizer knows), their gradients and `requires_grad`, every submodule's train/eval flag, the
+    optimizer's `state` and `param_groups`, the `others`, Python's, numpy's and torch's global
+    random states, and the generators of the `loaders`. Not covered: see the module's text.
+
+    Args:
+        model: the module that trains; lazy parameters must have been initialised.
+        optimizer: its optimizer; its state may still be empty.
+        others: list or tuple of objects with `state_dict` and `load_state_dict`, such as LR
+            schedulers; a `GradScaler` is restored without waiting for its device. Default: none.
+        loaders: list or tuple of data loaders; those that are not a `DataLoader` are left alone.
+            Default: none.
+
+    Raises:
+        TypeError: an argument is not of the type above.
+        ValueError: a parameter or buffer of `model` is lazy.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> before = model.weight.detach().clone()
+        >>> snapshot = Snapshot(model, optimizer)
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> snapshot.restore()
+        >>> torch.equal(model.weight, before), model.weight.grad
+        (True, None)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        others: Sequence[object] = (),
+        loaders: Sequence[object] = (),
+    ) -> None:
+        _check(model, optimizer, others, loaders)
+        self._copies = _Copies()
+        self._engine = optimizer if isinstance(optimizer, Engine) else None
+        with torch.no_grad():
+            self._take_model(model)
+            self._take_optimizer(optimizer)
+            self._take_gradients(model, optimizer)
+            self._take_others(others)
+        self._take_loaders(loaders)
+        self._random = _GlobalRandom.take()
+
+    def _take_model(self, model: nn.Module) -> None:
+        self._training = [(module, module.training) for module in model.modules()]
+        for tensor in chain(model.parameters(), model.buffers()):
+            self._copies.keep(tensor)
+        for module in model.modules():
+            # The tables too: `self.mean = new` in a forward pass rebinds a buffer.
+            self._copies.keep(module._parameters)
+            self._copies.keep(module._buffers)
+
+    def _take_optimizer(self, optimizer: Optimizer) -> None:
+        # optimizer.load_state_dict would bind both anew.
+        self._tables = (optimizer, optimizer.state, optimizer.param_groups)
+        self._copies.keep(optimizer.state)
+        self._copies.keep(optimizer.param_groups)
+        self._engine_state = self._engine._engine_snapshot() if self._engine else None
+
+    def _take_gradients(self, model: nn.Module, optimizer: Optimizer) -> None:
+        listed = (p for group in optimizer.param_groups for p in group["params"])
+        parameters = dict.fromkeys(chain(model.parameters(), listed))  # each once, in order
+        self._gradients = [(p, p.grad, p.requires_grad) for p in parameters]
+        for _, grad, _ in self._gradients:
+            self._copies.keep(grad)
+
+    def _take_others(self, others: Sequence[object]) -> None:
+        self._others: list[tuple[Stateful, Any]] = []
+        for other in others:
+            if isinstance(other, torch.amp.GradScaler):
+                # Its state_dict waits for the device, and omits which optimizers are unscaled.
+                self._copies.keep(vars(other))
+            elif isinstance(other, Stateful):
+                self._others.append((other, copy.deepcopy(other.state_dict())))
+
+    def _take_loaders(self, loaders: Sequence[object]) -> None:
+        self._iterators: list[tuple[DataLoader[Any], Any]] = []
+        for loader in loaders:
+            if isinstance(loader, DataLoader):
+                # Persistent workers, once started, no longer draw a seed at each epoch.
+                self._iterators.append((loader, loader._iterator))
+                inner = getattr(loader.batch_sampler, "sampler", None)
+                for owner in (loader, loader.sampler, inner):
+                    self._copies.keep(getattr(owner, "generator", None))
+
+    def restore(self) -> None:
+        """Put everything back; may be called again later.
+
+        Should the `load_state_dict` of an object in `others` raise, the rest is put back all the
+        same and the exception goes on.
+
+        Returns:
+            None.
+
+        Raises:
+            Exception: whatever a `load_state_dict` or `_engine_restore` raises.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> snapshot = Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> model = model.eval()
+            >>> snapshot.restore()
+            >>> model.training
+            True
+        """
+        try:
+            for other, state in self._others:
+                # A copy, for load_state_dict may keep what it is given and change it later.
+                other.load_state_dict(copy.deepcopy(state))
+        finally:
+            self._restore_training()
+            self._random.put_back()  # last, so that nothing above can draw from it
+
+    def _restore_training(self) -> None:
+        optimizer, state, param_groups = self._tables
+        optimizer.state, optimizer.param_groups = state, param_groups
+        with torch.no_grad():
+            self._copies.put_back()
+        for parameter, grad, requires_grad in self._gradients:
+            parameter.grad = grad
+            parameter.requires_grad = requires_grad
+        for module, training in self._training:
+            module.training = training
+        for loader, iterator in self._iterators:
+            loader._iterator = iterator
+        if self._engine:
+            self._engine._engine_restore(self._engine_state)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that the snapshot holds, on all devices together.
+
+        Random states, a few kB of host memory, are not counted.
+
+        Returns:
+            The number of bytes.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1)).nbytes
+            12
+        """
+        elsewhere = _tensors_in([state for _, state in self._others] + [self._engine_state])
+        return self._copies.nbytes + sum(map(_nbytes, elsewhere))
+
+
+@contextmanager
+def preserved(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    others: Sequence[object] = (),
+    loaders: Sequence[object] = (),
+) -> Iterator[Snapshot]:
+    """Take a snapshot on entry and restore it on exit, also after an exception or Ctrl-C.
+
+    Args:
+        model: as for `Snapshot`.
+        optimizer: as for `Snapshot`.
+        others: as for `Snapshot`. Default: none.
+        loaders: as for `Snapshot`. Default: none.
+
+    Returns:
+        A context manager that yields the snapshot.
+
+    Raises:
+        TypeError: an argument is not of the type that `Snapshot` takes.
+        ValueError: a parameter or buffer of `model` is lazy.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with preserved(model, optimizer):
+        ...     optimizer.param_groups[0]["lr"] = 10.0
+        >>> optimizer.param_groups[0]["lr"]
+        0.1
+    """
+    snapshot = Snapshot(model, optimizer, others=others, loaders=loaders)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+def _check(
+    model: nn.Module, optimizer: Optimizer, others: Sequence[object], loaders: Sequence[object]
+) -> None:
+    # A single DataLoader given as `loaders` would be iterated, batch by batch, and not restored.
+    for name, value, wanted, kind in (
+        ("model", model, "a torch.nn.Module", nn.Module),
+        ("optimizer", optimizer, "a torch.optim.Optimizer", Optimizer),
+        ("others", others, "a list or tuple", (list, tuple)),
+        ("loaders", loaders, "a list or tuple", (list, tuple)),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: wanted {wanted}, got {type(value).__name__}")
+    for index, other in enumerate(others):
+        if not isinstance(other, Stateful):
+            got = type(other).__name__
+            wanted = "an object with state_dict and load_state_dict"
+            raise TypeError(f"others[{index}]: wanted {wanted}, got {got}")
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"model: wanted initialised parameters and buffers, got lazy {name!r}")

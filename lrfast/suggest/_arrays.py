@@ -1,0 +1,129 @@
+"""The curve that a rule reads: its checks, its finite part, its noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+# Median of |x - y| for independent standard normal x and y: sqrt(2) times the quartile 0.6745.
+_MEDIAN_ABS_DIFFERENCE: Final = 0.9539
+
+
+def trim(
+    lrs: ArrayLike, losses: ArrayLike, skip_start: int | None = None, skip_end: int = 5
+) -> tuple[FloatArray, FloatArray]:
+    """Drop the first points, smoothed over few losses, and the last, where the loss diverges.
+
+    Args:
+        lrs: [points] learning rates, finite, positive, increasing.
+        losses: [points] losses.
+        skip_start: points to drop at the start; None drops a tenth of those given. fastai drops a
+            tenth of those planned: after a sweep that stopped early, pass ``num_iter // 10``.
+        skip_end: points to drop at the end.
+
+    Returns:
+        Rates and losses [points - skip_start - skip_end] as float64.
+
+    Raises:
+        ValueError: if an argument is not as described, or fewer than two points would remain.
+
+    Example:
+        >>> lrs, losses = trim(np.geomspace(1e-7, 1.0, 100), np.linspace(2.0, 1.0, 100))
+        >>> len(lrs), len(losses)
+        (85, 85)
+
+    Reference:
+        fastai 2.8, ``fastai/callback/schedule.py``, ``lr_find``.
+    """
+    rates, curve = validated(lrs, losses)
+    start = len(rates) // 10 if skip_start is None else skip_start
+    for argument, skip in (("skip_start", start), ("skip_end", skip_end)):
+        if not is_whole(skip) or skip < 0:
+            raise ValueError(f"{argument} must be a whole number from 0 on, got {skip!r}")
+    end = len(rates) - skip_end
+    if end - start < 2:
+        raise ValueError(
+            f"skip_start={start} and skip_end={skip_end} leave {max(end - start, 0)} of the "
+            f"{len(rates)} points in lrs, and no rule reads fewer than 2; skip fewer or record more"
+        )
+    return rates[start:end], curve[start:end]
+
+
+def finite_part(lrs: ArrayLike, losses: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return both arrays up to the first loss that is NaN or infinite."""
+    rates, curve = validated(lrs, losses)
+    broken = np.flatnonzero(~np.isfinite(curve))
+    end = int(broken[0]) if len(broken) else len(curve)
+    return rates[:end], curve[:end]
+
+
+def validated(lrs: ArrayLike, losses: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    rates = _as_vector("lrs", lrs)
+    curve = _as_vector("losses", losses)
+    if len(rates) != len(curve):
+        raise ValueError(
+            f"losses must have one entry per rate, got {len(curve)} for {len(rates)} in lrs; "
+            "pass both arrays of the same sweep"
+        )
+    bad = np.flatnonzero(~(np.isfinite(rates) & (rates > 0)))
+    if len(bad):
+        raise ValueError(
+            f"lrs must be finite and positive, got {rates[bad[0]]} at index {bad[0]}; "
+            "drop that point from lrs and losses"
+        )
+    falls = np.flatnonzero(np.diff(rates) <= 0)
+    if len(falls):
+        before, after = rates[falls[0]], rates[falls[0] + 1]
+        raise ValueError(
+            f"lrs must increase, got {after} after {before} at index {falls[0] + 1}; "
+            "pass the points in the order of their rates, and one point per rate"
+        )
+    return rates, curve
+
+
+def _as_vector(argument: str, values: ArrayLike) -> FloatArray:
+    try:
+        vector = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{argument} must be a list or numpy array of numbers, got {values!r} ({error})"
+        ) from error
+    if vector.ndim != 1:
+        raise ValueError(
+            f"{argument} must have one dimension, got shape {vector.shape}; pass one per point"
+        )
+    return vector
+
+
+def confidence(losses: FloatArray) -> float:
+    """Return the share of the fall that noise does not explain, between 0 and 1.
+
+    ``max(0, 1 - sigma * sqrt(steps) / fall)`` with ``fall = losses[0] - min(losses)`` and sigma
+    the noise of one step. A smoothed curve of pure noise is close to a random walk, and after so
+    many steps a walk is ``sigma * sqrt(steps)`` away from its start (one standard deviation).
+    Sigma is read from the median absolute second difference, which a steady trend and a few
+    steep points leave alone; what curvature adds to it only lowers the result.
+    """
+    fall = float(losses[0] - losses.min())
+    if len(losses) < 3 or fall <= 0:
+        return 0.0
+    sigma = float(np.median(np.abs(np.diff(losses, n=2)))) / _MEDIAN_ABS_DIFFERENCE
+    return max(0.0, 1.0 - sigma * math.sqrt(len(losses) - 1) / fall)
+
+
+def why_not(losses: FloatArray, needed: int = 2) -> str | None:
+    """Return why no rule can answer from these losses, or None if one can."""
+    if len(losses) < needed:
+        return f"too few points: {len(losses)} with a finite loss, and it takes {needed}"
+    if np.all(np.diff(losses) >= 0):
+        return f"the loss never falls: it starts at its lowest, {losses[0]:.3g}"
+    return None
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
