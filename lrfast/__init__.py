@@ -1,0 +1,30 @@
+"""lrfast finds, schedules and applies learning rates on the device that trains."""
+
+from lrfast import schedules, suggest
+from lrfast.curve import CurveStatus, LossCurve
+from lrfast.finetune import FineTuner, accuracy
+from lrfast.groups import discriminative, freeze, freeze_to, layer_groups, unfreeze
+from lrfast.history import History, Stage
+from lrfast.optim import SGD, AdamW
+from lrfast.range_test import RangeTest, lr_find
+
+__version__ = "0.1.0"
+__all__ = [
+    "SGD",
+    "AdamW",
+    "CurveStatus",
+    "FineTuner",
+    "History",
+    "LossCurve",
+    "RangeTest",
+    "Stage",
+    "accuracy",
+    "discriminative",
+    "freeze",
+    "freeze_to",
+    "layer_groups",
+    "lr_find",
+    "schedules",
+    "suggest",
+    "unfreeze",
+]

