@@ -224,17 +224,21 @@ class FusedOptimizer(torch.optim.Optimizer):
             )
 
     def _keep_wide_states(self, state_dict: dict[str, Any]) -> None:
-        """Undo torch's cast of float32 states to a half parameter's dtype."""
+        """Undo torch's cast of states to the parameter's dtype where it loses digits.
+
+        float32 moments of a half parameter stay float32, and so does the float64 product of beta1;
+        a state too wide for the engine is narrowed when it is first used.
+        """
         saved_ids: Iterable[int] = chain.from_iterable(
             group["params"] for group in state_dict["param_groups"]
         )
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for saved_id, param in zip(saved_ids, params, strict=True):
-            if param.dtype not in (torch.bfloat16, torch.float16):
-                continue
+            loaded = self.state.get(param, {})
             for name, value in state_dict["state"].get(saved_id, {}).items():
-                if isinstance(value, Tensor) and value.dtype == torch.float32:
-                    self.state[param][name] = value.to(param.device, copy=True)
+                is_cast = isinstance(value, Tensor) and isinstance(loaded.get(name), Tensor)
+                if is_cast and value.dtype.itemsize > loaded[name].dtype.itemsize:
+                    loaded[name] = value.to(param.device, copy=True)
 
     def _watch(self, flag: Tensor | None) -> None:
         """Let steps change nothing while ``flag``, one float64 on the device, is not zero."""

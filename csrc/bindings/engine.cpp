@@ -177,7 +177,8 @@ void Engine::launch() {
     tables.schedules = schedules_.on(plan.device);
     tables.clock = static_cast<Clock*>(plan.clock.mutable_data_ptr());
     tables.rates = plan.rates.mutable_data_ptr<double>();
-    tables.stop = stop_flag_ ? stop_flag_->const_data_ptr<double>() : nullptr;
+    const bool is_watched = stop_flag_ && stop_flag_->device() == plan.device;
+    tables.stop = is_watched ? stop_flag_->const_data_ptr<double>() : nullptr;
     tables.num_chunks = static_cast<int64_t>(plan.chunks.rows().size());
     tables.chunk_size = plan.device.is_cpu() ? kCpuChunk : kCudaChunk;
     tables.num_tensors = static_cast<int32_t>(plan.tensors.rows().size());

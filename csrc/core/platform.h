@@ -7,3 +7,10 @@
 #else
 #define LRFAST_HD inline __attribute__((always_inline))
 #endif
+
+// Full unrolling, which keeps small arrays in registers. The host's compiler decides by itself.
+#if defined(__CUDA_ARCH__)
+#define LRFAST_UNROLL _Pragma("unroll")
+#else
+#define LRFAST_UNROLL
+#endif

@@ -77,11 +77,11 @@ LRFAST_HD void update_chunk(const ChunkAddresses& at, const Scalars& scalars, in
     forget_registers();
     copy_vector<Param, kLength>(static_cast<const Param*>(at.param) + first, param.elements);
     copy_vector<Param, kLength>(static_cast<const Param*>(at.grad) + first, grad.elements);
-#pragma unroll
+    LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) {
       copy_vector<State, kLength>(static_cast<State*>(at.states[k]) + first, held[k].elements);
     }
-#pragma unroll
+    LRFAST_UNROLL
     for (int e = 0; e < kLength; ++e) {
       update_element<Rule, form>(
           param.elements[e], grad.elements[e], [&](int k) -> State& { return held[k].elements[e]; },
@@ -89,7 +89,7 @@ LRFAST_HD void update_chunk(const ChunkAddresses& at, const Scalars& scalars, in
     }
     forget_registers();
     copy_vector<Param, kLength>(param.elements, static_cast<Param*>(at.param) + first);
-#pragma unroll
+    LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) {
       copy_vector<State, kLength>(held[k].elements, static_cast<State*>(at.states[k]) + first);
     }
