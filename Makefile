@@ -5,7 +5,6 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= build/gpu-check
 ARCHS ?= sm_90
-JOBS ?= $(or $(MAX_JOBS),$(shell getconf _NPROCESSORS_ONLN))
 
 BIN := $(VENV)/bin
 # Folders too: their date changes when a file in them is added or deleted.
@@ -54,17 +53,15 @@ format: $(VENV)/.env ## bring all sources into shape
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# The next three need no torch, hence no environment.
+# The next two need no torch, hence no environment.
 sources-check: ## the layering of csrc/: includes, formulas, messages, headers that stand alone
 	$(PYTHON) tools/check_sources.py
 
 cuda-check: ## compile the kernels, without a GPU; fail on spills and too many registers (ARCHS=sm_80,sm_90)
 	$(PYTHON) tools/check_cuda.py --archs $(ARCHS)
 
-# Once per sanitizer: two of them cannot live in one program.
-sanitize: ## the C++ tests under the address, undefined-behaviour and thread sanitizers
-	$(MAKE) -f tools/sanitize.mk -j $(JOBS) --output-sync SANITIZER=address,undefined
-	$(MAKE) -f tools/sanitize.mk -j $(JOBS) --output-sync SANITIZER=thread
+sanitize: $(VENV)/.env ## the C++ tests alone: sanitizers, clones, kernels' bodies on the host
+	$(BIN)/python -m pytest tests/test_cpp.py
 
 bench: build ## the benchmarks, to build/bench.json (BENCH_ARGS="-k name" for a part)
 	mkdir -p build

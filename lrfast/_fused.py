@@ -216,12 +216,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         if names["count"] is not None:
             count = torch.as_tensor(state.get(names["count"], 0.0), dtype=torch.float32)
             state[names["count"]] = count.reshape(()).to(param.device)
-        if names["product"] is not None and names["product"] not in state:
-            # Waits for the device, once: when a schedule first cycles the momentum.
-            product = float(group["betas"][0]) ** float(state[names["count"]])
-            state[names["product"]] = torch.tensor(
-                product, dtype=torch.float64, device=param.device
-            )
+        name = names["product"]
+        if name in state or names["cycles_momentum"]:
+            product = state.get(name)
+            if product is None:
+                # Waits for the device, once: when a schedule first cycles the momentum.
+                product = float(group["betas"][0]) ** float(state[names["count"]])
+            product = torch.as_tensor(product, dtype=torch.float64)
+            state[name] = product.reshape(()).to(param.device)
 
     def _keep_wide_states(self, state_dict: dict[str, Any]) -> None:
         """Undo torch's cast of states to the parameter's dtype where it loses digits.

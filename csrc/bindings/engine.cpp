@@ -219,8 +219,8 @@ py::dict Engine::state_names(int32_t group) const {
   py::dict result;
   result["tensors"] = tensors;
   result["count"] = rule_.count_name ? py::object(py::str(rule_.count_name)) : py::none();
-  const bool has_product = cycles && rule_.product_name != nullptr;
-  result["product"] = has_product ? py::object(py::str(rule_.product_name)) : py::none();
+  result["product"] = rule_.product_name ? py::object(py::str(rule_.product_name)) : py::none();
+  result["cycles_momentum"] = cycles && rule_.product_name != nullptr;
   return result;
 }
 

@@ -150,10 +150,10 @@ Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_
     const auto options = slot.param.options().dtype(at::kFloat);
     count = slot.starts_fresh ? at::zeros({}, options) : at::ones({}, options);
   }
-  at::Tensor product;
-  if (cycles_momentum && rule.product_name != nullptr) {
-    product = find_state(states, rule.product_name);
-    if (!is_usable_scalar(product, slot, at::kDouble)) return Binding::kUnusable;
+  // Once kept, the product stays in use: after a cycle the power of the current beta1 is wrong.
+  at::Tensor product = rule.product_name ? find_state(states, rule.product_name) : at::Tensor();
+  if (!is_usable_scalar(product, slot, at::kDouble)) {
+    if (product.defined() || (cycles_momentum && rule.product_name)) return Binding::kUnusable;
   }
   slot.states = std::move(found);
   slot.count = std::move(count);

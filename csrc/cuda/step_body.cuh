@@ -134,7 +134,7 @@ LRFAST_HD void resolve_group(const StepTables& t, int32_t g, double* hypers) {
 template <class Rule, class Block>
 LRFAST_HD void finish(const StepTables& t, Block& block) {
   block.each([&](int thread) {
-    double hypers[kMaxHypers];
+    double hypers[kMaxHypers] = {};
     for (int32_t i = thread; i < t.num_tensors; i += block.threads()) {
       if (!is_updated(t, i)) continue;
       const TensorRow& row = t.tensors[i];
