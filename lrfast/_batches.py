@@ -93,6 +93,14 @@ def check_loss(loss: Any) -> Tensor:
     return loss
 
 
+def length_of(data: Iterable[Any]) -> int | None:
+    """Return the number of batches in one pass, or None where the data do not say."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # also from a DataLoader over an iterable dataset
+        return None
+
+
 def cycled(data: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches of a loader again and again.
 

@@ -6,8 +6,7 @@ written into its param groups before each step, which costs host time and no wai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -22,10 +21,6 @@ class Driver(Protocol):
 
     def step(self) -> None:
         """Make one optimizer step at the schedule's rates."""
-
-    @property
-    def last_rates(self) -> Sequence[float] | Tensor:
-        """Rates [groups] that the last step used: a device tensor, or floats of the host."""
 
     def detach(self) -> None:
         """Give every group the rate back that it had."""
@@ -61,10 +56,6 @@ class _DeviceDriver:
     def step(self) -> None:
         self._optimizer.step()
 
-    @property
-    def last_rates(self) -> Tensor:
-        return self._optimizer.last_rates
-
     def detach(self) -> None:
         self._optimizer._watch(None)
         self._optimizer._attach([None] * len(self._optimizer.param_groups))
@@ -82,7 +73,7 @@ class _HostDriver:
 
     def step(self) -> None:
         for group, rate in zip(self._optimizer.param_groups, self._rates_at_next(), strict=True):
-            _set_rate(group, rate)
+            set_rate(group, rate)
             if self._momenta is not None:
                 _set_momentum(group, float(self._momenta[self._next]))
         self._optimizer.step()
@@ -91,19 +82,16 @@ class _HostDriver:
     def _rates_at_next(self) -> list[float]:
         return [rate * float(self._rates[self._next]) for rate in self._own_rates]
 
-    @property
-    def last_rates(self) -> list[float]:
-        return [float(group["lr"]) for group in self._optimizer.param_groups]
-
     def detach(self) -> None:
         groups = self._optimizer.param_groups
         for group, rate, momentum in zip(groups, self._own_rates, self._own_momenta, strict=True):
-            _set_rate(group, rate)
+            set_rate(group, rate)
             if momentum is not None:
                 _set_momentum(group, momentum)
 
 
-def _set_rate(group: dict[str, object], rate: float) -> None:
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a param group's rate, in place where it is a tensor."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
         lr.fill_(rate)
@@ -111,7 +99,7 @@ def _set_rate(group: dict[str, object], rate: float) -> None:
         group["lr"] = rate
 
 
-def _momentum(group: dict[str, object]) -> float | None:
+def _momentum(group: dict[str, Any]) -> float | None:
     betas = group.get("betas")
     if isinstance(betas, tuple):
         return float(betas[0])
@@ -119,7 +107,7 @@ def _momentum(group: dict[str, object]) -> float | None:
     return float(momentum) if isinstance(momentum, int | float) else None
 
 
-def _set_momentum(group: dict[str, object], momentum: float) -> None:
+def _set_momentum(group: dict[str, Any], momentum: float) -> None:
     betas = group.get("betas")
     if isinstance(betas, tuple):
         group["betas"] = (momentum, *betas[1:])

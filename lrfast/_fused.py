@@ -54,8 +54,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
-            ValueError, TypeError: For a gradient or hyperparameter that cannot be used; nothing
-                has been changed then.
+            ValueError, TypeError: For a gradient or hyperparameter that cannot be used.
+            RuntimeError: For a sparse gradient. Nothing has been changed after any of these.
         """
         hooks = (
             self._optimizer_step_pre_hooks
@@ -94,6 +94,11 @@ class FusedOptimizer(torch.optim.Optimizer):
             [0.004]
         """
         count = len(self.param_groups)
+        if isinstance(schedule, str):
+            raise TypeError(
+                "schedule must be made by lrfast.schedules, got a string; "
+                f"schedules.get({schedule!r})(...) makes one"
+            )
         if schedule is None or isinstance(schedule, Schedule):
             schedules: list[Schedule | None] = [schedule] * count
         else:
@@ -109,8 +114,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                     f"schedule must be made by lrfast.schedules, got {type(entry).__name__}"
                 )
         if schedule is None:
-            for group, rate in zip(self.param_groups, self.current_rates(), strict=True):
-                group["lr"] = rate
+            self._leave_rates()
         self._attach(schedules)
 
     def current_rates(self) -> list[float]:
@@ -151,7 +155,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._keep_wide_states(state_dict)
         entry = state_dict.get(_ENGINE_ENTRY)
-        clock = self._clock_at_start
+        clock = self.schedule_step
         if entry is not None:
             self._schedules = [Schedule.from_dict(s) if s else None for s in entry["schedules"]]
             clock = entry["schedule_step"]
@@ -190,6 +194,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._engine = engine
         return engine
 
+    def _leave_rates(self) -> None:
+        """Make the rates that the schedules have reached the groups' own."""
+        rates = self.current_rates() if any(self._schedules) else []
+        for group, schedule, rate in zip(self.param_groups, self._schedules, rates, strict=False):
+            if schedule is None:
+                continue
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
     def _attach(self, schedules: list[Schedule | None]) -> None:
         """Put schedules, one per group, in charge from the next step on; rates stay as set."""
         self._schedules = schedules
@@ -211,15 +226,17 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _prepare_state(self, param: Tensor, names: dict[str, Any], group: dict[str, Any]) -> None:
         """Make the states that the engine misses, or bring loaded ones into the form it needs."""
         state = self.state[param]
+        dtype = _state_dtype(param, [state.get(name) for name in names["tensors"]])
         for name in names["tensors"]:
-            state[name] = _usable_state(name, state.get(name), param)
+            state[name] = _usable_state(name, state.get(name), param, dtype)
+        is_new = names["count"] not in state
         if names["count"] is not None:
             count = torch.as_tensor(state.get(names["count"], 0.0), dtype=torch.float32)
             state[names["count"]] = count.reshape(()).to(param.device)
         name = names["product"]
         if name in state or names["cycles_momentum"]:
-            product = state.get(name)
-            if product is None:
+            product = state.get(name, 1.0)
+            if name not in state and not is_new:
                 # Waits for the device, once: when a schedule first cycles the momentum.
                 product = float(group["betas"][0]) ** float(state[names["count"]])
             product = torch.as_tensor(product, dtype=torch.float64)
@@ -246,21 +263,25 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Let steps change nothing while ``flag``, one float64 on the device, is not zero."""
         (self._engine or self._make_engine()).watch(flag)
 
-    def _engine_snapshot(self) -> tuple[list[Schedule | None], int, list[Tensor]]:
-        clocks = [] if self._engine is None else [c.clone() for c in self._engine.clocks()]
-        return list(self._schedules), self._clock_at_start, clocks
+    def _engine_snapshot(self) -> _Snapshot:
+        engine = self._engine
+        tensors = [] if engine is None else [*engine.clocks(), *engine.rates()]
+        return list(self._schedules), self._clock_at_start, [t.clone() for t in tensors]
 
-    def _engine_restore(self, snapshot: tuple[list[Schedule | None], int, list[Tensor]]) -> None:
-        schedules, clock_at_start, clocks = snapshot
+    def _engine_restore(self, snapshot: _Snapshot) -> None:
+        schedules, self._clock_at_start, saved = snapshot
         self._schedules = list(schedules)
-        self._clock_at_start = clock_at_start
-        if not clocks:
+        if not saved:
             self._engine = None
             return
         engine = self._engine or self._make_engine()
         self._send_schedules(engine)
-        for clock, saved in zip(engine.clocks(), clocks, strict=True):
-            clock.copy_(saved)
+        for tensor, values in zip([*engine.clocks(), *engine.rates()], saved, strict=True):
+            tensor.copy_(values)
+
+
+# Schedules, clock of an engine yet to be made, copies of the engine's clocks and rates.
+_Snapshot = tuple[list[Schedule | None], int, list[Tensor]]
 
 
 def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | None = None) -> Any:
@@ -278,18 +299,23 @@ def _check_group(index: int, group: dict[str, Any]) -> None:
         raise ValueError(f"lr of param_groups[{index}] must be finite and not negative, got {rate}")
 
 
-def _usable_state(name: str, value: Any, param: Tensor) -> Tensor:
+def _state_dtype(param: Tensor, states: list[Any]) -> torch.dtype:
+    """The dtype of a parameter's states: its own, or float32 if a half one has such states."""
+    is_half = param.dtype in (torch.bfloat16, torch.float16)
+    is_wide = any(isinstance(s, Tensor) and s.dtype == torch.float32 for s in states)
+    return torch.float32 if is_half and is_wide else param.dtype
+
+
+def _usable_state(name: str, value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
     """A state in the parameter's shape, device and memory layout."""
+    usable = _zeros_like(param, dtype)
     if value is None:
-        return _zeros_like(param, param.dtype)
+        return usable
     if not isinstance(value, Tensor) or value.shape != param.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"state {name!r} must have its parameter's shape {tuple(param.shape)}, got {got}"
         )
-    is_half = param.dtype in (torch.bfloat16, torch.float16)
-    keeps_dtype = is_half and value.dtype == torch.float32
-    usable = _zeros_like(param, torch.float32 if keeps_dtype else param.dtype)
     return usable.copy_(value)
 
 

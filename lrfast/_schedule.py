@@ -222,7 +222,10 @@ def hold(value: float) -> Table:
 
 
 def _first(table: Table | None) -> float:
-    return table[0].first if table else 0.0
+    """The table's value at step 0: a segment of no span is at its end at once."""
+    if not table:
+        return 0.0
+    return table[0].first if table[0].span > 0 else table[0].last
 
 
 def _part(schedule: Schedule, index: int) -> Table:

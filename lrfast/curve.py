@@ -132,6 +132,16 @@ class LossCurve:
         """Losses recorded."""
         return self._recorded
 
+    def truncate(self, count: int) -> None:
+        """Forget all but the first ``count`` losses; status and flag stay.
+
+        Raises:
+            ValueError: If fewer are recorded.
+        """
+        if not 0 <= count <= self._recorded:
+            raise ValueError(f"count must be from 0 to {self._recorded}, got {count}")
+        self._recorded = count
+
     @property
     def losses(self) -> Tensor:
         """Raw losses, float64 [len(self)], on the device."""

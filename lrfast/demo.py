@@ -7,6 +7,7 @@ it. No rate is typed in anywhere. Three baselines get the same number of steps.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -142,16 +143,15 @@ def make_tuner(model: nn.Module, train: Batches, valid: Digits) -> FineTuner:
     )
 
 
-def pretrain(digits: Digits) -> tuple[nn.Module, RangeTest, Stage]:
-    """Train the CNN on the digits 0 to 4, at the rate that a range test finds."""
+def pretrain(digits: Digits) -> tuple[FineTuner, RangeTest, Stage]:
+    """Train a CNN on the digits 0 to 4, at the rate that a range test finds."""
     torch.manual_seed(0)
     low = digits.take(torch.nonzero(digits.classes < 5).flatten())
     order = torch.randperm(len(low), generator=torch.Generator().manual_seed(0))
-    model = make_model()
     train = Batches(low.take(order[500:]), 2 * BATCH, seed=0)
-    tuner = make_tuner(model, train, low.take(order[:500]))
+    tuner = make_tuner(make_model(), train, low.take(order[:500]))
     test = tuner.lr_find()
-    return model, test, tuner.fit_one_cycle(2, max_lr=test.rates())
+    return tuner, test, tuner.fit_one_cycle(2, max_lr=test.rates())
 
 
 def transplant(body: nn.Module, seed: int) -> nn.Module:
@@ -237,18 +237,18 @@ def run(out: Path, console: Console) -> None:
     out.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     console.rule("Pretraining on the digits 0 to 4")
-    body, test, stage = pretrain(digits)
+    pretrained, test, stage = pretrain(digits)
+    body = pretrained.model
     _show_choice(console, test)
-    _show_stage(console, "all layers, one rate", stage, ["all"])
+    _show_stage(console, "all layers", pretrained, stage)
     console.rule(f"Fine-tuning on 5 to 9, {LABELS_PER_DIGIT} labels each")
     recipe = fine_tune(transplant(body, 0), make_task(digits, 0), 0)
-    names = [group.name for group in recipe.tuner.groups]
     head, full = recipe.tuner.history.stages
     _show_choice(console, recipe.head_test)
-    _show_stage(console, "stage 1: new head, body frozen", head, names)
+    _show_stage(console, "1: new head", recipe.tuner, head)
     _show_test(console, recipe.full_test)
     console.print(recipe.reason)
-    _show_stage(console, "stage 2: all layers", full, names)
+    _show_stage(console, "2: all layers", recipe.tuner, full)
     recipe.head_test.plot(out / "range_test_head.png")
     recipe.full_test.plot(out / "range_test_all.png")
     recipe.tuner.history.plot(out / "history.png")
@@ -276,22 +276,27 @@ def _show_choice(console: Console, test: RangeTest) -> None:
     console.print(f"Rate {test.rates()[-1]:.1e}: {test.suggestion.reason}.")
 
 
-def _show_stage(console: Console, title: str, stage: Stage, names: list[str]) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in ("layer group", "peak rate"):
+def _show_stage(console: Console, title: str, tuner: FineTuner, stage: Stage) -> None:
+    table = Table()
+    for column in ("stage", "steps", "peak rates", "training loss"):
         table.add_column(column)
-    peaks = stage.rates.max(axis=0)
-    frozen_by = len(peaks) - 1 if "head" in title else 0
-    for place, name in enumerate(names):
-        peak = "frozen" if place < frozen_by else f"{peaks[min(place, len(peaks) - 1)]:.1e}"
-        table.add_row(name, peak)
-    console.print(table)
+    for column in ("validation loss", "accuracy", "seconds"):
+        table.add_column(column, justify="right")
+    rates = [
+        f"{group.name}: {'frozen' if math.isnan(peak) else f'{peak:.1e}'}"
+        for group, peak in zip(tuner.groups, stage.rates.max(axis=0).tolist(), strict=True)
+    ]
     last = stage.epochs[-1]
-    console.print(
-        f"{len(stage.losses)} steps in {stage.seconds:.1f} s: training loss "
-        f"{stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}, validation loss "
-        f"{last['valid_loss']:.3f}, accuracy {last['accuracy']:.1%}\n"
+    table.add_row(
+        title,
+        str(len(stage.losses)),
+        "\n".join(rates),
+        f"{stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}",
+        f"{last['valid_loss']:.3f}",
+        f"{last['accuracy']:.1%}",
+        f"{stage.seconds:.1f}",
     )
+    console.print(table)
 
 
 def _show_comparison(console: Console, results: dict[str, list[float]]) -> None:

@@ -7,8 +7,10 @@ training loop waits for the device once per epoch, when validation is read.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,15 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from lrfast import schedules
-from lrfast._batches import LossFunction, check_loss, device_of, split_pair, to_device
-from lrfast._drive import Driver, drive
+from lrfast._batches import (
+    LossFunction,
+    check_loss,
+    device_of,
+    length_of,
+    split_pair,
+    to_device,
+)
+from lrfast._drive import Driver, drive, set_rate
 from lrfast.curve import LossCurve
 from lrfast.groups import GroupSpec, Rates, freeze, freeze_to, layer_groups, spread, unfreeze
 from lrfast.history import History, Stage
@@ -181,20 +190,31 @@ class FineTuner:
             ValueError: If an argument is out of range.
         """
         _check_epochs(epochs)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"schedule must be made by lrfast.schedules, got {type(schedule).__name__}"
+            )
         if lr is not None:
-            rates = spread(lr, len(self.groups))
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            for group, rate in zip(
+                self.optimizer.param_groups, spread(lr, len(self.groups)), strict=True
+            ):
+                set_rate(group, rate)
         total = epochs * self._steps_per_epoch()
+        own_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        rates = np.outer(schedule.values(np.arange(total)), own_rates)
         curve = LossCurve(total, device_of(self.model), width=len(self.groups))
         driver = drive(self.optimizer, schedule, total, curve.stop_flag)
         rows: list[dict[str, float]] = []
         began = time.perf_counter()
+        is_interrupted = True
         try:
-            self._run(epochs, curve, driver, rows)
+            self._run(epochs, curve, driver, torch.from_numpy(rates), rows)
+            is_interrupted = False
         finally:
             driver.detach()
             stage = self._stage(schedule, curve, rows, time.perf_counter() - began)
+            if is_interrupted:
+                stage = replace(stage, outcome="interrupted")
             self.history.stages.append(stage)
         return stage
 
@@ -206,7 +226,7 @@ class FineTuner:
         """
         if self.valid is None:
             raise ValueError("valid must be given to the FineTuner to validate, got None")
-        was_training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         device = device_of(self.model)
         sums = torch.zeros(1 + len(self.metrics), dtype=torch.float64, device=device)
@@ -221,16 +241,23 @@ class FineTuner:
                     sums += len(targets) * torch.stack([value.double() for value in values])
                     examples += len(targets)
         finally:
-            self.model.train(was_training)
+            for module, mode in modes:
+                module.training = mode
         if examples == 0:
             raise ValueError("valid must yield at least one batch, got none")
         means = (sums / examples).cpu().numpy()
         return dict(zip(["valid_loss", *self.metrics], means.tolist(), strict=True))
 
     def _run(
-        self, epochs: int, curve: LossCurve, driver: Driver, rows: list[dict[str, float]]
+        self,
+        epochs: int,
+        curve: LossCurve,
+        driver: Driver,
+        rates: Tensor,
+        rows: list[dict[str, float]],
     ) -> None:
         device = device_of(self.model)
+        rates = rates.to(device)  # [steps, groups], what the schedule will use
         steps = 0
         with tqdm(
             desc="training", total=curve.capacity, leave=False, disable=not self.progress
@@ -242,8 +269,8 @@ class FineTuner:
                     self.optimizer.zero_grad(set_to_none=True)
                     loss = check_loss(self.loss_fn(self.model(inputs), targets))
                     loss.backward()
-                    driver.step()
-                    curve.record(loss, lr=driver.last_rates)
+                    # Before the update, which a loss that is not finite must not reach.
+                    curve.record(loss, lr=rates[steps])
                     steps += 1
                     status = curve.poll()
                     if self.progress:
@@ -251,6 +278,7 @@ class FineTuner:
                         bar.update()
                     if status.outcome != "running":
                         break
+                    driver.step()
                 row = {"step": float(steps)}
                 rows.append(row | (self.validate() if self.valid is not None else {}))
                 if curve.poll().outcome != "running":
@@ -259,27 +287,30 @@ class FineTuner:
     def _stage(
         self, schedule: Schedule, curve: LossCurve, rows: list[dict[str, float]], seconds: float
     ) -> Stage:
-        outcome = curve.status().outcome
+        status = curve.status()
+        if status.stopped_at is not None:
+            curve.truncate(status.stopped_at + 1)
         steps = np.arange(len(curve))
-        rates = curve.lrs.cpu().numpy()
+        rates = curve.lrs.cpu().numpy().reshape(len(curve), len(self.groups))
+        frozen = [bool(group.get("frozen")) for group in self.optimizer.param_groups]
+        rates[:, frozen] = math.nan
         return Stage(
             name=schedule.name,
             losses=curve.losses.cpu().numpy(),
-            rates=rates.reshape(len(curve), -1),
+            rates=rates,
             momentum=schedule.momentum(steps),
             epochs=tuple(rows),
-            outcome="completed" if outcome == "running" else outcome,
+            outcome="completed" if status.outcome == "running" else status.outcome,
             seconds=seconds,
         )
 
     def _steps_per_epoch(self) -> int:
-        length = getattr(self.train, "__len__", None)
-        if length is None:
+        steps = length_of(self.train)
+        if steps is None:
             raise TypeError(
-                f"train must have a length, got {type(self.train).__name__}; the schedule needs "
-                "to know its steps: pass a DataLoader or a list of batches"
+                f"train must have a length, got {type(self.train).__name__} without one; the "
+                "schedule needs to know its steps: pass a DataLoader or a list of batches"
             )
-        steps = int(length())
         if steps < 1:
             raise ValueError("train must hold at least one batch, got none")
         return steps

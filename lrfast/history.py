@@ -23,10 +23,11 @@ class Stage:
     Args:
         name: What was run, such as "one-cycle".
         losses: Training losses, [steps].
-        rates: Rates used, [steps, groups].
+        rates: Rates used, [steps, groups]; NaN in a frozen group's column.
         momentum: Momentum or beta1 used, [steps], or None where the schedule set none.
         epochs: One row per epoch: number of steps until its end, then what validation measured.
-        outcome: "completed", "diverged" or "non-finite"; updates stop at the loss that ended it.
+        outcome: "completed", "non-finite" (a loss that is not finite ended it; it caused no update)
+            or "interrupted" (by an exception).
         seconds: What it took.
     """
 

@@ -71,6 +71,7 @@ def plot_range_test(result: RangeTest, path: str | Path | None = None) -> Figure
     slopes.set_ylabel("d loss / d ln(rate)")
     slopes.set_xlabel("learning rate")
     slopes.set_xscale("log")
+    slopes.set_xlim(result.lrs[0] / 1.5, result.lrs[-1] * 1.5)
     losses.legend(fontsize="small")
     return _finish(figure, path)
 
@@ -125,6 +126,12 @@ def plot_history(history: History, path: str | Path | None = None) -> Figure:
     """
     figure = _new_figure(8.0, 6.0)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step")
+    losses.set_ylabel("loss")
+    losses.set_title("Fine-tuning")
+    if not history.stages:
+        return _finish(figure, path)
     losses.plot(history.losses, color="0.6", linewidth=1, label="training loss")
     rows = history.epochs
     measured = [row for row in rows if "valid_loss" in row]
@@ -145,10 +152,6 @@ def plot_history(history: History, path: str | Path | None = None) -> Figure:
         losses.axvline(start, color="0.8", linewidth=0.8)
         start += len(stage.losses)
     rates.set_yscale("log")
-    rates.set_ylabel("learning rate")
-    rates.set_xlabel("step")
-    losses.set_ylabel("loss")
-    losses.set_title("Fine-tuning")
     losses.legend(fontsize="small")
     rates.legend(fontsize="small")
     return _finish(figure, path)

@@ -11,7 +11,7 @@ import csv
 import logging
 import math
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from lrfast._batches import (
     check_loss,
     cycled,
     device_of,
+    length_of,
     make_compute_loss,
     to_device,
 )
@@ -215,12 +216,12 @@ def lr_find(
                 loss = check_loss(loss_of(model, to_device(batch, device)))
                 loss.backward()
                 curve.record(loss, lr=device_rates[k : k + 1])
-                driver.step()
                 status = curve.poll()
                 if progress:
                     bar.set_postfix(lr=f"{rates[k]:.1e}", loss=f"{status.smoothed:.4g}")
                 if status.outcome != "running":
                     break
+                driver.step()
         finally:
             driver.detach()
     return _summarise(curve, rates, ratios, num_iter, data, time.perf_counter() - began)
@@ -235,14 +236,17 @@ def _summarise(
     seconds: float,
 ) -> RangeTest:
     status = curve.status()
-    # A GPU's losses may run a few steps past the flag before the host hears of it.
-    points = len(curve) if status.stopped_at is None else status.stopped_at + 1
-    losses = curve.losses.cpu().numpy()[:points]
-    smoothed = curve.smoothed("ema").cpu().numpy()[:points]
-    slopes = curve.derivative("log_lr").cpu().numpy()[:points] if points > 1 else losses * math.nan
+    if status.stopped_at is not None:
+        # A GPU may run a few steps past the flag before the host hears of it.
+        curve.truncate(status.stopped_at + 1)
+    points = len(curve)
+    losses = curve.losses.cpu().numpy()
+    smoothed = curve.smoothed("ema").cpu().numpy()
+    slopes = curve.derivative("log_lr").cpu().numpy() if points > 1 else losses * math.nan
     notes = []
-    if isinstance(data, Sized) and len(data) < len(curve):
-        notes.append(f"the loader's {len(data)} batches were cycled for {len(curve)} steps")
+    batches = length_of(data)
+    if batches is not None and batches < points:
+        notes.append(f"the loader's {batches} batches were cycled for {points} steps")
     for note in notes:
         _log.info(note)
     return RangeTest(
@@ -281,18 +285,18 @@ def _group_ratios(model: nn.Module, optimizer: Optimizer) -> tuple[float, ...]:
         raise ValueError(
             "model must have trainable parameters, got none with requires_grad; unfreeze some"
         )
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    if not any(id(p) in trainable for p in held):
+    trained = [
+        group
+        for group in optimizer.param_groups
+        if not group.get("frozen") and any(id(p) in trainable for p in group["params"])
+    ]
+    if not trained:
         raise ValueError(
             "optimizer must hold trainable parameters of the model, got none; was it built before "
             "the model was replaced or moved?"
         )
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    highest = max(
-        rate
-        for rate, group in zip(rates, optimizer.param_groups, strict=True)
-        if any(id(p) in trainable for p in group["params"])
-    )
+    highest = max(float(group["lr"]) for group in trained)
     if not (math.isfinite(highest) and highest > 0):
         raise ValueError(
             "optimizer must have a trained param group with a finite rate above 0, for the sweep "

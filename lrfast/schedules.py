@@ -8,7 +8,9 @@ torch has the schedule.
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -21,12 +23,16 @@ __all__ = [
     "constant",
     "cosine",
     "exponential",
+    "get",
     "linear",
     "one_cycle",
     "sweep",
 ]
 
 Anneal = Literal["cos", "linear"]
+
+# The engine's exponential holds for exponents up to 700; 1e304 is as far as a float goes anyway.
+_MAX_LOG_RATIO = 700.0
 
 
 def constant(factor: float = 1.0) -> Schedule:
@@ -98,8 +104,7 @@ def exponential(total_steps: int, gamma: float) -> Schedule:
     total_steps = _check_steps("total_steps", total_steps)
     if not (math.isfinite(gamma) and gamma > 0):
         raise ValueError(f"gamma must be finite and above 0, got {gamma}")
-    log_last = total_steps * math.log(gamma)
-    if abs(log_last) > 700:
+    if abs(total_steps * math.log(gamma)) > _MAX_LOG_RATIO:
         raise ValueError(
             f"gamma ** total_steps must lie within 1e-304 and 1e304, got {gamma} ** {total_steps}"
         )
@@ -121,8 +126,10 @@ def sweep(start: float, end: float, num_iter: int) -> Schedule:
     for name, value in (("start", start), ("end", end)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be finite and above 0, got {value}")
-    if num_iter < 2:
+    if _check_steps("num_iter", num_iter) < 2:
         raise ValueError(f"num_iter must be 2 or more, got {num_iter}")
+    if abs(math.log(end) - math.log(start)) > _MAX_LOG_RATIO:
+        raise ValueError(f"end / start must lie within 1e-304 and 1e304, got {end} / {start}")
     segment = Segment(0, 0.0, num_iter - 1, start, end, "exponential")
     return Schedule("sweep", num_iter, ((segment,),))
 
@@ -180,6 +187,28 @@ def one_cycle(
         high, low = _check_momentum(momentum)
         table = _up_and_down(peak, last, (high, low, high), shape)
     return Schedule("one-cycle", total_steps, (rate,), table)
+
+
+def get(name: str) -> Callable[..., Schedule]:
+    """Return the function that makes schedules of that name.
+
+    Args:
+        name: One of ``constant``, ``cosine``, ``exponential``, ``linear``, ``one_cycle``.
+
+    Raises:
+        ValueError: If there is none; the message names the nearest one.
+
+    Example:
+        >>> from lrfast import schedules
+        >>> schedules.get("cosine")(T_max=10).at(10)
+        0.0
+    """
+    makers = {maker.__name__: maker for maker in (constant, cosine, exponential, linear, one_cycle)}
+    if name in makers:
+        return makers[name]
+    near = difflib.get_close_matches(str(name), makers, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"name must be one of {', '.join(makers)}, got {name!r}{hint}")
 
 
 def _up_and_down(peak: int, last: int, values: tuple[float, float, float], shape: Shape) -> Table:

@@ -8,6 +8,18 @@
 #include "bindings/device.h"
 
 namespace lrfast::bindings {
+namespace {
+
+int64_t chunk_size(at::Device device) { return device.is_cpu() ? kCpuChunk : kCudaChunk; }
+
+void append_chunks(const Slot& slot, DevicePlan& plan) {
+  const int64_t size = chunk_size(plan.device);
+  for (int64_t c = 0; c * size < slot.param.numel(); ++c) {
+    plan.chunks.edit().push_back({slot.row, static_cast<int32_t>(c)});
+  }
+}
+
+}  // namespace
 
 Engine::Engine(const std::string& rule)
     : rule_(find_rule(rule)),
@@ -35,68 +47,60 @@ bool Engine::is_current(const py::list& param_groups) const {
   return next == slots_.size();
 }
 
-DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& old) {
-  for (DevicePlan& plan : plans_) {
+DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) const {
+  for (DevicePlan& plan : plans) {
     if (plan.device == device) return plan;
   }
   DevicePlan plan{device, {}, {}, {}, {}, {}, {}};
-  for (DevicePlan& previous : old) {
+  for (const DevicePlan& previous : plans_) {
     if (previous.device == device) plan.clock = previous.clock;
   }
   if (!plan.clock.defined()) {
     plan.clock = at::zeros({2}, at::TensorOptions().dtype(at::kLong).device(device));
     plan.clock.narrow(0, 0, 1).fill_(initial_clock_);
   }
-  plans_.push_back(std::move(plan));
-  return plans_.back();
+  plans.push_back(std::move(plan));
+  return plans.back();
 }
 
-void Engine::build_chunks(DevicePlan& plan) {
-  const int64_t size = plan.device.is_cpu() ? kCpuChunk : kCudaChunk;
-  std::vector<ChunkRow>& chunks = plan.chunks.edit();
-  for (const Slot& slot : slots_) {
-    if (&plans_[slot.device] != &plan) continue;
-    for (int64_t c = 0; c * size < slot.param.numel(); ++c) {
-      chunks.push_back({slot.row, static_cast<int32_t>(c)});
-    }
-  }
-}
-
+// Nothing of the engine changes until every parameter has been found fit.
 void Engine::rebuild(const py::list& param_groups) {
-  std::unordered_map<PyObject*, Slot> old_slots;
-  for (Slot& slot : slots_) old_slots.emplace(slot.object.ptr(), std::move(slot));
-  std::vector<DevicePlan> old_plans = std::move(plans_);
-  slots_.clear();
-  plans_.clear();
-  group_objects_.clear();
+  std::unordered_map<PyObject*, const Slot*> known;
+  for (const Slot& slot : slots_) known.emplace(slot.object.ptr(), &slot);
+  std::vector<py::object> group_objects;
+  std::vector<Slot> slots;
+  std::vector<DevicePlan> plans;
   for (py::handle group : param_groups) {
-    const int32_t g = static_cast<int32_t>(group_objects_.size());
-    group_objects_.push_back(py::reinterpret_borrow<py::object>(group));
+    const int32_t g = static_cast<int32_t>(group_objects.size());
+    group_objects.push_back(py::reinterpret_borrow<py::object>(group));
     int32_t place = 0;
     for (py::handle param : group["params"]) {
-      Slot slot;
-      const auto old = old_slots.find(param.ptr());
-      if (old != old_slots.end()) slot = std::move(old->second);
+      const auto old = known.find(param.ptr());
+      Slot slot = old == known.end() ? Slot() : *old->second;
       slot.object = py::reinterpret_borrow<py::object>(param);
       slot.param = THPVariable_Unpack(param.ptr());
       slot.group = g;
       slot.place = place++;
       slot.is_bound = false;
       inspect_param(slot);
-      DevicePlan& plan = plan_for(slot.param.device(), old_plans);
-      slot.device = static_cast<int32_t>(&plan - plans_.data());
+      DevicePlan& plan = plan_for(slot.param.device(), plans);
+      slot.device = static_cast<int32_t>(&plan - plans.data());
       slot.row = static_cast<int32_t>(plan.tensors.rows().size());
       plan.tensors.edit().push_back({});
       plan.grads.edit().push_back(nullptr);
-      slots_.push_back(std::move(slot));
+      append_chunks(slot, plan);
+      slots.push_back(std::move(slot));
     }
   }
-  for (DevicePlan& plan : plans_) {
-    build_chunks(plan);
-    plan.rates = at::zeros({static_cast<int64_t>(group_objects_.size())},
+  for (DevicePlan& plan : plans) {
+    plan.rates = at::zeros({static_cast<int64_t>(group_objects.size())},
                            at::TensorOptions().dtype(at::kDouble).device(plan.device));
   }
+  slots_ = std::move(slots);
+  plans_ = std::move(plans);
+  group_objects_ = std::move(group_objects);
   groups_.assign(group_objects_.size(), GroupRow{});
+  groups_changed_ = true;
   group_schedules_.resize(group_objects_.size(), -1);
   reader_.reset(group_objects_.size());
   rebuilds_ += 1;
@@ -180,7 +184,7 @@ void Engine::launch() {
     const bool is_watched = stop_flag_ && stop_flag_->device() == plan.device;
     tables.stop = is_watched ? stop_flag_->const_data_ptr<double>() : nullptr;
     tables.num_chunks = static_cast<int64_t>(plan.chunks.rows().size());
-    tables.chunk_size = plan.device.is_cpu() ? kCpuChunk : kCudaChunk;
+    tables.chunk_size = chunk_size(plan.device);
     tables.num_tensors = static_cast<int32_t>(plan.tensors.rows().size());
     tables.num_groups = static_cast<int32_t>(groups_.size());
     const py::gil_scoped_release release;

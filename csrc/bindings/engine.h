@@ -51,8 +51,7 @@ class Engine {
  private:
   bool is_current(const py::list& param_groups) const;
   void rebuild(const py::list& param_groups);
-  void build_chunks(DevicePlan& plan);
-  DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& old);
+  DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans) const;
   void read_groups(const py::list& param_groups);
   void write_groups();
   bool prepare(Slot& slot, const py::dict& state);

@@ -81,9 +81,10 @@ LRFAST_HD void record(const CurveRows& curve, double loss, const double* rates) 
   if (!std::isfinite(loss)) {
     flag = kNonFinite;
   } else {
+    const bool is_first = s.ema.weight == 0.0;
     s.ema.add(loss, curve.beta);
     const double smoothed = s.ema.value();
-    if (index == 0 || smoothed < s.best) {
+    if (is_first || smoothed < s.best) {
       s.best = smoothed;
       s.best_at = static_cast<double>(index);
     }

@@ -1,0 +1,170 @@
+"""The tables that generic tests run over: optimizers, and shapes and layouts of parameters.
+
+A new optimizer is a row of OPTIMIZERS (and a function in reference/optimizers.py). No
+hyperparameter is neutral in all rows: at weight_decay=0 coupled and decoupled decay coincide, at
+dampening=0 the first step looks like every other.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from reference import optimizers as reference
+from torch import Tensor
+
+import lrfast
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class OptimizerCase:
+    """One optimizer with one set of hyperparameters.
+
+    Args:
+        name: How tests call it.
+        ours: The class under test.
+        theirs: The class of torch.optim with the same meaning.
+        rule: Its function in reference/optimizers.py.
+        options: Constructor arguments.
+        description: What this row shows that the others do not.
+    """
+
+    name: str
+    ours: type[Any]
+    theirs: type[torch.optim.Optimizer]
+    rule: Callable[..., Any]
+    options: dict[str, Any]
+    description: str
+
+    def groups(self, params: list[Tensor]) -> list[dict[str, Any]]:
+        """Three groups with hyperparameters of their own, over the parameters in turn."""
+        rate, decay = self.options["lr"], self.options["weight_decay"]
+        own = [
+            {},
+            {"lr": rate * 0.3, "weight_decay": decay * 2 + 0.01},
+            {"lr": rate * 1.7, "maximize": not self.options.get("maximize", False)},
+        ]
+        if "betas" in self.options:
+            own[1]["betas"] = (0.7, 0.95)
+            own[2]["eps"] = self.options["eps"] * 3
+        else:
+            own[1]["momentum"] = self.options["momentum"] * 0.6
+            own[2]["weight_decay"] = 0.2
+        return [{"params": params[i::3], **options} for i, options in enumerate(own)]
+
+    def hypers(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Of a param group's entries, those that the reference takes."""
+        names = inspect.signature(self.rule).parameters
+        return {name: value for name, value in group.items() if name in names}
+
+
+def _sgd(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.05, "momentum": 0.85, "weight_decay": 0.03, **options}
+    return OptimizerCase(
+        f"sgd-{name}", lrfast.SGD, torch.optim.SGD, reference.sgd, options, description
+    )
+
+
+def _adamw(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.02, "betas": (0.85, 0.97), "eps": 1e-4, "weight_decay": 0.07, **options}
+    return OptimizerCase(
+        f"adamw-{name}", lrfast.AdamW, torch.optim.AdamW, reference.adamw, options, description
+    )
+
+
+OPTIMIZERS = (
+    _sgd("plain", "no state at all", momentum=0.0),
+    _sgd("plain-maximize", "the sign comes before the decay", momentum=0.0, maximize=True),
+    _sgd("momentum", "one state"),
+    _sgd("dampening", "the first step is not dampened", dampening=0.4),
+    _sgd("nesterov", "looks ahead", nesterov=True),
+    _sgd("maximize", "all at once", dampening=0.3, maximize=True),
+    _sgd("nesterov-maximize", "looks ahead, uphill", nesterov=True, maximize=True),
+    _adamw("plain", "two states and bias correction"),
+    _adamw("defaults", "torch's own eps and beta2", betas=(0.9, 0.999), eps=1e-8),
+    _adamw("amsgrad", "three states", amsgrad=True),
+    _adamw("maximize", "the sign spares the decay", maximize=True),
+    _adamw("amsgrad-maximize", "all at once", amsgrad=True, maximize=True),
+    _adamw("no-beta1", "no average: the power of zero", betas=(0.0, 0.9)),
+    _adamw("high-decay", "the decay is decoupled", weight_decay=5.0),
+)
+# One row per rule that has states, for tests of what does not depend on hyperparameters.
+STATEFUL = tuple(c for c in OPTIMIZERS if c.name in ("sgd-dampening", "adamw-amsgrad"))
+
+
+def by_name(case: Any) -> str:
+    """For pytest's ids."""
+    return str(getattr(case, "name", case)).replace("torch.", "")
+
+
+@dataclass(frozen=True)
+class ShapeCase:
+    """A parameter's shape and place in memory.
+
+    Args:
+        name: How tests call it.
+        make: Turns a generator of values (of a given shape) into a tensor.
+    """
+
+    name: str
+    make: Callable[[Callable[..., Tensor]], Tensor]
+
+
+SHAPES = (
+    ShapeCase("0-d", lambda new: new()),
+    ShapeCase("1", lambda new: new(1)),
+    ShapeCase("3", lambda new: new(3)),
+    ShapeCase("empty", lambda new: new(0)),
+    ShapeCase("empty-2d", lambda new: new(3, 0)),
+    ShapeCase("4097", lambda new: new(4097)),
+    ShapeCase("65537", lambda new: new(65537)),
+    ShapeCase("4-d", lambda new: new(2, 3, 4, 5)),
+    ShapeCase("gaps", lambda new: new(40, 6)[::2, 1:5]),
+    ShapeCase("gaps-1d", lambda new: new(5000)[::3]),
+    ShapeCase("offset", lambda new: new(77)[5:]),
+    ShapeCase("transposed", lambda new: new(7, 11).t()),
+    ShapeCase("transposed-gaps", lambda new: new(8, 12).t()[::2]),
+    ShapeCase("channels-last", lambda new: _channels_last(new(2, 3, 4, 5))),
+    ShapeCase("ones", lambda new: new(1, 5, 1)),
+)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def values(dtype: torch.dtype, device: torch.device | str = "cpu") -> Callable[..., Tensor]:
+    """A generator of normal values: the same ones on every device and, rounded, in every dtype."""
+
+    def new(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).to(device=device, dtype=dtype)
+
+    return new
+
+
+def parameters(dtype: torch.dtype, device: torch.device | str = "cpu") -> list[Tensor]:
+    """One parameter per row of SHAPES, each in its layout."""
+    new = values(dtype, device)
+    return [torch.nn.Parameter(shape.make(new)) for shape in SHAPES]
+
+
+def random_grad(param: Tensor) -> Tensor:
+    """A contiguous gradient, so of other strides than a transposed or channels-last parameter."""
+    return values(param.dtype, param.device)(*param.shape)
+
+
+def twins(params: list[Tensor]) -> list[Tensor]:
+    """Copies with the same strides, gaps included."""
+    copies = []
+    for param in params:
+        span = 1 + sum((n - 1) * s for n, s in zip(param.shape, param.stride(), strict=True))
+        memory = torch.zeros(max(span, 0), dtype=param.dtype, device=param.device)
+        view = memory.as_strided(param.shape, param.stride())
+        copies.append(torch.nn.Parameter(view.copy_(param.detach())))
+    return copies

@@ -1,0 +1,64 @@
+"""What every test starts from: seeded generators, deterministic torch, and a device to run on.
+
+A test that needs a GPU carries the marker ``gpu``, by itself or through the fixture ``device``. It
+is skipped where there is none, or fails where LRFAST_REQUIRE_CUDA=1 promises one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run; a busy machine is no reason to fail.
+settings.register_profile(
+    "lrfast", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lrfast")
+
+# cuBLAS reads this when it starts; torch's deterministic mode demands it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("LRFAST_REQUIRE_CUDA") == "1":
+        pytest.fail("LRFAST_REQUIRE_CUDA=1, but torch finds no CUDA device", pytrace=False)
+    pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Seeds all generators, and puts them, the thread count and torch's modes back afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    # Where cores are shared, threads wait for each other; what threads change has tests of its own.
+    torch.set_num_threads(1)
+    # This also fills what torch.empty returns with NaN, so that reading it is noticed.
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(threads)
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(torch_state)
+    if cuda_states is not None:
+        torch.cuda.set_rng_state_all(cuda_states)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that lrfast runs on."""
+    return torch.device(request.param)

@@ -1,0 +1,237 @@
+"""Figures show what results hold, go to files, and touch nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from lrfast import History, RangeTest, Stage, schedules
+from lrfast.plot import plot_history, plot_range_test, plot_schedule
+from lrfast.suggest import Suggestion
+
+ROOT = Path(__file__).parents[1]
+PNG = b"\x89PNG\r\n\x1a\n"
+FOUND = {"auto": 3e-3, "minimum": 1e-2, "steep": 2e-4, "valley": None, "slide": 5e-3, "other": 1e-3}
+
+
+def make_result(points: int = 60, found: Any = FOUND) -> RangeTest:
+    lrs = np.geomspace(1e-6, 1.0, points)
+    smoothed = 2 / (1 + lrs / 1e-2) + 40 * lrs**2
+    return RangeTest(
+        lrs=lrs,
+        losses=smoothed + 0.1 * np.sin(np.arange(points)),
+        smoothed=smoothed,
+        derivative=np.gradient(smoothed, np.log(lrs)) if points > 1 else smoothed * np.nan,
+        ratios=(1.0,),
+        suggestions=MappingProxyType(
+            {name: Suggestion(lr, name, "a reason", 0.9) for name, lr in found.items()}
+        ),
+        outcome="diverged",
+        seconds=1.0,
+    )
+
+
+def make_stage(name: str, steps: int, validation: bool = True) -> Stage:
+    rates = np.outer(np.linspace(0.1, 1.0, steps), [1e-4, 1e-3])
+    row = {"valid_loss": 0.5, "accuracy": 0.9} if validation else {}
+    epochs = ({"step": float(steps // 2), **row}, {"step": float(steps), **row})
+    losses = np.linspace(2, 1, steps)
+    return Stage(name, losses, rates, np.full(steps, 0.9), epochs, "completed", 1.0)
+
+
+def panels(figure: Figure, count: int) -> list[Axes]:
+    assert isinstance(figure, Figure) and len(figure.axes) == count
+    return figure.axes
+
+
+def curve(axes: Axes, label: str) -> Any:
+    """The x and y data of the only line whose label starts so."""
+    (line,) = [line for line in axes.lines if str(line.get_label()).startswith(label)]
+    return line.get_xdata(), line.get_ydata()
+
+
+def verticals(axes: Axes) -> list[float]:
+    """Where vertical lines stand."""
+    lines = [np.asarray(line.get_xdata(), dtype=float) for line in axes.lines]
+    return [float(x[0]) for x in lines if len(x) == 2 and x[0] == x[1]]
+
+
+def assert_is_png(path: Path) -> None:
+    content = path.read_bytes()
+    assert content.startswith(PNG) and len(content) > 5000
+
+
+# The range test.
+
+
+def test_range_test_shows_losses_and_derivative(tmp_path: Path) -> None:
+    result = make_result()
+    losses, slopes = panels(plot_range_test(result, tmp_path / "range.png"), 2)
+    np.testing.assert_array_equal(curve(losses, "loss"), (result.lrs, result.losses))
+    np.testing.assert_array_equal(curve(losses, "smoothed loss"), (result.lrs, result.smoothed))
+    np.testing.assert_array_equal(slopes.lines[0].get_xydata().T, (result.lrs, result.derivative))
+    assert losses.get_xscale() == slopes.get_xscale() == "log"
+    assert losses.get_title() == "Range test (diverged)"
+    assert (slopes.get_xlabel(), losses.get_ylabel()) == ("learning rate", "loss")
+    assert slopes.get_ylabel() == "d loss / d ln(rate)"
+    assert_is_png(tmp_path / "range.png")
+
+
+def test_range_test_marks_the_suggestions() -> None:
+    result = make_result()
+    losses, slopes = panels(result.plot(), 2)
+    legend = losses.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
+    markers = set()
+    for name, lr in FOUND.items():
+        if lr is None:
+            assert not any(label.startswith(name) for label in labels)
+            continue
+        assert f"{name}: {lr:.1e}" in labels
+        (x,), (y,) = curve(losses, f"{name}:")
+        assert x == lr
+        assert y == pytest.approx(np.interp(lr, result.lrs, result.smoothed), rel=1e-12)
+        (line,) = [line for line in losses.lines if str(line.get_label()).startswith(f"{name}:")]
+        assert line.get_linestyle() == "None"
+        markers.add(line.get_marker())
+        chosen = to_hex(str(line.get_markerfacecolor())) != "#ffffff"
+        assert chosen == (name == "auto")
+    assert len(markers) == 5
+    assert verticals(losses) == verticals(slopes) == [3e-3]
+
+
+def test_the_divergence_does_not_flatten_the_rest() -> None:
+    result = make_result()
+    losses, slopes = panels(plot_range_test(result), 2)
+    for axes, values in ((losses, result.smoothed), (slopes, result.derivative)):
+        low, high = axes.get_ylim()
+        assert low < values.min() and high < 0.6 * values.max()
+        assert high > np.quantile(values, 0.95)
+
+
+@pytest.mark.parametrize("points", [2, 3, 7])
+def test_short_curves(points: int, tmp_path: Path) -> None:
+    result = make_result(points, {"auto": None})
+    losses, slopes = panels(plot_range_test(result, tmp_path / "short.png"), 2)
+    assert verticals(losses) == verticals(slopes) == [] and len(losses.lines) == 2
+    assert_is_png(tmp_path / "short.png")
+
+
+def test_a_sweep_whose_first_loss_is_not_finite(tmp_path: Path) -> None:
+    nan = np.array([np.nan])
+    none = {name: Suggestion(None, name, "too few points", 0.0) for name in FOUND}
+    suggestions = MappingProxyType(none)
+    result = RangeTest(np.array([1e-7]), nan, nan, nan, (1.0,), suggestions, "non-finite", 1.0)
+    plot_range_test(result, tmp_path / "nan.png")
+    assert_is_png(tmp_path / "nan.png")
+
+
+# Schedules.
+
+
+def test_schedule_shows_multiplier_and_momentum(tmp_path: Path) -> None:
+    schedule = schedules.one_cycle(50)
+    rate, momentum = panels(schedule.plot(tmp_path / "schedule.png"), 2)
+    steps = np.arange(50)
+    np.testing.assert_array_equal(curve(rate, "group 0"), (steps, schedule.values(steps)))
+    np.testing.assert_array_equal(
+        momentum.lines[0].get_xydata().T, (steps, schedule.momentum(steps))
+    )
+    assert (rate.get_ylabel(), momentum.get_ylabel()) == ("multiplier", "momentum")
+    assert rate.get_yscale() == "linear" and rate.get_title() == "one-cycle"
+    assert momentum.get_xlabel() == "step" and rate.get_legend() is None
+    assert_is_png(tmp_path / "schedule.png")
+
+
+def test_schedule_of_several_groups() -> None:
+    schedule = schedules.cosine(30, eta_min=0.1)
+    (axes,) = panels(plot_schedule(schedule, rates=[1e-4, 1e-3, 1e-2]), 1)
+    for group, rate in enumerate((1e-4, 1e-3, 1e-2)):
+        _, shown = curve(axes, f"group {group}")
+        np.testing.assert_allclose(shown, rate * schedule.values(range(30)), rtol=1e-14)
+    assert axes.get_yscale() == "log" and axes.get_ylabel() == "learning rate"
+    assert axes.get_legend() is not None and len({line.get_linestyle() for line in axes.lines}) == 3
+    (same,) = panels(plot_schedule(schedule, rates=[1e-3, 1e-3]), 1)
+    assert same.get_yscale() == "linear" and same.get_legend() is None
+
+
+# Histories.
+
+
+def test_history_over_stages(tmp_path: Path) -> None:
+    history = History([make_stage("head", 10), make_stage("all", 20)])
+    losses, rates = panels(history.plot(tmp_path / "history.png"), 2)
+    x, y = curve(losses, "training loss")
+    np.testing.assert_array_equal((x, y), (np.arange(30), history.losses))
+    x, y = curve(losses, "validation loss")
+    assert (list(x), list(y)) == ([5, 10, 20, 30], [0.5] * 4)
+    assert verticals(losses) == [0, 10]
+    shown = [line.get_xydata().T for line in rates.lines]
+    assert len(shown) == 4
+    for place, (start, stage) in enumerate(zip((0, 10), history.stages, strict=True)):
+        for group in range(2):
+            x, y = shown[2 * place + group]
+            np.testing.assert_array_equal(x, start + np.arange(len(stage.losses)))
+            np.testing.assert_array_equal(y, stage.rates[:, group])
+    assert rates.get_yscale() == "log" and rates.get_xlabel() == "step"
+    legend = rates.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["group 0", "group 1"]
+    assert_is_png(tmp_path / "history.png")
+
+
+def test_history_without_validation() -> None:
+    losses, _ = panels(plot_history(History([make_stage("head", 10, validation=False)])), 2)
+    assert not any(line.get_label() == "validation loss" for line in losses.lines)
+
+
+def test_an_empty_history() -> None:
+    panels(plot_history(History()), 2)
+
+
+# matplotlib.
+
+PLOTS: dict[str, Callable[[], Any]] = {
+    "range test": lambda: make_result().plot(),
+    "schedule": lambda: schedules.cosine(9).plot(),
+    "history": lambda: History([make_stage("head", 10)]).plot(),
+}
+
+
+@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
+def test_without_matplotlib(plot: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    message = r"plots need matplotlib: install it with `pip install lrfast\[plot\]`"
+    with pytest.raises(ImportError, match=message):
+        plot()
+
+
+def test_no_pyplot_and_no_backend(tmp_path: Path) -> None:
+    """In a process of its own, for others may have imported them here."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import matplotlib
+before = list(dict.items(matplotlib.rcParams))  # asking for the backend by its key would set it
+from test_plot import PLOTS
+for plot in PLOTS.values():
+    plot().savefig({str(tmp_path / "plot.png")!r})
+assert "matplotlib.pyplot" not in sys.modules
+assert list(dict.items(matplotlib.rcParams)) == before
+"""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
