@@ -32,8 +32,8 @@ struct Slot {
   at::ScalarType dtype = at::kFloat;
   std::vector<int64_t> sizes;
   std::vector<int64_t> strides;
-  at::Tensor staged_param;               // dense stand-in for a parameter with gaps in memory
-  at::Tensor staged_grad;  // gradient in the parameter's layout, where it comes in another
+  at::Tensor staged_param;  // dense stand-in for a parameter with gaps in memory
+  at::Tensor staged_grad;   // gradient in the parameter's layout, where it comes in another
 
   std::string describe() const;
 };
