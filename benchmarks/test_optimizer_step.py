@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import model_sets
 import pytest
 import torch
 
 import lrfast
+from benchmarks import model_sets
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "lrfast": lambda groups: lrfast.AdamW(groups, lr=1e-4, weight_decay=0.01),
