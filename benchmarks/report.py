@@ -1,8 +1,8 @@
 """Turns results into text: `python -m benchmarks.report` renders docs/benchmarks.md.
 
-`python -m benchmarks.report --add build/bench.json` first keeps what a run of `make bench` measured,
-medians and quartiles without the raw timings, as a file of its own in benchmarks/results/. Tables
-come from committed files only, and the rows that lrfast loses stay in.
+`python -m benchmarks.report --add build/bench.json` first keeps what `make bench` measured, medians
+and quartiles without the raw timings, as a file of its own in benchmarks/results/. Tables come from
+committed files only, and the rows that lrfast loses stay in.
 """
 
 from __future__ import annotations
@@ -22,16 +22,9 @@ IMPLEMENTATIONS = ("lrfast", "torch-fused", "torch-foreach", "torch-forloop")
 def keep(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns what a result file holds of pytest-benchmark's output."""
     rows = [
-        {
-            "group": row["group"],
-            "implementation": row["params"]["implementation"],
-            "median_us": round(1e6 * row["stats"]["median"], 2),
-            "q1_us": round(1e6 * row["stats"]["q1"], 2),
-            "q3_us": round(1e6 * row["stats"]["q3"], 2),
-            **row["extra_info"],
-        }
+        {"group": row["group"], "median_us": round(1e6 * row["stats"]["median"], 2)}
+        | row["extra_info"]
         for row in raw["benchmarks"]
-        if row["params"] and "implementation" in row["params"]
     ]
     cpu = raw["machine_info"]["cpu"]
     return {
@@ -57,17 +50,14 @@ def table(result: dict[str, Any]) -> str:
         "| parameters, groups | " + " | ".join(IMPLEMENTATIONS) + " | fastest torch / lrfast |",
         "|---|" + "---:|" * (len(IMPLEMENTATIONS) + 1),
     ]
-    groups = dict.fromkeys(row["group"] for row in result["rows"])
-    for group in groups:
-        medians = {
-            row["implementation"]: row["median_us"]
-            for row in result["rows"]
-            if row["group"] == group
-        }
-        cells = [f"{medians[name]:,.1f}" if name in medians else "" for name in IMPLEMENTATIONS]
+    for row in result["rows"]:
+        medians = {name: q[1] for name, q in row.get("quartiles_us", {}).items()}
         peers = [median for name, median in medians.items() if name != "lrfast"]
-        ratio = f"{min(peers) / medians['lrfast']:.2f}" if peers and "lrfast" in medians else ""
-        lines.append(f"| {group.split(': ')[1]} | " + " | ".join(cells) + f" | {ratio} |")
+        if not peers:
+            continue
+        cells = [f"{medians[name]:,.1f}" if name in medians else "" for name in IMPLEMENTATIONS]
+        ratio = f"{min(peers) / medians['lrfast']:.2f}"
+        lines.append(f"| {row['group'].split(': ')[1]} | " + " | ".join(cells) + f" | {ratio} |")
     return "\n".join(lines)
 
 
@@ -78,8 +68,9 @@ def render() -> str:
         "Median time of one AdamW step in microseconds, on equal work: the same tensors, "
         "hyperparameters and gradients in place. `lora` is 448 tensors of 4,096 elements, `mlp` 6 "
         "tensors with 7 thousand, `vectors` 300 tensors of 64, `vit_small` 152 tensors with 22 "
-        "million; the number behind the dash is that of param groups. Rows were timed one after "
-        "the other in one process; machines are shared, so read ratios rather than times.\n\n"
+        "million; the number behind the dash is that of param groups. Implementations took turns, "
+        "step by step, in one process; machines are shared, so read ratios rather than times. "
+        "The last column is above 1 where lrfast is faster.\n\n"
         "Made by `make bench` and `python -m benchmarks.report` from the files in "
         "benchmarks/results/.\n"
     )
