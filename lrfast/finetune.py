@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -208,7 +209,7 @@ class FineTuner:
         began = time.perf_counter()
         is_interrupted = True
         try:
-            self._run(epochs, curve, driver, torch.from_numpy(rates), rows)
+            self._run(epochs, curve, driver, rates, rows)
             is_interrupted = False
         finally:
             driver.detach()
@@ -253,11 +254,11 @@ class FineTuner:
         epochs: int,
         curve: LossCurve,
         driver: Driver,
-        rates: Tensor,
+        rates: npt.NDArray[np.float64],  # [steps, groups], what the schedule will use
         rows: list[dict[str, float]],
     ) -> None:
         device = device_of(self.model)
-        rates = rates.to(device)  # [steps, groups], what the schedule will use
+        device_rates = torch.from_numpy(rates).to(device)
         steps = 0
         with tqdm(
             desc="training", total=curve.capacity, leave=False, disable=not self.progress
@@ -270,12 +271,13 @@ class FineTuner:
                     loss = check_loss(self.loss_fn(self.model(inputs), targets))
                     loss.backward()
                     # Before the update, which a loss that is not finite must not reach.
-                    curve.record(loss, lr=rates[steps])
-                    steps += 1
+                    curve.record(loss, lr=device_rates[steps])
                     status = curve.poll()
                     if self.progress:
-                        bar.set_postfix(epoch=epoch + 1, loss=f"{status.smoothed:.4g}")
+                        head_rate, loss_now = f"{rates[steps, -1]:.1e}", f"{status.smoothed:.4g}"
+                        bar.set_postfix(epoch=epoch + 1, lr=head_rate, loss=loss_now)
                         bar.update()
+                    steps += 1
                     if status.outcome != "running":
                         break
                     driver.step()
