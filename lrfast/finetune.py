@@ -202,7 +202,7 @@ class FineTuner:
                 set_rate(group, rate)
         total = epochs * self._steps_per_epoch()
         own_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        rates = np.outer(schedule.values(np.arange(total)), own_rates)
+        rates = schedule.values(np.arange(total))[:, None] * np.asarray(own_rates)[None, :]
         curve = LossCurve(total, device_of(self.model), width=len(self.groups))
         driver = drive(self.optimizer, schedule, total, curve.stop_flag)
         rows: list[dict[str, float]] = []

@@ -64,7 +64,7 @@ def plot_range_test(result: RangeTest, path: str | Path | None = None) -> Figure
         if chosen:
             for axes in (losses, slopes):
                 axes.axvline(suggestion.lr, color="C3", linestyle=":", linewidth=1.2)
-    _limit(losses, result.smoothed)
+    _limit(losses, np.concatenate([result.losses, result.smoothed]))
     _limit(slopes, result.derivative)
     losses.set_title(f"Range test ({result.outcome})")
     losses.set_ylabel("loss")
@@ -148,7 +148,8 @@ def plot_history(history: History, path: str | Path | None = None) -> Figure:
         steps = start + np.arange(len(stage.losses))
         for group in range(stage.rates.shape[1]):
             label = f"group {group}" if start == 0 else None
-            rates.plot(steps, stage.rates[:, group], _LINES[group % 4], label=label)
+            style = _LINES[group % 4]
+            rates.plot(steps, stage.rates[:, group], style, color=f"C{group}", label=label)
         losses.axvline(start, color="0.8", linewidth=0.8)
         start += len(stage.losses)
     rates.set_yscale("log")
