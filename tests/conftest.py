@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import nn
 
 # The same examples in every run; a busy machine is no reason to fail.
 settings.register_profile(
@@ -62,3 +63,11 @@ def _same_start() -> Iterator[None]:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device that lrfast runs on."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def small() -> tuple[nn.Linear, torch.optim.Optimizer]:
+    """A model of one layer and an optimizer that has not stepped yet."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
