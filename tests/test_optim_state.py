@@ -228,3 +228,20 @@ def test_states_can_be_reset() -> None:
             torch.testing.assert_close(param, other[0], rtol=1e-12, atol=1e-12)
             ours.state.clear()
             theirs.state.clear()
+
+
+@pytest.mark.parametrize("case", STATEFUL, ids=lambda case: case.name)
+def test_replaced_state_entries_are_used(case: OptimizerCase) -> None:
+    param = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
+    ours = case.ours([param], **case.options)
+    other = twins([param])
+    theirs = case.theirs(other, **case.options, foreach=False)
+    for step in range(6):
+        grads = draw(ours)
+        for optimizer in (ours, theirs):
+            train(optimizer, grads)
+            if step == 2:
+                for state in optimizer.state.values():
+                    halved = {name: 0.5 * value for name, value in state.items() if value.dim()}
+                    state.update(halved)
+    torch.testing.assert_close(param, other[0], rtol=1e-12, atol=1e-12)

@@ -137,7 +137,7 @@ bool Engine::prepare(Slot& slot, const py::dict& state) {
     const bool cycles = schedules_.cycles_momentum(group.schedule);
     const uint8_t form = rule_.form(group.hypers, cycles);
     const bool lacks_product = cycles && rule_.product_name != nullptr && !slot.product.defined();
-    if (!slot.is_bound || form != slot.form || lacks_product) {
+    if (!slot.is_bound || form != slot.form || lacks_product || !has_same_states(slot)) {
       PyObject* states = PyDict_GetItemWithError(state.ptr(), slot.object.ptr());
       const Binding binding = bind_states(slot, rule_, form, cycles, states);
       if (binding == Binding::kAbsent) {
@@ -156,9 +156,9 @@ bool Engine::prepare(Slot& slot, const py::dict& state) {
 py::list Engine::step(const py::list& param_groups, const py::dict& state) {
   const at::NoGradGuard no_grad;
   if (!is_current(param_groups)) rebuild(param_groups);
-  if (state.ptr() != state_object_ || PyDict_Size(state.ptr()) != state_size_) {
+  if (!state.is(state_object_) || PyDict_Size(state.ptr()) != state_size_) {
     for (Slot& slot : slots_) slot.is_bound = false;
-    state_object_ = state.ptr();
+    state_object_ = state;
     state_size_ = PyDict_Size(state.ptr());
   }
   read_groups(param_groups);

@@ -68,7 +68,7 @@ class Engine {
   std::vector<DevicePlan> plans_;
   std::optional<at::Tensor> stop_flag_;
   py::object params_key_;
-  const PyObject* state_object_ = nullptr;
+  py::object state_object_;  // held, so that a new dict cannot have its address
   Py_ssize_t state_size_ = 0;
   int64_t initial_clock_ = 0;  // for plans yet to be made
   int64_t rebuilds_ = 0;

@@ -48,6 +48,12 @@ bool is_usable_scalar(const at::Tensor& scalar, const Slot& slot, at::ScalarType
          scalar.scalar_type() == dtype && scalar.numel() == 1;
 }
 
+void note_entry(Slot& slot, const char* name) {
+  auto key = py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
+  const PyObject* value = PyDict_GetItemWithError(slot.state_dict.ptr(), key.ptr());
+  slot.entries.emplace_back(std::move(key), value);
+}
+
 // Raises for a gradient that is not of its parameter's kind.
 void check_grad(const Slot& slot, const at::Tensor& grad) {
   const at::Tensor& param = slot.param;
@@ -155,12 +161,24 @@ Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_
   if (!is_usable_scalar(product, slot, at::kDouble)) {
     if (product.defined() || (cycles_momentum && rule.product_name)) return Binding::kUnusable;
   }
+  slot.state_dict = py::reinterpret_borrow<py::object>(states);
+  slot.entries.clear();
+  for (int k = 0; k < names.count; ++k) note_entry(slot, names.names[k]);
+  if (rule.count_name) note_entry(slot, rule.count_name);
+  if (product.defined()) note_entry(slot, rule.product_name);
   slot.states = std::move(found);
   slot.count = std::move(count);
   slot.product = std::move(product);
   slot.form = form;
   slot.is_bound = true;
   return Binding::kBound;
+}
+
+bool has_same_states(const Slot& slot) {
+  for (const auto& [key, value] : slot.entries) {
+    if (PyDict_GetItemWithError(slot.state_dict.ptr(), key.ptr()) != value) return false;
+  }
+  return true;
 }
 
 TensorRow make_row(const Slot& slot) {

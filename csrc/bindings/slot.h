@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/rule_info.h"
@@ -26,6 +27,8 @@ struct Slot {
   std::vector<at::Tensor> states;
   at::Tensor count;
   at::Tensor product;
+  py::object state_dict;                                        // optimizer.state[parameter]
+  std::vector<std::pair<py::object, const PyObject*>> entries;  // of it, those bound
 
   // The parameter as it was when its row was made; storage can be swapped under the same object.
   const void* param_data = nullptr;
@@ -57,6 +60,9 @@ enum class Binding { kBound, kAbsent, kUnusable };
 // Takes the states that the rule's form needs from the parameter's state dict.
 Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_momentum,
                     py::handle states);
+
+// Whether the parameter's state dict still holds the very tensors that were bound.
+bool has_same_states(const Slot& slot);
 
 TensorRow make_row(const Slot& slot);
 
