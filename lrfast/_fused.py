@@ -6,6 +6,7 @@ Tensors of optimizer state are made and owned here, in ``self.state``; the engin
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -185,7 +186,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _step_with_hooks(self, closure: Callable[[], Any] | None) -> Any:
         hooked = torch.optim.Optimizer.profile_hook_step(_step_without_hooks)
-        return hooked(self, closure)
+        return hooked(self) if closure is None else hooked(self, closure)
 
     def _make_engine(self) -> _C.Engine:
         engine: _C.Engine = extension().Engine(self._rule)
@@ -221,7 +222,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _padded_schedules(self) -> list[Schedule | None]:
         """One entry per group; groups added after set_schedule have none."""
-        return self._schedules + [None] * (len(self.param_groups) - len(self._schedules))
+        missing = len(self.param_groups) - len(self._schedules)
+        return (self._schedules + [None] * missing)[: len(self.param_groups)]
 
     def _prepare_state(self, param: Tensor, names: dict[str, Any], group: dict[str, Any]) -> None:
         """Make the states that the engine misses, or bring loaded ones into the form it needs."""
@@ -229,18 +231,24 @@ class FusedOptimizer(torch.optim.Optimizer):
         dtype = _state_dtype(param, [state.get(name) for name in names["tensors"]])
         for name in names["tensors"]:
             state[name] = _usable_state(name, state.get(name), param, dtype)
+        # Values of the host go to the device by a fill, which does not wait for it.
+        scalar = functools.partial(torch.full, (), device=param.device)
         is_new = names["count"] not in state
         if names["count"] is not None:
-            count = torch.as_tensor(state.get(names["count"], 0.0), dtype=torch.float32)
-            state[names["count"]] = count.reshape(()).to(param.device)
+            count = state.get(names["count"], 0.0)
+            is_tensor = isinstance(count, Tensor)
+            state[names["count"]] = (
+                count.reshape(()).to(param.device, torch.float32)
+                if is_tensor
+                else scalar(count, dtype=torch.float32)
+            )
         name = names["product"]
-        if name in state or names["cycles_momentum"]:
-            product = state.get(name, 1.0)
-            if name not in state and not is_new:
-                # Waits for the device, once: when a schedule first cycles the momentum.
-                product = float(group["betas"][0]) ** float(state[names["count"]])
-            product = torch.as_tensor(product, dtype=torch.float64)
-            state[name] = product.reshape(()).to(param.device)
+        if name in state:
+            state[name] = state[name].reshape(()).to(param.device, torch.float64)
+        elif names["cycles_momentum"]:
+            # Waits for the device, once: when a schedule first cycles an optimizer's momentum.
+            steps = 0.0 if is_new else float(state[names["count"]])
+            state[name] = scalar(float(group["betas"][0]) ** steps, dtype=torch.float64)
 
     def _keep_wide_states(self, state_dict: dict[str, Any]) -> None:
         """Undo torch's cast of states to the parameter's dtype where it loses digits.
@@ -294,6 +302,11 @@ def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | 
 
 
 def _check_group(index: int, group: dict[str, Any]) -> None:
+    if isinstance(group["lr"], Tensor) and not group["lr"].is_cpu:
+        raise ValueError(
+            f"lr of param_groups[{index}] must be a number or a CPU tensor, got a tensor on "
+            f"{group['lr'].device}; a schedule changes rates on the device"
+        )
     rate = float(group["lr"])
     if not (math.isfinite(rate) and rate >= 0):
         raise ValueError(f"lr of param_groups[{index}] must be finite and not negative, got {rate}")

@@ -85,11 +85,11 @@ class LossCurve:
         self.capacity = capacity
         self.beta = beta
         self.stop = stop
-        self.device = torch.device(device)
         self._losses = torch.full((capacity,), math.nan, dtype=torch.float64, device=device)
         self._rates = torch.full((capacity, width), math.nan, dtype=torch.float64, device=device)
         self._state = torch.zeros(extension().curve_state_size, dtype=torch.float64, device=device)
         self._no_rate = torch.full((width,), math.nan, dtype=torch.float64, device=device)
+        self.device = self._state.device
         self._recorded = 0
         self._mirror = _Mirror(self._state)
 
@@ -114,7 +114,7 @@ class LossCurve:
             rates = lr
         else:
             values = [lr] if isinstance(lr, int | float) else list(lr)
-            rates = torch.tensor(values, dtype=torch.float64)
+            rates = torch.tensor(values, dtype=torch.float64, device="cpu")
             if self.device.type == "cuda":
                 rates = rates.pin_memory().to(self.device, non_blocking=True)
         extension().record_loss(
@@ -133,7 +133,7 @@ class LossCurve:
         return self._recorded
 
     def truncate(self, count: int) -> None:
-        """Forget all but the first ``count`` losses; status and flag stay.
+        """Forget all but the first ``count`` losses; what the status says of them stays.
 
         Raises:
             ValueError: If fewer are recorded.
@@ -141,6 +141,7 @@ class LossCurve:
         if not 0 <= count <= self._recorded:
             raise ValueError(f"count must be from 0 to {self._recorded}, got {count}")
         self._recorded = count
+        self._state[_COUNT].fill_(count)
 
     @property
     def losses(self) -> Tensor:

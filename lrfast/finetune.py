@@ -2,7 +2,8 @@
 
 A :class:`FineTuner` puts the parts together: groups (:mod:`lrfast.groups`), a fused optimizer
 (:mod:`lrfast.optim`), schedules (:mod:`lrfast.schedules`), the range test and the loss curve. Its
-training loop waits for the device once per epoch, when validation is read.
+training loop waits for the device once per epoch, when validation is read (with an optimizer of
+torch.optim on a GPU at every step, to keep a loss that is not finite from the weights).
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from lrfast._batches import (
     length_of,
     split_pair,
     to_device,
+    upload,
 )
 from lrfast._drive import Driver, drive, set_rate
+from lrfast._fused import FusedOptimizer
 from lrfast.curve import LossCurve
 from lrfast.groups import GroupSpec, Rates, freeze, freeze_to, layer_groups, spread, unfreeze
 from lrfast.history import History, Stage
@@ -258,7 +261,9 @@ class FineTuner:
         rows: list[dict[str, float]],
     ) -> None:
         device = device_of(self.model)
-        device_rates = torch.from_numpy(rates).to(device)
+        device_rates = upload(rates, device)
+        # Our kernels obey the curve's flag; for another optimizer the host has to, in time.
+        must_wait = not isinstance(self.optimizer, FusedOptimizer)
         steps = 0
         with tqdm(
             desc="training", total=curve.capacity, leave=False, disable=not self.progress
@@ -271,8 +276,8 @@ class FineTuner:
                     loss = check_loss(self.loss_fn(self.model(inputs), targets))
                     loss.backward()
                     # Before the update, which a loss that is not finite must not reach.
-                    curve.record(loss, lr=device_rates[steps])
-                    status = curve.poll()
+                    curve.record(loss.to(device), lr=device_rates[steps])
+                    status = curve.status() if must_wait else curve.poll()
                     if self.progress:
                         head_rate, loss_now = f"{rates[steps, -1]:.1e}", f"{status.smoothed:.4g}"
                         bar.set_postfix(epoch=epoch + 1, lr=head_rate, loss=loss_now)
@@ -281,9 +286,10 @@ class FineTuner:
                     if status.outcome != "running":
                         break
                     driver.step()
-                row = {"step": float(steps)}
+                stopped_at = curve.status().stopped_at  # waits, as validation does
+                row = {"step": float(steps if stopped_at is None else stopped_at + 1)}
                 rows.append(row | (self.validate() if self.valid is not None else {}))
-                if curve.poll().outcome != "running":
+                if stopped_at is not None:
                     return
 
     def _stage(

@@ -35,8 +35,9 @@ from lrfast._batches import (
     length_of,
     make_compute_loss,
     to_device,
+    upload,
 )
-from lrfast._drive import drive
+from lrfast._drive import drive, set_rate
 from lrfast.curve import LossCurve
 from lrfast.snapshot import preserved
 from lrfast.suggest import Suggestion
@@ -111,7 +112,7 @@ class RangeTest:
                 f"{len(groups)}"
             )
         for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
+            set_rate(group, rate)
         return rates
 
     def to_csv(self, path: str | Path) -> None:
@@ -208,14 +209,14 @@ def lr_find(
             group["lr"] = ratio
         driver = drive(optimizer, sweep, num_iter, curve.stop_flag)
         try:
-            device_rates = torch.from_numpy(rates).to(device)
+            device_rates = upload(rates, device)
             batches = islice(cycled(data), num_iter)
             bar = tqdm(batches, "range test", num_iter, leave=False, disable=not progress)
             for k, batch in enumerate(bar):
                 optimizer.zero_grad(set_to_none=True)
                 loss = check_loss(loss_of(model, to_device(batch, device)))
                 loss.backward()
-                curve.record(loss, lr=device_rates[k : k + 1])
+                curve.record(loss.to(device), lr=device_rates[k : k + 1])
                 status = curve.poll()
                 if progress:
                     bar.set_postfix(lr=f"{rates[k]:.1e}", loss=f"{status.smoothed:.4g}")

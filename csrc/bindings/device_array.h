@@ -1,4 +1,5 @@
-// A host vector of rows with its copy on a device. On the CPU the vector is the copy.
+// A host vector of rows with a copy on each device that asks for one. On the CPU the vector is the
+// copy.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +15,7 @@ class DeviceArray {
  public:
   const std::vector<Row>& rows() const { return rows_; }
   std::vector<Row>& edit() {
-    is_stale_ = true;
+    ++version_;
     return rows_;
   }
 
@@ -23,24 +24,39 @@ class DeviceArray {
   // cannot overtake it.
   const Row* on(at::Device device) {
     if (device.is_cpu()) return rows_.data();
-    if (is_stale_) {
-      const int64_t bytes = static_cast<int64_t>(rows_.size() * sizeof(Row));
+    Copy& copy = copy_on(device);
+    if (copy.version != version_) {
+      const int64_t size = static_cast<int64_t>(rows_.size() * sizeof(Row));
       const auto options = at::TensorOptions().dtype(at::kByte);
-      at::Tensor pinned = at::empty({bytes}, options.pinned_memory(true));
-      if (bytes > 0) std::memcpy(pinned.mutable_data_ptr(), rows_.data(), bytes);
-      if (!copy_.defined() || copy_.numel() != bytes || copy_.device() != device) {
-        copy_ = at::empty({bytes}, options.device(device));
+      at::Tensor pinned = at::empty({size}, options.pinned_memory(true));
+      if (size > 0) std::memcpy(pinned.mutable_data_ptr(), rows_.data(), size);
+      if (!copy.bytes.defined() || copy.bytes.numel() != size) {
+        copy.bytes = at::empty({size}, options.device(device));
       }
-      copy_.copy_(pinned, /*non_blocking=*/true);
-      is_stale_ = false;
+      copy.bytes.copy_(pinned, /*non_blocking=*/true);
+      copy.version = version_;
     }
-    return static_cast<const Row*>(copy_.const_data_ptr());
+    return static_cast<const Row*>(copy.bytes.const_data_ptr());
   }
 
  private:
+  struct Copy {
+    at::Device device;
+    at::Tensor bytes;
+    int64_t version = 0;  // of the rows that it holds
+  };
+
+  Copy& copy_on(at::Device device) {
+    for (Copy& copy : copies_) {
+      if (copy.device == device) return copy;
+    }
+    copies_.push_back({device, {}, 0});
+    return copies_.back();
+  }
+
   std::vector<Row> rows_;
-  at::Tensor copy_;
-  bool is_stale_ = true;
+  std::vector<Copy> copies_;
+  int64_t version_ = 1;
 };
 
 }  // namespace lrfast::bindings

@@ -42,6 +42,7 @@ bool Engine::is_current(const py::list& param_groups) const {
       const Slot& slot = slots_[next];
       if (PyList_GET_ITEM(params, i) != slot.object.ptr()) return false;
       if (slot.param.device() != plans_[slot.device].device) return false;
+      if (slot.param.sizes() != at::IntArrayRef(slot.sizes)) return false;
     }
   }
   return next == slots_.size();
@@ -54,6 +55,10 @@ DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) 
   DevicePlan plan{device, {}, {}, {}, {}, {}, {}};
   for (const DevicePlan& previous : plans_) {
     if (previous.device == device) plan.clock = previous.clock;
+  }
+  if (!plan.clock.defined() && !plans_.empty()) {
+    // All devices count the same steps.
+    plan.clock = plans_.front().clock.to(device, /*non_blocking=*/true, /*copy=*/true);
   }
   if (!plan.clock.defined()) {
     plan.clock = at::zeros({2}, at::TensorOptions().dtype(at::kLong).device(device));
@@ -137,7 +142,8 @@ bool Engine::prepare(Slot& slot, const py::dict& state) {
     const bool cycles = schedules_.cycles_momentum(group.schedule);
     const uint8_t form = rule_.form(group.hypers, cycles);
     const bool lacks_product = cycles && rule_.product_name != nullptr && !slot.product.defined();
-    if (!slot.is_bound || form != slot.form || lacks_product || !has_same_states(slot)) {
+    if (!slot.is_bound || form != slot.form || lacks_product ||
+        !has_same_states(slot, plan.tensors.rows()[slot.row])) {
       PyObject* states = PyDict_GetItemWithError(state.ptr(), slot.object.ptr());
       const Binding binding = bind_states(slot, rule_, form, cycles, states);
       if (binding == Binding::kAbsent) {
@@ -181,8 +187,8 @@ void Engine::launch() {
     tables.schedules = schedules_.on(plan.device);
     tables.clock = static_cast<Clock*>(plan.clock.mutable_data_ptr());
     tables.rates = plan.rates.mutable_data_ptr<double>();
-    const bool is_watched = stop_flag_ && stop_flag_->device() == plan.device;
-    tables.stop = is_watched ? stop_flag_->const_data_ptr<double>() : nullptr;
+    const at::Tensor flag = stop_flag_ ? stop_flag_->to(plan.device, true) : at::Tensor();
+    tables.stop = flag.defined() ? flag.const_data_ptr<double>() : nullptr;
     tables.num_chunks = static_cast<int64_t>(plan.chunks.rows().size());
     tables.chunk_size = chunk_size(plan.device);
     tables.num_tensors = static_cast<int32_t>(plan.tensors.rows().size());
@@ -191,8 +197,10 @@ void Engine::launch() {
     bindings::step(rule_.place, tables, plan.device);
   }
   for (Slot& slot : slots_) {
-    const bool updated = plans_[slot.device].grads.rows()[slot.row] != nullptr;
-    if (updated && slot.staged_param.defined()) slot.param.detach().copy_(slot.staged_param);
+    if (plans_[slot.device].grads.rows()[slot.row] == nullptr) continue;
+    if (slot.staged_param.defined()) slot.param.detach().copy_(slot.staged_param);
+    // Lets autograd notice a backward pass through values that are gone.
+    if (!slot.param.is_inference()) slot.param.unsafeGetTensorImpl()->bump_version();
   }
 }
 

@@ -66,6 +66,8 @@ void check_grad(const Slot& slot, const at::Tensor& grad) {
                    " must be ", param.scalar_type(), ", got ", grad.scalar_type());
   TORCH_CHECK_VALUE(grad.device() == param.device(), "the gradient of ", slot.describe(),
                     " must be on ", param.device(), ", got ", grad.device());
+  TORCH_CHECK_TYPE(grad.const_data_ptr() != nullptr, "the gradient of ", slot.describe(),
+                   " must have memory of its own; tensor subclasses are not supported");
 }
 
 }  // namespace
@@ -97,6 +99,8 @@ void inspect_param(Slot& slot) {
                     " must be on cpu or cuda, got ", param.device());
   TORCH_CHECK_VALUE(at::has_internal_overlap(param) != at::MemOverlap::Yes, slot.describe(),
                     " must not share memory among its own elements, got strides ", param.strides());
+  TORCH_CHECK_TYPE(param.numel() == 0 || param.const_data_ptr() != nullptr, slot.describe(),
+                   " must have memory of its own; subclasses such as DTensor are not supported");
   find_kind(slot);
   const bool is_dense = param.is_non_overlapping_and_dense();
   slot.staged_param = is_dense ? at::Tensor() : at::empty(param.sizes(), param.options());
@@ -121,11 +125,12 @@ const void* locate_grad(Slot& slot) {
   const bool is_plain = grad.layout() == at::kStrided && grad.sizes() == param.sizes() &&
                         grad.scalar_type() == param.scalar_type() &&
                         grad.device() == param.device();
-  if (!is_plain) check_grad(slot, grad);
+  if (grad.numel() == 0 && is_plain) return &slot;  // not null, never read: it has no chunks
+  if (!is_plain || grad.const_data_ptr() == nullptr) check_grad(slot, grad);
   // Strides of dimensions with one element mean nothing, so two contiguous tensors always fit.
-  const bool fits = (grad.is_contiguous() && param.is_contiguous()) ||
-                    (grad.strides() == param.strides() && !slot.staged_param.defined());
-  if (grad.numel() == 0) return &slot;  // not null, and never read: the tensor has no chunks
+  const bool is_alike = (grad.is_contiguous() && param.is_contiguous()) ||
+                        (grad.strides() == param.strides() && !slot.staged_param.defined());
+  const bool fits = is_alike && !grad.is_neg();  // a lazy negation is not in memory
   if (fits) return grad.const_data_ptr();
   if (!slot.staged_grad.defined()) {
     slot.staged_grad = at::empty_strided(param.sizes(), layout_strides(param), param.options());
@@ -155,6 +160,8 @@ Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_
   } else if (!count.defined()) {
     const auto options = slot.param.options().dtype(at::kFloat);
     count = slot.starts_fresh ? at::zeros({}, options) : at::ones({}, options);
+  } else if (count.device() != slot.param.device()) {
+    count = count.to(slot.param.device());  // the parameter has moved
   }
   // Once kept, the product stays in use: after a cycle the power of the current beta1 is wrong.
   at::Tensor product = rule.product_name ? find_state(states, rule.product_name) : at::Tensor();
@@ -174,7 +181,10 @@ Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_
   return Binding::kBound;
 }
 
-bool has_same_states(const Slot& slot) {
+bool has_same_states(const Slot& slot, const TensorRow& row) {
+  for (size_t k = 0; k < slot.states.size(); ++k) {
+    if (slot.states[k].const_data_ptr() != row.states[k]) return false;
+  }
   for (const auto& [key, value] : slot.entries) {
     if (PyDict_GetItemWithError(slot.state_dict.ptr(), key.ptr()) != value) return false;
   }

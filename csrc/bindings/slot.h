@@ -61,8 +61,9 @@ enum class Binding { kBound, kAbsent, kUnusable };
 Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_momentum,
                     py::handle states);
 
-// Whether the parameter's state dict still holds the very tensors that were bound.
-bool has_same_states(const Slot& slot);
+// Whether the parameter's state dict still holds the very tensors that were bound, and they the
+// memory that the row has.
+bool has_same_states(const Slot& slot, const TensorRow& row);
 
 TensorRow make_row(const Slot& slot);
 

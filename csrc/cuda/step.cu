@@ -47,7 +47,7 @@ cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream)
     error = resident_blocks(reinterpret_cast<const void*>(&step_kernel<Rule>), &resident);
     if (error != cudaSuccess) return;
     // One block at least: a step without chunks still advances the clock.
-    const int64_t blocks = std::clamp<int64_t>(tables.num_chunks, 1, resident);
+    const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(tables.num_chunks, resident));
     step_kernel<Rule><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(tables);
     error = cudaGetLastError();
   });
