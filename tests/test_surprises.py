@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict
 from typing import Any
 
@@ -150,3 +151,49 @@ def test_batches_that_know_how_to_move() -> None:
     assert isinstance(moved, PackedSequence)
     encoding: UserDict[str, Tensor] = UserDict(ids=torch.ones(2))
     assert to_device(encoding, ON_META)["ids"].device == ON_META
+
+
+@pytest.mark.parametrize("rule", [lrfast.AdamW, torch.optim.AdamW])
+def test_an_empty_parameter_has_states_and_counts(rule: Any) -> None:
+    empty, other = make_param(torch.zeros(0, 3)), make_param(torch.ones(2))
+    optimizer = rule([empty, other], lr=0.1)
+    for _ in range(2):
+        optimizer.step()
+    state = optimizer.state[empty]
+    assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
+    assert state["exp_avg"].shape == (0, 3)
+    assert state["step"].item() == 2.0
+
+
+def test_the_same_memory_read_as_another_dtype() -> None:
+    param = make_param(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = lrfast.SGD([param], lr=0.5)
+    optimizer.step()
+    param.grad = None
+    param.data = param.data.view(torch.float16)
+    expected = param.detach() - 0.5
+    param.grad = torch.ones(4, dtype=torch.float16)
+    optimizer.step()
+    assert torch.equal(param.detach(), expected)
+
+
+def test_loading_into_an_optimizer_that_has_gone_on() -> None:
+    param = make_param(torch.ones(3))
+    optimizer = lrfast.AdamW([param], lr=0.1, schedule=lrfast.schedules.one_cycle(20))
+    for _ in range(4):
+        optimizer.step()
+    saved, values = copy.deepcopy(optimizer.state_dict()), param.detach().clone()
+
+    def go_on() -> list[float]:
+        rates = []
+        for _ in range(5):
+            optimizer.step()
+            rates += optimizer.last_rates.tolist()
+        return [*rates, *param.detach().tolist()]
+
+    first = go_on()
+    optimizer.load_state_dict(saved)
+    with torch.no_grad():
+        param.copy_(values)
+    assert optimizer.schedule_step == 4
+    assert go_on() == first
