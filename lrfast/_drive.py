@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrfast._fused import FusedOptimizer
+from lrfast._fused import FusedOptimizer, set_rate
 from lrfast.schedules import Schedule
 
 
@@ -88,15 +88,6 @@ class _HostDriver:
             set_rate(group, rate)
             if momentum is not None:
                 _set_momentum(group, momentum)
-
-
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Set a param group's rate, in place where it is a tensor."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        lr.fill_(rate)
-    else:
-        group["lr"] = rate
 
 
 def _momentum(group: dict[str, Any]) -> float | None:

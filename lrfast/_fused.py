@@ -199,12 +199,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Make the rates that the schedules have reached the groups' own."""
         rates = self.current_rates() if any(self._schedules) else []
         for group, schedule, rate in zip(self.param_groups, self._schedules, rates, strict=False):
-            if schedule is None:
-                continue
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+            if schedule is not None:
+                set_rate(group, rate)
 
     def _attach(self, schedules: list[Schedule | None]) -> None:
         """Put schedules, one per group, in charge from the next step on; rates stay as set."""
@@ -246,7 +242,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if name in state:
             state[name] = state[name].reshape(()).to(param.device, torch.float64)
         elif names["cycles_momentum"]:
-            # Waits for the device, once: when a schedule first cycles an optimizer's momentum.
+            # Waits for the device, once per parameter: when its momentum is first cycled.
             steps = 0.0 if is_new else float(state[names["count"]])
             state[name] = scalar(float(group["betas"][0]) ** steps, dtype=torch.float64)
 
@@ -279,17 +275,25 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _engine_restore(self, snapshot: _Snapshot) -> None:
         schedules, self._clock_at_start, saved = snapshot
         self._schedules = list(schedules)
-        if not saved:
-            self._engine = None
+        engine = self._engine
+        tensors = [] if engine is None else [*engine.clocks(), *engine.rates()]
+        if engine is not None and saved and _shapes(tensors) == _shapes(saved):
+            self._send_schedules(engine)
+            for tensor, values in zip(tensors, saved, strict=True):
+                tensor.copy_(values)
             return
-        engine = self._engine or self._make_engine()
-        self._send_schedules(engine)
-        for tensor, values in zip([*engine.clocks(), *engine.rates()], saved, strict=True):
-            tensor.copy_(values)
+        # Groups were added or states loaded since: the next step makes an engine anew.
+        self._engine = None
+        if saved:
+            self._clock_at_start = int(saved[0].cpu().numpy()[0])
 
 
 # Schedules, clock of an engine yet to be made, copies of the engine's clocks and rates.
 _Snapshot = tuple[list[Schedule | None], int, list[Tensor]]
+
+
+def _shapes(tensors: list[Tensor]) -> list[torch.Size]:
+    return [tensor.shape for tensor in tensors]
 
 
 def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | None = None) -> Any:
@@ -299,6 +303,15 @@ def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | 
             loss = closure()
     optimizer._update()
     return loss
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a param group's rate, in place where it is a tensor."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        lr.fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _check_group(index: int, group: dict[str, Any]) -> None:

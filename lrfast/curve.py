@@ -133,7 +133,7 @@ class LossCurve:
         return self._recorded
 
     def truncate(self, count: int) -> None:
-        """Forget all but the first ``count`` losses; what the status says of them stays.
+        """Forget all but the first ``count`` losses; the running EMA, best and flag stay.
 
         Raises:
             ValueError: If fewer are recorded.

@@ -31,8 +31,8 @@ from lrfast._batches import (
     to_device,
     upload,
 )
-from lrfast._drive import Driver, drive, set_rate
-from lrfast._fused import FusedOptimizer
+from lrfast._drive import Driver, drive
+from lrfast._fused import FusedOptimizer, set_rate
 from lrfast.curve import LossCurve
 from lrfast.groups import GroupSpec, Rates, freeze, freeze_to, layer_groups, spread, unfreeze
 from lrfast.history import History, Stage

@@ -37,7 +37,8 @@ from lrfast._batches import (
     to_device,
     upload,
 )
-from lrfast._drive import drive, set_rate
+from lrfast._drive import drive
+from lrfast._fused import set_rate
 from lrfast.curve import LossCurve
 from lrfast.snapshot import preserved
 from lrfast.suggest import Suggestion

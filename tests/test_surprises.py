@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import lrfast
 from lrfast._batches import to_device
+from lrfast.snapshot import Snapshot
 
 ON_META = torch.device("meta")
 
@@ -197,3 +198,26 @@ def test_loading_into_an_optimizer_that_has_gone_on() -> None:
         param.copy_(values)
     assert optimizer.schedule_step == 4
     assert go_on() == first
+
+
+@pytest.mark.parametrize("change", ["load", "add group"])
+def test_a_snapshot_outlives_the_engine(change: str) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = lrfast.SGD(model.parameters(), lr=0.1, schedule=lrfast.schedules.one_cycle(20))
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    for _ in range(3):
+        optimizer.step()
+    snapshot = Snapshot(model, optimizer)
+    if change == "load":
+        optimizer.load_state_dict(optimizer.state_dict())
+    else:
+        optimizer.add_param_group({"params": [make_param(torch.ones(2))]})
+    optimizer.step()
+    if change == "load":
+        optimizer._engine = None
+    snapshot.restore()
+    assert optimizer.schedule_step == 3
+    optimizer.step()
+    expected = 0.1 * lrfast.schedules.one_cycle(20).at(3)
+    assert optimizer.last_rates.tolist() == [expected]

@@ -10,7 +10,7 @@
 namespace lrfast::bindings {
 
 constexpr int64_t kCpuChunk = 16384;   // elements; small enough to balance a handful of threads
-constexpr int64_t kCudaChunk = 32768;  // elements; a block's preparation is 1 us, its work 50 us
+constexpr int64_t kCudaChunk = 32768;  // elements; many, as each chunk is prepared by one thread
 
 // With CUDA (cuda.cpp), or an error that says it is not built in (no_cuda.cpp).
 namespace cuda_calls {

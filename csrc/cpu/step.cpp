@@ -21,7 +21,7 @@ namespace {
 
 // A chunk costs about as much as this many elements before its first element is touched.
 constexpr int64_t kChunkOverhead = 64;
-// Elements below which a second thread costs more (about 5 us to wake) than it saves.
+// Elements per task: waking a thread for less is not worth it (torch's own grain size).
 constexpr int64_t kMinTaskElements = 32768;
 
 struct Hypers {

@@ -11,7 +11,7 @@ __global__ void record_kernel(const CurveRows curve, const void* loss, LossType 
   record(curve, load_loss(loss, type), rates);
 }
 
-// An EMA is a chain: one thread walks it, at about 20 ns per value, once per look at the curve.
+// An EMA is a chain: one thread walks it, once per look at the curve.
 __global__ void smooth_ema_kernel(const double* values, double* out, int64_t count, double beta) {
   smooth_ema(values, out, count, beta);
 }
