@@ -5,19 +5,26 @@ from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy
 from lrfast.groups import discriminative, freeze, freeze_to, layer_groups, unfreeze
 from lrfast.history import History, Stage
-from lrfast.optim import SGD, AdamW
+from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
 from lrfast.range_test import RangeTest, lr_find
+from lrfast.telemetry import Telemetry
 
 __version__ = "0.1.0"
 __all__ = [
     "SGD",
+    "Adagrad",
+    "Adam",
     "AdamW",
     "CurveStatus",
     "FineTuner",
     "History",
+    "Lion",
     "LossCurve",
+    "NAdam",
+    "RMSprop",
     "RangeTest",
     "Stage",
+    "Telemetry",
     "accuracy",
     "discriminative",
     "freeze",
@@ -27,4 +34,5 @@ __all__ = [
     "schedules",
     "suggest",
     "unfreeze",
+    "wrap",
 ]

@@ -6,9 +6,10 @@ Tensors of optimizer state are made and owned here, in ``self.state``; the engin
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,8 +17,11 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
+from lrfast import _states
 from lrfast._extension import extension
+from lrfast._options import Options, StepOptions
 from lrfast.schedules import Schedule
+from lrfast.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from lrfast import _C
@@ -29,18 +33,26 @@ class FusedOptimizer(torch.optim.Optimizer):
     """What the fused optimizers share: the step, the schedule and their place in checkpoints.
 
     Mixed into a class of torch.optim, in front of it. Beyond torch's interface, every optimizer
-    takes ``schedule=`` and has :meth:`set_schedule`.
+    takes ``schedule=`` and has :meth:`set_schedule`, and takes the arguments of :class:`Options`.
     """
+
+    # torch's GradScaler hands over its scale and its finding, and the step does the rest without a
+    # wait. Set it to False on an optimizer whose trainer wants to clip gradients by itself.
+    _step_supports_amp_scaling = True
 
     _rule: ClassVar[str]
     _engine: _C.Engine | None
+    _options: Options
     _schedules: list[Schedule | None]  # one per group
-    _clock_at_start: int  # steps that the schedule has behind it when the engine is made
+    _clock_at_start: tuple[int, int]  # of an engine yet to be made: see _clock
 
-    def _set_up(self, schedule: Schedule | Sequence[Schedule | None] | None) -> None:
+    def _set_up(
+        self, schedule: Schedule | Sequence[Schedule | None] | None, options: StepOptions
+    ) -> None:
         self._engine = None
+        self._options = Options(**options)
         self._schedules = []
-        self._clock_at_start = 0
+        self._clock_at_start = (0, 0)
         for index, group in enumerate(self.param_groups):
             _check_group(index, group)
         self.set_schedule(schedule)
@@ -71,6 +83,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     # torch.optim wraps step() to run hooks and to mark it for its profiler, at 5 us per call: we
     # run the hooks ourselves, where there are any.
     step.hooked = True  # type: ignore[attr-defined]
+    # torch.compile breaks its graph here and calls the step as it is.
+    step._torchdynamo_disable = True  # type: ignore[attr-defined]
 
     def set_schedule(self, schedule: Schedule | Sequence[Schedule | None] | None) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.
@@ -129,8 +143,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     @property
     def schedule_step(self) -> int:
         """Steps applied since the schedule was set. Waits for the device."""
-        clocks = [] if self._engine is None else self._engine.clocks()
-        return int(clocks[0].cpu().numpy()[0]) if clocks else self._clock_at_start
+        return self._clock()[0]
 
     @property
     def last_rates(self) -> Tensor:
@@ -138,14 +151,103 @@ class FusedOptimizer(torch.optim.Optimizer):
         rates = [] if self._engine is None else self._engine.rates()
         return rates[0] if rates else torch.zeros(len(self.param_groups), dtype=torch.float64)
 
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The norm that gradients are clipped to; may be set at any time."""
+        return self._options.max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, norm: float | None) -> None:
+        self._set_options(replace(self._options, max_grad_norm=norm))
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Norm of the last step's gradients over all parameters, unscaled, before clipping.
+
+        float64 [] on the device; None where no step has needed it (see ``max_grad_norm``,
+        ``skip_nonfinite`` and ``telemetry``).
+        """
+        norms = [] if self._engine is None else self._engine.norms()
+        return norms[0][-2] if norms else None
+
+    def telemetry(self) -> Telemetry:
+        """Return what the last steps were like. Waits for the device.
+
+        Raises:
+            ValueError: If the optimizer was made without ``telemetry=``.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer = torch.nn.Linear(2, 1)
+            >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.5, telemetry=100)
+            >>> layer(torch.ones(1, 2)).sum().backward()
+            >>> optimizer.step()
+            >>> optimizer.telemetry().rates.tolist()
+            [[0.5]]
+        """
+        capacity = self._options.telemetry
+        if capacity == 0:
+            raise ValueError("telemetry must be asked for: make the optimizer with telemetry=1000")
+        records = [] if self._engine is None else self._engine.records()
+        steps = self._clock()[1]
+        first = max(self._clock_at_start[1], steps - capacity)
+        fields: Iterable[Tensor]
+        if records:
+            slots = torch.arange(first, steps) % capacity
+            fields = records[0].cpu()[slots].unbind(-1)
+        else:
+            fields = torch.zeros(4, 0, len(self.param_groups), dtype=torch.float64)
+        return Telemetry(first, *fields)
+
+    @contextmanager
+    def ema_parameters(self) -> Iterator[None]:
+        """Swap the averaged weights in for as long as the ``with`` block runs.
+
+        Values are exchanged in place, so that addresses stay. Parameters that have never been
+        updated have no average and stay as they are.
+
+        Raises:
+            ValueError: If the optimizer was made without ``ema_decay=``.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer = torch.nn.Linear(2, 1)
+            >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.5, ema_decay=0.9)
+            >>> with optimizer.ema_parameters():
+            ...     output = layer(torch.ones(1, 2))
+        """
+        if self._options.ema_decay is None:
+            raise ValueError("ema_decay must be set to average weights, got None")
+        averaged = [
+            (param, self.state[param]["ema"])
+            for group in self.param_groups
+            for param in group["params"]
+            if "ema" in self.state.get(param, {})
+        ]
+        saved = [param.detach().clone() for param, _ in averaged]
+        try:
+            with torch.no_grad():
+                for param, average in averaged:
+                    param.copy_(average)
+            yield
+        finally:
+            with torch.no_grad():
+                for (param, _), values in zip(averaged, saved, strict=True):
+                    param.copy_(values)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return torch.optim's state dict, plus the schedule and its step."""
+        """Return torch.optim's state dict, plus schedule and step counts where they matter."""
         state: dict[str, Any] = super().state_dict()
+        self._mark_unbegun_buffers(state)
+        applied, steps = self._clock()
+        entry: dict[str, Any] = {}
         if any(self._schedules):
-            state[_ENGINE_ENTRY] = {
-                "schedules": [s.to_dict() if s else None for s in self._padded_schedules()],
-                "schedule_step": self.schedule_step,
-            }
+            entry["schedules"] = [s.to_dict() if s else None for s in self._padded_schedules()]
+            entry["schedule_step"] = applied
+        if self._options.stochastic_rounding or self._options.telemetry:
+            entry["steps"] = steps
+        if entry:
+            state[_ENGINE_ENTRY] = entry
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -155,18 +257,19 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         super().load_state_dict(state_dict)
         self._keep_wide_states(state_dict)
-        entry = state_dict.get(_ENGINE_ENTRY)
-        clock = self.schedule_step
-        if entry is not None:
+        entry = state_dict.get(_ENGINE_ENTRY, {})
+        applied, steps = self._clock()
+        if "schedules" in entry:
             self._schedules = [Schedule.from_dict(s) if s else None for s in entry["schedules"]]
-            clock = entry["schedule_step"]
+            applied = entry["schedule_step"]
         self._engine = None
-        self._clock_at_start = clock
+        self._clock_at_start = (applied, entry.get("steps", steps))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
             "_schedules": self._schedules,
-            "_clock_at_start": self.schedule_step,
+            "_options": self._options,
+            "_clock_at_start": self._clock(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -174,14 +277,27 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._engine = None
         super().__setstate__(state)
 
+    def _clock(self) -> tuple[int, int]:
+        """Steps applied since the schedule was set, and in all. Waits for the device."""
+        clocks = [] if self._engine is None else self._engine.clocks()
+        return tuple(clocks[0].tolist()) if clocks else self._clock_at_start
+
+    def _set_options(self, options: Options) -> None:
+        self._options = options
+        if self._engine is not None:
+            self._engine.set_options(options.encode())
+
     def _update(self) -> None:
         engine = self._engine or self._make_engine()
-        missing = engine.step(self.param_groups, self.state)
-        if missing:
-            for group, param in missing:
-                self._prepare_state(param, engine.state_names(group), self.param_groups[group])
-            missing = engine.step(self.param_groups, self.state)
-        if missing:
+        attributes = self.__dict__  # where a GradScaler leaves the two
+        grad_scale, found_inf = attributes.get("grad_scale"), attributes.get("found_inf")
+        missing = engine.step(self.param_groups, self.state, grad_scale, found_inf)
+        if missing is None:
+            return
+        for group, param in missing:
+            self._prepare_state(param, engine.state_names(group), self.param_groups[group])
+        missing = engine.step(self.param_groups, self.state, grad_scale, found_inf)
+        if missing is not None:
             raise RuntimeError(f"{len(missing)} parameters have no usable optimizer state")
 
     def _step_with_hooks(self, closure: Callable[[], Any] | None) -> Any:
@@ -191,7 +307,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _make_engine(self) -> _C.Engine:
         engine: _C.Engine = extension().Engine(self._rule)
         self._send_schedules(engine)
-        engine.set_clock(self._clock_at_start)
+        engine.set_options(self._options.encode())
+        engine.set_clock(*self._clock_at_start)
         self._engine = engine
         return engine
 
@@ -205,7 +322,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _attach(self, schedules: list[Schedule | None]) -> None:
         """Put schedules, one per group, in charge from the next step on; rates stay as set."""
         self._schedules = schedules
-        self._clock_at_start = 0
+        self._clock_at_start = (0, self._clock_at_start[1])
         if self._engine is not None:
             self._send_schedules(self._engine)
 
@@ -224,27 +341,49 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _prepare_state(self, param: Tensor, names: dict[str, Any], group: dict[str, Any]) -> None:
         """Make the states that the engine misses, or bring loaded ones into the form it needs."""
         state = self.state[param]
-        dtype = _state_dtype(param, [state.get(name) for name in names["tensors"]])
-        for name in names["tensors"]:
-            state[name] = _usable_state(name, state.get(name), param, dtype)
-        # Values of the host go to the device by a fill, which does not wait for it.
-        scalar = functools.partial(torch.full, (), device=param.device)
-        is_new = names["count"] not in state
-        if names["count"] is not None:
-            count = state.get(names["count"], 0.0)
-            is_tensor = isinstance(count, Tensor)
-            state[names["count"]] = (
-                count.reshape(()).to(param.device, torch.float32)
-                if is_tensor
-                else scalar(count, dtype=torch.float32)
+        tensors, count, product = names["tensors"], names["count"], names["product"]
+        dtype = self._options.state_dtype_of(param, [state.get(name) for name in tensors])
+        for name in tensors:
+            if state.get(name) is None:
+                state[name] = self._new_state(name, param, dtype)
+            else:
+                state[name] = _states.usable(name, state[name], param, dtype)
+        if self._options.ema_decay is not None:
+            state["ema"] = _states.usable(
+                "ema", state.get("ema", param.detach()), param, _states.average_dtype(param)
             )
-        name = names["product"]
-        if name in state:
-            state[name] = state[name].reshape(()).to(param.device, torch.float64)
-        elif names["cycles_momentum"]:
+        is_new = count not in state
+        if count is not None:
+            state[count] = _states.scalar(state.get(count, 0.0), param, torch.float32)
+        if product in state:
+            state[product] = _states.scalar(state[product], param, torch.float64)
+        elif names["needs_product"]:
             # Waits for the device, once per parameter: when its momentum is first cycled.
-            steps = 0.0 if is_new else float(state[names["count"]])
-            state[name] = scalar(float(group["betas"][0]) ** steps, dtype=torch.float64)
+            steps = 0.0 if is_new else float(state[count])
+            value = self._momentum_product(group, steps)
+            state[product] = _states.scalar(value, param, torch.float64)
+
+    def _new_state(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
+        """A parameter's first state; rules that start elsewhere than at 0 override it."""
+        return _states.zeros_like(param, dtype)
+
+    def _momentum_product(self, group: dict[str, Any], steps: float) -> float:
+        """The product of the momenta of the steps so far, where none was kept."""
+        return float(float(group["betas"][0]) ** steps)
+
+    def _mark_unbegun_buffers(self, state: dict[str, Any]) -> None:
+        """Tell a buffer that no step has filled yet from one of zeros: the first one was skipped.
+
+        torch's SGD says so by None; the engine by a count that torch has no place for.
+        """
+        counts = [] if self._engine is None else self._engine.private_counts()
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        ids = {id(param): index for index, param in enumerate(params)}
+        began = torch.stack([count.cpu() for _, count in counts]).tolist() if counts else []
+        for (param, _), count in zip(counts, began, strict=True):
+            packed = state["state"].get(ids.get(id(param)), {})
+            if count == 0 and packed.get("momentum_buffer") is not None:
+                state["state"][ids[id(param)]] = packed | {"momentum_buffer": None}
 
     def _keep_wide_states(self, state_dict: dict[str, Any]) -> None:
         """Undo torch's cast of states to the parameter's dtype where it loses digits.
@@ -268,15 +407,12 @@ class FusedOptimizer(torch.optim.Optimizer):
         (self._engine or self._make_engine()).watch(flag)
 
     def _engine_snapshot(self) -> _Snapshot:
-        engine = self._engine
-        tensors = [] if engine is None else [*engine.clocks(), *engine.rates()]
-        return list(self._schedules), self._clock_at_start, [t.clone() for t in tensors]
+        return list(self._schedules), self._clock_at_start, [t.clone() for t in self._memory()]
 
     def _engine_restore(self, snapshot: _Snapshot) -> None:
         schedules, self._clock_at_start, saved = snapshot
         self._schedules = list(schedules)
-        engine = self._engine
-        tensors = [] if engine is None else [*engine.clocks(), *engine.rates()]
+        engine, tensors = self._engine, self._memory()
         if engine is not None and saved and _shapes(tensors) == _shapes(saved):
             self._send_schedules(engine)
             for tensor, values in zip(tensors, saved, strict=True):
@@ -285,11 +421,16 @@ class FusedOptimizer(torch.optim.Optimizer):
         # Groups were added or states loaded since: the next step makes an engine anew.
         self._engine = None
         if saved:
-            self._clock_at_start = int(saved[0].cpu().numpy()[0])
+            self._clock_at_start = tuple(saved[0].tolist())
+
+    def _memory(self) -> list[Tensor]:
+        """What the engine itself remembers from step to step: clocks, rates, records."""
+        engine = self._engine
+        return [] if engine is None else [*engine.clocks(), *engine.rates(), *engine.records()]
 
 
-# Schedules, clock of an engine yet to be made, copies of the engine's clocks and rates.
-_Snapshot = tuple[list[Schedule | None], int, list[Tensor]]
+# Schedules, clock of an engine yet to be made, copies of the engine's memory.
+_Snapshot = tuple[list[Schedule | None], tuple[int, int], list[Tensor]]
 
 
 def _shapes(tensors: list[Tensor]) -> list[torch.Size]:
@@ -315,38 +456,20 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def _check_group(index: int, group: dict[str, Any]) -> None:
-    if isinstance(group["lr"], Tensor) and not group["lr"].is_cpu:
+    if group["differentiable"]:
         raise ValueError(
-            f"lr of param_groups[{index}] must be a number or a CPU tensor, got a tensor on "
-            f"{group['lr'].device}; a schedule changes rates on the device"
+            "differentiable must be False: the fused step is not part of the autograd graph; use "
+            "torch.optim for differentiable updates"
         )
-    rate = float(group["lr"])
+    rate = group["lr"]
+    if isinstance(rate, Tensor) and rate.is_cuda:
+        return  # asking a device for its value would wait for it
+    if isinstance(rate, Tensor) and not rate.is_cpu:
+        raise ValueError(
+            f"lr of param_groups[{index}] must be a number or a tensor on cpu or cuda, got one on "
+            f"{rate.device}"
+        )
     if not (math.isfinite(rate) and rate >= 0):
-        raise ValueError(f"lr of param_groups[{index}] must be finite and not negative, got {rate}")
-
-
-def _state_dtype(param: Tensor, states: list[Any]) -> torch.dtype:
-    """The dtype of a parameter's states: its own, or float32 if a half one has such states."""
-    is_half = param.dtype in (torch.bfloat16, torch.float16)
-    is_wide = any(isinstance(s, Tensor) and s.dtype == torch.float32 for s in states)
-    return torch.float32 if is_half and is_wide else param.dtype
-
-
-def _usable_state(name: str, value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
-    """A state in the parameter's shape, device and memory layout."""
-    usable = _zeros_like(param, dtype)
-    if value is None:
-        return usable
-    if not isinstance(value, Tensor) or value.shape != param.shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"state {name!r} must have its parameter's shape {tuple(param.shape)}, got {got}"
+            f"lr of param_groups[{index}] must be finite and not negative, got {float(rate)}"
         )
-    return usable.copy_(value)
-
-
-def _zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros in the memory layout that the engine walks, which is dense even if ``param`` is not."""
-    strides = extension().layout_strides(param)
-    zeros = torch.empty_strided(param.shape, strides, dtype=dtype, device=param.device)
-    return zeros.zero_()

@@ -134,8 +134,8 @@ def test_version_and_type_information() -> None:
 
 # Modules may import, when they are imported, only what stands on a level below theirs.
 LEVELS = (
-    {"_extension", "groups", "snapshot", "suggest", "_batches"},
-    {"schedules", "_schedule", "curve"},
+    {"_extension", "groups", "snapshot", "suggest", "_batches", "telemetry"},
+    {"schedules", "_schedule", "curve", "_options", "_states"},
     {"_fused"},
     {"optim"},
     {"_drive"},

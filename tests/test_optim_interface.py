@@ -116,7 +116,7 @@ def test_a_pre_hook_may_change_the_arguments_and_the_closure_is_run_once() -> No
 @pytest.mark.parametrize("case", STATEFUL, ids=by_name)
 def test_arguments_of_torch_are_accepted(case: OptimizerCase) -> None:
     param = torch.nn.Parameter(torch.ones(3))
-    optimizer = case.ours([("weight", param)], **case.options, foreach=True, fused=True)
+    optimizer = case.ours([("weight", param)], **case.options, foreach=True)
     assert isinstance(optimizer, case.theirs)
     assert optimizer.param_groups[0]["param_names"] == ["weight"]
     param.grad = torch.ones(3)

@@ -6,6 +6,7 @@
 
 #include "core/curve.h"
 #include "core/tables.h"
+#include "cpu/step.h"
 
 namespace lrfast::bindings {
 
@@ -25,6 +26,7 @@ void derivative(const double* values, const double* x, double* out, int64_t coun
 bool is_built();
 }  // namespace cuda_calls
 
-void step(int rule, const StepTables& tables, at::Device device);
+// scratch: for a step on the CPU.
+void step(int rule, const StepTables& tables, at::Device device, cpu::Scratch& scratch);
 
 }  // namespace lrfast::bindings

@@ -24,6 +24,12 @@ class DeviceArray {
   // cannot overtake it.
   const Row* on(at::Device device) {
     if (device.is_cpu()) return rows_.data();
+    return static_cast<const Row*>(bytes_on(device).const_data_ptr());
+  }
+
+  // The same on a GPU, as a tensor of bytes; where values are known on the device alone, they are
+  // copied into it afterwards.
+  at::Tensor& bytes_on(at::Device device) {
     Copy& copy = copy_on(device);
     if (copy.version != version_) {
       const int64_t size = static_cast<int64_t>(rows_.size() * sizeof(Row));
@@ -36,7 +42,7 @@ class DeviceArray {
       copy.bytes.copy_(pinned, /*non_blocking=*/true);
       copy.version = version_;
     }
-    return static_cast<const Row*>(copy.bytes.const_data_ptr());
+    return copy.bytes;
   }
 
  private:

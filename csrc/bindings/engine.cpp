@@ -3,20 +3,49 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <unordered_map>
 
 #include "bindings/device.h"
+#include "bindings/dict_version.h"
+#include "bindings/look.h"
 
 namespace lrfast::bindings {
 namespace {
 
+// Slots ahead whose tensors are fetched while one is looked at: they lie anywhere in memory.
+constexpr size_t kAhead = 6;
+// Handing the interpreter to other threads and taking it back costs 0.1 us: as much as 500
+// elements.
+constexpr int64_t kElementsWorthTheGil = 16384;
+
+constexpr int32_t kUnread = -2;  // stands for a group's schedule until the group is read again
+
 int64_t chunk_size(at::Device device) { return device.is_cpu() ? kCpuChunk : kCudaChunk; }
+
+int64_t elements_of(const at::Tensor& param) {
+  return param.numel() * (param.is_complex() ? 2 : 1);
+}
 
 void append_chunks(const Slot& slot, DevicePlan& plan) {
   const int64_t size = chunk_size(plan.device);
-  for (int64_t c = 0; c * size < slot.param.numel(); ++c) {
+  const int64_t numel = elements_of(slot.param);
+  for (int64_t c = 0; c * size < numel; ++c) {
     plan.chunks.edit().push_back({slot.row, static_cast<int32_t>(c)});
   }
+}
+
+// Closes the groups before this one in the table of where each group's chunks begin.
+void begin_group(size_t group, DevicePlan& plan) {
+  const int64_t chunks = static_cast<int64_t>(plan.chunks.rows().size());
+  if (plan.group_chunks.rows().size() <= group) plan.group_chunks.edit().resize(group + 1, chunks);
+}
+
+const float* scalar_on(const std::optional<at::Tensor>& tensor, at::Device device,
+                       std::vector<at::Tensor>& held) {
+  if (!tensor) return nullptr;
+  held.push_back(tensor->to(device, at::kFloat, /*non_blocking=*/true));
+  return held.back().const_data_ptr<float>();
 }
 
 }  // namespace
@@ -25,6 +54,8 @@ Engine::Engine(const std::string& rule)
     : rule_(find_rule(rule)),
       reader_(rule_),
       params_key_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("params"))) {}
+
+// ---- what the optimizer holds ----------------------------------------------------------------
 
 // Same groups, same parameters in them, on the same devices.
 bool Engine::is_current(const py::list& param_groups) const {
@@ -39,10 +70,7 @@ bool Engine::is_current(const py::list& param_groups) const {
     const Py_ssize_t count = PyList_GET_SIZE(params);
     for (Py_ssize_t i = 0; i < count; ++i, ++next) {
       if (next >= slots_.size() || slots_[next].group != static_cast<int32_t>(g)) return false;
-      const Slot& slot = slots_[next];
-      if (PyList_GET_ITEM(params, i) != slot.object.ptr()) return false;
-      if (slot.param.device() != plans_[slot.device].device) return false;
-      if (slot.param.sizes() != at::IntArrayRef(slot.sizes)) return false;
+      if (PyList_GET_ITEM(params, i) != slots_[next].object.ptr()) return false;
     }
   }
   return next == slots_.size();
@@ -52,7 +80,7 @@ DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) 
   for (DevicePlan& plan : plans) {
     if (plan.device == device) return plan;
   }
-  DevicePlan plan{device, {}, {}, {}, {}, {}, {}};
+  DevicePlan plan{device, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
   for (const DevicePlan& previous : plans_) {
     if (previous.device == device) plan.clock = previous.clock;
   }
@@ -61,8 +89,8 @@ DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) 
     plan.clock = plans_.front().clock.to(device, /*non_blocking=*/true, /*copy=*/true);
   }
   if (!plan.clock.defined()) {
-    plan.clock = at::zeros({2}, at::TensorOptions().dtype(at::kLong).device(device));
-    plan.clock.narrow(0, 0, 1).fill_(initial_clock_);
+    plan.clock = at::zeros({3}, at::TensorOptions().dtype(at::kLong).device(device));
+    for (int64_t i = 0; i < 2; ++i) plan.clock.narrow(0, i, 1).fill_(initial_clock_[i]);
   }
   plans.push_back(std::move(plan));
   return plans.back();
@@ -83,7 +111,8 @@ void Engine::rebuild(const py::list& param_groups) {
       const auto old = known.find(param.ptr());
       Slot slot = old == known.end() ? Slot() : *old->second;
       slot.object = py::reinterpret_borrow<py::object>(param);
-      slot.param = THPVariable_Unpack(param.ptr());
+      slot.param = local_tensor(param);
+      slot.is_local = !slot.param.is_same(THPVariable_Unpack(param.ptr()));
       slot.group = g;
       slot.place = place++;
       slot.is_bound = false;
@@ -93,11 +122,13 @@ void Engine::rebuild(const py::list& param_groups) {
       slot.row = static_cast<int32_t>(plan.tensors.rows().size());
       plan.tensors.edit().push_back({});
       plan.grads.edit().push_back(nullptr);
+      begin_group(g, plan);
       append_chunks(slot, plan);
       slots.push_back(std::move(slot));
     }
   }
   for (DevicePlan& plan : plans) {
+    begin_group(group_objects.size(), plan);
     plan.rates = at::zeros({static_cast<int64_t>(group_objects.size())},
                            at::TensorOptions().dtype(at::kDouble).device(plan.device));
   }
@@ -105,6 +136,7 @@ void Engine::rebuild(const py::list& param_groups) {
   plans_ = std::move(plans);
   group_objects_ = std::move(group_objects);
   groups_.assign(group_objects_.size(), GroupRow{});
+  needs_.assign(group_objects_.size(), Needs{});
   groups_changed_ = true;
   group_schedules_.resize(group_objects_.size(), -1);
   reader_.reset(group_objects_.size());
@@ -113,96 +145,255 @@ void Engine::rebuild(const py::list& param_groups) {
 
 void Engine::read_groups(const py::list& param_groups) {
   for (size_t g = 0; g < groups_.size(); ++g) {
+    PyObject* group = PyList_GET_ITEM(param_groups.ptr(), g);
+    const bool is_rescheduled = groups_[g].schedule != group_schedules_[g];
+    if (!is_rescheduled && reader_.is_unchanged(g, group)) continue;
     GroupRow row = groups_[g];
     row.schedule = group_schedules_[g];
-    const bool read = reader_.read(g, PyList_GET_ITEM(param_groups.ptr(), g), row);
-    if (!read && row.schedule == groups_[g].schedule) continue;
+    if (!reader_.read(g, group, row) && !is_rescheduled) continue;
     groups_[g] = row;
     groups_changed_ = true;
+    const bool cycles = schedules_.cycles_momentum(row.schedule);
+    needs_[g] = {rule_.form(row.hypers, cycles), rule_.needs_product(cycles)};
   }
 }
 
 void Engine::write_groups() {
-  if (!groups_changed_) return;
-  for (DevicePlan& plan : plans_) plan.groups.edit() = groups_;
-  groups_changed_ = false;
+  if (groups_changed_) {
+    for (DevicePlan& plan : plans_) plan.groups.edit() = groups_;
+    groups_changed_ = false;
+  }
+  for (const auto& [group, hyper, value] : reader_.device_hypers()) {
+    for (DevicePlan& plan : plans_) {
+      if (plan.device.is_cpu()) {  // waits: the CPU cannot know it otherwise
+        plan.groups.edit()[group].hypers[hyper] = value.item().toDouble();
+        continue;
+      }
+      const int64_t place = group * static_cast<int64_t>(sizeof(GroupRow) / sizeof(double)) + hyper;
+      at::Tensor bytes = plan.groups.bytes_on(plan.device);
+      bytes.view(at::kDouble).narrow(0, place, 1).copy_(value.reshape({1}), /*non_blocking=*/true);
+    }
+  }
 }
 
-// Brings one parameter's row and gradient up to date. False where it has a gradient but not yet
-// the states that it needs.
-bool Engine::prepare(Slot& slot, const py::dict& state) {
+// Whose states are in another dict than those that were bound.
+void Engine::look_up_states(const py::dict& state) {
+  const uint64_t version = version_of(state.ptr());
+  if (state.is(state_object_) && version == state_version_) return;
+  for (Slot& slot : slots_) {
+    if (!slot.is_bound) continue;
+    PyObject* states = PyDict_GetItemWithError(state.ptr(), slot.object.ptr());
+    if (states != slot.state_dict.ptr()) slot.is_bound = false;
+  }
+  state_object_ = state;
+  state_version_ = version;
+}
+
+// ---- one parameter ---------------------------------------------------------------------------
+
+// Asks for the memory that a slot's turn will need: first what the slot points to, some turns later
+// what that points to.
+void Engine::prefetch(size_t next) const {
+  if (next + 2 * kAhead < slots_.size()) {
+    const Slot& slot = slots_[next + 2 * kAhead];
+    const char* impl = reinterpret_cast<const char*>(slot.param_place.impl);
+    for (int line = 0; line < 3; ++line) __builtin_prefetch(impl + 64 * line);
+    __builtin_prefetch(slot.state_dict.ptr());
+    for (int32_t k = 0; k < slot.num_state_places; ++k) {
+      __builtin_prefetch(slot.state_places[k].impl);
+      __builtin_prefetch(slot.state_places[k].storage);
+    }
+    __builtin_prefetch(slot.param_place.storage);
+  }
+  if (next + kAhead < slots_.size()) {
+    const Slot& slot = slots_[next + kAhead];
+    if (slot.is_local || slot.param_place.impl == nullptr) return;
+    const at::TensorImpl* grad = slot.param.unsafeGetTensorImpl()->grad().unsafeGetTensorImpl();
+    const char* impl = reinterpret_cast<const char*>(grad);
+    for (int line = 0; line < 3; ++line) __builtin_prefetch(impl + 64 * line);
+  }
+}
+
+// Brings one parameter's row and gradient up to date.
+Engine::Readiness Engine::prepare(Slot& slot, const py::dict& state) {
+  const Needs needs = needs_[slot.group];
+  void* grad = nullptr;
+  if (!slot.is_bound || groups_[slot.group].frozen || slot.form != needs.form ||
+      (needs.product && !slot.product.defined()) || slot.uses_staged_grad || !is_unchanged(slot) ||
+      !has_plain_grad(slot, &grad) || (grad != nullptr && !has_same_states(slot))) {
+    return prepare_changed(slot, state);
+  }
+  DeviceArray<void*>& grads = plans_[slot.device].grads;
+  if (grads.rows()[slot.row] != grad) grads.edit()[slot.row] = grad;
+  return Readiness::kReady;
+}
+
+// The same where something is not as it was, or never is.
+Engine::Readiness Engine::prepare_changed(Slot& slot, const py::dict& state) {
   DevicePlan& plan = plans_[slot.device];
-  const GroupRow& group = groups_[slot.group];
+  const bool is_frozen = groups_[slot.group].frozen;
   if (!is_unchanged(slot)) {
+    // Rows, chunks and devices no longer fit.
+    if (slot.param.device() != plan.device || elements_of(slot.param) != slot.elements) {
+      return Readiness::kStale;
+    }
     inspect_param(slot);
     slot.is_bound = false;
   }
-  const void* grad = group.frozen ? nullptr : locate_grad(slot);
-  if (grad != nullptr) {
-    const bool cycles = schedules_.cycles_momentum(group.schedule);
-    const uint8_t form = rule_.form(group.hypers, cycles);
-    const bool lacks_product = cycles && rule_.product_name != nullptr && !slot.product.defined();
-    if (!slot.is_bound || form != slot.form || lacks_product ||
-        !has_same_states(slot, plan.tensors.rows()[slot.row])) {
-      PyObject* states = PyDict_GetItemWithError(state.ptr(), slot.object.ptr());
-      const Binding binding = bind_states(slot, rule_, form, cycles, states);
-      if (binding == Binding::kAbsent) {
-        slot.starts_fresh = true;
-        slot.count.reset();
-      }
-      if (binding != Binding::kBound) return false;
-      plan.tensors.edit()[slot.row] = make_row(slot);
-    }
+  void* grad = is_frozen && !options_.zero_grads ? nullptr : locate_grad(slot);
+  if (grad != nullptr && !is_frozen) {
+    if (!bind(slot, state)) return Readiness::kLacksStates;
     if (slot.staged_param.defined()) slot.staged_param.copy_(slot.param.detach());
   }
   if (plan.grads.rows()[slot.row] != grad) plan.grads.edit()[slot.row] = grad;
+  return Readiness::kReady;
+}
+
+bool Engine::bind(Slot& slot, const py::dict& state) {
+  const GroupRow& group = groups_[slot.group];
+  const bool cycles = schedules_.cycles_momentum(group.schedule);
+  const Needs needs = needs_[slot.group];
+  const bool lacks_product = needs.product && !slot.product.defined();
+  if (slot.is_bound && needs.form == slot.form && !lacks_product && has_same_states(slot)) {
+    return true;
+  }
+  const StateOptions options{options_.stochastic_rounding, options_.ema_decay >= 0.0};
+  PyObject* states = PyDict_GetItemWithError(state.ptr(), slot.object.ptr());
+  const Binding binding = bind_states(slot, rule_, needs.form, cycles, options, states);
+  if (binding == Binding::kAbsent) {
+    slot.starts_fresh = true;
+    slot.count.reset();
+  }
+  if (binding != Binding::kBound) return false;
+  TensorRow row = make_row(slot, options);
+  row.number = static_cast<uint32_t>(&slot - slots_.data());
+  plans_[slot.device].tensors.edit()[slot.row] = row;
   return true;
 }
 
-py::list Engine::step(const py::list& param_groups, const py::dict& state) {
+// ---- the step --------------------------------------------------------------------------------
+
+py::object Engine::step(const py::list& param_groups, const py::dict& state,
+                        const std::optional<at::Tensor>& grad_scale,
+                        const std::optional<at::Tensor>& found_inf) {
   const at::NoGradGuard no_grad;
   if (!is_current(param_groups)) rebuild(param_groups);
-  if (!state.is(state_object_) || PyDict_Size(state.ptr()) != state_size_) {
-    for (Slot& slot : slots_) slot.is_bound = false;
-    state_object_ = state;
-    state_size_ = PyDict_Size(state.ptr());
-  }
+  look_up_states(state);
   read_groups(param_groups);
   py::list missing;
-  for (Slot& slot : slots_) {
-    if (!prepare(slot, state)) missing.append(py::make_tuple(slot.group, slot.object));
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    prefetch(i);
+    const Readiness readiness = prepare(slots_[i], state);
+    if (readiness == Readiness::kStale) {
+      rebuild(param_groups);
+      return step(param_groups, state, grad_scale, found_inf);
+    }
+    if (readiness == Readiness::kLacksStates) {
+      missing.append(py::make_tuple(slots_[i].group, slots_[i].object));
+    }
   }
-  if (missing.size() == 0) launch();
-  return missing;
+  if (missing.size() != 0) return missing;
+  launch(grad_scale, found_inf);
+  return py::none();
 }
 
-void Engine::launch() {
-  write_groups();
+bool Engine::wants_norms() const {
+  if (options_.max_grad_norm > 0.0 || options_.skip_nonfinite || options_.telemetry > 0)
+    return true;
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [](const GroupRow& group) { return group.max_norm > 0.0; });
+}
+
+// The memory of what a step adds up, as far as it is not there yet.
+void Engine::make_totals() {
+  const int64_t groups = static_cast<int64_t>(groups_.size());
   for (DevicePlan& plan : plans_) {
-    StepTables tables{};
-    tables.tensors = plan.tensors.on(plan.device);
-    tables.grads = plan.grads.on(plan.device);
-    tables.groups = plan.groups.on(plan.device);
-    tables.chunks = plan.chunks.on(plan.device);
-    tables.schedules = schedules_.on(plan.device);
-    tables.clock = static_cast<Clock*>(plan.clock.mutable_data_ptr());
-    tables.rates = plan.rates.mutable_data_ptr<double>();
-    const at::Tensor flag = stop_flag_ ? stop_flag_->to(plan.device, true) : at::Tensor();
-    tables.stop = flag.defined() ? flag.const_data_ptr<double>() : nullptr;
-    tables.num_chunks = static_cast<int64_t>(plan.chunks.rows().size());
-    tables.chunk_size = chunk_size(plan.device);
-    tables.num_tensors = static_cast<int32_t>(plan.tensors.rows().size());
-    tables.num_groups = static_cast<int32_t>(groups_.size());
-    const py::gil_scoped_release release;
-    bindings::step(rule_.place, tables, plan.device);
+    const auto numbers = at::TensorOptions().dtype(at::kDouble).device(plan.device);
+    const int64_t chunks = static_cast<int64_t>(plan.chunks.rows().size());
+    if (!plan.norms.defined()) {
+      plan.chunk_squares = at::zeros({chunks + 1}, numbers);  // never empty: null means none
+      plan.norms = at::zeros({groups + 2}, numbers);
+    }
+    if (options_.telemetry > 0 && !plan.records.defined()) {
+      plan.chunk_changes = at::zeros({chunks + 1, 2}, numbers);
+      plan.records = at::zeros({options_.telemetry, groups, kRecordFields}, numbers);
+    }
   }
+}
+
+StepTables Engine::tables_of(DevicePlan& plan) {
+  StepTables tables{};
+  tables.tensors = plan.tensors.on(plan.device);
+  tables.grads = plan.grads.on(plan.device);
+  tables.groups = plan.groups.on(plan.device);
+  tables.chunks = plan.chunks.on(plan.device);
+  tables.group_chunks = plan.group_chunks.on(plan.device);
+  tables.schedules = schedules_.on(plan.device);
+  tables.clock = static_cast<Clock*>(plan.clock.mutable_data_ptr());
+  tables.rates = plan.rates.mutable_data_ptr<double>();
+  tables.gradients.max_norm = options_.max_grad_norm;
+  tables.gradients.skip_nonfinite = options_.skip_nonfinite;
+  tables.gradients.zero = options_.zero_grads;
+  tables.average_weight = 1.0 - options_.ema_decay;
+  tables.has_averages = options_.ema_decay >= 0.0;
+  tables.seed = options_.seed;
+  tables.num_chunks = static_cast<int64_t>(plan.chunks.rows().size());
+  tables.chunk_size = chunk_size(plan.device);
+  tables.num_tensors = static_cast<int32_t>(plan.tensors.rows().size());
+  tables.num_groups = static_cast<int32_t>(groups_.size());
+  return tables;
+}
+
+void Engine::launch(const std::optional<at::Tensor>& grad_scale,
+                    const std::optional<at::Tensor>& found_inf) {
+  const bool norms = wants_norms();
+  TORCH_CHECK_VALUE(!norms || plans_.size() <= 1,
+                    "max_grad_norm, skip_nonfinite and telemetry need "
+                    "all parameters on one device, got parameters on ",
+                    plans_.size(), " devices");
+  if (norms) make_totals();
+  write_groups();
+  std::vector<at::Tensor> held;
+  for (DevicePlan& plan : plans_) {
+    StepTables tables = tables_of(plan);
+    tables.gradients.scale = scalar_on(grad_scale, plan.device, held);
+    tables.gradients.found_inf = scalar_on(found_inf, plan.device, held);
+    if (norms) {
+      tables.totals.chunk_squares = plan.chunk_squares.mutable_data_ptr<double>();
+      tables.totals.norms = plan.norms.mutable_data_ptr<double>();
+    }
+    if (options_.telemetry > 0) {
+      tables.totals.chunk_changes = plan.chunk_changes.mutable_data_ptr<double>();
+      tables.totals.records = plan.records.mutable_data_ptr<double>();
+      tables.totals.capacity = options_.telemetry;
+    }
+    if (stop_flag_) {
+      held.push_back(stop_flag_->to(plan.device, true));
+      tables.stop = held.back().const_data_ptr<double>();
+    }
+    if (tables.num_chunks * tables.chunk_size < kElementsWorthTheGil) {
+      bindings::step(rule_.place, tables, plan.device, plan.scratch);
+    } else {
+      const py::gil_scoped_release release;
+      bindings::step(rule_.place, tables, plan.device, plan.scratch);
+    }
+  }
+  finish_launch();
+}
+
+// Brings staged values home and tells autograd what has changed.
+void Engine::finish_launch() {
   for (Slot& slot : slots_) {
     if (plans_[slot.device].grads.rows()[slot.row] == nullptr) continue;
+    if (options_.zero_grads && slot.uses_staged_grad) grad_of(slot).zero_();
+    if (groups_[slot.group].frozen) continue;
     if (slot.staged_param.defined()) slot.param.detach().copy_(slot.staged_param);
     // Lets autograd notice a backward pass through values that are gone.
     if (!slot.param.is_inference()) slot.param.unsafeGetTensorImpl()->bump_version();
   }
 }
+
+// ---- what Python sets and reads --------------------------------------------------------------
 
 void Engine::set_schedules(const std::vector<ScheduleTuple>& schedules,
                            const std::vector<int32_t>& group_schedules) {
@@ -213,7 +404,18 @@ void Engine::set_schedules(const std::vector<ScheduleTuple>& schedules,
   }
   schedules_.assign(schedules);
   group_schedules_ = group_schedules;
-  set_clock(0);
+  for (GroupRow& group : groups_) group.schedule = kUnread;
+  initial_clock_[0] = 0;
+  for (DevicePlan& plan : plans_) plan.clock.narrow(0, 0, 1).fill_(0);
+}
+
+void Engine::set_options(const EngineOptions& options) {
+  options_ = options;
+  for (Slot& slot : slots_) slot.is_bound = false;
+  for (DevicePlan& plan : plans_) {
+    plan.records.reset();
+    plan.chunk_changes.reset();
+  }
 }
 
 void Engine::watch(std::optional<at::Tensor> flag) {
@@ -232,25 +434,53 @@ py::dict Engine::state_names(int32_t group) const {
   result["tensors"] = tensors;
   result["count"] = rule_.count_name ? py::object(py::str(rule_.count_name)) : py::none();
   result["product"] = rule_.product_name ? py::object(py::str(rule_.product_name)) : py::none();
-  result["cycles_momentum"] = cycles && rule_.product_name != nullptr;
+  result["needs_product"] = rule_.needs_product(cycles);
   return result;
 }
 
 std::vector<at::Tensor> Engine::clocks() const {
   std::vector<at::Tensor> views;
-  for (const DevicePlan& plan : plans_) views.push_back(plan.clock.narrow(0, 0, 1));
+  for (const DevicePlan& plan : plans_) views.push_back(plan.clock.narrow(0, 0, 2));
   return views;
 }
 
-void Engine::set_clock(int64_t applied) {
-  initial_clock_ = applied;
-  for (at::Tensor& view : clocks()) view.fill_(applied);
+void Engine::set_clock(int64_t applied, int64_t steps) {
+  initial_clock_[0] = applied;
+  initial_clock_[1] = steps;
+  for (DevicePlan& plan : plans_) {
+    for (int64_t i = 0; i < 2; ++i) plan.clock.narrow(0, i, 1).fill_(initial_clock_[i]);
+  }
 }
 
 std::vector<at::Tensor> Engine::rates() const {
   std::vector<at::Tensor> all;
   for (const DevicePlan& plan : plans_) all.push_back(plan.rates);
   return all;
+}
+
+std::vector<at::Tensor> Engine::norms() const {
+  std::vector<at::Tensor> all;
+  for (const DevicePlan& plan : plans_) {
+    if (plan.norms.defined()) all.push_back(plan.norms);
+  }
+  return all;
+}
+
+std::vector<at::Tensor> Engine::records() const {
+  std::vector<at::Tensor> all;
+  for (const DevicePlan& plan : plans_) {
+    if (plan.records.defined()) all.push_back(plan.records);
+  }
+  return all;
+}
+
+py::list Engine::private_counts() const {
+  py::list counts;
+  if (rule_.count_name != nullptr) return counts;
+  for (const Slot& slot : slots_) {
+    if (slot.count.defined()) counts.append(py::make_tuple(slot.object, slot.count));
+  }
+  return counts;
 }
 
 }  // namespace lrfast::bindings

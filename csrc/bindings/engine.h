@@ -9,18 +9,36 @@
 #include "bindings/param_groups.h"
 #include "bindings/schedules.h"
 #include "bindings/slot.h"
+#include "cpu/step.h"
 
 namespace lrfast::bindings {
+
+// What a step does besides the rule. Set by Python whenever the optimizer's attributes change.
+struct EngineOptions {
+  double max_grad_norm = 0.0;  // of all groups that have none of their own; 0: none
+  bool skip_nonfinite = false;
+  bool zero_grads = false;
+  double ema_decay = -1.0;  // negative: no average is kept
+  bool stochastic_rounding = false;
+  uint64_t seed = 0;
+  int64_t telemetry = 0;  // steps that the ring of records holds; 0: none
+};
 
 // The tables of the parameters on one device.
 struct DevicePlan {
   at::Device device;
   DeviceArray<TensorRow> tensors;
-  DeviceArray<const void*> grads;  // [tensors] as the step before this one found them
+  DeviceArray<void*> grads;  // [tensors] as the step before this one found them
   DeviceArray<GroupRow> groups;
   DeviceArray<ChunkRow> chunks;
-  at::Tensor clock;  // [2] int64: a Clock
-  at::Tensor rates;  // [groups] float64: the rates that the last step used
+  DeviceArray<int64_t> group_chunks;  // [groups + 1]
+  at::Tensor clock;                   // [3] int64: a Clock
+  at::Tensor rates;                   // [groups] float64: the rates that the last step used
+  at::Tensor chunk_squares;           // [chunks] float64; undefined while no norm is wanted
+  at::Tensor norms;                   // [groups + 2] float64, likewise
+  at::Tensor chunk_changes;           // [chunks, 2] float64; undefined without telemetry
+  at::Tensor records;                 // [telemetry, groups, kRecordFields] float64, likewise
+  cpu::Scratch scratch;
 };
 
 class Engine {
@@ -28,12 +46,18 @@ class Engine {
   explicit Engine(const std::string& rule);
 
   // Updates every parameter that has a gradient. Where states are missing it updates nothing and
-  // returns [(group, parameter)], for Python to create them and to call again.
-  py::list step(const py::list& param_groups, const py::dict& state);
+  // returns [(group, parameter)], for Python to create them and to call again. grad_scale and
+  // found_inf: one float32 each, from a GradScaler.
+  py::object step(const py::list& param_groups, const py::dict& state,
+                  const std::optional<at::Tensor>& grad_scale,
+                  const std::optional<at::Tensor>& found_inf);
 
-  // group_schedules: [groups], each an index into schedules or -1. Sets the clock to zero.
+  // group_schedules: [groups], each an index into schedules or -1. Sets the schedules' clock to
+  // zero.
   void set_schedules(const std::vector<ScheduleTuple>& schedules,
                      const std::vector<int32_t>& group_schedules);
+
+  void set_options(const EngineOptions& options);
 
   // While flag (one float64 on the parameters' device) is not zero, step() changes nothing.
   void watch(std::optional<at::Tensor> flag);
@@ -41,10 +65,15 @@ class Engine {
   // Names of the states that a parameter of the group needs, as of the last step() call.
   py::dict state_names(int32_t group) const;
 
-  // Steps applied since the schedule was set: [1] int64 views of each device's clock.
+  // Steps applied since the schedule was set, and in all: [2] int64 views of each device's clock.
   std::vector<at::Tensor> clocks() const;
-  void set_clock(int64_t applied);
+  void set_clock(int64_t applied, int64_t steps);
   std::vector<at::Tensor> rates() const;
+  // Of the last step that took them: [groups + 2], and the ring [capacity, groups, 4].
+  std::vector<at::Tensor> norms() const;
+  std::vector<at::Tensor> records() const;
+  // Counts of the rules that torch keeps none for: [(parameter, count)].
+  py::list private_counts() const;
 
   int64_t rebuilds() const { return rebuilds_; }
 
@@ -54,23 +83,39 @@ class Engine {
   DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans) const;
   void read_groups(const py::list& param_groups);
   void write_groups();
-  bool prepare(Slot& slot, const py::dict& state);
-  void launch();
+  void look_up_states(const py::dict& state);
+  void prefetch(size_t next) const;
+  enum class Readiness { kReady, kLacksStates, kStale };
+  Readiness prepare(Slot& slot, const py::dict& state);
+  Readiness prepare_changed(Slot& slot, const py::dict& state);
+  bool bind(Slot& slot, const py::dict& state);
+  bool wants_norms() const;
+  void make_totals();
+  StepTables tables_of(DevicePlan& plan);
+  void launch(const std::optional<at::Tensor>& grad_scale,
+              const std::optional<at::Tensor>& found_inf);
+  void finish_launch();
 
   RuleInfo rule_;
+  EngineOptions options_;
   ParamGroupReader reader_;
   ScheduleArrays schedules_;
   std::vector<int32_t> group_schedules_;
   std::vector<py::object> group_objects_;
   std::vector<GroupRow> groups_;
+  struct Needs {  // what the group's parameters need of their slots
+    uint8_t form;
+    bool product;
+  };
+  std::vector<Needs> needs_;  // [groups]
   bool groups_changed_ = true;
   std::vector<Slot> slots_;  // in the order of param_groups
   std::vector<DevicePlan> plans_;
   std::optional<at::Tensor> stop_flag_;
   py::object params_key_;
   py::object state_object_;  // held, so that a new dict cannot have its address
-  Py_ssize_t state_size_ = 0;
-  int64_t initial_clock_ = 0;  // for plans yet to be made
+  uint64_t state_version_ = 0;
+  int64_t initial_clock_[2] = {0, 0};  // for plans yet to be made
   int64_t rebuilds_ = 0;
 };
 

@@ -30,14 +30,24 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("layout_strides", &layout_strides, arg("param"));
 
+  py::class_<EngineOptions>(m, "EngineOptions")
+      .def(py::init<double, bool, bool, double, bool, uint64_t, int64_t>(), arg("max_grad_norm"),
+           arg("skip_nonfinite"), arg("zero_grads"), arg("ema_decay"), arg("stochastic_rounding"),
+           arg("seed"), arg("telemetry"));
+
   py::class_<Engine>(m, "Engine")
       .def(py::init<const std::string&>(), arg("rule"))
-      .def("step", &Engine::step, arg("param_groups"), arg("state"))
+      .def("step", &Engine::step, arg("param_groups"), arg("state"), arg("grad_scale"),
+           arg("found_inf"))
       .def("set_schedules", &Engine::set_schedules, arg("schedules"), arg("group_schedules"))
+      .def("set_options", &Engine::set_options, arg("options"))
       .def("watch", &Engine::watch, arg("flag"))
       .def("state_names", &Engine::state_names, arg("group"))
       .def("clocks", &Engine::clocks)
-      .def("set_clock", &Engine::set_clock, arg("applied"))
+      .def("set_clock", &Engine::set_clock, arg("applied"), arg("steps"))
       .def("rates", &Engine::rates)
+      .def("norms", &Engine::norms)
+      .def("records", &Engine::records)
+      .def("private_counts", &Engine::private_counts)
       .def_property_readonly("rebuilds", &Engine::rebuilds);
 }

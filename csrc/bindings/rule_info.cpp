@@ -18,6 +18,7 @@ RuleInfo find_rule(const std::string& name) {
               {std::begin(Rule::kStates), std::end(Rule::kStates)},
               Rule::kCountName,
               Rule::kProductName,
+              Rule::kAlwaysProduct,
               &Rule::form};
     });
     return info;

@@ -14,8 +14,13 @@ struct RuleInfo {
   std::vector<HyperName> hypers;
   std::vector<StateNames> forms;
   const char* count_name;    // state that holds the tensor's update count, or null
-  const char* product_name;  // state that holds the product of beta1, or null
+  const char* product_name;  // state that holds the product of the momenta used, or null
+  bool always_product;       // keeps it even while no schedule cycles the momentum
   uint8_t (*form)(const double* hypers, bool cycles_momentum);
+
+  bool needs_product(bool cycles_momentum) const {
+    return product_name != nullptr && (always_product || cycles_momentum);
+  }
 };
 
 // Throws std::invalid_argument for a name that core/rules.h does not list.

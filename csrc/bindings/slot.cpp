@@ -8,50 +8,69 @@
 
 #include <sstream>
 
+#include "bindings/dict_version.h"
+
 namespace lrfast::bindings {
 namespace {
 
-Kind find_kind(const Slot& slot) {
-  const at::ScalarType param = slot.param.scalar_type();
-  const bool wide_states = !slot.states.empty() && slot.states[0].scalar_type() == at::kFloat;
+constexpr const char* kAverageName = "ema";  // in optimizer.state, beside torch's
+
+bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
+// The type of the numbers that the kernels see: a complex tensor is twice as many real ones.
+at::ScalarType real_type(const at::Tensor& tensor) {
+  return c10::toRealValueType(tensor.scalar_type());
+}
+
+Kind find_kind(const Slot& slot, const StateOptions& options) {
+  const at::ScalarType param = real_type(slot.param);
+  const at::ScalarType states = slot.states.empty() ? param : real_type(slot.states[0]);
   switch (param) {
     case at::kFloat:
-      return Kind::kFloat32;
+      return states == at::kBFloat16 ? Kind::kFloat32StatesBFloat16 : Kind::kFloat32;
     case at::kDouble:
       return Kind::kFloat64;
     case at::kBFloat16:
-      return wide_states ? Kind::kBFloat16StatesFloat32 : Kind::kBFloat16;
+      if (options.stochastic_rounding) {
+        return states == at::kFloat ? Kind::kStochasticBFloat16StatesFloat32
+                                    : Kind::kStochasticBFloat16;
+      }
+      return states == at::kFloat ? Kind::kBFloat16StatesFloat32 : Kind::kBFloat16;
     case at::kHalf:
-      return wide_states ? Kind::kFloat16StatesFloat32 : Kind::kFloat16;
+      return states == at::kFloat ? Kind::kFloat16StatesFloat32 : Kind::kFloat16;
     default:
-      TORCH_CHECK_TYPE(false, slot.describe(),
-                       " must be float32, float64, bfloat16 or float16, got ", param);
+      TORCH_CHECK_TYPE(
+          false, slot.describe(),
+          " must be float32, float64, bfloat16, float16, complex64 or complex128, got ",
+          slot.param.scalar_type());
   }
 }
+
+// Types that states of a parameter may have.
+bool is_state_type(at::ScalarType state, at::ScalarType param) {
+  return state == param || (state == at::kFloat && is_half(param)) ||
+         (state == at::kBFloat16 && param == at::kFloat);
+}
+
+// Averages are kept in the type that the arithmetic runs in.
+at::ScalarType average_type(at::ScalarType param) { return is_half(param) ? at::kFloat : param; }
 
 // The state of that name, or an undefined tensor where it is missing, None or no tensor.
 at::Tensor find_state(py::handle states, const char* name) {
   if (!states) return {};
   PyObject* value = PyDict_GetItemString(states.ptr(), name);
   if (value == nullptr || !THPVariable_Check(value)) return {};
-  return THPVariable_Unpack(value);
+  return local_tensor(value);
 }
 
-bool is_usable_state(const at::Tensor& state, const Slot& slot, at::ScalarType dtype) {
-  return state.device() == slot.param.device() && state.scalar_type() == dtype &&
-         state.sizes() == slot.param.sizes() &&
+bool is_usable_state(const at::Tensor& state, const Slot& slot) {
+  return state.device() == slot.param.device() && state.sizes() == slot.param.sizes() &&
          state.strides() == at::IntArrayRef(layout_strides(slot.param));
 }
 
 bool is_usable_scalar(const at::Tensor& scalar, const Slot& slot, at::ScalarType dtype) {
   return scalar.defined() && scalar.device() == slot.param.device() &&
          scalar.scalar_type() == dtype && scalar.numel() == 1;
-}
-
-void note_entry(Slot& slot, const char* name) {
-  auto key = py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name));
-  const PyObject* value = PyDict_GetItemWithError(slot.state_dict.ptr(), key.ptr());
-  slot.entries.emplace_back(std::move(key), value);
 }
 
 // Raises for a gradient that is not of its parameter's kind.
@@ -70,13 +89,32 @@ void check_grad(const Slot& slot, const at::Tensor& grad) {
                    " must have memory of its own; tensor subclasses are not supported");
 }
 
+// The private count of a rule that torch keeps none for: whether the buffers have begun.
+at::Tensor make_count(const Slot& slot) {
+  const auto options = at::TensorOptions().dtype(at::kFloat).device(slot.param.device());
+  if (!slot.count.defined())
+    return slot.starts_fresh ? at::zeros({}, options) : at::ones({}, options);
+  return slot.count.to(slot.param.device());  // elsewhere only if the parameter has moved
+}
+
 }  // namespace
+
+Place::Place(const at::Tensor& tensor)
+    : impl(tensor.unsafeGetTensorImpl()),
+      storage(impl->unsafe_storage().unsafeGetStorageImpl()),
+      storage_data(impl->unsafe_storage().data()) {}
 
 std::string Slot::describe() const {
   std::ostringstream text;
   text << "parameter " << place << " of param_groups[" << group << "] (shape " << param.sizes()
        << ")";
   return text.str();
+}
+
+at::Tensor local_tensor(py::handle tensor) {
+  const at::Tensor& whole = THPVariable_Unpack(tensor.ptr());
+  if (THPVariable_CheckExact(tensor.ptr()) || !py::hasattr(tensor, "_local_tensor")) return whole;
+  return THPVariable_Unpack(py::object(tensor.attr("_local_tensor")).ptr());
 }
 
 std::vector<int64_t> layout_strides(const at::Tensor& param) {
@@ -92,115 +130,126 @@ std::vector<int64_t> layout_strides(const at::Tensor& param) {
 
 void inspect_param(Slot& slot) {
   const at::Tensor& param = slot.param;
-  TORCH_CHECK_TYPE(param.layout() == at::kStrided && !param.is_complex(), slot.describe(),
-                   " must be a strided real tensor, got ", param.layout(), " ",
-                   param.scalar_type());
+  TORCH_CHECK_TYPE(param.layout() == at::kStrided, slot.describe(), " must be strided, got ",
+                   param.layout());
   TORCH_CHECK_VALUE(param.is_cpu() || param.is_cuda(), slot.describe(),
                     " must be on cpu or cuda, got ", param.device());
   TORCH_CHECK_VALUE(at::has_internal_overlap(param) != at::MemOverlap::Yes, slot.describe(),
                     " must not share memory among its own elements, got strides ", param.strides());
   TORCH_CHECK_TYPE(param.numel() == 0 || param.const_data_ptr() != nullptr, slot.describe(),
-                   " must have memory of its own; subclasses such as DTensor are not supported");
-  find_kind(slot);
+                   " must have memory of its own, as a tensor subclass may not");
+  TORCH_CHECK_TYPE(!param.is_conj() && !param.is_neg(), slot.describe(),
+                   " must not be a lazy conjugate or negation; call resolve_conj() and "
+                   "resolve_neg() on it");
+  find_kind(slot, {});
   const bool is_dense = param.is_non_overlapping_and_dense();
   slot.staged_param = is_dense ? at::Tensor() : at::empty(param.sizes(), param.options());
   slot.staged_grad.reset();
-  slot.param_data = param.const_data_ptr();
-  slot.dtype = param.scalar_type();
-  slot.sizes = param.sizes().vec();
-  slot.strides = param.strides().vec();
+  slot.param_place = Place(param);
+  slot.elements = param.numel() * (param.is_complex() ? 2 : 1);
+  slot.param_offset = param.storage_offset();
+  slot.type = param.dtype();
+  slot.layout.assign(param.sizes().begin(), param.sizes().end());
+  slot.layout.append(param.strides().begin(), param.strides().end());
 }
 
-bool is_unchanged(const Slot& slot) {
-  const at::Tensor& param = slot.param;
-  return param.const_data_ptr() == slot.param_data && param.scalar_type() == slot.dtype &&
-         param.sizes() == at::IntArrayRef(slot.sizes) &&
-         param.strides() == at::IntArrayRef(slot.strides);
+at::Tensor grad_of(const Slot& slot) {
+  if (!slot.is_local) return slot.param.unsafeGetTensorImpl()->grad();
+  const py::object grad = slot.object.attr("grad");
+  if (grad.is_none()) return {};
+  TORCH_CHECK_TYPE(py::hasattr(grad, "_local_tensor"), "the gradient of ", slot.describe(),
+                   " must be a DTensor, as the parameter is");
+  TORCH_CHECK_VALUE(grad.attr("placements").equal(slot.object.attr("placements")),
+                    "the gradient of ", slot.describe(), " must be placed as the parameter is");
+  return local_tensor(grad);
 }
 
-const void* locate_grad(Slot& slot) {
-  const at::Tensor& grad = slot.param.unsafeGetTensorImpl()->grad();
+void* locate_grad(Slot& slot) {
+  at::Tensor local;
+  if (slot.is_local) local = grad_of(slot);
+  const at::Tensor& grad = slot.is_local ? local : slot.param.unsafeGetTensorImpl()->grad();
+  slot.uses_staged_grad = false;
   if (!grad.defined()) return nullptr;
   const at::Tensor& param = slot.param;
   const bool is_plain = grad.layout() == at::kStrided && grad.sizes() == param.sizes() &&
                         grad.scalar_type() == param.scalar_type() &&
                         grad.device() == param.device();
   if (grad.numel() == 0 && is_plain) return &slot;  // not null, never read: it has no chunks
-  if (!is_plain || grad.const_data_ptr() == nullptr) check_grad(slot, grad);
+  const void* data = is_plain ? grad.const_data_ptr() : nullptr;
+  if (data == nullptr) check_grad(slot, grad);
   // Strides of dimensions with one element mean nothing, so two contiguous tensors always fit.
   const bool is_alike = (grad.is_contiguous() && param.is_contiguous()) ||
                         (grad.strides() == param.strides() && !slot.staged_param.defined());
-  const bool fits = is_alike && !grad.is_neg();  // a lazy negation is not in memory
-  if (fits) return grad.const_data_ptr();
+  // A lazy negation or conjugation is not in memory.
+  if (is_alike && !grad.is_neg() && !grad.is_conj()) return const_cast<void*>(data);
   if (!slot.staged_grad.defined()) {
     slot.staged_grad = at::empty_strided(param.sizes(), layout_strides(param), param.options());
   }
   slot.staged_grad.copy_(grad);
-  return slot.staged_grad.const_data_ptr();
+  slot.uses_staged_grad = true;
+  return slot.staged_grad.mutable_data_ptr();
 }
 
 Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_momentum,
-                    py::handle states) {
+                    const StateOptions& options, py::handle states) {
   const StateNames& names = rule.forms[form];
+  const at::ScalarType param_type = real_type(slot.param);
   std::vector<at::Tensor> found;
   for (int k = 0; k < names.count; ++k) {
     at::Tensor state = find_state(states, names.names[k]);
     if (!state.defined()) return Binding::kAbsent;
-    const at::ScalarType param_type = slot.param.scalar_type();
-    const bool is_half = param_type == at::kHalf || param_type == at::kBFloat16;
-    const bool is_wide = is_half && state.scalar_type() == at::kFloat;
-    if (!is_usable_state(state, slot, is_wide ? at::kFloat : param_type)) return Binding::kUnusable;
-    if (k > 0 && state.scalar_type() != found[0].scalar_type()) return Binding::kUnusable;
+    if (!is_usable_state(state, slot) || !is_state_type(real_type(state), param_type) ||
+        (k > 0 && state.scalar_type() != found[0].scalar_type())) {
+      return Binding::kUnusable;
+    }
     found.push_back(std::move(state));
   }
-  at::Tensor count = slot.count;
-  if (rule.count_name != nullptr) {
-    count = find_state(states, rule.count_name);
-    if (!is_usable_scalar(count, slot, at::kFloat)) return Binding::kUnusable;
-  } else if (!count.defined()) {
-    const auto options = slot.param.options().dtype(at::kFloat);
-    count = slot.starts_fresh ? at::zeros({}, options) : at::ones({}, options);
-  } else if (count.device() != slot.param.device()) {
-    count = count.to(slot.param.device());  // the parameter has moved
+  at::Tensor average;
+  if (options.keeps_average) {
+    average = find_state(states, kAverageName);
+    if (!average.defined() || !is_usable_state(average, slot) ||
+        real_type(average) != average_type(param_type)) {
+      return Binding::kUnusable;
+    }
   }
+  const bool has_count = rule.count_name != nullptr;
+  at::Tensor count = has_count ? find_state(states, rule.count_name) : make_count(slot);
+  if (!is_usable_scalar(count, slot, at::kFloat)) return Binding::kUnusable;
   // Once kept, the product stays in use: after a cycle the power of the current beta1 is wrong.
   at::Tensor product = rule.product_name ? find_state(states, rule.product_name) : at::Tensor();
   if (!is_usable_scalar(product, slot, at::kDouble)) {
-    if (product.defined() || (cycles_momentum && rule.product_name)) return Binding::kUnusable;
+    if (product.defined() || rule.needs_product(cycles_momentum)) return Binding::kUnusable;
   }
-  slot.state_dict = py::reinterpret_borrow<py::object>(states);
-  slot.entries.clear();
-  for (int k = 0; k < names.count; ++k) note_entry(slot, names.names[k]);
-  if (rule.count_name) note_entry(slot, rule.count_name);
-  if (product.defined()) note_entry(slot, rule.product_name);
   slot.states = std::move(found);
+  slot.average = std::move(average);
   slot.count = std::move(count);
   slot.product = std::move(product);
+  slot.num_state_places = 0;
+  const auto note = [&](const at::Tensor& tensor) {
+    if (tensor.defined()) slot.state_places[slot.num_state_places++] = Place(tensor);
+  };
+  for (const at::Tensor& state : slot.states) note(state);
+  note(slot.average);
+  note(slot.count);
+  note(slot.product);
+  slot.state_dict = py::reinterpret_borrow<py::object>(states);
+  slot.state_version = states ? version_of(states.ptr()) : 0;
   slot.form = form;
   slot.is_bound = true;
   return Binding::kBound;
 }
 
-bool has_same_states(const Slot& slot, const TensorRow& row) {
-  for (size_t k = 0; k < slot.states.size(); ++k) {
-    if (slot.states[k].const_data_ptr() != row.states[k]) return false;
-  }
-  for (const auto& [key, value] : slot.entries) {
-    if (PyDict_GetItemWithError(slot.state_dict.ptr(), key.ptr()) != value) return false;
-  }
-  return true;
-}
-
-TensorRow make_row(const Slot& slot) {
+TensorRow make_row(const Slot& slot, const StateOptions& options) {
   TensorRow row{};
   const at::Tensor& target = slot.staged_param.defined() ? slot.staged_param : slot.param;
   row.param = target.mutable_data_ptr();
   for (size_t k = 0; k < slot.states.size(); ++k) row.states[k] = slot.states[k].mutable_data_ptr();
+  if (slot.average.defined()) row.average = slot.average.mutable_data_ptr();
   row.count = slot.count.mutable_data_ptr<float>();
-  if (slot.product.defined()) row.momentum_product = slot.product.mutable_data_ptr<double>();
-  row.numel = slot.param.numel();
+  if (slot.product.defined()) row.product = slot.product.mutable_data_ptr<double>();
+  row.numel = slot.elements;
   row.group = slot.group;
-  row.kind = find_kind(slot);
+  row.kind = find_kind(slot, options);
   row.form = slot.form;
   return row;
 }

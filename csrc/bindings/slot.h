@@ -5,7 +5,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "bindings/rule_info.h"
@@ -13,33 +12,58 @@
 
 namespace lrfast::bindings {
 
+// Where a tensor's elements were when it was last looked at. Its memory can be swapped under the
+// same object: by .data =, by set_(), by resizing its storage.
+struct Place {
+  const at::TensorImpl* impl = nullptr;
+  const c10::StorageImpl* storage = nullptr;
+  const void* storage_data = nullptr;
+
+  Place() = default;
+  explicit Place(const at::Tensor& tensor);
+};
+
+// What the kernels can make of states in other types than their parameter's.
+struct StateOptions {
+  bool stochastic_rounding = false;  // of bfloat16 parameters and their bfloat16 states
+  bool keeps_average = false;        // of the weights
+};
+
 struct Slot {
+  // What every step looks at comes first, and together.
   py::object object;  // the parameter in param_groups; its identity is the slot's
-  at::Tensor param;
+  at::Tensor param;   // what the kernels update: the parameter, or its local part
+  Place param_place;
+  int64_t param_offset = 0;             // in its storage
+  caffe2::TypeMeta type;                // of the elements
+  c10::SmallVector<int64_t, 4> layout;  // sizes, then strides
+  int64_t elements = 0;                 // real numbers
+  py::object state_dict;                // optimizer.state[parameter]
+  uint64_t state_version = 0;           // of that dict when its entries were bound
   int32_t group = 0;
-  int32_t place = 0;   // in the group
   int32_t device = 0;  // which of the engine's device plans
   int32_t row = 0;     // in that plan
-
+  int32_t num_state_places = 0;
   bool is_bound = false;      // states are known, the row is valid
+  bool is_local = false;      // part of a DTensor: param is its local tensor
   bool starts_fresh = false;  // its states were absent when it got its first gradient
+  bool uses_staged_grad = false;
   uint8_t form = 0;
-  std::vector<at::Tensor> states;
-  at::Tensor count;
-  at::Tensor product;
-  py::object state_dict;                                        // optimizer.state[parameter]
-  std::vector<std::pair<py::object, const PyObject*>> entries;  // of it, those bound
+  Place state_places[kMaxStates + 3];  // states, average, count, product: those that there are
 
-  // The parameter as it was when its row was made; storage can be swapped under the same object.
-  const void* param_data = nullptr;
-  at::ScalarType dtype = at::kFloat;
-  std::vector<int64_t> sizes;
-  std::vector<int64_t> strides;
   at::Tensor staged_param;  // dense stand-in for a parameter with gaps in memory
   at::Tensor staged_grad;   // gradient in the parameter's layout, where it comes in another
+  at::Tensor product;
+  at::Tensor count;
+  at::Tensor average;
+  std::vector<at::Tensor> states;
+  int32_t place = 0;  // in the group
 
   std::string describe() const;
 };
+
+// The tensor behind a Python tensor: a DTensor's local part, otherwise itself.
+at::Tensor local_tensor(py::handle tensor);
 
 // Strides [dim] of the memory that the kernels walk: the parameter's own where it is dense.
 std::vector<int64_t> layout_strides(const at::Tensor& param);
@@ -47,24 +71,20 @@ std::vector<int64_t> layout_strides(const at::Tensor& param);
 // Raises for a parameter that no kernel can update, and notes how it lies in memory.
 void inspect_param(Slot& slot);
 
-// Whether the parameter still lies in memory as inspect_param() found it.
-bool is_unchanged(const Slot& slot);
-
 // Where the kernels find the gradient, laid out like the parameter; null for none. Raises for a
 // gradient of another shape, dtype, device or layout than the parameter.
-const void* locate_grad(Slot& slot);
+void* locate_grad(Slot& slot);
+
+// The gradient itself, as torch holds it; undefined for none.
+at::Tensor grad_of(const Slot& slot);
 
 // Whether a parameter's states are there, in the dtype, layout and device that the kernels need.
 enum class Binding { kBound, kAbsent, kUnusable };
 
 // Takes the states that the rule's form needs from the parameter's state dict.
 Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_momentum,
-                    py::handle states);
+                    const StateOptions& options, py::handle states);
 
-// Whether the parameter's state dict still holds the very tensors that were bound, and they the
-// memory that the row has.
-bool has_same_states(const Slot& slot, const TensorRow& row);
-
-TensorRow make_row(const Slot& slot);
+TensorRow make_row(const Slot& slot, const StateOptions& options);
 
 }  // namespace lrfast::bindings

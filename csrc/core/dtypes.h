@@ -22,8 +22,13 @@ struct Float16 {
   uint16_t bits;
 };
 
-// Element types of one parameter (and its gradient) and of its states. Torch keeps the states of a
-// half parameter in half; a checkpoint may bring float ones, which stay float.
+// A bfloat16 that is rounded up or down at random, so that small updates survive on average.
+struct StochasticBFloat16 {
+  uint16_t bits;
+};
+
+// Element types of one parameter (and its gradient) and of its states. Torch keeps states in their
+// parameter's type; a checkpoint, or state_dtype, may bring others.
 enum class Kind : uint8_t {
   kFloat32,
   kFloat64,
@@ -31,6 +36,9 @@ enum class Kind : uint8_t {
   kFloat16,
   kBFloat16StatesFloat32,
   kFloat16StatesFloat32,
+  kFloat32StatesBFloat16,
+  kStochasticBFloat16,
+  kStochasticBFloat16StatesFloat32,
 };
 
 template <class Element>
@@ -50,6 +58,8 @@ LRFAST_HD double to_compute(double x) { return x; }
 LRFAST_HD float to_compute(BFloat16 x) {
   return bits_as<float>(static_cast<uint32_t>(x.bits) << 16);
 }
+
+LRFAST_HD float to_compute(StochasticBFloat16 x) { return to_compute(BFloat16{x.bits}); }
 
 LRFAST_HD float to_compute(Float16 x) {
 #if defined(__CUDA_ARCH__)
@@ -76,10 +86,28 @@ LRFAST_HD void from_compute(double x, double& out) { out = x; }
 
 // Round to nearest, ties to even; NaN stays NaN.
 LRFAST_HD void from_compute(float x, BFloat16& out) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+#else
   const uint32_t bits = bits_as<uint32_t>(x);
   const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  const uint32_t kept = x != x ? (bits | 0x400000u) : rounded;
+  const uint32_t kept = x != x ? 0x7fffffffu : rounded;
   out.bits = static_cast<uint16_t>(kept >> 16);
+#endif
+}
+
+// Rounds away from zero with the probability that the digits cut off stand for: noise is added to
+// them, and what it carries over counts. Infinity and NaN get none.
+LRFAST_HD void from_compute(float x, StochasticBFloat16& out, uint32_t noise) {
+  const uint32_t bits = bits_as<uint32_t>(x);
+  const uint32_t is_finite = ~(((bits & 0x7f800000u) + 0x800000u) >> 31) & 1u;
+  const uint32_t sum = bits + (noise & (0xffffu * is_finite));
+#if defined(__CUDA_ARCH__)
+  // The conversion makes a NaN of a NaN; a comparison would need predicates, which spill.
+  asm("cvt.rz.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(bits_as<float>(sum)));
+#else
+  out.bits = static_cast<uint16_t>((x != x ? 0x7fffffffu : sum) >> 16);
+#endif
 }
 
 LRFAST_HD void from_compute(float x, Float16& out) {
@@ -116,6 +144,12 @@ LRFAST_HD void with_types(Kind kind, Visitor&& visit) {
       return visit.template operator()<BFloat16, float>();
     case Kind::kFloat16StatesFloat32:
       return visit.template operator()<Float16, float>();
+    case Kind::kFloat32StatesBFloat16:
+      return visit.template operator()<float, BFloat16>();
+    case Kind::kStochasticBFloat16:
+      return visit.template operator()<StochasticBFloat16, StochasticBFloat16>();
+    case Kind::kStochasticBFloat16StatesFloat32:
+      return visit.template operator()<StochasticBFloat16, float>();
   }
 }
 

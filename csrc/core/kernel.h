@@ -2,22 +2,49 @@
 // only in how they walk elements.
 #pragma once
 
+#include <type_traits>
+
 #include "core/dtypes.h"
+#include "core/noise.h"
 #include "core/platform.h"
 
 namespace lrfast {
 
-// state(k): the element's k-th state, in memory or in a register.
-template <class Rule, uint8_t form, class Param, class State, class Scalars>
+// Stores a value as its element type has it.
+template <class T, class Element>
+LRFAST_HD void store(T value, Element& out, const Noise& noise, int64_t element, int which) {
+  if constexpr (std::is_same_v<Element, StochasticBFloat16>) {
+    from_compute(value, out, noise(element, which));
+  } else {
+    from_compute(value, out);
+  }
+}
+
+// What an element's update needs besides the element; prepared once per tensor and step.
+template <class Rule, class T>
+struct Update {
+  typename Rule::template Scalars<T> scalars;
+  T factor;  // multiplies the gradient: the scaler's inverse times the clipping
+  Noise noise;
+};
+
+// state(k): the element's k-th state, in memory or in a register; element: its index in the tensor.
+template <class Rule, uint8_t form, class Param, class State>
 LRFAST_HD void update_element(Param& param, const Param& grad, State&& state,
-                              const Scalars& scalars) {
+                              const Update<Rule, compute_t<Param>>& update, int64_t element) {
   constexpr int kStates = Rule::kStates[form].count;
   compute_t<Param> value = to_compute(param);
   compute_t<Param> held[kStates > 0 ? kStates : 1];
   for (int k = 0; k < kStates; ++k) held[k] = to_compute(state(k));
-  Rule::template apply<form>(value, to_compute(grad), held, scalars);
-  for (int k = 0; k < kStates; ++k) from_compute(held[k], state(k));
-  from_compute(value, param);
+  Rule::template apply<form>(value, to_compute(grad) * update.factor, held, update.scalars);
+  for (int k = 0; k < kStates; ++k) store(held[k], state(k), update.noise, element, k + 1);
+  store(value, param, update.noise, element, 0);
+}
+
+// An exponential moving average's step towards a value; weight: 1 - decay.
+template <class T>
+LRFAST_HD void average_element(T& average, T value, T weight) {
+  average = average + (value - average) * weight;
 }
 
 // Calls visit.template operator()<form>() with the rule's form as a constant.

@@ -13,6 +13,7 @@ namespace lrfast {
 // base^exponent for exponent >= 0, by squaring: at most 2 * 63 multiplications.
 LRFAST_HD double integer_power(double base, int64_t exponent) {
   double result = 1.0;
+  LRFAST_NO_UNROLL
   for (; exponent > 0; exponent >>= 1) {
     if (exponent & 1) result *= base;
     base *= base;
@@ -30,6 +31,7 @@ LRFAST_HD double sine_of_quarter_turn(double x) {
   double term = near_zero ? angle : 1.0;
   double sum = term;
   const int first = near_zero ? 2 : 1;
+  LRFAST_NO_UNROLL
   for (int k = first; k < first + 18; k += 2) {
     term *= -square / (k * (k + 1.0));
     sum += term;
@@ -45,6 +47,7 @@ LRFAST_HD double exponential(double x) {
   const double n = std::floor(x * kInverseLn2 + 0.5);
   const double r = (x - n * kLn2High) - n * kLn2Low;
   double sum = 1.0;
+  LRFAST_NO_UNROLL
   for (int k = 14; k >= 1; --k) sum = 1.0 + sum * r / k;
   return std::ldexp(sum, static_cast<int>(n));
 }

@@ -8,9 +8,12 @@
 #define LRFAST_HD inline __attribute__((always_inline))
 #endif
 
-// Full unrolling, which keeps small arrays in registers. The host's compiler decides by itself.
+// Full unrolling keeps small arrays in registers; none keeps registers free where time does not
+// matter. The host's compiler decides by itself.
 #if defined(__CUDA_ARCH__)
 #define LRFAST_UNROLL _Pragma("unroll")
+#define LRFAST_NO_UNROLL _Pragma("unroll 1")
 #else
 #define LRFAST_UNROLL
+#define LRFAST_NO_UNROLL
 #endif

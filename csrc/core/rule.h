@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/math.h"
 #include "core/platform.h"
 #include "core/tables.h"
 
@@ -21,8 +22,30 @@ struct StateNames {
 };
 
 struct TensorClock {
-  double count;             // updates applied to this tensor before this one
-  double momentum_product;  // of the beta1 used so far, or negative when beta1 is not cycled
+  double count;    // updates applied to this tensor before this one
+  double product;  // of the momenta used so far, or negative where none is kept
 };
+
+// Powers as a kernel computes them; the CPU driver remembers the last ones instead.
+struct PlainPowers {
+  LRFAST_HD double operator()(double base, int64_t exponent) const {
+    return integer_power(base, exponent);
+  }
+};
+
+// What rules without a product of their own say of it.
+struct NoProduct {
+  static constexpr const char* kProductName = nullptr;
+  static constexpr bool kAlwaysProduct = false;
+  LRFAST_HD static double product_factor(const double*, double) { return 1.0; }
+};
+
+// The gradient as torch's rules see it first: its sign turned to maximize, then the L2 penalty. No
+// penalty is no operation, so that an infinite weight does not turn into NaN.
+template <class T>
+LRFAST_HD T add_penalty(T grad, T sign, T param, T penalty) {
+  grad = sign * grad;
+  return penalty != T(0) ? grad + penalty * param : grad;
+}
 
 }  // namespace lrfast

@@ -1,7 +1,11 @@
 // The registry: the one list of update rules. A rule that stands here exists on every device.
 #pragma once
 
-#include "core/rules/adamw.h"
+#include "core/rules/adagrad.h"
+#include "core/rules/adam.h"
+#include "core/rules/lion.h"
+#include "core/rules/nadam.h"
+#include "core/rules/rmsprop.h"
 #include "core/rules/sgd.h"
 
 namespace lrfast {
@@ -19,6 +23,6 @@ struct RuleList {
   static constexpr const char* kNames[] = {Rule::kName...};
 };
 
-using Rules = RuleList<Sgd, AdamW>;
+using Rules = RuleList<Sgd, Adam, NAdam, RmsProp, Adagrad, Lion>;
 
 }  // namespace lrfast

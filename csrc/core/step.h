@@ -1,7 +1,10 @@
 // What every driver does around its element loop: a group's hyperparameters at this step, a
-// tensor's scalars, and the advance of the counts afterwards.
+// tensor's scalars, the norms of gradients, and the advance of the counts afterwards.
 #pragma once
 
+#include <cmath>
+
+#include "core/kernel.h"
 #include "core/rule.h"
 #include "core/schedule.h"
 #include "core/tables.h"
@@ -10,28 +13,107 @@ namespace lrfast {
 
 LRFAST_HD bool is_stopped(const StepTables& t) { return t.stop != nullptr && *t.stop != 0.0; }
 
+LRFAST_HD bool is_finite(double x) { return x - x == 0.0; }
+
+// Whether this step leaves everything but the gradients as it is. Stands after the norm pass.
+LRFAST_HD bool is_skipped(const StepTables& t) {
+  if (t.gradients.found_inf != nullptr && *t.gradients.found_inf != 0.0f) return true;
+  return t.gradients.skip_nonfinite && !is_finite(t.totals.norms[t.num_groups]);
+}
+
 LRFAST_HD bool is_updated(const StepTables& t, int32_t tensor) {
   return t.grads[tensor] != nullptr && t.groups[t.tensors[tensor].group].frozen == 0;
 }
+
+// ---- hyperparameters and scalars -------------------------------------------------------------
 
 // The group's hyperparameters with its schedule's values at this step in place.
 template <class Rule>
 LRFAST_HD void resolve_hypers(const GroupRow& group, const ScheduleValues& values, double* hypers) {
   for (int i = 0; i < Rule::kNumHypers; ++i) hypers[i] = group.hypers[i];
   hypers[Rule::kRate] *= values.rate;
-  if (values.cycles_momentum) hypers[Rule::kMomentum] = values.momentum;
+  if constexpr (Rule::kMomentum >= 0) {
+    if (values.cycles_momentum) hypers[Rule::kMomentum] = values.momentum;
+  }
 }
 
-template <class Rule, class T>
-LRFAST_HD typename Rule::template Scalars<T> prepare(const TensorRow& row, const double* hypers) {
-  const TensorClock clock{*row.count, row.momentum_product ? *row.momentum_product : -1.0};
-  return Rule::template prepare<T>(hypers, clock);
+// What multiplies a gradient before its rule sees it. The scaler's inverse is rounded to float, as
+// torch's GradScaler.unscale_ does it.
+LRFAST_HD double unscaling(const GradientOptions& gradients) {
+  return gradients.scale == nullptr ? 1.0 : static_cast<float>(1.0 / *gradients.scale);
 }
+
+// torch.nn.utils.clip_grad_norm_'s coefficient.
+LRFAST_HD double clip_coefficient(double norm, double max_norm) {
+  const double coefficient = max_norm / (norm + 1e-6);
+  return coefficient < 1.0 ? coefficient : norm == norm ? 1.0 : norm;
+}
+
+LRFAST_HD double gradient_factor(const StepTables& t, int32_t group) {
+  const double unscale = unscaling(t.gradients);
+  const double own = t.groups[group].max_norm;
+  const double max_norm = own > 0.0 ? own : t.gradients.max_norm;
+  if (max_norm <= 0.0) return unscale;
+  return unscale * clip_coefficient(t.totals.norms[own > 0.0 ? group : t.num_groups + 1], max_norm);
+}
+
+template <class Rule, class T, class Powers>
+LRFAST_HD Update<Rule, T> prepare(const StepTables& t, const TensorRow& row, const double* hypers,
+                                  Powers&& powers) {
+  const TensorClock clock{*row.count, row.product ? *row.product : -1.0};
+  return {Rule::template prepare<T>(hypers, clock, powers),
+          static_cast<T>(gradient_factor(t, row.group)),
+          Noise::at(t.seed, row.number, t.clock->steps)};
+}
+
+// ---- sums ------------------------------------------------------------------------------------
+
+// Chunks' sums of one group, from first on in strides. Their order is fixed, so that a norm does
+// not depend on the number of threads.
+LRFAST_HD double sum_chunks(const StepTables& t, const double* chunks, int width, int32_t group,
+                            int64_t first, int64_t stride) {
+  double sum = 0.0;
+  const int64_t end = t.group_chunks[group + 1];
+  for (int64_t c = t.group_chunks[group] + first; c < end; c += stride) sum += chunks[c * width];
+  return sum;
+}
+
+// Once every norms[g] holds its group's sum of squares: turns them into norms.
+LRFAST_HD void finish_norms(const StepTables& t) {
+  double all = 0.0;
+  double shared = 0.0;
+  const double unscale = unscaling(t.gradients);
+  double* norms = t.totals.norms;
+  for (int32_t g = 0; g < t.num_groups; ++g) {
+    all += norms[g];
+    if (t.groups[g].max_norm <= 0.0) shared += norms[g];
+    norms[g] = std::sqrt(norms[g]) * unscale;
+  }
+  norms[t.num_groups] = std::sqrt(all) * unscale;
+  norms[t.num_groups + 1] = std::sqrt(shared) * unscale;
+}
+
+// One of the sums in a group's line in the ring of records; the clock still shows the step before.
+LRFAST_HD void write_record(const StepTables& t, int32_t group, RecordField field, double squares) {
+  const int64_t slot = t.clock->steps % t.totals.capacity;
+  double* record = t.totals.records + (slot * t.num_groups + group) * kRecordFields;
+  record[kRecordRate] = t.rates[group];
+  record[kRecordGradNorm] = t.totals.norms[group];
+  record[field] = std::sqrt(squares);
+}
+
+// ---- counts ----------------------------------------------------------------------------------
 
 // After a tensor's update. Only now: until then other threads still read the old counts.
-LRFAST_HD void advance(const TensorRow& row, double momentum) {
+template <class Rule>
+LRFAST_HD void advance(const TensorRow& row, const double* hypers) {
+  if (row.product) *row.product *= Rule::product_factor(hypers, *row.count);
   *row.count += 1.0f;
-  if (row.momentum_product) *row.momentum_product *= momentum;
+}
+
+LRFAST_HD void advance(Clock& clock) {
+  clock.applied += 1;
+  clock.steps += 1;
 }
 
 }  // namespace lrfast

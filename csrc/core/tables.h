@@ -15,16 +15,19 @@ constexpr int kMaxHypers = 8;
 struct TensorRow {
   void* param;               // [numel]
   void* states[kMaxStates];  // [numel] each, in the order that the rule names them
+  void* average;             // [numel] of the type that the arithmetic runs in; null: none is kept
   float* count;              // [] updates applied to this tensor so far
-  double* momentum_product;  // [] product of the beta1 used so far; null unless beta1 is cycled
+  double* product;           // [] product of the momenta used so far; may be null
   int64_t numel;
   int32_t group;
+  uint32_t number;  // place among the optimizer's parameters
   Kind kind;
   uint8_t form;  // which of its rule's forms: which states it has
 };
 
 struct GroupRow {
   double hypers[kMaxHypers];  // in the order that the rule names them; the rate comes first
+  double max_norm;            // clips this group's gradients alone; 0: it shares the optimizer's
   int32_t schedule;           // row in ScheduleTables, or -1
   int32_t frozen;             // 1: parameters, states and counts stay as they are
 };
@@ -36,18 +39,47 @@ struct ChunkRow {  // elements [index * chunk_size, (index + 1) * chunk_size) of
 
 struct Clock {
   int64_t applied;      // steps applied since the schedule was set
-  int32_t blocks_done;  // CUDA: blocks of the running step that have finished
+  int64_t steps;        // steps applied in all
+  int32_t blocks_done;  // CUDA: blocks of the running kernel that have finished
 };
+
+// How gradients become what the rule sees.
+struct GradientOptions {
+  const float* scale;      // divides them; may be null
+  const float* found_inf;  // the step is skipped where this is not zero; may be null
+  double max_norm;         // of the groups that have none of their own, together; 0: none
+  bool skip_nonfinite;     // skip the step where their norm is not finite
+  bool zero;               // set them to zero afterwards, also where the step is skipped
+};
+
+// Sums that a step makes. Without a norm pass, chunk_squares is null, and so are all others.
+struct Totals {
+  double* chunk_squares;  // [num_chunks] squares of the gradients as they lie in memory
+  double* norms;          // [num_groups + 2] of the unscaled gradients; then of all, and of those
+                          // that share a max_norm
+  double* chunk_changes;  // [num_chunks][2] squares of updates and of updated weights; may be null
+  double* records;        // [capacity][num_groups][kRecordFields] ring of past steps
+  int64_t capacity;
+};
+
+enum RecordField { kRecordRate, kRecordGradNorm, kRecordUpdateNorm, kRecordWeightNorm };
+constexpr int kRecordFields = 4;
 
 struct StepTables {
   const TensorRow* tensors;
-  const void* const* grads;  // [num_tensors], laid out like the parameter; null: no update
+  void* const* grads;  // [num_tensors], laid out like the parameter; null: no update
   const GroupRow* groups;
   const ChunkRow* chunks;
+  const int64_t* group_chunks;  // [num_groups + 1] where each group's chunks begin
   ScheduleTables schedules;
   Clock* clock;
   double* rates;       // [num_groups] out: the rates that this step used
   const double* stop;  // no updates while *stop is not zero; may be null
+  GradientOptions gradients;
+  Totals totals;
+  double average_weight;  // 1 - decay of the weights' moving average
+  bool has_averages;      // whether any tensor keeps one
+  uint64_t seed;          // of stochastic rounding
   int64_t num_chunks;
   int64_t chunk_size;
   int32_t num_tensors;

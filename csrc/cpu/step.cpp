@@ -1,81 +1,144 @@
 #include "cpu/step.h"
 
-#include <algorithm>
-#include <vector>
-
-#include "core/kernel.h"
 #include "core/rules.h"
-#include "core/step.h"
-
-// The compiler makes one copy of the element loops per instruction set and picks at load time.
-// Sanitizers cannot: their runtime is not up yet when the picking runs.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(LRFAST_NO_CLONES)
-#define LRFAST_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
-#else
-#define LRFAST_CLONES
-#endif
+#include "cpu/passes.h"
+#include "cpu/tasks.h"
 
 namespace lrfast::cpu {
 namespace {
 
-// A chunk costs about as much as this many elements before its first element is touched.
-constexpr int64_t kChunkOverhead = 64;
-// Elements per task: waking a thread for less is not worth it (torch's own grain size).
-constexpr int64_t kMinTaskElements = 32768;
+// While one chunk is updated, the memory of the chunk this far ahead is on its way: small tensors
+// lie anywhere, and the processor cannot guess where.
+constexpr int64_t kAhead = 2;
+constexpr int64_t kPrefetchBytes = 256;
 
-struct Hypers {
-  double values[kMaxHypers];
+// ---- scalars ---------------------------------------------------------------------------------
+
+// The last two powers that were asked for: groups mostly differ in their rates alone.
+class RememberedPowers {
+ public:
+  double operator()(double base, int64_t exponent) {
+    for (const Power& power : powers_) {
+      if (power.base == base && power.exponent == exponent) return power.value;
+    }
+    Power& power = powers_[next_];
+    next_ = 1 - next_;
+    power = {base, exponent, integer_power(base, exponent)};
+    return power.value;
+  }
+
+ private:
+  struct Power {
+    double base = 0.0;
+    int64_t exponent = -1;
+    double value = 0.0;
+  };
+  Power powers_[2];
+  int next_ = 0;
 };
 
 // Tensors of one group mostly share their count, and then their scalars: prepare them once.
 template <class Rule, class T>
-struct ScalarsMemo {
+struct UpdateMemo {
   int32_t group = -1;
   float count = 0;
   double product = 0;
-  typename Rule::template Scalars<T> scalars{};
+  Update<Rule, T> update{};
 
-  const typename Rule::template Scalars<T>& get(const TensorRow& row, const Hypers* hypers) {
-    const double row_product = row.momentum_product ? *row.momentum_product : 0.0;
+  const Update<Rule, T>& get(const StepTables& t, const TensorRow& row, const Hypers* hypers,
+                             RememberedPowers& powers) {
+    const double row_product = row.product ? *row.product : 0.0;
     if (row.group != group || *row.count != count || row_product != product) {
       group = row.group;
       count = *row.count;
       product = row_product;
-      scalars = prepare<Rule, T>(row, hypers[row.group].values);
+      update = prepare<Rule, T>(t, row, hypers[row.group].values, powers);
     }
-    return scalars;
+    return update;
   }
 };
 
 template <class Rule>
 struct Memos {
-  ScalarsMemo<Rule, float> floats;
-  ScalarsMemo<Rule, double> doubles;
+  UpdateMemo<Rule, float> floats;
+  UpdateMemo<Rule, double> doubles;
+  RememberedPowers powers;
 
   template <class T>
-  const typename Rule::template Scalars<T>& get(const TensorRow& row, const Hypers* hypers) {
+  Update<Rule, T> get(const StepTables& t, const TensorRow& row, const Hypers* hypers) {
     if constexpr (sizeof(T) == sizeof(float)) {
-      return floats.get(row, hypers);
+      return floats.get(t, row, hypers, powers);
     } else {
-      return doubles.get(row, hypers);
+      return doubles.get(t, row, hypers, powers);
     }
   }
 };
 
-template <class Rule, uint8_t form, class Param, class State, class Scalars>
-LRFAST_HD void update_range(const TensorRow& row, const void* grads, const Scalars& given,
-                            int64_t begin, int64_t end) {
+// ---- elements --------------------------------------------------------------------------------
+
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD void update_range(const TensorRow& row, const void* grads,
+                            const Update<Rule, compute_t<Param>>& given, int64_t begin,
+                            int64_t end) {
   Param* params = static_cast<Param*>(row.param);
   const Param* gradients = static_cast<const Param*>(grads);
   State* states[kMaxStates];
   for (int k = 0; k < kMaxStates; ++k) states[k] = static_cast<State*>(row.states[k]);
-  const Scalars scalars = given;  // a local copy: stores to float arrays cannot change it
+  const auto update = given;  // a local copy: stores to float arrays cannot change it
 #pragma GCC ivdep
   for (int64_t i = begin; i < end; ++i) {
     update_element<Rule, form>(
-        params[i], gradients[i], [&](int k) -> State& { return states[k][i]; }, scalars);
+        params[i], gradients[i], [&](int k) -> State& { return states[k][i]; }, update, i);
   }
+}
+
+// The rule and the passes behind it, tile by tile, so that each element comes from memory once.
+template <class UpdateTile>
+LRFAST_HD void update_tiles(const StepTables& t, int64_t c, Range range, UpdateTile&& update_tile) {
+  const int32_t tensor = t.chunks[c].tensor;
+  const TensorRow& row = t.tensors[tensor];
+  double* sums = t.totals.chunk_changes ? t.totals.chunk_changes + 2 * c : nullptr;
+  double before[kTile];
+  for (int64_t begin = range.begin; begin < range.end; begin += kTile) {
+    const int64_t end = std::min(begin + kTile, range.end);
+    if (sums) widen_tile(row, begin, end, before);
+    update_tile(begin, end);
+    if (row.average) average_tile(t, row, begin, end);
+    if (t.gradients.zero) zero_tile(row.kind, t.grads[tensor], begin, end);
+    if (sums) add_changes(row, before, begin, end, sums);
+  }
+}
+
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD void update_chunk(const StepTables& t, int64_t c, Memos<Rule>& memos,
+                            const Hypers* hypers) {
+  using T = compute_t<Param>;
+  const ChunkRow chunk = t.chunks[c];
+  const TensorRow& row = t.tensors[chunk.tensor];
+  const void* grads = t.grads[chunk.tensor];
+  const Range range = range_of(t, chunk);
+  Update<Rule, T> update = memos.template get<T>(t, row, hypers);
+  update.noise = Noise::at(t.seed, row.number, t.clock->steps);
+  const auto update_tile = [&](int64_t begin, int64_t end) {
+    update_range<Rule, form, Param, State>(row, grads, update, begin, end);
+  };
+  if (row.average || t.gradients.zero || t.totals.chunk_changes) {
+    update_tiles(t, c, range, update_tile);
+  } else {
+    update_tile(range.begin, range.end);
+  }
+}
+
+void prefetch_chunk(const StepTables& t, ChunkRow chunk) {
+  const TensorRow& row = t.tensors[chunk.tensor];
+  if (chunk.index > 0) return;  // the memory behind the chunk before
+  const char* arrays[] = {
+      static_cast<const char*>(row.param), static_cast<const char*>(t.grads[chunk.tensor]),
+      static_cast<const char*>(row.states[0]), static_cast<const char*>(row.states[1])};
+  for (const char* array : arrays) {
+    for (int64_t byte = 0; byte < kPrefetchBytes; byte += 64) __builtin_prefetch(array + byte, 1);
+  }
+  __builtin_prefetch(row.count, 1);
 }
 
 template <class Rule>
@@ -83,23 +146,27 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
                                  int64_t end) {
   Memos<Rule> memos;
   for (int64_t c = begin; c < end; ++c) {
-    const ChunkRow chunk = t.chunks[c];
-    if (!is_updated(t, chunk.tensor)) continue;
-    const TensorRow& row = t.tensors[chunk.tensor];
-    const int64_t first = chunk.index * t.chunk_size;
-    const int64_t last = std::min(first + t.chunk_size, row.numel);
-    with_types(row.kind, [&]<class Param, class State>() {
-      const auto& scalars = memos.template get<compute_t<Param>>(row, hypers);
-      with_form<Rule>(row.form, [&]<uint8_t form>() {
-        update_range<Rule, form, Param, State>(row, t.grads[chunk.tensor], scalars, first, last);
+    if (c + kAhead < end) prefetch_chunk(t, t.chunks[c + kAhead]);
+    if (t.totals.chunk_changes)
+      t.totals.chunk_changes[2 * c] = t.totals.chunk_changes[2 * c + 1] = 0.0;
+    const int32_t tensor = t.chunks[c].tensor;
+    if (!is_updated(t, tensor)) {
+      if (t.gradients.zero) zero_chunks(t, c, c + 1);
+      continue;
+    }
+    with_types(t.tensors[tensor].kind, [&]<class Param, class State>() {
+      with_form<Rule>(t.tensors[tensor].form, [&]<uint8_t form>() {
+        update_chunk<Rule, form, Param, State>(t, c, memos, hypers);
       });
     });
   }
 }
 
+// ---- step ------------------------------------------------------------------------------------
+
 template <class Rule>
-std::vector<Hypers> resolve_groups(const StepTables& t) {
-  std::vector<Hypers> resolved(t.num_groups);
+void resolve_groups(const StepTables& t, std::vector<Hypers>& resolved) {
+  resolved.resize(t.num_groups);
   int32_t evaluated = -2;  // no schedule has this number
   ScheduleValues values;
   for (int32_t g = 0; g < t.num_groups; ++g) {
@@ -111,55 +178,53 @@ std::vector<Hypers> resolve_groups(const StepTables& t) {
     resolve_hypers<Rule>(group, values, resolved[g].values);
     t.rates[g] = resolved[g].values[Rule::kRate];
   }
-  return resolved;
 }
 
-// Chunks at which each task begins, so that tasks have about the same work.
-std::vector<int64_t> split(const StepTables& t, int threads) {
-  int64_t cost = 0;
-  auto chunk_cost = [&](int64_t c) {
-    const ChunkRow chunk = t.chunks[c];
-    if (!is_updated(t, chunk.tensor)) return int64_t{1};
-    const int64_t left = t.tensors[chunk.tensor].numel - chunk.index * t.chunk_size;
-    return kChunkOverhead + std::min(left, t.chunk_size);
-  };
-  for (int64_t c = 0; c < t.num_chunks; ++c) cost += chunk_cost(c);
-  const int64_t tasks = std::clamp<int64_t>(cost / kMinTaskElements, 1, threads);
-  std::vector<int64_t> begins{0};
-  int64_t spent = 0;
-  for (int64_t c = 0; c < t.num_chunks; ++c) {
-    if (spent * tasks >= cost * static_cast<int64_t>(begins.size())) begins.push_back(c);
-    spent += chunk_cost(c);
+void take_norms(const StepTables& t, const Scratch& scratch, ParallelFor parallel_for) {
+  run_tasks(scratch.begins, parallel_for,
+            [&](int64_t begin, int64_t end) { square_chunks(t, begin, end); });
+  for (int32_t g = 0; g < t.num_groups; ++g) {
+    t.totals.norms[g] = sum_chunks(t, t.totals.chunk_squares, 1, g, 0, 1);
   }
-  begins.push_back(t.num_chunks);
-  return begins;
+  finish_norms(t);
+}
+
+void write_records(const StepTables& t) {
+  for (int32_t g = 0; g < t.num_groups; ++g) {
+    const double* changes = t.totals.chunk_changes;
+    write_record(t, g, kRecordUpdateNorm, sum_chunks(t, changes, 2, g, 0, 1));
+    write_record(t, g, kRecordWeightNorm, sum_chunks(t, changes + 1, 2, g, 0, 1));
+  }
 }
 
 template <class Rule>
-void step_with(const StepTables& t, int threads, ParallelFor parallel_for) {
-  const std::vector<Hypers> hypers = resolve_groups<Rule>(t);
-  const std::vector<int64_t> begins = split(t, threads);
-  const int64_t tasks = static_cast<int64_t>(begins.size()) - 1;
-  const auto task = [&](int64_t i) {
-    update_chunks<Rule>(t, hypers.data(), begins[i], begins[i + 1]);
-  };
-  if (tasks == 1) {
-    task(0);
-  } else {
-    parallel_for(tasks, task);
+void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scratch& scratch) {
+  split(t, threads, scratch.begins);
+  if (t.totals.chunk_squares) take_norms(t, scratch, parallel_for);
+  if (is_skipped(t)) {
+    if (!t.gradients.zero) return;
+    return run_tasks(scratch.begins, parallel_for,
+                     [&](int64_t begin, int64_t end) { zero_chunks(t, begin, end); });
   }
+  resolve_groups<Rule>(t, scratch.hypers);
+  run_tasks(scratch.begins, parallel_for, [&](int64_t begin, int64_t end) {
+    update_chunks<Rule>(t, scratch.hypers.data(), begin, end);
+  });
+  if (t.totals.chunk_changes) write_records(t);
   for (int32_t i = 0; i < t.num_tensors; ++i) {
     if (!is_updated(t, i)) continue;
-    advance(t.tensors[i], hypers[t.tensors[i].group].values[Rule::kMomentum]);
+    advance<Rule>(t.tensors[i], scratch.hypers[t.tensors[i].group].values);
   }
-  t.clock->applied += 1;
+  advance(*t.clock);
 }
 
 }  // namespace
 
-void step(int rule, const StepTables& tables, int threads, ParallelFor parallel_for) {
+void step(int rule, const StepTables& tables, int threads, ParallelFor parallel_for,
+          Scratch& scratch) {
   if (is_stopped(tables)) return;
-  Rules::visit(rule, [&]<class Rule>() { step_with<Rule>(tables, threads, parallel_for); });
+  Rules::visit(rule,
+               [&]<class Rule>() { step_with<Rule>(tables, threads, parallel_for, scratch); });
 }
 
 }  // namespace lrfast::cpu

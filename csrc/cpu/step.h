@@ -1,18 +1,31 @@
-// The optimizer step on the CPU: all groups, tensors and element types in one parallel region.
+// The optimizer step on the CPU: all groups, tensors and element types in one parallel region, or
+// two where the gradients' norm comes first.
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <vector>
 
 #include "core/tables.h"
 
 namespace lrfast::cpu {
 
-// Runs body(0) ... body(tasks - 1), at once where it can. The caller brings the threads: torch's
-// pool in the extension, std::thread in the sanitizer tests.
-using ParallelFor = void (*)(int64_t tasks, const std::function<void(int64_t)>& body);
+// Runs run(context, 0) ... run(context, tasks - 1), at once where it can. The caller brings the
+// threads: torch's pool in the extension, std::thread in the sanitizer tests.
+using ParallelFor = void (*)(int64_t tasks, void (*run)(void* context, int64_t task),
+                             void* context);
+
+struct Hypers {
+  double values[kMaxHypers];
+};
+
+// Memory that one step after another uses, so that only the first one allocates.
+struct Scratch {
+  std::vector<Hypers> hypers;   // [groups] with the schedules' values in place
+  std::vector<int64_t> begins;  // [tasks + 1] chunks at which each task begins
+};
 
 // rule: place in core/rules.h's list; threads: at most this many tasks at once.
-void step(int rule, const StepTables& tables, int threads, ParallelFor parallel_for);
+void step(int rule, const StepTables& tables, int threads, ParallelFor parallel_for,
+          Scratch& scratch);
 
 }  // namespace lrfast::cpu

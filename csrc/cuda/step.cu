@@ -10,19 +10,29 @@ namespace {
 
 // ---- kernels ---------------------------------------------------------------------------------
 
-constexpr int kThreads = 512;
+constexpr int kThreads = kMaxThreads;
 constexpr int kBlocksPerProcessor = 2;  // 1024 threads of at most 64 registers fill a register file
 
-template <class Rule>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) norm_kernel(const StepTables t) {
+  __shared__ NormMemory shared;
+  CudaBlock block;
+  norm_body(t, shared, block);
+}
+
+template <class Rule, bool passes>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step_kernel(const StepTables t) {
   __shared__ StepMemory<Rule> shared;
   CudaBlock block;
-  step_body<Rule>(t, shared, block);
+  step_body<Rule, passes>(t, shared, block);
 }
 
 // ---- kernel launchers ------------------------------------------------------------------------
 
-cudaError_t resident_blocks(const void* kernel, int* blocks) {
+using Kernel = void (*)(StepTables);
+
+// As many blocks as are resident at once, or as there are chunks; one at least, as a step without
+// chunks still advances the clock.
+cudaError_t launch(Kernel kernel, const StepTables& tables, cudaStream_t stream) {
   int device = 0;
   int processors = 0;
   int per_processor = 0;
@@ -34,22 +44,26 @@ cudaError_t resident_blocks(const void* kernel, int* blocks) {
           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, 0)) {
     return e;
   }
-  *blocks = processors * per_processor;
-  return cudaSuccess;
+  const int64_t resident = processors * per_processor;
+  const int64_t blocks = std::max<int64_t>(1, std::min(tables.num_chunks, resident));
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(tables);
+  return cudaGetLastError();
+}
+
+bool has_passes(const StepTables& t) {
+  return t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
 }
 
 }  // namespace
 
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
+  if (tables.totals.chunk_squares) {
+    if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
+  }
   cudaError_t error = cudaErrorInvalidValue;
   Rules::visit(rule, [&]<class Rule>() {
-    int resident = 0;
-    error = resident_blocks(reinterpret_cast<const void*>(&step_kernel<Rule>), &resident);
-    if (error != cudaSuccess) return;
-    // One block at least: a step without chunks still advances the clock.
-    const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(tables.num_chunks, resident));
-    step_kernel<Rule><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(tables);
-    error = cudaGetLastError();
+    const Kernel kernel = has_passes(tables) ? &step_kernel<Rule, true> : &step_kernel<Rule, false>;
+    error = launch(kernel, tables, stream);
   });
   return error;
 }

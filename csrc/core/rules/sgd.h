@@ -11,7 +11,7 @@
 
 namespace lrfast {
 
-struct Sgd {
+struct Sgd : NoProduct {
   static constexpr const char* kName = "sgd";
 
   enum Hyper { kRate, kMomentum, kDampening, kWeightDecay, kNesterov, kMaximize, kNumHypers };
@@ -20,8 +20,7 @@ struct Sgd {
 
   enum Form : uint8_t { kPlain, kWithMomentum, kNumForms };
   static constexpr StateNames kStates[kNumForms] = {{0, {}}, {1, {"momentum_buffer"}}};
-  static constexpr const char* kCountName = nullptr;    // torch keeps no step count for SGD
-  static constexpr const char* kProductName = nullptr;  // no bias to correct
+  static constexpr const char* kCountName = nullptr;  // torch keeps no step count for SGD
 
   static uint8_t form(const double* hypers, bool cycles_momentum) {
     return hypers[kMomentum] != 0.0 || cycles_momentum ? kWithMomentum : kPlain;
@@ -36,8 +35,8 @@ struct Sgd {
     bool nesterov;
   };
 
-  template <class T>
-  LRFAST_HD static Scalars<T> prepare(const double* hypers, const TensorClock& clock) {
+  template <class T, class Powers>
+  LRFAST_HD static Scalars<T> prepare(const double* hypers, const TensorClock& clock, Powers&&) {
     const bool first = clock.count == 0.0;
     Scalars<T> s;
     s.rate = static_cast<T>(hypers[kRate]);
@@ -52,7 +51,7 @@ struct Sgd {
 
   template <uint8_t form, class T>
   LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
-    grad = s.sign * grad + s.weight_decay * param;
+    grad = add_penalty(grad, s.sign, param, s.weight_decay);
     T direction = grad;
     if constexpr (form == kWithMomentum) {
       T& buffer = states[0];

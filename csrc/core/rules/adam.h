@@ -1,6 +1,7 @@
-// AdamW: Adam with decoupled weight decay, as torch.optim.AdamW defines it.
+// Adam, and AdamW where the weight decay is decoupled, as torch.optim.Adam defines both.
 //
-//   p <- p * (1 - lr * weight_decay)
+//   g <- sign * g + weight_decay * p              (Adam)
+//   p <- p * (1 - lr * weight_decay)              (AdamW)
 //   m <- m + (g - m) * (1 - beta1)
 //   v <- beta2 * v + (1 - beta2) * g^2
 //   p <- p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
@@ -9,54 +10,73 @@
 // product of the betas actually used stands for beta1^t: the power is up to 10.6 % wrong while
 // beta1 goes from 0.95 to 0.85 in 50 steps.
 //
+// Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980.
 // Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
+// Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", arXiv:1904.09237 (amsgrad).
 #pragma once
 
 #include <cmath>
 
-#include "core/math.h"
 #include "core/rule.h"
 
 namespace lrfast {
 
-struct AdamW {
-  static constexpr const char* kName = "adamw";
+struct Adam {
+  static constexpr const char* kName = "adam";
 
-  enum Hyper { kRate, kMomentum, kBeta2, kEps, kWeightDecay, kMaximize, kAmsgrad, kNumHypers };
-  static constexpr HyperName kHypers[kNumHypers] = {
-      {"lr"}, {"betas", 0}, {"betas", 1}, {"eps"}, {"weight_decay"}, {"maximize"}, {"amsgrad"}};
+  enum Hyper {
+    kRate,
+    kMomentum,
+    kBeta2,
+    kEps,
+    kWeightDecay,
+    kDecoupled,
+    kMaximize,
+    kAmsgrad,
+    kNumHypers
+  };
+  static constexpr HyperName kHypers[kNumHypers] = {{"lr"},           {"betas", 0},
+                                                    {"betas", 1},     {"eps"},
+                                                    {"weight_decay"}, {"decoupled_weight_decay"},
+                                                    {"maximize"},     {"amsgrad"}};
 
   enum Form : uint8_t { kPlain, kWithAmsgrad, kNumForms };
   static constexpr StateNames kStates[kNumForms] = {
       {2, {"exp_avg", "exp_avg_sq"}}, {3, {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}}};
   static constexpr const char* kCountName = "step";
   static constexpr const char* kProductName = "beta1_product";  // kept while beta1 is cycled
+  static constexpr bool kAlwaysProduct = false;
 
   static uint8_t form(const double* hypers, bool) {
     return hypers[kAmsgrad] != 0.0 ? kWithAmsgrad : kPlain;
   }
 
+  LRFAST_HD static double product_factor(const double* hypers, double) { return hypers[kMomentum]; }
+
   template <class T>
   struct Scalars {
-    T sign, shrink;  // shrink: 1 - lr * weight_decay
-    T mean_weight;   // 1 - beta1
+    T sign, penalty;  // penalty: the weight decay that is not decoupled
+    T shrink;         // 1 - lr * weight_decay that is
+    T mean_weight;    // 1 - beta1
     T beta2, square_weight;
     T step_size;    // lr / (1 - beta1^t)
     T root_weight;  // 1 / sqrt(1 - beta2^t)
     T eps;
   };
 
-  template <class T>
-  LRFAST_HD static Scalars<T> prepare(const double* hypers, const TensorClock& clock) {
+  template <class T, class Powers>
+  LRFAST_HD static Scalars<T> prepare(const double* hypers, const TensorClock& clock,
+                                      Powers&& powers) {
     const double rate = hypers[kRate];
+    const bool decoupled = hypers[kDecoupled] != 0.0;
     const int64_t t = static_cast<int64_t>(clock.count) + 1;
-    const double beta1_power = clock.momentum_product >= 0.0
-                                   ? clock.momentum_product * hypers[kMomentum]
-                                   : integer_power(hypers[kMomentum], t);
-    const double beta2_power = integer_power(hypers[kBeta2], t);
+    const double beta1_power =
+        clock.product >= 0.0 ? clock.product * hypers[kMomentum] : powers(hypers[kMomentum], t);
+    const double beta2_power = powers(hypers[kBeta2], t);
     Scalars<T> s;
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
-    s.shrink = static_cast<T>(1.0 - rate * hypers[kWeightDecay]);
+    s.penalty = decoupled ? T(0) : static_cast<T>(hypers[kWeightDecay]);
+    s.shrink = decoupled ? static_cast<T>(1.0 - rate * hypers[kWeightDecay]) : T(1);
     s.mean_weight = static_cast<T>(1.0 - hypers[kMomentum]);
     s.beta2 = static_cast<T>(hypers[kBeta2]);
     s.square_weight = static_cast<T>(1.0 - hypers[kBeta2]);
@@ -68,7 +88,7 @@ struct AdamW {
 
   template <uint8_t form, class T>
   LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
-    grad = s.sign * grad;
+    grad = add_penalty(grad, s.sign, param, s.penalty);
     T& mean = states[0];
     T& square = states[1];
     mean = mean + (grad - mean) * s.mean_weight;

@@ -1,8 +1,4 @@
-"""Optimizers: torch.optim's classes with their step done by the engine, all groups in one launch.
-
-The classes inherit constructor, checks, state_dict and hooks from torch.optim, so that they are
-what the installed torch says they are; :mod:`lrfast._fused` replaces their ``step``.
-"""
+"""Adam and AdamW; the rule of both is csrc/core/rules/adam.h."""
 
 from __future__ import annotations
 
@@ -11,26 +7,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from lrfast._fused import FusedOptimizer
+from lrfast._options import StepOptions
 from lrfast.schedules import Schedule
 
 
-class SGD(FusedOptimizer, torch.optim.SGD):
-    """Stochastic gradient descent with momentum; every argument is torch.optim.SGD's.
+class Adam(FusedOptimizer, torch.optim.Adam):
+    """Adam; every argument is torch.optim.Adam's.
+
+    While a schedule cycles beta1, bias correction uses the product of the betas that were used,
+    where torch uses the current beta's power.
 
     Args:
         params: Parameters or param groups.
         lr: Rate per step, 0 or more.
-        momentum: Momentum factor, 0 or more.
-        dampening: Dampening of the momentum.
+        betas: Decay of the averages of the gradient and of its square, in [0, 1).
+        eps: Added to the denominator.
         weight_decay: L2 penalty, 0 or more.
-        nesterov: Whether to use Nesterov's momentum.
-        maximize: Whether to go up the gradient.
+        amsgrad: Whether to divide by the largest average so far.
         foreach: Accepted and without meaning: there is one implementation.
+        maximize: Whether to go up the gradient.
+        capturable: Accepted and without meaning: the step never waits for the device.
         differentiable: Must be False.
         fused: Accepted and without meaning: the step is always fused.
+        decoupled_weight_decay: Whether the decay is AdamW's.
         schedule: Multiplies the rates, see :meth:`set_schedule`.
+        **options: What the step does besides, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -38,34 +42,51 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     Example:
         >>> import torch, lrfast
         >>> layer = torch.nn.Linear(2, 1)
-        >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = lrfast.Adam(layer.parameters(), lr=1e-3, max_grad_norm=1.0)
         >>> layer(torch.ones(1, 2)).sum().backward()
         >>> optimizer.step()
+        >>> round(optimizer.grad_norm.item(), 4)
+        1.7321
 
     Reference:
-        Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+        Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980.
     """
 
-    _rule = "sgd"
+    _rule = "adam"
 
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        momentum: float = 0,
-        dampening: float = 0,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
         weight_decay: float = 0,
-        nesterov: bool = False,
+        amsgrad: bool = False,
         *,
-        maximize: bool = False,
         foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         schedule: Schedule | Sequence[Schedule | None] | None = None,
+        **options: Unpack[StepOptions],
     ) -> None:
-        _check_options(differentiable)
-        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
-        self._set_up(schedule)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+        self._set_up(schedule, options)
 
 
 class AdamW(FusedOptimizer, torch.optim.AdamW):
@@ -87,6 +108,7 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
         differentiable: Must be False.
         fused: Accepted and without meaning: the step is always fused.
         schedule: Multiplies the rates, see :meth:`set_schedule`.
+        **options: What the step does besides, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -106,13 +128,13 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
         Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
     """
 
-    _rule = "adamw"
+    _rule = "adam"
 
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
@@ -123,17 +145,19 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         schedule: Schedule | Sequence[Schedule | None] | None = None,
+        **options: Unpack[StepOptions],
     ) -> None:
-        _check_options(differentiable)
         super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
         )
-        self._set_up(schedule)
-
-
-def _check_options(differentiable: bool) -> None:
-    if differentiable:
-        raise ValueError(
-            "differentiable must be False: the fused step is not part of the autograd graph; use "
-            "torch.optim for differentiable updates"
-        )
+        self._set_up(schedule, options)

@@ -1,0 +1,41 @@
+// Random bits for stochastic rounding: a hash of where and when they are used, with no state. A
+// replayed CUDA graph gets new bits at each step, because the step count stands in device memory; a
+// resumed run, and any number of threads, get the same ones.
+#pragma once
+
+#include <cstdint>
+
+#include "core/platform.h"
+
+namespace lrfast {
+
+// Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", 2014: splitmix64.
+LRFAST_HD uint64_t mix(uint64_t z) {
+  z += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+// The noise of one tensor at one step.
+struct Noise {
+  uint32_t key;
+
+  LRFAST_HD static Noise at(uint64_t seed, uint32_t tensor, int64_t step) {
+    return {static_cast<uint32_t>(mix(mix(seed + tensor) + static_cast<uint64_t>(step)))};
+  }
+
+  // 32 bits for an element's value number which: 0 for the parameter, then its states. The 32-bit
+  // finalizer of MurmurHash3 (Appleby, public domain), which vectorises.
+  LRFAST_HD uint32_t operator()(int64_t element, int which) const {
+    uint32_t x = (static_cast<uint32_t>(element) * 4u + static_cast<uint32_t>(which)) ^ key;
+    x ^= x >> 16;
+    x *= 0x85ebca6bu;
+    x ^= x >> 13;
+    x *= 0xc2b2ae35u;
+    x ^= x >> 16;
+    return x;
+  }
+};
+
+}  // namespace lrfast

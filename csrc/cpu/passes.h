@@ -1,0 +1,33 @@
+// What goes over the elements besides the rules: the gradients' norm before them, and on each tile
+// behind them the weights' moving average, the zeroing of gradients and the sums for telemetry.
+#pragma once
+
+#include "core/tables.h"
+
+namespace lrfast::cpu {
+
+// Elements that stay in the first cache from the rule to the last pass behind it: at most seven
+// arrays of doubles.
+constexpr int64_t kTile = 512;
+
+// Squares of the gradients of chunks [begin, end), into totals.chunk_squares.
+void square_chunks(const StepTables& t, int64_t begin, int64_t end);
+
+// Sets the gradients of chunks [begin, end) to zero, those of frozen groups too.
+void zero_chunks(const StepTables& t, int64_t begin, int64_t end);
+
+// The rest works on elements [begin, end) of one tensor.
+
+// Moves the average towards the weights.
+void average_tile(const StepTables& t, const TensorRow& row, int64_t begin, int64_t end);
+
+void zero_tile(Kind kind, void* grads, int64_t begin, int64_t end);
+
+// Copies weights, widened, to before.
+void widen_tile(const TensorRow& row, int64_t begin, int64_t end, double* before);
+
+// Adds the squares of what has changed since before, and of the weights, to sums[0] and sums[1].
+void add_changes(const TensorRow& row, const double* before, int64_t begin, int64_t end,
+                 double* sums);
+
+}  // namespace lrfast::cpu

@@ -1,0 +1,77 @@
+"""Takes over an optimizer of torch.optim, in mid-training too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from typing_extensions import Unpack
+
+from lrfast._fused import FusedOptimizer
+from lrfast._options import StepOptions
+from lrfast.optim.adagrad import Adagrad
+from lrfast.optim.adam import Adam, AdamW
+from lrfast.optim.nadam import NAdam
+from lrfast.optim.rmsprop import RMSprop
+from lrfast.optim.sgd import SGD
+from lrfast.schedules import Schedule
+
+_CLASSES: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
+    torch.optim.SGD: SGD,
+    torch.optim.Adam: Adam,
+    torch.optim.AdamW: AdamW,
+    torch.optim.NAdam: NAdam,
+    torch.optim.RMSprop: RMSprop,
+    torch.optim.Adagrad: Adagrad,
+}
+# What torch's schedulers put on an optimizer to watch its own step.
+_NOT_TAKEN = ("step", "_opt_called")
+
+
+def wrap(
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule | Sequence[Schedule | None] | None = None,
+    **options: Unpack[StepOptions],
+) -> FusedOptimizer:
+    """Take over the groups, states and hooks of a torch.optim optimizer.
+
+    Both optimizers then share them, so that learning rate schedulers made for the old one go on
+    working; step with the new one alone.
+
+    Args:
+        optimizer: A torch.optim SGD, Adam, AdamW, NAdam, RMSprop or Adagrad.
+        schedule: Multiplies the rates, see :meth:`FusedOptimizer.set_schedule`.
+        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+
+    Returns:
+        The lrfast optimizer of the same name.
+
+    Raises:
+        TypeError: For an optimizer of another class; a subclass may have changed the rule.
+        ValueError: For a differentiable one, or an option that is out of range.
+
+    Example:
+        >>> import torch, lrfast
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+        >>> lrfast.wrap(optimizer).param_groups is optimizer.param_groups
+        True
+    """
+    if isinstance(optimizer, FusedOptimizer):
+        raise TypeError(f"optimizer must be one of torch.optim, got lrfast's {_name(optimizer)}")
+    cls = _CLASSES.get(type(optimizer))
+    if cls is None:
+        known = ", ".join(known.__name__ for known in _CLASSES)
+        raise TypeError(f"optimizer must be a torch.optim {known}, got {_name(optimizer)}")
+    wrapped = cls.__new__(cls)
+    taken = {name: value for name, value in vars(optimizer).items() if name not in _NOT_TAKEN}
+    wrapped.__dict__.update(taken)
+    wrapped._patch_step_function()
+    wrapped._set_up(schedule, options)
+    # A scheduler of the old one warns where it sees no step; the steps are elsewhere now.
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _name(optimizer: torch.optim.Optimizer) -> str:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"

@@ -1,0 +1,86 @@
+"""Lion; the rule itself is csrc/core/rules/lion.h. torch has none to inherit checks from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lrfast._fused import FusedOptimizer
+from lrfast._options import StepOptions
+from lrfast.schedules import Schedule
+
+
+class Lion(FusedOptimizer, torch.optim.Optimizer):
+    """Steps by the sign of an interpolation between momentum and gradient.
+
+    Use about a tenth of AdamW's rate and ten times its weight decay.
+
+    Args:
+        params: Parameters or param groups.
+        lr: Rate per step, 0 or more.
+        betas: The momentum's weight in the step, and its decay afterwards, in [0, 1).
+        weight_decay: Decoupled weight decay, 0 or more.
+        maximize: Whether to go up the gradient.
+        foreach: Accepted and without meaning: there is one implementation.
+        capturable: Accepted and without meaning: the step never waits for the device.
+        differentiable: Must be False.
+        fused: Accepted and without meaning: the step is always fused.
+        schedule: Multiplies the rates, see :meth:`set_schedule`.
+        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch, lrfast
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = lrfast.Lion(layer.parameters(), lr=1e-4, weight_decay=0.1)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+
+    Reference:
+        Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675.
+    """
+
+    _rule = "lion"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.99),
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        **options: Unpack[StepOptions],
+    ) -> None:
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        if not lr >= 0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        for index, beta in enumerate(betas):
+            if not 0 <= beta < 1:
+                raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
+        if not weight_decay >= 0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+        self._set_up(schedule, options)

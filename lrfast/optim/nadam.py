@@ -1,0 +1,88 @@
+"""NAdam; the rule itself is csrc/core/rules/nadam.h."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lrfast._fused import FusedOptimizer
+from lrfast._options import StepOptions
+from lrfast.schedules import Schedule
+
+
+class NAdam(FusedOptimizer, torch.optim.NAdam):
+    """Adam with Nesterov's momentum; every argument is torch.optim.NAdam's.
+
+    Args:
+        params: Parameters or param groups.
+        lr: Rate per step, 0 or more.
+        betas: Decay of the averages of the gradient and of its square, in [0, 1).
+        eps: Added to the denominator.
+        weight_decay: Weight decay, 0 or more.
+        momentum_decay: How fast the momentum grows towards beta1.
+        decoupled_weight_decay: Whether the decay is AdamW's instead of an L2 penalty.
+        foreach: Accepted and without meaning: there is one implementation.
+        maximize: Whether to go up the gradient.
+        capturable: Accepted and without meaning: the step never waits for the device.
+        differentiable: Must be False.
+        schedule: Multiplies the rates, see :meth:`set_schedule`.
+        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch, lrfast
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = lrfast.NAdam(layer.parameters(), lr=2e-3)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+
+    Reference:
+        Dozat, "Incorporating Nesterov Momentum into Adam", 2016.
+    """
+
+    _rule = "nadam"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        **options: Unpack[StepOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            momentum_decay,
+            decoupled_weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
+        self._set_up(schedule, options)
+
+    def _momentum_product(self, group: dict[str, Any], steps: float) -> float:
+        beta, decay = float(group["betas"][0]), group["momentum_decay"]
+        product = 1.0
+        for step in range(1, int(steps) + 1):
+            product *= beta * (1 - 0.5 * 0.96 ** (step * decay))
+        return product

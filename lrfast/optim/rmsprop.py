@@ -1,0 +1,81 @@
+"""RMSprop; the rule itself is csrc/core/rules/rmsprop.h."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lrfast._fused import FusedOptimizer
+from lrfast._options import StepOptions
+from lrfast.schedules import Schedule
+
+
+class RMSprop(FusedOptimizer, torch.optim.RMSprop):
+    """RMSprop; every argument is torch.optim.RMSprop's.
+
+    Args:
+        params: Parameters or param groups.
+        lr: Rate per step, 0 or more.
+        alpha: Decay of the average of the gradient's square.
+        eps: Added to the denominator.
+        weight_decay: L2 penalty, 0 or more.
+        momentum: Momentum factor, 0 or more.
+        centered: Whether to divide by the gradient's standard deviation.
+        capturable: Accepted and without meaning: the step never waits for the device.
+        foreach: Accepted and without meaning: there is one implementation.
+        maximize: Whether to go up the gradient.
+        differentiable: Must be False.
+        schedule: Multiplies the rates, see :meth:`set_schedule`.
+        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch, lrfast
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = lrfast.RMSprop(layer.parameters(), lr=0.01, centered=True)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+
+    Reference:
+        Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012.
+    """
+
+    _rule = "rmsprop"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        **options: Unpack[StepOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            alpha,
+            eps,
+            weight_decay,
+            momentum,
+            centered,
+            capturable,
+            foreach,
+            maximize,
+            differentiable,
+        )
+        self._set_up(schedule, options)

@@ -1,0 +1,78 @@
+"""Stochastic gradient descent; the rule itself is csrc/core/rules/sgd.h."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from lrfast._fused import FusedOptimizer
+from lrfast._options import StepOptions
+from lrfast.schedules import Schedule
+
+
+class SGD(FusedOptimizer, torch.optim.SGD):
+    """Stochastic gradient descent with momentum; every argument is torch.optim.SGD's.
+
+    Args:
+        params: Parameters or param groups.
+        lr: Rate per step, 0 or more.
+        momentum: Momentum factor, 0 or more.
+        dampening: Dampening of the momentum.
+        weight_decay: L2 penalty, 0 or more.
+        nesterov: Whether to use Nesterov's momentum.
+        maximize: Whether to go up the gradient.
+        foreach: Accepted and without meaning: there is one implementation.
+        differentiable: Must be False.
+        fused: Accepted and without meaning: the step is always fused.
+        schedule: Multiplies the rates, see :meth:`set_schedule`.
+        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch, lrfast
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+
+    Reference:
+        Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+    """
+
+    _rule = "sgd"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        **options: Unpack[StepOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self._set_up(schedule, options)
