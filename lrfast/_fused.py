@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 _ENGINE_ENTRY = "lrfast"  # key of our entry in a state dict; torch.optim ignores it
 
 
+def _keep_out_of_graphs(function: Any) -> None:
+    """Let torch.compile break its graph at a call of the function, and run it as it is.
+
+    torch.compiler.disable does the same with a wrapper that costs a microsecond at each call, and
+    with an import of the compiler.
+    """
+    function._torchdynamo_disable = True
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+
+
 class FusedOptimizer(torch.optim.Optimizer):
     """What the fused optimizers share: the step, the schedule and their place in checkpoints.
 
@@ -83,8 +95,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     # torch.optim wraps step() to run hooks and to mark it for its profiler, at 5 us per call: we
     # run the hooks ourselves, where there are any.
     step.hooked = True  # type: ignore[attr-defined]
-    # torch.compile breaks its graph here and calls the step as it is.
-    step._torchdynamo_disable = True  # type: ignore[attr-defined]
+    _keep_out_of_graphs(step)
 
     def set_schedule(self, schedule: Schedule | Sequence[Schedule | None] | None) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.
@@ -256,7 +267,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         A state dict without a schedule leaves the schedule that is attached.
         """
         super().load_state_dict(state_dict)
-        self._keep_wide_states(state_dict)
+        self._restore_dtypes(state_dict)
         entry = state_dict.get(_ENGINE_ENTRY, {})
         applied, steps = self._clock()
         if "schedules" in entry:
@@ -385,11 +396,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             if count == 0 and packed.get("momentum_buffer") is not None:
                 state["state"][ids[id(param)]] = packed | {"momentum_buffer": None}
 
-    def _keep_wide_states(self, state_dict: dict[str, Any]) -> None:
-        """Undo torch's cast of states to the parameter's dtype where it loses digits.
+    def _restore_dtypes(self, state_dict: dict[str, Any]) -> None:
+        """Undo torch's cast of states to the parameter's dtype where it loses digits, or a choice.
 
         float32 moments of a half parameter stay float32, and so does the float64 product of beta1;
-        a state too wide for the engine is narrowed when it is first used.
+        a state too wide for the engine is narrowed when it is first used. Where ``state_dtype`` was
+        chosen, moments get that.
         """
         saved_ids: Iterable[int] = chain.from_iterable(
             group["params"] for group in state_dict["param_groups"]
@@ -397,10 +409,14 @@ class FusedOptimizer(torch.optim.Optimizer):
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for saved_id, param in zip(saved_ids, params, strict=True):
             loaded = self.state.get(param, {})
+            chosen = self._options.state_dtype_of(param, [])
             for name, value in state_dict["state"].get(saved_id, {}).items():
-                is_cast = isinstance(value, Tensor) and isinstance(loaded.get(name), Tensor)
-                if is_cast and value.dtype.itemsize > loaded[name].dtype.itemsize:
+                if not isinstance(value, Tensor) or not isinstance(loaded.get(name), Tensor):
+                    continue
+                if value.dtype.itemsize > loaded[name].dtype.itemsize:
                     loaded[name] = value.to(param.device, copy=True)
+                if self._options.state_dtype is not None and name not in _states.NOT_MOMENTS:
+                    loaded[name] = loaded[name].to(chosen)
 
     def _watch(self, flag: Tensor | None) -> None:
         """Let steps change nothing while ``flag``, one float64 on the device, is not zero."""

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from lrfast._extension import extension
 
+# States that have a dtype of their own; all others are moments of the gradient.
+NOT_MOMENTS = ("step", "beta1_product", "mu_product", "ema")
+
 
 def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
     """Zeros in the memory layout that the engine walks, which is dense even if ``param`` is not."""

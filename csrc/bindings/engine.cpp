@@ -120,7 +120,8 @@ void Engine::rebuild(const py::list& param_groups) {
       DevicePlan& plan = plan_for(slot.param.device(), plans);
       slot.device = static_cast<int32_t>(&plan - plans.data());
       slot.row = static_cast<int32_t>(plan.tensors.rows().size());
-      plan.tensors.edit().push_back({});
+      slot.number = static_cast<uint32_t>(slots.size());
+      plan.tensors.edit().push_back(make_row(slot, {}));
       plan.grads.edit().push_back(nullptr);
       begin_group(g, plan);
       append_chunks(slot, plan);
@@ -239,6 +240,7 @@ Engine::Readiness Engine::prepare_changed(Slot& slot, const py::dict& state) {
     }
     inspect_param(slot);
     slot.is_bound = false;
+    plan.tensors.edit()[slot.row] = make_row(slot, {});
   }
   void* grad = is_frozen && !options_.zero_grads ? nullptr : locate_grad(slot);
   if (grad != nullptr && !is_frozen) {
@@ -265,9 +267,7 @@ bool Engine::bind(Slot& slot, const py::dict& state) {
     slot.count.reset();
   }
   if (binding != Binding::kBound) return false;
-  TensorRow row = make_row(slot, options);
-  row.number = static_cast<uint32_t>(&slot - slots_.data());
-  plans_[slot.device].tensors.edit()[slot.row] = row;
+  plans_[slot.device].tensors.edit()[slot.row] = make_row(slot, options);
   return true;
 }
 

@@ -245,10 +245,11 @@ TensorRow make_row(const Slot& slot, const StateOptions& options) {
   row.param = target.mutable_data_ptr();
   for (size_t k = 0; k < slot.states.size(); ++k) row.states[k] = slot.states[k].mutable_data_ptr();
   if (slot.average.defined()) row.average = slot.average.mutable_data_ptr();
-  row.count = slot.count.mutable_data_ptr<float>();
+  if (slot.count.defined()) row.count = slot.count.mutable_data_ptr<float>();
   if (slot.product.defined()) row.product = slot.product.mutable_data_ptr<double>();
   row.numel = slot.elements;
   row.group = slot.group;
+  row.number = slot.number;
   row.kind = find_kind(slot, options);
   row.form = slot.form;
   return row;

@@ -57,7 +57,8 @@ struct Slot {
   at::Tensor count;
   at::Tensor average;
   std::vector<at::Tensor> states;
-  int32_t place = 0;  // in the group
+  int32_t place = 0;    // in the group
+  uint32_t number = 0;  // among all parameters
 
   std::string describe() const;
 };
@@ -85,6 +86,7 @@ enum class Binding { kBound, kAbsent, kUnusable };
 Binding bind_states(Slot& slot, const RuleInfo& rule, uint8_t form, bool cycles_momentum,
                     const StateOptions& options, py::handle states);
 
+// A row without states belongs to a parameter that is not updated.
 TensorRow make_row(const Slot& slot, const StateOptions& options);
 
 }  // namespace lrfast::bindings
