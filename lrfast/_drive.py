@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrfast._fused import FusedOptimizer, set_rate
+from lrfast._fused import FusedOptimizer
+from lrfast._scheduled import set_rate
 from lrfast.schedules import Schedule
 
 

@@ -20,6 +20,7 @@ from torch.optim import optimizer as torch_optimizer
 from lrfast import _states
 from lrfast._extension import extension
 from lrfast._options import Options, StepOptions
+from lrfast._scheduled import Scheduled
 from lrfast.schedules import Schedule
 from lrfast.telemetry import Telemetry
 
@@ -41,7 +42,7 @@ def _keep_out_of_graphs(function: Any) -> None:
     frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(Scheduled):
     """What the fused optimizers share: the step, the schedule and their place in checkpoints.
 
     Mixed into a class of torch.optim, in front of it. Beyond torch's interface, every optimizer
@@ -53,10 +54,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     _rule: ClassVar[str]
-    _engine: _C.Engine | None
     _options: Options
-    _schedules: list[Schedule | None]  # one per group
-    _clock_at_start: tuple[int, int]  # of an engine yet to be made: see _clock
 
     def _set_up(
         self, schedule: Schedule | Sequence[Schedule | None] | None, options: StepOptions
@@ -96,71 +94,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     # run the hooks ourselves, where there are any.
     step.hooked = True  # type: ignore[attr-defined]
     _keep_out_of_graphs(step)
-
-    def set_schedule(self, schedule: Schedule | Sequence[Schedule | None] | None) -> None:
-        """Attach a schedule; its step 0 is the next step that is applied.
-
-        The schedule multiplies ``param_groups[i]["lr"]``, which stays what the user set. It is
-        evaluated on the device, once per group and step.
-
-        Args:
-            schedule: One schedule for all groups, a sequence with one (or None) per group, or None
-                to detach and leave every group's rate where the schedule has brought it.
-
-        Raises:
-            ValueError: If a sequence has not one entry per group.
-            TypeError: If an entry is not a :class:`lrfast.schedules.Schedule`.
-
-        Example:
-            >>> import torch, lrfast
-            >>> layer = torch.nn.Linear(2, 1)
-            >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.1)
-            >>> optimizer.set_schedule(lrfast.schedules.one_cycle(total_steps=100))
-            >>> optimizer.current_rates()
-            [0.004]
-        """
-        count = len(self.param_groups)
-        if isinstance(schedule, str):
-            raise TypeError(
-                "schedule must be made by lrfast.schedules, got a string; "
-                f"schedules.get({schedule!r})(...) makes one"
-            )
-        if schedule is None or isinstance(schedule, Schedule):
-            schedules: list[Schedule | None] = [schedule] * count
-        else:
-            schedules = list(schedule)
-        if len(schedules) != count:
-            raise ValueError(
-                f"schedule must be one schedule or one per group: the optimizer has {count} "
-                f"groups, got {len(schedules)} schedules"
-            )
-        for entry in schedules:
-            if entry is not None and not isinstance(entry, Schedule):
-                raise TypeError(
-                    f"schedule must be made by lrfast.schedules, got {type(entry).__name__}"
-                )
-        if schedule is None:
-            self._leave_rates()
-        self._attach(schedules)
-
-    def current_rates(self) -> list[float]:
-        """Return the rate that the next step will use, per group. Waits for the device."""
-        clock = self.schedule_step
-        return [
-            float(group["lr"]) * (1.0 if schedule is None else schedule.at(clock))
-            for group, schedule in zip(self.param_groups, self._padded_schedules(), strict=True)
-        ]
-
-    @property
-    def schedule_step(self) -> int:
-        """Steps applied since the schedule was set. Waits for the device."""
-        return self._clock()[0]
-
-    @property
-    def last_rates(self) -> Tensor:
-        """The rates that the last step used, float64 [groups] on the device that it ran on."""
-        rates = [] if self._engine is None else self._engine.rates()
-        return rates[0] if rates else torch.zeros(len(self.param_groups), dtype=torch.float64)
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -288,11 +221,6 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._engine = None
         super().__setstate__(state)
 
-    def _clock(self) -> tuple[int, int]:
-        """Steps applied since the schedule was set, and in all. Waits for the device."""
-        clocks = [] if self._engine is None else self._engine.clocks()
-        return tuple(clocks[0].tolist()) if clocks else self._clock_at_start
-
     def _set_options(self, options: Options) -> None:
         self._options = options
         if self._engine is not None:
@@ -322,32 +250,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         engine.set_clock(*self._clock_at_start)
         self._engine = engine
         return engine
-
-    def _leave_rates(self) -> None:
-        """Make the rates that the schedules have reached the groups' own."""
-        rates = self.current_rates() if any(self._schedules) else []
-        for group, schedule, rate in zip(self.param_groups, self._schedules, rates, strict=False):
-            if schedule is not None:
-                set_rate(group, rate)
-
-    def _attach(self, schedules: list[Schedule | None]) -> None:
-        """Put schedules, one per group, in charge from the next step on; rates stay as set."""
-        self._schedules = schedules
-        self._clock_at_start = (0, self._clock_at_start[1])
-        if self._engine is not None:
-            self._send_schedules(self._engine)
-
-    def _send_schedules(self, engine: _C.Engine) -> None:
-        distinct = list(dict.fromkeys(s for s in self._padded_schedules() if s is not None))
-        engine.set_schedules(
-            [schedule.encode() for schedule in distinct],
-            [-1 if s is None else distinct.index(s) for s in self._padded_schedules()],
-        )
-
-    def _padded_schedules(self) -> list[Schedule | None]:
-        """One entry per group; groups added after set_schedule have none."""
-        missing = len(self.param_groups) - len(self._schedules)
-        return (self._schedules + [None] * missing)[: len(self.param_groups)]
 
     def _prepare_state(self, param: Tensor, names: dict[str, Any], group: dict[str, Any]) -> None:
         """Make the states that the engine misses, or bring loaded ones into the form it needs."""
@@ -460,15 +362,6 @@ def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | 
             loss = closure()
     optimizer._update()
     return loss
-
-
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Set a param group's rate, in place where it is a tensor."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        lr.fill_(rate)
-    else:
-        group["lr"] = rate
 
 
 def _check_group(index: int, group: dict[str, Any]) -> None:

@@ -32,7 +32,8 @@ from lrfast._batches import (
     upload,
 )
 from lrfast._drive import Driver, drive
-from lrfast._fused import FusedOptimizer, set_rate
+from lrfast._fused import FusedOptimizer
+from lrfast._scheduled import set_rate
 from lrfast.curve import LossCurve
 from lrfast.groups import GroupSpec, Rates, freeze, freeze_to, layer_groups, spread, unfreeze
 from lrfast.history import History, Stage

@@ -38,7 +38,7 @@ from lrfast._batches import (
     upload,
 )
 from lrfast._drive import drive
-from lrfast._fused import set_rate
+from lrfast._scheduled import set_rate
 from lrfast.curve import LossCurve
 from lrfast.snapshot import preserved
 from lrfast.suggest import Suggestion

@@ -1,4 +1,4 @@
-"""The weights' moving average, zeroed gradients and telemetry: what a step leaves besides weights."""
+"""What a step leaves besides weights: their average, zeroed gradients, telemetry."""
 
 from __future__ import annotations
 
@@ -65,11 +65,16 @@ def test_averages_are_swapped_in_and_out() -> None:
         optimizer.step()
     before = [p.detach().clone() for p in params]
     addresses = [p.data_ptr() for p in params]
-    with pytest.raises(KeyError), optimizer.ema_parameters():
-        for param in params[:2]:
-            assert torch.equal(param, optimizer.state[param]["ema"].bfloat16())
-        assert torch.equal(params[2], before[2])
-        raise KeyError
+
+    def use_averages() -> None:
+        with optimizer.ema_parameters():
+            for param in params[:2]:
+                assert torch.equal(param, optimizer.state[param]["ema"].bfloat16())
+            assert torch.equal(params[2], before[2])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        use_averages()
     assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
     assert [p.data_ptr() for p in params] == addresses
     assert all(p.requires_grad for p in params)

@@ -1,4 +1,4 @@
-"""A training step compiled by torch.compile with our optimizer in it: one break, no recompilation."""
+"""A training step under torch.compile: one break at our optimizer, no recompilation."""
 
 from __future__ import annotations
 

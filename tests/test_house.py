@@ -136,6 +136,7 @@ def test_version_and_type_information() -> None:
 LEVELS = (
     {"_extension", "groups", "snapshot", "suggest", "_batches", "telemetry"},
     {"schedules", "_schedule", "curve", "_options", "_states"},
+    {"_scheduled"},
     {"_fused"},
     {"optim"},
     {"_drive"},

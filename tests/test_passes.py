@@ -245,7 +245,7 @@ def test_scaler_and_clipping_in_one_step(device: torch.device) -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_checkpoint_after_a_skipped_first_step(momentum: float) -> None:
-    """torch's SGD buffer starts at the first gradient, undampened: also when that one is skipped."""
+    """torch's SGD buffer starts at the first gradient that counts, undampened."""
     options = {"lr": 0.1, "momentum": momentum, "dampening": 0.5 if momentum else 0.0}
     param = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
     ours = lrfast.SGD([param], **options, skip_nonfinite=True)

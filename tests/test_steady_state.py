@@ -1,4 +1,4 @@
-"""From its second step on, an unchanged optimizer rebuilds nothing, allocates nothing, calls nobody."""
+"""From its second step on, an unchanged optimizer rebuilds, allocates and calls nothing."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ ALL_PASSES = {
 class NoOperations(TorchDispatchMode):
     """Fails on any operation of torch's: each may allocate, launch or wait."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"the step called {func}")
 
 

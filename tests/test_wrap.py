@@ -1,4 +1,4 @@
-"""wrap() takes a live torch.optim optimizer over, and everything that was attached to it works on."""
+"""wrap() takes a live torch.optim optimizer over; what was attached to it works on."""
 
 from __future__ import annotations
 

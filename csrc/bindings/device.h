@@ -13,6 +13,8 @@ namespace lrfast::bindings {
 constexpr int64_t kCpuChunk = 16384;   // elements; small enough to balance a handful of threads
 constexpr int64_t kCudaChunk = 32768;  // elements; many, as each chunk is prepared by one thread
 
+inline int64_t chunk_size(at::Device device) { return device.is_cpu() ? kCpuChunk : kCudaChunk; }
+
 // With CUDA (cuda.cpp), or an error that says it is not built in (no_cuda.cpp).
 namespace cuda_calls {
 void step(int rule, const StepTables& tables, at::Device device);

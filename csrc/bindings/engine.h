@@ -24,6 +24,8 @@ struct EngineOptions {
   int64_t telemetry = 0;  // steps that the ring of records holds; 0: none
 };
 
+constexpr int32_t kUnread = -2;  // stands for a group's schedule until the group is read again
+
 // The tables of the parameters on one device.
 struct DevicePlan {
   at::Device device;

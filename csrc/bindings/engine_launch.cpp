@@ -1,0 +1,213 @@
+// The engine's second half: from the tables to the launch, and what Python sets and reads.
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "bindings/device.h"
+#include "bindings/engine.h"
+
+namespace lrfast::bindings {
+namespace {
+
+// Handing the interpreter to other threads and taking it back costs 0.1 us: as much as 500
+// elements.
+constexpr int64_t kElementsWorthTheGil = 16384;
+
+const float* scalar_on(const std::optional<at::Tensor>& tensor, at::Device device,
+                       std::vector<at::Tensor>& held) {
+  if (!tensor) return nullptr;
+  held.push_back(tensor->to(device, at::kFloat, /*non_blocking=*/true));
+  return held.back().const_data_ptr<float>();
+}
+
+}  // namespace
+
+// ---- the launch ------------------------------------------------------------------------------
+
+bool Engine::wants_norms() const {
+  if (options_.max_grad_norm > 0.0 || options_.skip_nonfinite || options_.telemetry > 0)
+    return true;
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [](const GroupRow& group) { return group.max_norm > 0.0; });
+}
+
+// The memory of what a step adds up, as far as it is not there yet.
+void Engine::make_totals() {
+  const int64_t groups = static_cast<int64_t>(groups_.size());
+  for (DevicePlan& plan : plans_) {
+    const auto numbers = at::TensorOptions().dtype(at::kDouble).device(plan.device);
+    const int64_t chunks = static_cast<int64_t>(plan.chunks.rows().size());
+    if (!plan.norms.defined()) {
+      plan.chunk_squares = at::zeros({chunks + 1}, numbers);  // never empty: null means none
+      plan.norms = at::zeros({groups + 2}, numbers);
+    }
+    if (options_.telemetry > 0 && !plan.records.defined()) {
+      plan.chunk_changes = at::zeros({chunks + 1, 2}, numbers);
+      plan.records = at::zeros({options_.telemetry, groups, kRecordFields}, numbers);
+    }
+  }
+}
+
+StepTables Engine::tables_of(DevicePlan& plan) {
+  StepTables tables{};
+  tables.tensors = plan.tensors.on(plan.device);
+  tables.grads = plan.grads.on(plan.device);
+  tables.groups = plan.groups.on(plan.device);
+  tables.chunks = plan.chunks.on(plan.device);
+  tables.group_chunks = plan.group_chunks.on(plan.device);
+  tables.schedules = schedules_.on(plan.device);
+  tables.clock = static_cast<Clock*>(plan.clock.mutable_data_ptr());
+  tables.rates = plan.rates.mutable_data_ptr<double>();
+  tables.gradients.max_norm = options_.max_grad_norm;
+  tables.gradients.skip_nonfinite = options_.skip_nonfinite;
+  tables.gradients.zero = options_.zero_grads;
+  tables.average_weight = 1.0 - options_.ema_decay;
+  tables.has_averages = options_.ema_decay >= 0.0;
+  tables.seed = options_.seed;
+  tables.num_chunks = static_cast<int64_t>(plan.chunks.rows().size());
+  tables.chunk_size = chunk_size(plan.device);
+  tables.num_tensors = static_cast<int32_t>(plan.tensors.rows().size());
+  tables.num_groups = static_cast<int32_t>(groups_.size());
+  return tables;
+}
+
+void Engine::launch(const std::optional<at::Tensor>& grad_scale,
+                    const std::optional<at::Tensor>& found_inf) {
+  const bool norms = wants_norms();
+  TORCH_CHECK_VALUE(!norms || plans_.size() <= 1,
+                    "max_grad_norm, skip_nonfinite and telemetry need "
+                    "all parameters on one device, got parameters on ",
+                    plans_.size(), " devices");
+  if (norms) make_totals();
+  write_groups();
+  std::vector<at::Tensor> held;
+  for (DevicePlan& plan : plans_) {
+    StepTables tables = tables_of(plan);
+    tables.gradients.scale = scalar_on(grad_scale, plan.device, held);
+    tables.gradients.found_inf = scalar_on(found_inf, plan.device, held);
+    if (norms) {
+      tables.totals.chunk_squares = plan.chunk_squares.mutable_data_ptr<double>();
+      tables.totals.norms = plan.norms.mutable_data_ptr<double>();
+    }
+    if (options_.telemetry > 0) {
+      tables.totals.chunk_changes = plan.chunk_changes.mutable_data_ptr<double>();
+      tables.totals.records = plan.records.mutable_data_ptr<double>();
+      tables.totals.capacity = options_.telemetry;
+    }
+    if (stop_flag_) {
+      held.push_back(stop_flag_->to(plan.device, true));
+      tables.stop = held.back().const_data_ptr<double>();
+    }
+    if (tables.num_chunks * tables.chunk_size < kElementsWorthTheGil) {
+      bindings::step(rule_.place, tables, plan.device, plan.scratch);
+    } else {
+      const py::gil_scoped_release release;
+      bindings::step(rule_.place, tables, plan.device, plan.scratch);
+    }
+  }
+  finish_launch();
+}
+
+// Brings staged values home and tells autograd what has changed.
+void Engine::finish_launch() {
+  for (Slot& slot : slots_) {
+    if (plans_[slot.device].grads.rows()[slot.row] == nullptr) continue;
+    if (options_.zero_grads && slot.uses_staged_grad) grad_of(slot).zero_();
+    if (groups_[slot.group].frozen) continue;
+    if (slot.staged_param.defined()) slot.param.detach().copy_(slot.staged_param);
+    // Lets autograd notice a backward pass through values that are gone.
+    if (!slot.param.is_inference()) slot.param.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+// ---- what Python sets and reads --------------------------------------------------------------
+
+void Engine::set_schedules(const std::vector<ScheduleTuple>& schedules,
+                           const std::vector<int32_t>& group_schedules) {
+  for (const int32_t schedule : group_schedules) {
+    TORCH_CHECK_INDEX(schedule >= -1 && schedule < static_cast<int64_t>(schedules.size()),
+                      "group_schedules must be -1 or an index into ", schedules.size(),
+                      " schedules, got ", schedule);
+  }
+  schedules_.assign(schedules);
+  group_schedules_ = group_schedules;
+  for (GroupRow& group : groups_) group.schedule = kUnread;
+  initial_clock_[0] = 0;
+  for (DevicePlan& plan : plans_) plan.clock.narrow(0, 0, 1).fill_(0);
+}
+
+void Engine::set_options(const EngineOptions& options) {
+  options_ = options;
+  for (Slot& slot : slots_) slot.is_bound = false;
+  for (DevicePlan& plan : plans_) {
+    plan.records.reset();
+    plan.chunk_changes.reset();
+  }
+}
+
+void Engine::watch(std::optional<at::Tensor> flag) {
+  TORCH_CHECK_TYPE(!flag || (flag->scalar_type() == at::kDouble && flag->numel() == 1),
+                   "flag must be one float64, got ", flag ? flag->numel() : 0, " elements");
+  stop_flag_ = std::move(flag);
+}
+
+py::dict Engine::state_names(int32_t group) const {
+  const GroupRow& row = groups_.at(group);
+  const bool cycles = schedules_.cycles_momentum(row.schedule);
+  const StateNames& names = rule_.forms[rule_.form(row.hypers, cycles)];
+  py::list tensors;
+  for (int k = 0; k < names.count; ++k) tensors.append(names.names[k]);
+  py::dict result;
+  result["tensors"] = tensors;
+  result["count"] = rule_.count_name ? py::object(py::str(rule_.count_name)) : py::none();
+  result["product"] = rule_.product_name ? py::object(py::str(rule_.product_name)) : py::none();
+  result["needs_product"] = rule_.needs_product(cycles);
+  return result;
+}
+
+std::vector<at::Tensor> Engine::clocks() const {
+  std::vector<at::Tensor> views;
+  for (const DevicePlan& plan : plans_) views.push_back(plan.clock.narrow(0, 0, 2));
+  return views;
+}
+
+void Engine::set_clock(int64_t applied, int64_t steps) {
+  initial_clock_[0] = applied;
+  initial_clock_[1] = steps;
+  for (DevicePlan& plan : plans_) {
+    for (int64_t i = 0; i < 2; ++i) plan.clock.narrow(0, i, 1).fill_(initial_clock_[i]);
+  }
+}
+
+std::vector<at::Tensor> Engine::rates() const {
+  std::vector<at::Tensor> all;
+  for (const DevicePlan& plan : plans_) all.push_back(plan.rates);
+  return all;
+}
+
+std::vector<at::Tensor> Engine::norms() const {
+  std::vector<at::Tensor> all;
+  for (const DevicePlan& plan : plans_) {
+    if (plan.norms.defined()) all.push_back(plan.norms);
+  }
+  return all;
+}
+
+std::vector<at::Tensor> Engine::records() const {
+  std::vector<at::Tensor> all;
+  for (const DevicePlan& plan : plans_) {
+    if (plan.records.defined()) all.push_back(plan.records);
+  }
+  return all;
+}
+
+py::list Engine::private_counts() const {
+  py::list counts;
+  if (rule_.count_name != nullptr) return counts;
+  for (const Slot& slot : slots_) {
+    if (slot.count.defined()) counts.append(py::make_tuple(slot.object, slot.count));
+  }
+  return counts;
+}
+
+}  // namespace lrfast::bindings

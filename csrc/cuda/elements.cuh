@@ -1,0 +1,227 @@
+// What one thread does to the elements of a chunk: loads and stores in vectors, the rule, and the
+// passes behind it.
+#pragma once
+
+#include "core/kernel.h"
+#include "core/rule.h"
+#include "core/step.h"
+
+namespace lrfast::cuda {
+
+constexpr int kVectorBytes = 16;  // the widest access that a thread can make
+
+template <class Element, int length>
+struct alignas(sizeof(Element) * length) Vector {
+  Element elements[length];
+};
+
+// Length elements from or to memory in one access, of 16 bytes at most.
+template <class Element, int length>
+LRFAST_HD void copy_vector(const Element* from, Element* to) {
+  using Whole = Vector<Element, length>;
+  *reinterpret_cast<Whole*>(to) = *reinterpret_cast<const Whole*>(from);
+}
+
+LRFAST_HD bool is_aligned(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % kVectorBytes == 0;
+}
+
+// Makes the compiler fetch from shared memory again what comes after, rather than hold it in
+// registers over the loop. Without it AdamW needs up to 83 registers, and at 64 it spills.
+LRFAST_HD void forget_registers() { asm volatile("" ::: "memory"); }
+
+// Where the chunk at hand begins in each array; in shared memory.
+struct ChunkAddresses {
+  void* param;
+  void* grad;
+  void* states[kMaxStates];
+  void* average;
+  int64_t begin;  // its first element's index in the tensor
+  int count;      // elements
+  bool aligned;
+};
+
+// Lets the arithmetic on next begin only when done is known. Elements of a vector are independent,
+// and the compiler would work on all at once, with registers that it has not: RMSprop on bfloat16
+// spilled 72 bytes on sm_100. Other warps fill the waits.
+template <class Element>
+LRFAST_HD void order([[maybe_unused]] Element& done, [[maybe_unused]] Element& next) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(Element) == sizeof(uint16_t)) {
+    asm volatile("" : "+h"(done.bits), "+h"(next.bits));
+  } else if constexpr (sizeof(Element) == sizeof(float)) {
+    asm volatile("" : "+f"(done), "+f"(next));
+  } else {
+    asm volatile("" : "+d"(done), "+d"(next));
+  }
+#endif
+}
+
+// The gradient's part of a chunk alone.
+template <class Param>
+LRFAST_HD ChunkAddresses locate_grad(const TensorRow& row, void* grads, int64_t begin,
+                                     int64_t chunk_size) {
+  const int64_t left = row.numel - begin;
+  ChunkAddresses at{};
+  at.begin = begin;
+  at.grad = static_cast<Param*>(grads) + begin;
+  at.count = static_cast<int>(left < chunk_size ? left : chunk_size);
+  at.aligned = is_aligned(at.grad);
+  return at;
+}
+
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD ChunkAddresses locate_chunk(const TensorRow& row, void* grads, int64_t begin,
+                                      int64_t chunk_size) {
+  ChunkAddresses at = locate_grad<Param>(row, grads, begin, chunk_size);
+  at.param = static_cast<Param*>(row.param) + begin;
+  at.average = row.average ? static_cast<compute_t<Param>*>(row.average) + begin : nullptr;
+  at.aligned = at.aligned && is_aligned(at.param) && is_aligned(at.average);
+  for (int k = 0; k < Rule::kStates[form].count; ++k) {
+    at.states[k] = static_cast<State*>(row.states[k]) + begin;
+    at.aligned = at.aligned && is_aligned(at.states[k]);
+  }
+  return at;
+}
+
+// Calls body(first element, number) for this thread's vectors of a chunk, whose number is a
+// constant, and then body(element, 1) for its share of the elements behind them.
+template <int length, class Body>
+LRFAST_HD void walk_chunk(const ChunkAddresses& at, int thread, int threads, Body&& body) {
+  const int vectors = at.aligned && length > 1 ? at.count / length : 0;
+  if constexpr (length > 1) {
+    for (int v = thread; v < vectors; v += threads) body.template operator()<length>(v * length);
+  }
+  for (int i = vectors * length + thread; i < at.count; i += threads) {
+    body.template operator()<1>(i);
+  }
+}
+
+// Loads and stores of length elements: one at a time, or in vectors.
+template <int length, class Element>
+LRFAST_HD void load(const void* array, int first, Element* out) {
+  const Element* from = static_cast<const Element*>(array) + first;
+  if constexpr (length == 1) {
+    *out = *from;
+  } else {
+    copy_vector<Element, length>(from, out);
+  }
+}
+template <int length, class Element>
+LRFAST_HD void save(const Element* values, void* array, int first) {
+  Element* to = static_cast<Element*>(array) + first;
+  if constexpr (length == 1) {
+    *to = *values;
+  } else {
+    copy_vector<Element, length>(values, to);
+  }
+}
+
+// What a thread adds up for telemetry.
+struct Changes {
+  double updates = 0.0;
+  double weights = 0.0;
+};
+
+// Length elements behind the rule: the sums, the weights' average, the zeroing of the gradient.
+template <int length, class Param>
+LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at, int first,
+                               const Param* before, const Param* after, Changes& changes) {
+  using T = compute_t<Param>;
+  if (t.totals.chunk_changes) {
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) {
+      const double weight = to_compute(after[e]);
+      const double update = weight - to_compute(before[e]);
+      changes.updates += update * update;
+      changes.weights += weight * weight;
+    }
+  }
+  if (at.average) {
+    const T weight = static_cast<T>(t.average_weight);
+    alignas(kVectorBytes) T average[length];
+    load<length>(at.average, first, average);
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) average_element(average[e], to_compute(after[e]), weight);
+    save<length>(average, at.average, first);
+  }
+  if (t.gradients.zero) {
+    alignas(kVectorBytes) const Param zeros[length] = {};
+    save<length>(zeros, at.grad, first);
+  }
+}
+
+// Elements of a vector: as many as make the widest of its arrays 16 bytes. Doubles go one by one,
+// as each fills two registers: in pairs they spill (AdamW 260 bytes on sm_100).
+template <bool passes, class Param, class State>
+constexpr int vector_length() {
+  if (sizeof(Param) == sizeof(double)) return 1;
+  size_t widest = sizeof(Param) > sizeof(State) ? sizeof(Param) : sizeof(State);
+  if (passes && sizeof(compute_t<Param>) > widest) widest = sizeof(compute_t<Param>);
+  return static_cast<int>(kVectorBytes / widest);
+}
+
+// This thread's part of a chunk. Indices are ints.
+template <class Rule, bool passes, uint8_t form, class Param, class State>
+LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
+                               const Update<Rule, compute_t<Param>>& update, int thread,
+                               int threads) {
+  constexpr int kStates = Rule::kStates[form].count;
+  Changes changes;
+  constexpr int kLength = vector_length<passes, Param, State>();
+  walk_chunk<kLength>(at, thread, threads, [&]<int length>(int first) {
+    alignas(kVectorBytes) Param param[length];
+    alignas(kVectorBytes) Param grad[length];
+    [[maybe_unused]] alignas(kVectorBytes) Param before[length];
+    alignas(kVectorBytes) State held[kStates > 0 ? kStates : 1][length];
+    forget_registers();
+    load<length>(at.param, first, param);
+    load<length>(at.grad, first, grad);
+    LRFAST_UNROLL
+    for (int k = 0; k < kStates; ++k) load<length>(at.states[k], first, held[k]);
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) {
+      if constexpr (passes) before[e] = param[e];
+      update_element<Rule, form>(
+          param[e], grad[e], [&](int k) -> State& { return held[k][e]; }, update,
+          at.begin + first + e);
+      if constexpr (length > 1) order(param[e], grad[e + 1 < length ? e + 1 : e]);
+    }
+    forget_registers();
+    save<length>(param, at.param, first);
+    LRFAST_UNROLL
+    for (int k = 0; k < kStates; ++k) save<length>(held[k], at.states[k], first);
+    if constexpr (passes) {
+      forget_registers();
+      finish_elements<length>(t, at, first, before, param, changes);
+    }
+  });
+  return changes;
+}
+
+// This thread's part of a chunk's sum of squares. In float over the few elements of a vector, whose
+// sum then goes into a double: double arithmetic per element would be slow on consumer GPUs.
+template <class Param>
+LRFAST_HD double square_chunk(const ChunkAddresses& at, int thread, int threads) {
+  double sum = 0.0;
+  walk_chunk<kVectorBytes / sizeof(Param)>(at, thread, threads, [&]<int length>(int first) {
+    alignas(kVectorBytes) Param grad[length];
+    load<length>(at.grad, first, grad);
+    compute_t<Param> squares = 0;
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) squares += to_compute(grad[e]) * to_compute(grad[e]);
+    sum += squares;
+  });
+  return sum;
+}
+
+// Sets this thread's part of a chunk's gradient to zero.
+template <class Param>
+LRFAST_HD void zero_chunk(const ChunkAddresses& at, int thread, int threads) {
+  walk_chunk<kVectorBytes / sizeof(Param)>(at, thread, threads, [&]<int length>(int first) {
+    alignas(kVectorBytes) const Param zeros[length] = {};
+    save<length>(zeros, at.grad, first);
+  });
+}
+
+}  // namespace lrfast::cuda
