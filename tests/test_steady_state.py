@@ -53,6 +53,7 @@ def test_a_step_calls_no_operation_of_torchs(case: OptimizerCase) -> None:
     schedule = schedules.one_cycle(20, momentum=(0.95, 0.85))
     for options in ({}, {"schedule": schedule, **ALL_PASSES}):
         optimizer = make(case, **options)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
         with NoOperations():
             for _ in range(3):
                 optimizer.step()

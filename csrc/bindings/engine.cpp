@@ -66,7 +66,7 @@ DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) 
   for (DevicePlan& plan : plans) {
     if (plan.device == device) return plan;
   }
-  DevicePlan plan{device, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+  DevicePlan plan{.device = device};
   for (const DevicePlan& previous : plans_) {
     if (previous.device == device) plan.clock = previous.clock;
   }
@@ -109,6 +109,7 @@ void Engine::rebuild(const py::list& param_groups) {
       slot.number = static_cast<uint32_t>(slots.size());
       plan.tensors.edit().push_back(make_row(slot, {}));
       plan.grads.edit().push_back(nullptr);
+      plan.elements += slot.elements;
       begin_group(g, plan);
       append_chunks(slot, plan);
       slots.push_back(std::move(slot));

@@ -29,6 +29,7 @@ constexpr int32_t kUnread = -2;  // stands for a group's schedule until the grou
 // The tables of the parameters on one device.
 struct DevicePlan {
   at::Device device;
+  int64_t elements = 0;  // of all its parameters
   DeviceArray<TensorRow> tensors;
   DeviceArray<void*> grads;  // [tensors] as the step before this one found them
   DeviceArray<GroupRow> groups;

@@ -13,11 +13,12 @@ namespace {
 // elements.
 constexpr int64_t kElementsWorthTheGil = 16384;
 
-const float* scalar_on(const std::optional<at::Tensor>& tensor, at::Device device,
-                       std::vector<at::Tensor>& held) {
-  if (!tensor) return nullptr;
-  held.push_back(tensor->to(device, at::kFloat, /*non_blocking=*/true));
-  return held.back().const_data_ptr<float>();
+// A scalar's address on the device; held keeps what had to be copied there.
+const void* scalar_on(const at::Tensor& scalar, at::ScalarType type, at::Device device,
+                      std::vector<at::Tensor>& held) {
+  if (scalar.device() == device && scalar.scalar_type() == type) return scalar.const_data_ptr();
+  held.push_back(scalar.to(device, type, /*non_blocking=*/true));
+  return held.back().const_data_ptr();
 }
 
 }  // namespace
@@ -83,8 +84,12 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
   std::vector<at::Tensor> held;
   for (DevicePlan& plan : plans_) {
     StepTables tables = tables_of(plan);
-    tables.gradients.scale = scalar_on(grad_scale, plan.device, held);
-    tables.gradients.found_inf = scalar_on(found_inf, plan.device, held);
+    const auto read = [&](const std::optional<at::Tensor>& scalar, at::ScalarType type) {
+      return scalar ? scalar_on(*scalar, type, plan.device, held) : nullptr;
+    };
+    tables.gradients.scale = static_cast<const float*>(read(grad_scale, at::kFloat));
+    tables.gradients.found_inf = static_cast<const float*>(read(found_inf, at::kFloat));
+    tables.stop = static_cast<const double*>(read(stop_flag_, at::kDouble));
     if (norms) {
       tables.totals.chunk_squares = plan.chunk_squares.mutable_data_ptr<double>();
       tables.totals.norms = plan.norms.mutable_data_ptr<double>();
@@ -94,11 +99,7 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
       tables.totals.records = plan.records.mutable_data_ptr<double>();
       tables.totals.capacity = options_.telemetry;
     }
-    if (stop_flag_) {
-      held.push_back(stop_flag_->to(plan.device, true));
-      tables.stop = held.back().const_data_ptr<double>();
-    }
-    if (tables.num_chunks * tables.chunk_size < kElementsWorthTheGil) {
+    if (plan.elements < kElementsWorthTheGil) {
       bindings::step(rule_.place, tables, plan.device, plan.scratch);
     } else {
       const py::gil_scoped_release release;
