@@ -66,7 +66,7 @@ DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) 
   for (DevicePlan& plan : plans) {
     if (plan.device == device) return plan;
   }
-  DevicePlan plan{.device = device};
+  DevicePlan plan(device);
   for (const DevicePlan& previous : plans_) {
     if (previous.device == device) plan.clock = previous.clock;
   }

@@ -28,6 +28,8 @@ constexpr int32_t kUnread = -2;  // stands for a group's schedule until the grou
 
 // The tables of the parameters on one device.
 struct DevicePlan {
+  explicit DevicePlan(at::Device where) : device(where) {}
+
   at::Device device;
   int64_t elements = 0;  // of all its parameters
   DeviceArray<TensorRow> tensors;
