@@ -65,6 +65,7 @@ class FusedOptimizer(Scheduled):
         self._clock_at_start = (0, 0)
         for index, group in enumerate(self.param_groups):
             _check_group(index, group)
+        self._choose_dtypes()
         self.set_schedule(schedule)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -299,11 +300,10 @@ class FusedOptimizer(Scheduled):
                 state["state"][ids[id(param)]] = packed | {"momentum_buffer": None}
 
     def _restore_dtypes(self, state_dict: dict[str, Any]) -> None:
-        """Undo torch's cast of states to the parameter's dtype where it loses digits, or a choice.
+        """Undo torch's cast of states to the parameter's dtype where it loses digits.
 
         float32 moments of a half parameter stay float32, and so does the float64 product of beta1;
-        a state too wide for the engine is narrowed when it is first used. Where ``state_dtype`` was
-        chosen, moments get that.
+        a state too wide for the engine is narrowed when it is first used.
         """
         saved_ids: Iterable[int] = chain.from_iterable(
             group["params"] for group in state_dict["param_groups"]
@@ -311,14 +311,22 @@ class FusedOptimizer(Scheduled):
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for saved_id, param in zip(saved_ids, params, strict=True):
             loaded = self.state.get(param, {})
-            chosen = self._options.state_dtype_of(param, [])
             for name, value in state_dict["state"].get(saved_id, {}).items():
                 if not isinstance(value, Tensor) or not isinstance(loaded.get(name), Tensor):
                     continue
                 if value.dtype.itemsize > loaded[name].dtype.itemsize:
                     loaded[name] = value.to(param.device, copy=True)
-                if self._options.state_dtype is not None and name not in _states.NOT_MOMENTS:
-                    loaded[name] = loaded[name].to(chosen)
+        self._choose_dtypes()
+
+    def _choose_dtypes(self) -> None:
+        """Bring the moments that are there into ``state_dtype``, where that is given."""
+        if self._options.state_dtype is None:
+            return
+        for param, state in self.state.items():
+            chosen = self._options.state_dtype_of(param, [])
+            for name, value in state.items():
+                if isinstance(value, Tensor) and name not in _states.NOT_MOMENTS:
+                    state[name] = value.to(chosen)
 
     def _watch(self, flag: Tensor | None) -> None:
         """Let steps change nothing while ``flag``, one float64 on the device, is not zero."""
