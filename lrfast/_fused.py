@@ -6,7 +6,6 @@ Tensors of optimizer state are made and owned here, in ``self.state``; the engin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from lrfast import _states
 from lrfast._extension import extension
-from lrfast._options import Options, StepOptions
+from lrfast._options import Options, StepOptions, check_group
 from lrfast._scheduled import Scheduled
 from lrfast.schedules import Schedule
 from lrfast.telemetry import Telemetry
@@ -64,7 +63,7 @@ class FusedOptimizer(Scheduled):
         self._schedules = []
         self._clock_at_start = (0, 0)
         for index, group in enumerate(self.param_groups):
-            _check_group(index, group)
+            check_group(index, group)
         self._choose_dtypes()
         self.set_schedule(schedule)
 
@@ -182,27 +181,26 @@ class FusedOptimizer(Scheduled):
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch.optim's state dict, plus schedule and step counts where they matter."""
-        state: dict[str, Any] = super().state_dict()
-        self._mark_unbegun_buffers(state)
-        applied, steps = self._clock()
-        entry: dict[str, Any] = {}
-        if any(self._schedules):
-            entry["schedules"] = [s.to_dict() if s else None for s in self._padded_schedules()]
-            entry["schedule_step"] = applied
-        if self._options.stochastic_rounding or self._options.telemetry:
-            entry["steps"] = steps
-        if entry:
-            state[_ENGINE_ENTRY] = entry
-        return state
+        # As a hook in front of the user's, which then see, and may replace, all of it.
+        handle = self.register_state_dict_post_hook(_complete_state_dict, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load torch.optim's state dict or ours; float32 states of half parameters stay float32.
 
         A state dict without a schedule leaves the schedule that is attached.
         """
-        super().load_state_dict(state_dict)
-        self._restore_dtypes(state_dict)
-        entry = state_dict.get(_ENGINE_ENTRY, {})
+        given: list[dict[str, Any]] = []  # what the user's hooks have made of it
+        handle = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        self._restore_dtypes(given[0])
+        entry = given[0].get(_ENGINE_ENTRY, {})
         applied, steps = self._clock()
         if "schedules" in entry:
             self._schedules = [Schedule.from_dict(s) if s else None for s in entry["schedules"]]
@@ -355,6 +353,21 @@ class FusedOptimizer(Scheduled):
         return [] if engine is None else [*engine.clocks(), *engine.rates(), *engine.records()]
 
 
+def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    assert isinstance(optimizer, FusedOptimizer)
+    optimizer._mark_unbegun_buffers(state)
+    applied, steps = optimizer._clock()
+    entry: dict[str, Any] = {}
+    if any(optimizer._schedules):
+        schedules = optimizer._padded_schedules()
+        entry["schedules"] = [schedule.to_dict() if schedule else None for schedule in schedules]
+        entry["schedule_step"] = applied
+    if optimizer._options.stochastic_rounding or optimizer._options.telemetry:
+        entry["steps"] = steps
+    if entry:
+        state[_ENGINE_ENTRY] = entry
+
+
 # Schedules, clock of an engine yet to be made, copies of the engine's memory.
 _Snapshot = tuple[list[Schedule | None], tuple[int, int], list[Tensor]]
 
@@ -370,23 +383,3 @@ def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | 
             loss = closure()
     optimizer._update()
     return loss
-
-
-def _check_group(index: int, group: dict[str, Any]) -> None:
-    if group["differentiable"]:
-        raise ValueError(
-            "differentiable must be False: the fused step is not part of the autograd graph; use "
-            "torch.optim for differentiable updates"
-        )
-    rate = group["lr"]
-    if isinstance(rate, Tensor) and rate.is_cuda:
-        return  # asking a device for its value would wait for it
-    if isinstance(rate, Tensor) and not rate.is_cpu:
-        raise ValueError(
-            f"lr of param_groups[{index}] must be a number or a tensor on cpu or cuda, got one on "
-            f"{rate.device}"
-        )
-    if not (math.isfinite(rate) and rate >= 0):
-        raise ValueError(
-            f"lr of param_groups[{index}] must be finite and not negative, got {float(rate)}"
-        )

@@ -103,6 +103,31 @@ class Options:
         return param.dtype
 
 
+def check_group(index: int, group: dict[str, Any]) -> None:
+    """Check what the constructors of torch let pass: NaN and infinite rates, differentiable steps.
+
+    Raises:
+        ValueError: For either.
+    """
+    if group["differentiable"]:
+        raise ValueError(
+            "differentiable must be False: the fused step is not part of the autograd graph; use "
+            "torch.optim for differentiable updates"
+        )
+    rate = group["lr"]
+    if isinstance(rate, torch.Tensor) and rate.is_cuda:
+        return  # asking a device for its value would wait for it
+    if isinstance(rate, torch.Tensor) and not rate.is_cpu:
+        raise ValueError(
+            f"lr of param_groups[{index}] must be a number or a tensor on cpu or cuda, got one on "
+            f"{rate.device}"
+        )
+    if not (math.isfinite(rate) and rate >= 0):
+        raise ValueError(
+            f"lr of param_groups[{index}] must be finite and not negative, got {float(rate)}"
+        )
+
+
 def _check_whole(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise ValueError(f"{name} must be a whole number, 0 or more, got {value!r}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from reference import optimizers as reference
+from reference import torch_twins
 from torch import Tensor
 
 import lrfast
@@ -29,7 +30,8 @@ class OptimizerCase:
     Args:
         name: How tests call it.
         ours: The class under test.
-        theirs: The class of torch.optim with the same meaning.
+        theirs: The class of torch.optim with the same meaning, or what reference/torch_twins.py
+            has in its place.
         rule: Its function in reference/optimizers.py.
         options: Constructor arguments.
         description: What this row shows that the others do not.
@@ -45,18 +47,28 @@ class OptimizerCase:
     def groups(self, params: list[Tensor]) -> list[dict[str, Any]]:
         """Three groups with hyperparameters of their own, over the parameters in turn."""
         rate, decay = self.options["lr"], self.options["weight_decay"]
-        own = [
+        own: list[dict[str, Any]] = [
             {},
             {"lr": rate * 0.3, "weight_decay": decay * 2 + 0.01},
             {"lr": rate * 1.7, "maximize": not self.options.get("maximize", False)},
         ]
         if "betas" in self.options:
             own[1]["betas"] = (0.7, 0.95)
-            own[2]["eps"] = self.options["eps"] * 3
         else:
-            own[1]["momentum"] = self.options["momentum"] * 0.6
             own[2]["weight_decay"] = 0.2
+        if "momentum" in self.options:
+            own[1]["momentum"] = self.options["momentum"] * 0.6
+        if "eps" in self.options:
+            own[2]["eps"] = self.options["eps"] * 3
+        for name in ("alpha", "lr_decay", "momentum_decay"):
+            if name in self.options:
+                own[1][name] = self.options[name] * 0.9
         return [{"params": params[i::3], **options} for i, options in enumerate(own)]
+
+    @property
+    def in_torch(self) -> type[torch.optim.Optimizer] | None:
+        """torch.optim's own class, where it has one."""
+        return getattr(torch.optim, self.ours.__name__, None)
 
     def hypers(self, group: dict[str, Any]) -> dict[str, Any]:
         """Of a param group's entries, those that the reference takes."""
@@ -78,6 +90,54 @@ def _adamw(name: str, description: str, **options: Any) -> OptimizerCase:
     )
 
 
+def _adam(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.02, "betas": (0.85, 0.97), "eps": 1e-4, "weight_decay": 0.07, **options}
+    return OptimizerCase(
+        f"adam-{name}", lrfast.Adam, torch.optim.Adam, reference.adam, options, description
+    )
+
+
+def _nadam(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.02, "betas": (0.85, 0.97), "eps": 1e-4, "weight_decay": 0.07, **options}
+    options = {"momentum_decay": 0.3, **options}
+    return OptimizerCase(
+        f"nadam-{name}", lrfast.NAdam, torch_twins.NAdam, reference.nadam, options, description
+    )
+
+
+def _rmsprop(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.01, "alpha": 0.93, "eps": 1e-3, "weight_decay": 0.04, **options}
+    return OptimizerCase(
+        f"rmsprop-{name}",
+        lrfast.RMSprop,
+        torch.optim.RMSprop,
+        reference.rmsprop,
+        {"momentum": 0.0, **options},
+        description,
+    )
+
+
+def _adagrad(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.05, "lr_decay": 0.2, "eps": 1e-3, "weight_decay": 0.06, **options}
+    return OptimizerCase(
+        f"adagrad-{name}",
+        lrfast.Adagrad,
+        torch_twins.Adagrad,
+        reference.adagrad,
+        {"initial_accumulator_value": 0.25, **options},  # the same in every dtype
+        description,
+    )
+
+
+def _lion(name: str, description: str, **options: Any) -> OptimizerCase:
+    # At betas like 0.85 = 17/20, bfloat16 momenta and gradients cancel to exactly 0, and roundings
+    # of 1 - beta alone decide the sign.
+    options = {"lr": 0.004, "betas": (0.8731, 0.9377), "weight_decay": 0.5, **options}
+    return OptimizerCase(
+        f"lion-{name}", lrfast.Lion, torch_twins.Lion, reference.lion, options, description
+    )
+
+
 OPTIMIZERS = (
     _sgd("plain", "no state at all", momentum=0.0),
     _sgd("plain-maximize", "the sign comes before the decay", momentum=0.0, maximize=True),
@@ -93,9 +153,39 @@ OPTIMIZERS = (
     _adamw("amsgrad-maximize", "all at once", amsgrad=True, maximize=True),
     _adamw("no-beta1", "no average: the power of zero", betas=(0.0, 0.9)),
     _adamw("high-decay", "the decay is decoupled", weight_decay=5.0),
+    _adam("plain", "the decay is part of the gradient, and of its square"),
+    _adam("defaults", "torch's own eps and beta2", betas=(0.9, 0.999), eps=1e-8),
+    _adam("amsgrad-maximize", "the sign comes before the decay", amsgrad=True, maximize=True),
+    _adam("decoupled", "AdamW by its other name", decoupled_weight_decay=True),
+    _nadam("plain", "momenta of this step and of the next"),
+    _nadam("defaults", "torch's own", betas=(0.9, 0.999), eps=1e-8, momentum_decay=4e-3),
+    _nadam("decoupled", "the decay spares the moments", decoupled_weight_decay=True),
+    _nadam("maximize", "the sign comes before the decay", maximize=True),
+    _rmsprop("plain", "one state"),
+    _rmsprop("momentum", "a buffer of directions, not of gradients", momentum=0.8),
+    _rmsprop("centered", "a difference under the root", centered=True),
+    _rmsprop("all", "three states, all at once", centered=True, momentum=0.8, maximize=True),
+    _adagrad("plain", "sums start above 0, rates shrink"),
+    _adagrad("defaults", "torch's own", lr_decay=0, initial_accumulator_value=0, eps=1e-10),
+    _adagrad("maximize", "the sign comes before the decay", maximize=True),
+    _lion("plain", "the step by one beta, the momentum by the other"),
+    _lion("maximize", "the sign spares the decay", maximize=True),
+    _lion("high-decay", "the decay counts by the rate, not by the step", weight_decay=30.0),
 )
-# One row per rule that has states, for tests of what does not depend on hyperparameters.
-STATEFUL = tuple(c for c in OPTIMIZERS if c.name in ("sgd-dampening", "adamw-amsgrad"))
+# One row per rule that has states, for tests of what does not depend on hyperparameters. SGD's and
+# AdamW's come first.
+STATEFUL = tuple(
+    next(c for c in OPTIMIZERS if c.name == name)
+    for name in (
+        "sgd-dampening",
+        "adamw-amsgrad",
+        "adam-plain",
+        "nadam-plain",
+        "rmsprop-all",
+        "adagrad-plain",
+        "lion-plain",
+    )
+)
 
 
 def by_name(case: Any) -> str:

@@ -18,7 +18,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
-PROGRAMS = sorted(path.stem for path in (ROOT / "tests" / "cpp").glob("test_*.cpp"))
+FOLDER = ROOT / "tests" / "cpp"
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("test_*.cpp"))
+SUPPORT = sorted(path.stem for path in FOLDER.glob("*.cpp") if path.stem not in PROGRAMS)
 DRIVERS = sorted(path.stem for path in (CSRC / "cpu").glob("*.cpp"))
 
 CXX = os.environ.get("CXX", "g++")
@@ -32,11 +34,37 @@ BUILDS = {
     # still agree bit for bit with the body that nvcc compiles.
     "release": ["-O3"],
 }
+AGREEMENTS = ["test_clipping", "test_passes", "test_step_body"]
 RUNS = [
     *[(program, "address") for program in PROGRAMS],
     *[("test_cpu_step", "thread"), ("test_step_races", "thread")],
-    *[("test_step_body", "release"), ("test_cpu_step", "release")],
+    *[(program, "release") for program in [*AGREEMENTS, "test_cpu_step"]],
 ]
+
+# The loader picks one clone of the drivers' loops, the best for this machine; these are the others
+# that it can run.
+LEVELS = {
+    "x86-64": {"sse2"},
+    "x86-64-v3": {"avx2", "bmi2", "fma"},
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+}
+CPU = Path("/proc/cpuinfo")
+FLAGS = set(CPU.read_text().split()) if CPU.exists() else set()
+CLONES = [level for level, needs in LEVELS.items() if needs <= FLAGS]
+for level in CLONES:
+    BUILDS[level] = [*BUILDS["release"], "-DLRFAST_NO_CLONES", f"-march={level}"]
+
+Objects = dict[tuple[str, str], Future]
+
+
+def support_of(build: str) -> list[str]:
+    """What the programs of a build share. One thread runs all blocks of grid.cpp's grids, where
+    ThreadSanitizer has nothing to find."""
+    return [stem for stem in SUPPORT if (stem, build) != ("grid", "thread")]
+
+
+def source_of(stem: str) -> Path:
+    return (CSRC / "cpu" if stem in DRIVERS else FOLDER) / f"{stem}.cpp"
 
 
 def run(command: list[str], seconds: float = 300.0) -> str:
@@ -47,9 +75,9 @@ def run(command: list[str], seconds: float = 300.0) -> str:
     return output
 
 
-def compile_object(source: Path, build: str, folder: Path, *flags: str) -> Path:
-    target = folder / f"{source.stem}-{build}.o"
-    run([CXX, *COMMON, *BUILDS[build], *flags, "-c", str(source), "-o", str(target)])
+def compile_object(stem: str, build: str, folder: Path) -> Path:
+    target = folder / f"{stem}-{build}.o"
+    run([CXX, *COMMON, *BUILDS[build], "-c", str(source_of(stem)), "-o", str(target)])
     return target
 
 
@@ -61,47 +89,30 @@ def expect_pass(program: str, parts: list[Path], build: str, folder: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Future]]:
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Objects]:
     """Object files by (stem, build), compiling on all cores while the first tests already run."""
     folder = tmp_path_factory.mktemp("cpp")
+    wanted = [("grid", "address"), ("step", "release")]  # take longest, so they come first
+    for program, build in RUNS:
+        wanted += [(stem, build) for stem in [*support_of(build), *DRIVERS, program]]
+    wanted += [(stem, level) for level in CLONES for stem in DRIVERS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures: dict[tuple[str, str], Future] = {}
-        for program, build in RUNS:
-            drivers = [CSRC / "cpu" / f"{stem}.cpp" for stem in DRIVERS]
-            for source in [ROOT / "tests" / "cpp" / f"{program}.cpp", *drivers]:
-                if (source.stem, build) not in futures:
-                    job = pool.submit(compile_object, source, build, folder)
-                    futures[source.stem, build] = job
-        yield futures
+        yield {key: pool.submit(compile_object, *key, folder) for key in dict.fromkeys(wanted)}
         pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize(("program", "build"), RUNS)
-def test_program(
-    program: str, build: str, objects: dict[tuple[str, str], Future], tmp_path: Path
-) -> None:
-    parts = [objects[stem, build].result() for stem in [program, *DRIVERS]]
-    expect_pass(program, parts, build, tmp_path)
+def test_program(program: str, build: str, objects: Objects, tmp_path: Path) -> None:
+    stems = [program, *support_of(build), *DRIVERS]
+    expect_pass(program, [objects[stem, build].result() for stem in stems], build, tmp_path)
 
 
-# The loader picks one clone of the drivers' loops, the best for this machine; these are the others
-# that it can run.
-LEVELS = {
-    "x86-64": {"sse2"},
-    "x86-64-v3": {"avx2", "bmi2", "fma"},
-    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-}
-CPU = Path("/proc/cpuinfo")
-FLAGS = set(CPU.read_text().split()) if CPU.exists() else set()
-
-
-@pytest.mark.parametrize("march", [level for level, needs in LEVELS.items() if needs <= FLAGS])
-def test_clone(march: str, objects: dict[tuple[str, str], Future], tmp_path: Path) -> None:
-    flags = ["-DLRFAST_NO_CLONES", f"-march={march}"]
-    sources = [CSRC / "cpu" / f"{stem}.cpp" for stem in DRIVERS]
-    parts = [compile_object(source, "release", tmp_path, *flags) for source in sources]
-    parts.append(objects["test_step_body", "release"].result())
-    expect_pass("test_step_body", parts, "release", tmp_path)
+@pytest.mark.parametrize("program", AGREEMENTS)
+@pytest.mark.parametrize("level", CLONES)
+def test_clone(level: str, program: str, objects: Objects, tmp_path: Path) -> None:
+    parts = [objects[stem, "release"].result() for stem in [program, *support_of("release")]]
+    parts += [objects[stem, level].result() for stem in DRIVERS]
+    expect_pass(program, parts, "release", tmp_path)
 
 
 def test_layers_include_and_hold_what_they_may() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 # Roundings of one step, each at most half a unit in the last place of some intermediate value:
-# AdamW has the longest chain (12 operations and 6 scalars that were rounded to the element type).
+# Adam has the longest chain (12 operations and 6 scalars that were rounded to the element type).
 # 8 units bound their sum. In float64 the scalars themselves come into sight: 1 - beta2^t is made of
 # the last digits of beta2^t, and at beta2 = 0.999 it is 1000 times as sensitive. 4000 units are
 # 9e-13.
@@ -19,6 +24,62 @@ _TRAVEL = 2.0
 
 # Half types compute in float32 inside and round once when a value is stored.
 _COMPUTES_IN = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+
+
+# A tensor's states that are numbers: counted and multiplied in the host's or the kernel's doubles.
+SCALARS = ("step", "mu_product", "beta1_product")
+
+Array = npt.NDArray[np.float64]
+Rule = Callable[..., tuple[Array, dict[str, Any]]]
+
+
+def sensitivity(
+    rule: Rule,
+    param: Array,
+    grad: Array,
+    state: dict[str, Any],
+    options: dict[str, Any],
+    compute: torch.dtype,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What a reference makes of one step, and the scale of each result for :func:`bound`.
+
+    Every rounding of a step is as good as a small relative change of something that went into it:
+    of the parameter, the gradient, a state, the rate or the decay. So the scale is how far the
+    results move, per unit, when each of these moves by the units allowed to a step. For sums this
+    is the sum of their terms' sizes; it also knows how far a quotient by the root of a small square
+    is thrown off (coupled decay that cancels the gradient, RMSprop's difference of squares), and
+    where Lion's sign hangs on the last digit. An average computed as ``m + (g - m) * (1 - beta)``
+    rounds ``g - m``, which is as good as a change of beta1 itself, not of its part in the result:
+    at beta1 = 0 none of the old average is left, but its rounding is.
+
+    Returns:
+        Results, and their scales: "param" and the states after the step, numbers left out.
+    """
+    inside = _COMPUTES_IN.get(compute, compute)
+    change = _UNITS_PER_STEP[inside] * torch.finfo(inside).eps
+    up = 1.0 + change
+    moved: list[tuple[Array, Array, dict[str, Any], dict[str, Any]]] = [
+        (param * up, grad, state, options),
+        (param, grad * up, state, options),
+        (param, grad, state, options | {"lr": options["lr"] * up}),
+        (param, grad, state, options | {"weight_decay": options["weight_decay"] * up}),
+    ]
+    tensors = state.keys() - set(SCALARS)
+    moved += [(param, grad, state | {name: state[name] * up}, options) for name in tensors]
+    if "betas" in options:
+        betas = (options["betas"][0] + change, options["betas"][1])
+        moved.append((param, grad, state, options | {"betas": betas}))
+
+    def results(value: Array, gradient: Array, before: Any, hypers: Any) -> dict[str, Array]:
+        new, after = rule(value, gradient, before, **hypers)
+        return {"param": new} | {k: v for k, v in after.items() if k not in SCALARS}
+
+    expected = results(param, grad, state, options)
+    scales = {name: np.abs(value) for name, value in expected.items()}
+    for inputs in moved:
+        for name, value in results(*inputs).items():
+            scales[name] = scales[name] + np.abs(value - expected[name]) / change
+    return expected, scales
 
 
 def bound(

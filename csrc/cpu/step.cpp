@@ -47,7 +47,7 @@ struct UpdateMemo {
 
   const Update<Rule, T>& get(const StepTables& t, const TensorRow& row, const Hypers* hypers,
                              RememberedPowers& powers) {
-    const double row_product = row.product ? *row.product : 0.0;
+    const double row_product = row.product ? *row.product : -1.0;
     if (row.group != group || *row.count != count || row_product != product) {
       group = row.group;
       count = *row.count;
@@ -76,6 +76,44 @@ struct Memos {
 
 // ---- elements --------------------------------------------------------------------------------
 
+// Half elements go through floats, this many at a time. Compilers vectorise a loop over one type;
+// one that mixes types they do badly or not at all: AdamW on bfloat16 took 3.6 ns per element with
+// AVX2, and takes 0.8 so (0.6 and 0.56 with AVX-512).
+constexpr int64_t kBlock = 64;
+
+template <class Element>
+LRFAST_HD void widen(const Element* from, float* to) {
+  for (int64_t i = 0; i < kBlock; ++i) to[i] = to_compute(from[i]);
+}
+
+template <class Element>
+LRFAST_HD void narrow(const float* from, Element* to, const Noise& noise, int64_t first,
+                      int which) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < kBlock; ++i) store(from[i], to[i], noise, first + i, which);
+}
+
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD void update_block(Param* params, const Param* gradients, State* const* states,
+                            const Update<Rule, float>& update, int64_t first) {
+  constexpr int kStates = Rule::kStates[form].count;
+  alignas(64) float param[kBlock];
+  alignas(64) float grad[kBlock];
+  alignas(64) float held[kStates > 0 ? kStates : 1][kBlock];
+  widen(params + first, param);
+  widen(gradients + first, grad);
+  for (int k = 0; k < kStates; ++k) widen(states[k] + first, held[k]);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < kBlock; ++i) {
+    update_element<Rule, form>(
+        param[i], grad[i], [&](int k) -> float& { return held[k][i]; }, update, first + i);
+  }
+  narrow(param, params + first, update.noise, first, 0);
+  for (int k = 0; k < kStates; ++k) {
+    narrow(held[k], states[k] + first, update.noise, first, k + 1);
+  }
+}
+
 template <class Rule, uint8_t form, class Param, class State>
 LRFAST_HD void update_range(const TensorRow& row, const void* grads,
                             const Update<Rule, compute_t<Param>>& given, int64_t begin,
@@ -85,10 +123,16 @@ LRFAST_HD void update_range(const TensorRow& row, const void* grads,
   State* states[kMaxStates];
   for (int k = 0; k < kMaxStates; ++k) states[k] = static_cast<State*>(row.states[k]);
   const auto update = given;  // a local copy: stores to float arrays cannot change it
+  int64_t i = begin;
+  if constexpr (sizeof(State) == sizeof(BFloat16) || std::is_same_v<Param, StochasticBFloat16>) {
+    for (; i + kBlock <= end; i += kBlock) {
+      update_block<Rule, form>(params, gradients, states, update, i);
+    }
+  }
 #pragma GCC ivdep
-  for (int64_t i = begin; i < end; ++i) {
+  for (int64_t e = i; e < end; ++e) {
     update_element<Rule, form>(
-        params[i], gradients[i], [&](int k) -> State& { return states[k][i]; }, update, i);
+        params[e], gradients[e], [&](int k) -> State& { return states[k][e]; }, update, e);
   }
 }
 

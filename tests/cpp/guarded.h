@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -31,6 +32,13 @@ class GuardedBytes {
     poison();
   }
   GuardedBytes(GuardedBytes&&) = default;
+  GuardedBytes& operator=(GuardedBytes&& other) {
+    std::swap(size_, other.size_);
+    std::swap(begin_, other.begin_);
+    std::swap(total_, other.total_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
   ~GuardedBytes() {
     if (bytes_ != nullptr) unpoison();
   }
@@ -51,9 +59,9 @@ class GuardedBytes {
   bool is_intact() const {
     unpoison();
     bool intact = true;
-    for (size_t i = 0; i < total_; ++i) {
-      const bool is_payload = i >= begin_ && i < begin_ + size_;
-      intact = intact && (is_payload || bytes_.get()[i] == pattern(i));
+    for (size_t i = 0; i < begin_; ++i) intact = intact && bytes_.get()[i] == pattern(i);
+    for (size_t i = begin_ + size_; i < total_; ++i) {
+      intact = intact && bytes_.get()[i] == pattern(i);
     }
     poison();
     return intact;

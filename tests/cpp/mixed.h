@@ -7,31 +7,16 @@
 
 namespace lrfast::test {
 
-constexpr int64_t kNumels[] = {0, 1, 3, 5, 16, 33, 4097};
+constexpr int64_t kNumels[] = {0, 1, 3, 5, 33, 64, 4097};
 
-template <class Rule>
-constexpr int kPlace = [] {
-  int place = 0;
-  while (Rules::kNames[place] != Rule::kName) ++place;
-  return place;
-}();
-
-template <class Body>
-void for_each_rule(Body&& body) {
-  for (int place = 0; place < Rules::kCount; ++place) {
-    const Context context("rule ", Rules::kNames[place]);
-    Rules::visit(place, body);
-  }
-}
-
-// All kinds, forms and sizes, in groups of their own rates, with and without a running product.
-template <class Rule>
-LRFAST_NOINLINE std::vector<TensorSpec> mixed_specs() {
+// All kinds, forms and sizes, in groups of their own rates, with and without a running product and
+// a moving average.
+LRFAST_NOINLINE inline std::vector<TensorSpec> mixed_specs(int rule) {
   std::vector<TensorSpec> specs;
   for (const Kind kind : kAllKinds) {
-    for (uint8_t form = 0; form < Rule::kNumForms; ++form) {
+    for (int form = 0; form < rule_info(rule).num_forms; ++form) {
       for (const int64_t numel : kNumels) {
-        TensorSpec spec{numel, kind, form};
+        TensorSpec spec{numel, kind, static_cast<uint8_t>(form)};
         spec.group = static_cast<int32_t>(specs.size() % 3);
         spec.count = static_cast<float>(specs.size() % 4);
         spec.has_product = specs.size() % 5 == 0;
@@ -42,11 +27,22 @@ LRFAST_NOINLINE std::vector<TensorSpec> mixed_specs() {
   return specs;
 }
 
-template <class Rule>
-Plan make_mixed(int64_t chunk_size) {
-  return Plan::make<Rule>(
-      mixed_specs<Rule>(),
-      {make_group<Rule>(0.1), make_group<Rule>(0.01, 0.8), make_group<Rule>(0.5, 0.0)}, chunk_size);
+// The same with averages in most tensors, and some without a gradient.
+LRFAST_NOINLINE inline std::vector<TensorSpec> passes_specs(int rule) {
+  std::vector<TensorSpec> specs = mixed_specs(rule);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    specs[i].has_average = i % 4 != 3;
+    specs[i].has_grad = i % 11 != 10;
+  }
+  return specs;
+}
+
+LRFAST_NOINLINE inline std::vector<GroupRow> three_groups(int rule) {
+  return {make_group(rule, 0.1), make_group(rule, 0.01, 0.8, true), make_group(rule, 0.5, 0.0)};
+}
+
+inline Plan make_mixed(int rule, int64_t chunk_size) {
+  return Plan(rule, mixed_specs(rule), three_groups(rule), chunk_size);
 }
 
 }  // namespace lrfast::test

@@ -150,8 +150,12 @@ void test_kinds() {
   expect_types<Float16, Float16>(Kind::kFloat16);
   expect_types<BFloat16, float>(Kind::kBFloat16StatesFloat32);
   expect_types<Float16, float>(Kind::kFloat16StatesFloat32);
+  expect_types<float, BFloat16>(Kind::kFloat32StatesBFloat16);
+  expect_types<StochasticBFloat16, StochasticBFloat16>(Kind::kStochasticBFloat16);
+  expect_types<StochasticBFloat16, float>(Kind::kStochasticBFloat16StatesFloat32);
   EXPECT((std::is_same_v<compute_t<BFloat16>, float>));
   EXPECT((std::is_same_v<compute_t<Float16>, float>));
+  EXPECT((std::is_same_v<compute_t<StochasticBFloat16>, float>));
   EXPECT((std::is_same_v<compute_t<double>, double>));
 }
 

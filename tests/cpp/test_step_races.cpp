@@ -1,6 +1,7 @@
-// The step kernel's body with one std::thread per thread of the grid and a real barrier behind
+// The step's kernels' bodies with one std::thread per thread of the grid and a real barrier behind
 // each part, as CudaBlock has it. ThreadSanitizer then sees a missing barrier, or a block that
-// writes what another still reads.
+// writes what another still reads. Three rules take every branch with a barrier in it: one without
+// a product, one with a product in some tensors, one with a product in all.
 #include <atomic>
 #include <barrier>
 #include <memory>
@@ -8,8 +9,8 @@
 
 #include "cuda/step_body.cuh"
 
+#include "agreement.h"
 #include "mixed.h"
-#include "reference.h"
 
 namespace lrfast::test {
 namespace {
@@ -40,62 +41,103 @@ struct ThreadBlock {
   }
 };
 
-template <class Rule>
-LRFAST_NOINLINE void run_thread(const StepTables& t, cuda::StepMemory<Rule>& shared,
-                                ThreadBlock block) {
-  cuda::step_body<Rule>(t, shared, block);
-}
-
-template <class Rule>
-void run_grid(const StepTables& t, int64_t blocks, int block_threads) {
-  std::vector<cuda::StepMemory<Rule>> memory(blocks);
+template <class Body>
+void run_grid(int64_t blocks, int block_threads, const Body& body) {
   std::vector<std::unique_ptr<std::barrier<>>> barriers;
   std::vector<std::thread> threads;
   for (int64_t b = 0; b < blocks; ++b) {
     barriers.push_back(std::make_unique<std::barrier<>>(block_threads));
     for (int thread = 0; thread < block_threads; ++thread) {
       const ThreadBlock block{b, blocks, block_threads, thread, barriers[b].get()};
-      auto& shared = memory[b];
-      threads.emplace_back([&t, &shared, block] { run_thread<Rule>(t, shared, block); });
+      threads.emplace_back([&body, block] { body(block); });
     }
   }
   for (std::thread& thread : threads) thread.join();
 }
 
-// Chunks that share tensors between blocks, tensors that change from chunk to chunk, and some that
-// are left out, so that every branch with a barrier in it is taken.
+template <class Rule, bool passes>
+LRFAST_NOINLINE void run_step(const StepTables& t, cuda::StepMemory<Rule>& shared,
+                              ThreadBlock block) {
+  cuda::step_body<Rule, passes>(t, shared, block);
+}
+
+LRFAST_NOINLINE void run_norms(const StepTables& t, cuda::NormMemory& shared, ThreadBlock block) {
+  cuda::norm_body(t, shared, block);
+}
+
+// Both kernels, one after the other.
 template <class Rule>
-void test_grids() {
-  const Segment momentum{0, 0.0, 8.0, 0.95, 0.85, 0.0, Shape::kLinear};
-  const Segment rate{0, 0.0, 8.0, 1.0, 0.1, 0.0, Shape::kCosine};
-  std::vector<GroupRow> groups = {make_group<Rule>(0.1), make_group<Rule>(0.2),
-                                  make_group<Rule>(0.3)};
+void step(Plan& plan, int64_t blocks, int threads) {
+  const StepTables t = plan.tables();
+  if (t.totals.chunk_squares) {
+    std::vector<cuda::NormMemory> memory(blocks);
+    run_grid(blocks, threads, [&](ThreadBlock b) { run_norms(t, memory[b.block], b); });
+  }
+  std::vector<cuda::StepMemory<Rule>> memory(blocks);
+  const bool passes = t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
+  run_grid(blocks, threads, [&](ThreadBlock b) {
+    passes ? run_step<Rule, true>(t, memory[b.block], b)
+           : run_step<Rule, false>(t, memory[b.block], b);
+  });
+}
+
+// Chunks that share tensors between blocks, tensors that change from chunk to chunk, and some that
+// are left out, in more groups than a small block has threads.
+template <class Rule>
+Plan make_plan(const Options& options) {
+  const int rule = kPlace<Rule>;
+  const bool has_averages = options.telemetry > 0;
+  std::vector<GroupRow> groups;
+  for (int g = 0; g < 4; ++g) groups.push_back(make_group(rule, 0.1 + 0.1 * g));
   groups[0].schedule = 0;
   groups[2].frozen = 1;
+  groups[3].max_norm = options.max_norm / 2;
   std::vector<TensorSpec> specs;
   for (const Kind kind : kAllKinds) {
-    for (uint8_t form = 0; form < Rule::kNumForms; ++form) {
-      for (const int64_t numel : {0, 7, 200}) {
-        TensorSpec spec{numel, kind, form};
-        spec.group = static_cast<int32_t>(specs.size() % 3);
+    for (int form = 0; form < Rule::kNumForms; ++form) {
+      for (const int64_t numel : {7, 150}) {
+        TensorSpec spec{numel, kind, static_cast<uint8_t>(form)};
+        spec.group = static_cast<int32_t>(specs.size() / 2 % 4);
         spec.has_product = spec.group == 0;
+        spec.has_average = has_averages && specs.size() % 3 != 0;
         spec.has_grad = specs.size() % 5 != 0;
         specs.push_back(spec);
       }
     }
   }
-  const auto make = [&] { return Plan::make<Rule>(specs, groups, 48, {{{{rate}}, {momentum}}}); };
-  for (const int64_t blocks : {1, 3, 8}) {
-    for (const int threads : {2, 5}) {
-      const Context context(blocks, " blocks of ", threads);
-      Plan plan = make();
-      Plan plain = make();
-      for (int step = 0; step < 3; ++step) {
-        run_grid<Rule>(plan.tables(), blocks, threads);
-        reference_step<Rule>(plain);
-        EXPECT_SAME(plan, plain);
+  return Plan(rule, specs, groups, 48, options, two_schedules());
+}
+
+// The rule alone; with a norm; with all passes; skipped.
+std::vector<Options> all_options() {
+  std::vector<Options> all(4);
+  all[1].max_norm = all[2].max_norm = 2.0;
+  all[2].zero = true;
+  all[2].telemetry = 2;
+  all[3] = all[2];
+  all[3].has_found_inf = true;
+  all[3].found_inf = 1.0f;
+  for (Options& options : all) options.exact_grads = true;
+  return all;
+}
+
+template <class Rule>
+void test_grids() {
+  for (const Options& options : all_options()) {
+    for (const int64_t blocks : {1, 5}) {
+      for (const int threads : {2, 5}) {
+        const Context context("rule ", Rule::kName, ", zero ", options.zero, ", max_norm ",
+                              options.max_norm, ": ", blocks, " blocks of ", threads);
+        Plan plan = make_plan<Rule>(options);
+        Plan plain = make_plan<Rule>(options);
+        for (int i = 0; i < 2; ++i) {
+          step<Rule>(plan, blocks, threads);
+          reference_step(plain);
+          EXPECT_SAME(plan, plain);
+          expect_near_sums(plan.records, plain.records, "records");
+        }
+        EXPECT(plan.is_intact());
       }
-      EXPECT(plan.is_intact());
     }
   }
 }
@@ -104,7 +146,10 @@ void test_grids() {
 }  // namespace lrfast::test
 
 int main() {
+  using namespace lrfast;
   using namespace lrfast::test;
-  for_each_rule([]<class Rule>() { test_grids<Rule>(); });
+  test_grids<Sgd>();
+  test_grids<Adam>();
+  test_grids<NAdam>();
   return report("test_step_races");
 }

@@ -1,11 +1,19 @@
-"""SGD and AdamW from their formulas, one tensor and one step at a time, in float64.
+"""The update rules from their formulas, one tensor and one step at a time, in float64.
 
 The oracle of the optimizer tests; imports nothing of lrfast. Every function takes a parameter, its
 gradient and its state before the step, and returns the parameter and the state after it. An empty
 state is that of a parameter that has never been updated.
 
 Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980.
 Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
+Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", arXiv:1904.09237 (amsgrad).
+Dozat, "Incorporating Nesterov Momentum into Adam", 2016.
+Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012; centered: Graves, "Generating
+Sequences With Recurrent Neural Networks", arXiv:1308.0850.
+Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+Optimization", 2011.
+Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675.
 """
 
 from __future__ import annotations
@@ -42,7 +50,7 @@ def sgd(
     return param - lr * direction, {"momentum_buffer": buffer}
 
 
-def adamw(
+def adam(
     param: Array,
     grad: Array,
     state: State,
@@ -50,13 +58,17 @@ def adamw(
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-    weight_decay: float = 1e-2,
+    weight_decay: float = 0.0,
     amsgrad: bool = False,
     maximize: bool = False,
+    decoupled_weight_decay: bool = False,
 ) -> tuple[Array, State]:
     """Bias correction by ``beta1 ** t``, or by the product of the betas used if state holds one."""
     beta1, beta2 = betas
     gradient = -grad if maximize else grad
+    decoupled = weight_decay if decoupled_weight_decay else 0.0
+    if not decoupled_weight_decay:
+        gradient = gradient + weight_decay * param
     zeros = np.zeros_like(param)
     step = state.get("step", 0) + 1
     mean = beta1 * state.get("exp_avg", zeros) + (1 - beta1) * gradient
@@ -71,8 +83,125 @@ def adamw(
         beta1_power = after["beta1_product"] = state["beta1_product"] * beta1
     unbiased_mean = mean / (1 - beta1_power)
     unbiased_root = np.sqrt(largest) / np.sqrt(1 - beta2**step)
-    update = unbiased_mean / (unbiased_root + eps) + weight_decay * param
+    update = unbiased_mean / (unbiased_root + eps) + decoupled * param
     return param - lr * update, after
 
 
-RULES = {"sgd": sgd, "adamw": adamw}
+def adamw(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    amsgrad: bool = False,
+    maximize: bool = False,
+) -> tuple[Array, State]:
+    """Adam with the decay outside of the moments, which is what the paper's title says."""
+    options: dict[str, Any] = {"betas": betas, "eps": eps, "amsgrad": amsgrad}
+    options |= {"maximize": maximize, "weight_decay": weight_decay}
+    return adam(param, grad, state, lr=lr, decoupled_weight_decay=True, **options)
+
+
+def nadam(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum_decay: float = 4e-3,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> tuple[Array, State]:
+    beta1, beta2 = betas
+    gradient = -grad if maximize else grad
+    shrunk = param
+    if decoupled_weight_decay:
+        shrunk = param - lr * weight_decay * param
+    else:
+        gradient = gradient + weight_decay * param
+    zeros = np.zeros_like(param)
+    step = state.get("step", 0) + 1
+    now = beta1 * (1 - 0.5 * 0.96 ** (step * momentum_decay))
+    following = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * momentum_decay))
+    product = state.get("mu_product", 1.0) * now
+    mean = beta1 * state.get("exp_avg", zeros) + (1 - beta1) * gradient
+    square = beta2 * state.get("exp_avg_sq", zeros) + (1 - beta2) * gradient**2
+    ahead = following * mean / (1 - product * following) + (1 - now) * gradient / (1 - product)
+    update = ahead / (np.sqrt(square / (1 - beta2**step)) + eps)
+    after = {"step": step, "mu_product": product, "exp_avg": mean, "exp_avg_sq": square}
+    return shrunk - lr * update, after
+
+
+def rmsprop(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    maximize: bool = False,
+) -> tuple[Array, State]:
+    """A variance that rounding has made negative counts as 0."""
+    gradient = (-grad if maximize else grad) + weight_decay * param
+    zeros = np.zeros_like(param)
+    square = alpha * state.get("square_avg", zeros) + (1 - alpha) * gradient**2
+    after: State = {"step": state.get("step", 0) + 1, "square_avg": square}
+    variance = square
+    if centered:
+        mean = alpha * state.get("grad_avg", zeros) + (1 - alpha) * gradient
+        after["grad_avg"] = mean
+        variance = np.maximum(square - mean**2, 0.0)
+    direction = gradient / (np.sqrt(variance) + eps)
+    if momentum > 0.0:
+        direction = momentum * state.get("momentum_buffer", zeros) + direction
+        after["momentum_buffer"] = direction
+    return param - lr * direction, after
+
+
+def adagrad(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    lr_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: float = 1e-10,
+    maximize: bool = False,
+) -> tuple[Array, State]:
+    gradient = (-grad if maximize else grad) + weight_decay * param
+    before = state.get("sum", np.full_like(param, initial_accumulator_value))
+    total = before + gradient**2
+    step = state.get("step", 0) + 1
+    rate = lr / (1 + (step - 1) * lr_decay)
+    return param - rate * gradient / (np.sqrt(total) + eps), {"step": step, "sum": total}
+
+
+def lion(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> tuple[Array, State]:
+    """The paper's algorithm 2: the step by beta1, the momentum by beta2, both from the old one."""
+    beta1, beta2 = betas
+    gradient = -grad if maximize else grad
+    before = state.get("exp_avg", np.zeros_like(param))
+    update = np.sign(beta1 * before + (1 - beta1) * gradient)
+    after = {"exp_avg": beta2 * before + (1 - beta2) * gradient}
+    return param - lr * (update + weight_decay * param), after

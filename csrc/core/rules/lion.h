@@ -3,7 +3,7 @@
 //   g <- sign * g
 //   u <- sign of (beta1 * m + (1 - beta1) * g), 0 for 0
 //   p <- p * (1 - lr * weight_decay) - lr * u
-//   m <- m + (g - m) * (1 - beta2)
+//   m <- beta2 * m + (1 - beta2) * g
 //
 // The step interpolates with beta1, the momentum afterwards with beta2, both from the momentum of
 // before: a port that updates m first, or decays with the wrong beta, still trains.
@@ -31,8 +31,8 @@ struct Lion : NoProduct {
   template <class T>
   struct Scalars {
     T rate, shrink, sign;  // shrink: 1 - lr * weight_decay
-    T step_weight;         // 1 - beta1
-    T mean_weight;         // 1 - beta2
+    T beta1, step_weight;  // step_weight: 1 - beta1
+    T beta2, mean_weight;  // mean_weight: 1 - beta2
   };
 
   template <class T, class Powers>
@@ -41,6 +41,8 @@ struct Lion : NoProduct {
     s.rate = static_cast<T>(hypers[kRate]);
     s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
+    s.beta1 = static_cast<T>(hypers[kMomentum]);
+    s.beta2 = static_cast<T>(hypers[kBeta2]);
     s.step_weight = static_cast<T>(1.0 - hypers[kMomentum]);
     s.mean_weight = static_cast<T>(1.0 - hypers[kBeta2]);
     return s;
@@ -50,10 +52,10 @@ struct Lion : NoProduct {
   LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
     grad = s.sign * grad;
     T& mean = states[0];
-    const T step = mean + (grad - mean) * s.step_weight;
+    const T step = mean * s.beta1 + grad * s.step_weight;
     const T direction = step > T(0) ? T(1) : step < T(0) ? T(-1) : step;  // NaN stays NaN
     param = param * s.shrink - s.rate * direction;
-    mean = mean + (grad - mean) * s.mean_weight;
+    mean = mean * s.beta2 + grad * s.mean_weight;
   }
 };
 

@@ -1,0 +1,51 @@
+#include "grid.h"
+
+#include <cstring>
+
+#include "cuda/step_body.cuh"
+
+namespace lrfast::test {
+namespace {
+
+// Not zeroed, as a block's shared memory is not.
+template <class Memory>
+std::shared_ptr<void> make_memory() {
+  auto memory = std::make_shared<Memory>();
+  std::memset(static_cast<void*>(memory.get()), 0xa5, sizeof(Memory));
+  return memory;
+}
+
+template <class Rule, bool passes>
+LRFAST_NOINLINE void run_body(const StepTables& t, void* memory, cuda::HostBlock block) {
+  cuda::step_body<Rule, passes>(t, *static_cast<cuda::StepMemory<Rule>*>(memory), block);
+}
+
+}  // namespace
+
+Grid::Grid(int rule, int64_t blocks, int threads) : blocks(blocks), threads(threads), rule_(rule) {
+  norm_memory_ = make_memory<cuda::NormMemory>();
+  Rules::visit(rule, [&]<class Rule>() { step_memory_ = make_memory<cuda::StepMemory<Rule>>(); });
+}
+
+void Grid::run_norm_block(const StepTables& t, int64_t index) {
+  cuda::HostBlock block{index, blocks, threads};
+  cuda::norm_body(t, *static_cast<cuda::NormMemory*>(norm_memory_.get()), block);
+}
+
+void Grid::run_step_block(const StepTables& t, int64_t index) {
+  const cuda::HostBlock block{index, blocks, threads};
+  const bool passes =
+      forces_passes || t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
+  Rules::visit(rule_, [&]<class Rule>() {
+    passes ? run_body<Rule, true>(t, step_memory_.get(), block)
+           : run_body<Rule, false>(t, step_memory_.get(), block);
+  });
+}
+
+void Grid::step(const StepTables& t) {
+  const auto at = [&](int64_t i) { return order.empty() ? i : order[i]; };
+  for (int64_t i = 0; t.totals.chunk_squares && i < blocks; ++i) run_norm_block(t, at(i));
+  for (int64_t i = 0; i < blocks; ++i) run_step_block(t, at(i));
+}
+
+}  // namespace lrfast::test

@@ -1,0 +1,214 @@
+#include "reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+namespace lrfast::test {
+namespace {
+
+// ---- one tensor ------------------------------------------------------------------------------
+
+// A tensor's arrays, converted; they are rounded when they are stored.
+template <class T>
+struct Values {
+  std::vector<T> param;
+  std::vector<T> grad;
+  std::vector<T> states[kMaxStates];
+};
+
+template <class Element>
+auto load(const GuardedBytes& bytes) {
+  std::vector<compute_t<Element>> values;
+  for (size_t i = 0; i < bytes.size() / sizeof(Element); ++i) {
+    values.push_back(to_compute(bytes.as<Element>()[i]));
+  }
+  return values;
+}
+
+template <class Element>
+void save(const std::vector<compute_t<Element>>& values, GuardedBytes& bytes,
+          [[maybe_unused]] const Noise& noise, [[maybe_unused]] int which) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if constexpr (std::is_same_v<Element, StochasticBFloat16>) {
+      from_compute(values[i], bytes.as<Element>()[i], noise(static_cast<int64_t>(i), which));
+    } else {
+      from_compute(values[i], bytes.as<Element>()[i]);
+    }
+  }
+}
+
+template <class T>
+LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* hypers, T factor,
+                                Values<T>& values) {
+  const TensorClock clock{*tensor.count.as<float>(),
+                          tensor.spec.has_product ? *tensor.product.as<double>() : -1.0};
+  Rules::visit(rule, [&]<class Rule>() {
+    const auto scalars = Rule::template prepare<T>(hypers, clock, PlainPowers());
+    with_form<Rule>(tensor.spec.form, [&]<uint8_t form>() {
+      for (size_t i = 0; i < values.param.size(); ++i) {
+        T states[kMaxStates] = {};
+        for (size_t k = 0; k < tensor.states.size(); ++k) states[k] = values.states[k][i];
+        const T grad = values.grad[i] * factor;
+        Rule::template apply<form>(values.param[i], grad, states, scalars);
+        for (size_t k = 0; k < tensor.states.size(); ++k) values.states[k][i] = states[k];
+      }
+    });
+  });
+}
+
+template <class Param, class State>
+LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hypers, double factor,
+                                   const Noise& noise) {
+  using T = compute_t<Param>;
+  Values<T> values{load<Param>(tensor.param), load<Param>(tensor.grad), {}};
+  for (size_t k = 0; k < tensor.states.size(); ++k) {
+    values.states[k] = load<State>(tensor.states[k]);
+  }
+  apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), values);
+  save<Param>(values.param, tensor.param, noise, 0);
+  for (size_t k = 0; k < tensor.states.size(); ++k) {
+    save<State>(values.states[k], tensor.states[k], noise, static_cast<int>(k) + 1);
+  }
+}
+
+std::vector<double> doubles(Kind kind, const GuardedBytes& bytes) {
+  std::vector<double> values;
+  with_types(kind, [&]<class Param, class State>() {
+    for (const auto value : load<Param>(bytes)) values.push_back(value);
+  });
+  return values;
+}
+
+void average_tensor(Tensor& tensor, double weight) {
+  with_types(tensor.spec.kind, [&]<class Param, class State>() {
+    using T = compute_t<Param>;
+    const std::vector<T> params = load<Param>(tensor.param);
+    for (size_t i = 0; i < params.size(); ++i) {
+      T& average = tensor.average.as<T>()[i];
+      average += (params[i] - average) * static_cast<T>(weight);
+    }
+  });
+}
+
+// ---- the whole step --------------------------------------------------------------------------
+
+bool is_counted(const Plan& plan, const Tensor& tensor) {
+  return tensor.spec.has_grad && plan.groups[tensor.spec.group].frozen == 0;
+}
+
+double inverse_scale(const Plan& plan) {
+  return plan.options.scale == 0 ? 1.0 : static_cast<float>(1.0 / plan.options.scale);
+}
+
+void take_norms(Plan& plan) {
+  const size_t groups = plan.groups.size();
+  std::vector<double> squares(groups + 2, 0.0);
+  for (const Tensor& tensor : plan.tensors) {
+    if (!is_counted(plan, tensor)) continue;
+    for (const double grad : doubles(tensor.spec.kind, tensor.grad)) {
+      squares[tensor.spec.group] += grad * grad;
+      squares[groups] += grad * grad;
+      if (plan.groups[tensor.spec.group].max_norm == 0.0) squares[groups + 1] += grad * grad;
+    }
+  }
+  for (size_t i = 0; i < squares.size(); ++i) {
+    plan.norms.as<double>()[i] = std::sqrt(squares[i]) * inverse_scale(plan);
+  }
+}
+
+bool is_left_out(const Plan& plan) {
+  if (plan.options.has_found_inf && plan.options.found_inf != 0) return true;
+  return plan.options.skip_nonfinite && !std::isfinite(plan.norms.as<double>()[plan.groups.size()]);
+}
+
+double factor_of(const Plan& plan, int32_t group) {
+  const bool has_own = plan.groups[group].max_norm > 0.0;
+  const double max_norm = has_own ? plan.groups[group].max_norm : plan.options.max_norm;
+  if (max_norm <= 0.0) return inverse_scale(plan);
+  const double norm = plan.norms.as<double>()[has_own ? group : plan.groups.size() + 1];
+  if (std::isnan(norm)) return NAN;
+  return inverse_scale(plan) * std::min(1.0, max_norm / (norm + 1e-6));
+}
+
+void zero_gradients(Plan& plan) {
+  for (Tensor& tensor : plan.tensors) {
+    if (tensor.spec.has_grad) std::memset(tensor.grad.data(), 0, tensor.grad.size());
+  }
+}
+
+using HyperRows = std::vector<std::vector<double>>;
+
+HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
+  HyperRows rows;
+  const int momentum = rule_info(plan.rule).momentum;
+  for (size_t g = 0; g < plan.groups.size(); ++g) {
+    const GroupRow& group = plan.groups[g];
+    const ScheduleValues values = evaluate(t.schedules, group.schedule, step);
+    rows.emplace_back(group.hypers, group.hypers + kMaxHypers);
+    rows[g][0] = group.hypers[0] * values.rate;
+    if (values.cycles_momentum && momentum >= 0) rows[g][momentum] = values.momentum;
+    plan.rates.as<double>()[g] = rows[g][0];
+  }
+  return rows;
+}
+
+// Updates, averages and advances one tensor; adds the squares of its change and of its weights.
+void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& noise,
+                 double* sums) {
+  const TensorSpec& spec = tensor.spec;
+  const std::vector<double> before = doubles(spec.kind, tensor.param);
+  with_types(spec.kind, [&]<class Param, class State>() {
+    update_tensor<Param, State>(tensor, plan.rule, hypers, factor_of(plan, spec.group), noise);
+  });
+  const std::vector<double> after = doubles(spec.kind, tensor.param);
+  for (size_t i = 0; i < after.size(); ++i) {
+    sums[0] += (after[i] - before[i]) * (after[i] - before[i]);
+    sums[1] += after[i] * after[i];
+  }
+  if (spec.has_average) average_tensor(tensor, plan.options.average_weight);
+  float& count = *tensor.count.as<float>();
+  Rules::visit(plan.rule, [&]<class Rule>() {
+    if (spec.has_product) *tensor.product.as<double>() *= Rule::product_factor(hypers, count);
+  });
+  count += 1.0f;
+}
+
+void write_records(Plan& plan, int64_t step, const std::vector<double>& sums) {
+  const int64_t groups = static_cast<int64_t>(plan.groups.size());
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t line = (step % plan.options.telemetry) * groups + g;
+    double* record = plan.records.as<double>() + line * kRecordFields;
+    record[0] = plan.rates.as<double>()[g];
+    record[1] = plan.norms.as<double>()[g];
+    record[2] = std::sqrt(sums[2 * g]);
+    record[3] = std::sqrt(sums[2 * g + 1]);
+  }
+}
+
+}  // namespace
+
+void reference_step(Plan& plan) {
+  const StepTables t = plan.tables();
+  if (plan.has_stop && plan.stop != 0.0) return;
+  if (plan.has_norms()) take_norms(plan);
+  if (!is_left_out(plan)) {
+    Clock& clock = *plan.clock.as<Clock>();
+    const HyperRows hypers = resolve(plan, t, clock.applied);
+    std::vector<double> sums(2 * plan.groups.size(), 0.0);
+    for (size_t i = 0; i < plan.tensors.size(); ++i) {
+      Tensor& tensor = plan.tensors[i];
+      if (!is_counted(plan, tensor)) continue;
+      const int32_t group = tensor.spec.group;
+      const Noise noise = Noise::at(plan.options.seed, t.tensors[i].number, clock.steps);
+      step_tensor(plan, tensor, hypers[group].data(), noise, &sums[2 * group]);
+    }
+    if (plan.options.telemetry > 0) write_records(plan, clock.steps, sums);
+    clock.applied += 1;
+    clock.steps += 1;
+  }
+  if (plan.options.zero) zero_gradients(plan);
+}
+
+}  // namespace lrfast::test

@@ -1,0 +1,78 @@
+// What a test needs to know of a rule whose type it does not have: tests name rules by their place
+// in the registry, so that each rule's code is compiled once and not in every program.
+#pragma once
+
+#include <string_view>
+
+#include "core/rules.h"
+#include "core/tables.h"
+
+#include "check.h"
+
+namespace lrfast::test {
+
+constexpr int kMaxForms = 4;
+
+struct RuleInfo {
+  const char* name;
+  int num_forms;
+  int num_states[kMaxForms];
+  int momentum;  // its hyperparameter, or -1
+  bool always_product;
+};
+
+LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
+  RuleInfo info{};
+  Rules::visit(rule, [&]<class Rule>() {
+    static_assert(Rule::kRate == 0 && Rule::kNumForms <= kMaxForms);
+    info = {Rule::kName, Rule::kNumForms, {}, Rule::kMomentum, Rule::kAlwaysProduct};
+    for (int form = 0; form < Rule::kNumForms; ++form) {
+      info.num_states[form] = Rule::kStates[form].count;
+    }
+  });
+  return info;
+}
+
+template <class Rule>
+constexpr int kPlace = [] {
+  int place = 0;
+  while (Rules::kNames[place] != Rule::kName) ++place;
+  return place;
+}();
+
+// body(place) for each rule.
+template <class Body>
+void for_each_rule(Body&& body) {
+  for (int rule = 0; rule < Rules::kCount; ++rule) {
+    const Context context("rule ", Rules::kNames[rule]);
+    body(rule);
+  }
+}
+
+// A value that is not neutral for each of torch's names, so that a new rule is tested from the day
+// it is registered. The switches (nesterov, maximize) stand on in every other group.
+LRFAST_NOINLINE inline GroupRow make_group(int rule, double rate, double momentum = 0.9,
+                                           bool switches = false) {
+  GroupRow group{};
+  Rules::visit(rule, [&]<class Rule>() {
+    for (int i = 0; i < Rule::kNumHypers; ++i) {
+      const std::string_view key = Rule::kHypers[i].key;
+      double& value = group.hypers[i];
+      if (key == "lr") value = rate;
+      if (i == Rule::kMomentum) value = momentum;
+      if (key == "betas" && Rule::kHypers[i].index == 1) value = 0.99;
+      if (key == "alpha") value = 0.98;
+      if (key == "eps") value = 1e-8;
+      if (key == "weight_decay") value = 0.01;
+      if (key == "dampening") value = 0.25;
+      if (key == "lr_decay") value = 0.125;
+      if (key == "momentum_decay") value = 0.004;
+      if (key == "nesterov" || key == "decoupled_weight_decay") value = switches;
+      if (key == "maximize") value = switches;
+    }
+  });
+  group.schedule = -1;
+  return group;
+}
+
+}  // namespace lrfast::test

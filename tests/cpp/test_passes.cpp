@@ -1,0 +1,285 @@
+// What a step does besides the rule: unscaling, moving averages, zeroing, telemetry, and the steps
+// that are skipped. Grid, CPU driver and reference must agree bit for bit; only sums may differ in
+// their last digits.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "agreement.h"
+#include "mixed.h"
+
+namespace lrfast::test {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+std::vector<GroupRow> scheduled_groups(int rule) {
+  std::vector<GroupRow> groups = three_groups(rule);
+  groups[0].schedule = 0;
+  groups[1].schedule = 1;
+  return groups;
+}
+
+// Each pass with and without each other one, so that none needs another to work.
+void test_combinations(int rule) {
+  for (int bits = 0; bits < 16; ++bits) {
+    const Context context("combination ", bits);
+    Options options;
+    options.zero = (bits & 1) != 0;
+    options.telemetry = (bits & 2) != 0 ? 3 : 0;
+    options.scale = (bits & 4) != 0 ? 3.0f : 0.0f;
+    options.has_found_inf = (bits & 4) != 0;
+    options.norms = bits % 3 == 0;
+    options.seed = 1000 + bits;
+    const std::vector<TensorSpec> specs = (bits & 8) != 0 ? passes_specs(rule) : mixed_specs(rule);
+    std::vector<GroupRow> groups = scheduled_groups(rule);
+    groups[bits % 3].frozen = bits % 5 == 4;
+    const auto make = [&] { return Plan(rule, specs, groups, 1000, options, two_schedules()); };
+    expect_two_steps(make, Grid(rule, 7, 32));
+  }
+}
+
+// All passes at once, with norms that are exact: chunks of every length, one that ends inside a
+// tile of the CPU driver, and one that is longer than a tile.
+void test_everything(int rule) {
+  Options options;
+  options.zero = true;
+  options.telemetry = 2;
+  options.scale = 4.0f;
+  options.max_norm = 50.0;
+  options.skip_nonfinite = true;
+  options.exact_grads = true;
+  std::vector<GroupRow> groups = scheduled_groups(rule);
+  groups[1].max_norm = 7.0;
+  for (const int64_t chunk : {31, 512, 700, 4097}) {
+    for (const int threads : {1, 32, 512}) {
+      if (chunk < 100 && threads > 100) continue;
+      const Context context("everything, chunk ", chunk, ", threads ", threads);
+      const auto make = [&] {
+        return Plan(rule, passes_specs(rule), groups, chunk, options, two_schedules());
+      };
+      expect_two_steps(make, Grid(rule, chunk == 700 ? 1 : 9, threads));
+    }
+  }
+}
+
+// The kernel with passes does no more than the one without where none is wanted.
+void test_kernels(int rule) {
+  Plan with = make_mixed(rule, 1000);
+  Plan without = make_mixed(rule, 1000);
+  Grid grid(rule, 5, 32);
+  grid.step(without.tables());
+  grid.forces_passes = true;
+  grid.step(with.tables());
+  EXPECT_SAME(with, without);
+}
+
+// Every gradient that a tensor has, a frozen group's too; never one that the step was not given.
+void test_zeroing(int rule) {
+  for (const bool skips : {false, true}) {
+    const Context context("zeroing, skipped ", skips);
+    Options options;
+    options.zero = true;
+    options.has_found_inf = true;
+    options.found_inf = skips ? 1.0f : 0.0f;
+    std::vector<GroupRow> groups = three_groups(rule);
+    groups[2].frozen = 1;
+    const auto make = [&] { return Plan(rule, passes_specs(rule), groups, 1000, options); };
+    const Plan before = make();
+    Trio trio(make);
+    Grid grid(rule, 4, 32);
+    trio.step(grid);
+    expect_agreement(trio);
+    for (size_t i = 0; i < before.tensors.size(); ++i) {
+      const Tensor& tensor = trio.on_grid.tensors[i];
+      std::vector<uint8_t> expected(tensor.grad.size(), 0);
+      if (!tensor.spec.has_grad) {
+        const uint8_t* old = before.tensors[i].grad.data();
+        expected.assign(old, old + tensor.grad.size());
+      }
+      EXPECT(std::equal(expected.begin(), expected.end(), tensor.grad.data()));
+    }
+  }
+}
+
+// 8 - 1 * (2 / scale), then half the way from 2 to that: whole numbers, exact in every type.
+void test_values_of_passes() {
+  GroupRow group{};
+  group.hypers[Sgd::kRate] = 1.0;
+  group.schedule = -1;
+  Options options;
+  options.scale = 0.5f;
+  options.average_weight = 0.5;
+  options.telemetry = 1;
+  for (const Kind kind : kAllKinds) {
+    const Context context("values, kind ", kind);
+    TensorSpec spec{100, kind};
+    spec.has_average = true;
+    Trio trio([&] {
+      Plan plan(kPlace<Sgd>, {spec}, {group}, 64, options);
+      with_types(kind, [&]<class Param, class State>() {
+        Tensor& tensor = plan.tensors[0];
+        for (int64_t i = 0; i < spec.numel; ++i) {
+          put(8.0, tensor.param.as<Param>()[i]);
+          put(2.0, tensor.grad.as<Param>()[i]);
+          put(2.0, tensor.average.as<compute_t<Param>>()[i]);
+        }
+      });
+      return plan;
+    });
+    Grid grid(kPlace<Sgd>, 2, 32);
+    trio.step(grid);
+    for (Plan* plan : {&trio.on_grid, &trio.on_cpu, &trio.plain}) {
+      with_types(kind, [&]<class Param, class State>() {
+        for (int64_t i = 0; i < spec.numel; ++i) {
+          EXPECT_EQ(to_compute(plan->tensors[0].param.as<Param>()[i]), compute_t<Param>(4));
+          EXPECT_EQ(plan->tensors[0].average.as<compute_t<Param>>()[i], compute_t<Param>(3));
+        }
+      });
+      const double* record = plan->records.as<double>();
+      EXPECT_EQ(record[kRecordRate], 1.0);
+      EXPECT_EQ(record[kRecordGradNorm], 40.0);
+      EXPECT_EQ(record[kRecordUpdateNorm], 40.0);
+      EXPECT_EQ(record[kRecordWeightNorm], 40.0);
+    }
+  }
+}
+
+// ---- steps that are skipped ------------------------------------------------------------------
+
+struct SkipCase {
+  float found_inf;
+  bool skip_nonfinite;
+  float planted;  // one gradient's value; 0: none
+  int32_t group;  // where it is planted; 2 is frozen
+  bool skipped;
+};
+
+constexpr SkipCase kSkipCases[] = {
+    {1.0f, false, 0.0f, 0, true},
+    {0.0f, false, 0.0f, 0, false},
+    {0.0f, true, 0.0f, 0, false},
+    {0.0f, true, kInfinity, 0, true},
+    {0.0f, true, -kInfinity, 1, true},
+    {0.0f, true, std::numeric_limits<float>::quiet_NaN(), 1, true},
+    {0.0f, true, kInfinity, 2, false},
+    {3.0f, true, kInfinity, 0, true},
+};
+
+Plan make_skip_plan(int rule, const SkipCase& given, bool zero) {
+  Options options;
+  options.has_found_inf = !given.skip_nonfinite || given.found_inf != 0;
+  options.found_inf = given.found_inf;
+  options.skip_nonfinite = given.skip_nonfinite;
+  options.zero = zero;
+  options.telemetry = 2;
+  std::vector<GroupRow> groups = scheduled_groups(rule);
+  groups[2].frozen = 1;
+  Plan plan(rule, passes_specs(rule), groups, 500, options, two_schedules());
+  for (Tensor& tensor : plan.tensors) {
+    if (given.planted == 0 || tensor.spec.group != given.group) continue;
+    if (!tensor.spec.has_grad || tensor.spec.numel < 1000) continue;
+    with_types(tensor.spec.kind, [&]<class Param, class State>() {
+      put(given.planted, tensor.grad.as<Param>()[777]);
+    });
+    break;
+  }
+  return plan;
+}
+
+// Neither values nor counts, products, rates, records nor the clock; and the step behind it is the
+// one that the skipped step would have been.
+void test_skips(int rule) {
+  for (const SkipCase& given : kSkipCases) {
+    for (const bool zero : {false, true}) {
+      const Context context("skip ", &given - kSkipCases, ", zero ", zero);
+      Plan before = make_skip_plan(rule, given, zero);
+      Trio trio([&] { return make_skip_plan(rule, given, zero); });
+      Grid grid(rule, 5, 32);
+      trio.step(grid);
+      expect_agreement(trio);
+      if (zero) {
+        for (Tensor& tensor : before.tensors) {
+          if (tensor.spec.has_grad) std::memset(tensor.grad.data(), 0, tensor.grad.size());
+        }
+      }
+      EXPECT_EQ(trio.on_grid.difference(before).empty(), given.skipped);
+      EXPECT_EQ(trio.on_grid.records.as<double>()[0] == -7.0, given.skipped);
+      EXPECT_EQ(trio.on_grid.clock.as<Clock>()->applied, given.skipped ? 0 : 1);
+      EXPECT_EQ(trio.on_grid.clock.as<Clock>()->steps, given.skipped ? 6 : 7);
+      if (!given.skipped || given.skip_nonfinite) continue;
+      for (Plan* plan : {&trio.on_grid, &trio.on_cpu, &trio.plain}) plan->options.found_inf = 0;
+      trio.step(grid);
+      expect_agreement(trio);
+      EXPECT_EQ(trio.on_grid.clock.as<Clock>()->applied, 1);
+    }
+  }
+}
+
+// ---- telemetry -------------------------------------------------------------------------------
+
+// Five steps, the third skipped, into a ring of two lines: a skipped step takes no line.
+void test_ring(int rule) {
+  Options options;
+  options.telemetry = 2;
+  options.has_found_inf = true;
+  Trio trio([&] {
+    return Plan(rule, passes_specs(rule), scheduled_groups(rule), 300, options, two_schedules());
+  });
+  Grid grid(rule, 3, 32);
+  for (int step = 0; step < 5; ++step) {
+    const Context context("ring, step ", step);
+    for (Plan* plan : {&trio.on_grid, &trio.on_cpu, &trio.plain}) {
+      plan->options.found_inf = step == 2 ? 1.0f : 0.0f;
+    }
+    trio.step(grid);
+    expect_agreement(trio);
+    if (step == 2) continue;
+    const int64_t line = (trio.on_grid.clock.as<Clock>()->steps - 1) % 2;
+    for (int g = 0; g < 3; ++g) {
+      const double* record = trio.on_grid.records.as<double>() + (line * 3 + g) * kRecordFields;
+      EXPECT_EQ(record[kRecordRate], trio.on_grid.rates.as<double>()[g]);
+      EXPECT(record[kRecordUpdateNorm] > 0.0 && record[kRecordWeightNorm] > 0.0);
+    }
+    EXPECT_EQ(trio.on_grid.records.as<double>()[3 * kRecordFields] == -7.0, step == 0);
+  }
+}
+
+// The grid's sums for any number of blocks, in any order of them: the same bits.
+void test_sums_of_blocks(int rule) {
+  Options options;
+  options.telemetry = 1;
+  options.max_norm = 1.0;
+  const auto make = [&] {
+    return Plan(rule, passes_specs(rule), three_groups(rule), 100, options);
+  };
+  Plan first = make();
+  Grid one(rule, 1, 32);
+  one.step(first.tables());
+  for (const int64_t blocks : {2, 6, 64}) {
+    Plan plan = make();
+    Grid grid(rule, blocks, 32);
+    for (int64_t i = 0; i < blocks; ++i) grid.order.push_back((i * 5 + 3) % blocks);
+    grid.step(plan.tables());
+    EXPECT_SAME(plan, first);
+    EXPECT_SAME_SUMS(plan, first);
+  }
+}
+
+}  // namespace
+}  // namespace lrfast::test
+
+int main() {
+  using namespace lrfast::test;
+  test_values_of_passes();
+  for_each_rule([](int rule) {
+    test_combinations(rule);
+    test_everything(rule);
+    test_kernels(rule);
+    test_zeroing(rule);
+    test_skips(rule);
+    test_ring(rule);
+    test_sums_of_blocks(rule);
+  });
+  return report("test_passes");
+}

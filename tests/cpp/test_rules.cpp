@@ -1,0 +1,172 @@
+// Two steps of each rule on one double, against the formulas written out once more. The second step
+// meets states, counts and products that the first has left. tests/test_optim_reference.py has the
+// long runs.
+#include <algorithm>
+#include <cmath>
+
+#include "fixture.h"
+
+namespace lrfast::test {
+namespace {
+
+constexpr double kParam = 0.75;
+constexpr double kGrads[] = {0.5, -0.3};
+constexpr double kTolerance = 1e-14;
+
+// A parameter after two steps, states from zero.
+template <class Rule>
+double after_two_steps(uint8_t form, const std::vector<double>& hypers) {
+  GroupRow group{};
+  std::copy(hypers.begin(), hypers.end(), group.hypers);
+  group.schedule = -1;
+  TensorSpec spec{1, Kind::kFloat64, form};
+  spec.product = 1.0;
+  Plan plan(kPlace<Rule>, {spec}, {group}, 8);
+  for (GuardedBytes& state : plan.tensors[0].states) *state.as<double>() = 0.0;
+  *plan.tensors[0].param.as<double>() = kParam;
+  for (const double grad : kGrads) {
+    *plan.tensors[0].grad.as<double>() = grad;
+    cpu_step(plan);
+  }
+  return *plan.tensors[0].param.as<double>();
+}
+
+void test_lion() {
+  // rate, beta1, beta2, decay, maximize. The gradients' signs differ, the momentum's does not.
+  double p = kParam;
+  double m = 0.0;
+  for (const double g : kGrads) {
+    const double u = 0.9 * m + 0.1 * g > 0.0 ? 1.0 : -1.0;
+    p = p * (1.0 - 0.1 * 0.2) - 0.1 * u;
+    m = 0.99 * m + 0.01 * g;
+  }
+  EXPECT_NEAR(after_two_steps<Lion>(Lion::kPlain, {0.1, 0.9, 0.99, 0.2, 0.0}), p, kTolerance);
+  // Nothing moves where momentum and gradient are zero.
+  GroupRow group = make_group(kPlace<Lion>, 0.1);
+  group.hypers[Lion::kWeightDecay] = 0.0;
+  Plan still(kPlace<Lion>, {{1}}, {group}, 8);
+  *still.tensors[0].states[0].as<float>() = *still.tensors[0].grad.as<float>() = 0.0f;
+  const float before = *still.tensors[0].param.as<float>();
+  cpu_step(still);
+  EXPECT_EQ(*still.tensors[0].param.as<float>(), before);
+}
+
+void test_nadam() {
+  for (const bool decoupled : {false, true}) {
+    const Context context("nadam, decoupled ", decoupled);
+    double p = kParam;
+    double m = 0.0;
+    double v = 0.0;
+    double product = 1.0;
+    for (int t = 1; t <= 2; ++t) {
+      const double g = kGrads[t - 1] + (decoupled ? 0.0 : 0.2 * p);
+      if (decoupled) p *= 1.0 - 0.1 * 0.2;
+      const double mu = 0.9 * (1.0 - 0.5 * std::pow(0.96, t * 0.4));
+      const double next = 0.9 * (1.0 - 0.5 * std::pow(0.96, (t + 1) * 0.4));
+      product *= mu;
+      m = 0.9 * m + 0.1 * g;
+      v = 0.99 * v + 0.01 * g * g;
+      const double d = std::sqrt(v / (1.0 - std::pow(0.99, t))) + 1e-3;
+      p -= 0.1 * (1.0 - mu) / (1.0 - product) * g / d;
+      p -= 0.1 * next / (1.0 - product * next) * m / d;
+    }
+    // rate, beta1, beta2, eps, decay, decoupled, maximize, momentum decay
+    const double found = after_two_steps<NAdam>(
+        NAdam::kPlain, {0.1, 0.9, 0.99, 1e-3, 0.2, decoupled ? 1.0 : 0.0, 0.0, 0.4});
+    EXPECT_NEAR(found, p, kTolerance);
+  }
+}
+
+void test_adam() {
+  for (const bool amsgrad : {false, true}) {
+    for (const bool decoupled : {false, true}) {
+      const Context context("adam, amsgrad ", amsgrad, ", decoupled ", decoupled);
+      double p = kParam;
+      double m = 0.0;
+      double v = 0.0;
+      double largest = 0.0;
+      for (int t = 1; t <= 2; ++t) {
+        const double g = -kGrads[t - 1] + (decoupled ? 0.0 : 0.2 * p);
+        if (decoupled) p *= 1.0 - 0.1 * 0.2;
+        m = 0.9 * m + 0.1 * g;
+        v = 0.5 * v + 0.5 * g * g;  // so fast that the second one is not the largest
+        largest = amsgrad && largest > v ? largest : v;
+        const double d = std::sqrt(largest / (1.0 - std::pow(0.5, t))) + 1e-3;
+        p -= 0.1 / (1.0 - std::pow(0.9, t)) * m / d;
+      }
+      // rate, beta1, beta2, eps, decay, decoupled, maximize, amsgrad
+      const double found = after_two_steps<Adam>(
+          amsgrad ? Adam::kWithAmsgrad : Adam::kPlain,
+          {0.1, 0.9, 0.5, 1e-3, 0.2, decoupled ? 1.0 : 0.0, 1.0, amsgrad ? 1.0 : 0.0});
+      EXPECT_NEAR(found, p, kTolerance);
+    }
+  }
+}
+
+void test_rmsprop() {
+  for (uint8_t form = 0; form < RmsProp::kNumForms; ++form) {
+    const Context context("rmsprop, form ", form);
+    const bool has_momentum = (form & RmsProp::kWithMomentum) != 0;
+    const bool centered = (form & RmsProp::kWithMean) != 0;
+    double p = kParam;
+    double v = 0.0;
+    double mean = 0.0;
+    double buffer = 0.0;
+    for (const double grad : kGrads) {
+      const double g = grad + 0.2 * p;
+      v = 0.9 * v + 0.1 * g * g;
+      mean = 0.9 * mean + 0.1 * g;
+      const double step = g / (std::sqrt(v - (centered ? mean * mean : 0.0)) + 1e-3);
+      buffer = 0.8 * buffer + step;
+      p -= 0.1 * (has_momentum ? buffer : step);
+    }
+    // rate, momentum, alpha, eps, decay, centered, maximize
+    const double found = after_two_steps<RmsProp>(
+        form, {0.1, has_momentum ? 0.8 : 0.0, 0.9, 1e-3, 0.2, centered ? 1.0 : 0.0, 0.0});
+    EXPECT_NEAR(found, p, kTolerance);
+  }
+}
+
+void test_adagrad() {
+  double p = kParam;
+  double sum = 0.0;
+  for (int t = 1; t <= 2; ++t) {
+    const double g = -kGrads[t - 1] + 0.2 * p;
+    sum += g * g;
+    p -= 0.1 / (1.0 + (t - 1) * 0.5) * g / (std::sqrt(sum) + 1e-3);
+  }
+  // rate, rate decay, weight decay, eps, maximize
+  const double found = after_two_steps<Adagrad>(Adagrad::kPlain, {0.1, 0.5, 0.2, 1e-3, 1.0});
+  EXPECT_NEAR(found, p, kTolerance);
+}
+
+void test_sgd() {
+  for (const bool nesterov : {false, true}) {
+    const Context context("sgd, nesterov ", nesterov);
+    double p = kParam;
+    double buffer = 0.0;
+    for (int t = 1; t <= 2; ++t) {
+      const double g = kGrads[t - 1] + 0.2 * p;
+      buffer = t == 1 ? g : 0.9 * buffer + 0.75 * g;
+      p -= 0.1 * (nesterov ? g + 0.9 * buffer : buffer);
+    }
+    // rate, momentum, dampening, decay, nesterov, maximize
+    const double found =
+        after_two_steps<Sgd>(Sgd::kWithMomentum, {0.1, 0.9, 0.25, 0.2, nesterov ? 1.0 : 0.0, 0.0});
+    EXPECT_NEAR(found, p, kTolerance);
+  }
+}
+
+}  // namespace
+}  // namespace lrfast::test
+
+int main() {
+  using namespace lrfast::test;
+  test_sgd();
+  test_adam();
+  test_nadam();
+  test_rmsprop();
+  test_adagrad();
+  test_lion();
+  return report("test_rules");
+}
