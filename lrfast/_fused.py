@@ -193,14 +193,24 @@ class FusedOptimizer(Scheduled):
 
         A state dict without a schedule leaves the schedule that is attached.
         """
-        given: list[dict[str, Any]] = []  # what the user's hooks have made of it
-        handle = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
+        # Between the user's hooks: theirs before may replace the dict, theirs after see it loaded.
+        given: list[dict[str, Any]] = []
+        handles = [
+            self.register_load_state_dict_pre_hook(lambda _, state: given.append(state)),
+            self.register_load_state_dict_post_hook(
+                lambda _: self._complete_load(given[0]), prepend=True
+            ),
+        ]
         try:
             super().load_state_dict(state_dict)
         finally:
-            handle.remove()
-        self._restore_dtypes(given[0])
-        entry = given[0].get(_ENGINE_ENTRY, {})
+            for handle in handles:
+                handle.remove()
+
+    def _complete_load(self, state_dict: dict[str, Any]) -> None:
+        """Do what torch's load_state_dict leaves: dtypes, the schedule, its step."""
+        self._restore_dtypes(state_dict)
+        entry = state_dict.get(_ENGINE_ENTRY, {})
         applied, steps = self._clock()
         if "schedules" in entry:
             self._schedules = [Schedule.from_dict(s) if s else None for s in entry["schedules"]]

@@ -245,3 +245,15 @@ def test_replaced_state_entries_are_used(case: OptimizerCase) -> None:
                     halved = {name: 0.5 * value for name, value in state.items() if value.dim()}
                     state.update(halved)
     torch.testing.assert_close(param, other[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_hook_behind_loading_sees_everything_loaded() -> None:
+    case = STATEFUL[0]
+    source = case.ours([torch.nn.Parameter(torch.randn(5))], **case.options)
+    source.set_schedule(schedules.one_cycle(20))
+    train(source, draw(source, 3))
+    optimizer = case.ours(twins(params_of(source)), **case.options)
+    seen: list[int] = []
+    optimizer.register_load_state_dict_post_hook(lambda loaded: seen.append(loaded.schedule_step))
+    optimizer.load_state_dict(source.state_dict())
+    assert seen == [3] and len(optimizer._optimizer_load_state_dict_post_hooks) == 1

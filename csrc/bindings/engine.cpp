@@ -98,7 +98,9 @@ void Engine::rebuild(const py::list& param_groups) {
       Slot slot = old == known.end() ? Slot() : *old->second;
       slot.object = py::reinterpret_borrow<py::object>(param);
       slot.param = local_tensor(param);
-      slot.is_local = !slot.param.is_same(THPVariable_Unpack(param.ptr()));
+      const at::Tensor& whole = THPVariable_Unpack(param.ptr());
+      slot.is_local = !slot.param.is_same(whole);
+      slot.is_shard = slot.param.numel() != whole.numel();
       slot.group = g;
       slot.place = place++;
       slot.is_bound = false;

@@ -95,6 +95,7 @@ class Engine {
   Readiness prepare_changed(Slot& slot, const py::dict& state);
   bool bind(Slot& slot, const py::dict& state);
   bool wants_norms() const;
+  void check_norms() const;
   void make_totals();
   StepTables tables_of(DevicePlan& plan);
   void launch(const std::optional<at::Tensor>& grad_scale,

@@ -32,6 +32,17 @@ bool Engine::wants_norms() const {
                      [](const GroupRow& group) { return group.max_norm > 0.0; });
 }
 
+// A norm that would leave elements out, or differ between processes, is worse than none.
+void Engine::check_norms() const {
+  constexpr const char* kWho = "max_grad_norm, skip_nonfinite and telemetry need ";
+  TORCH_CHECK_VALUE(plans_.size() <= 1, kWho, "all parameters on one device, got parameters on ",
+                    plans_.size(), " devices");
+  for (const Slot& slot : slots_) {
+    TORCH_CHECK_VALUE(!slot.is_shard, kWho, "whole parameters, got a shard: ", slot.describe(),
+                      "; clip with torch.nn.utils.clip_grad_norm_, which adds up over the mesh");
+  }
+}
+
 // The memory of what a step adds up, as far as it is not there yet.
 void Engine::make_totals() {
   const int64_t groups = static_cast<int64_t>(groups_.size());
@@ -75,10 +86,7 @@ StepTables Engine::tables_of(DevicePlan& plan) {
 void Engine::launch(const std::optional<at::Tensor>& grad_scale,
                     const std::optional<at::Tensor>& found_inf) {
   const bool norms = wants_norms();
-  TORCH_CHECK_VALUE(!norms || plans_.size() <= 1,
-                    "max_grad_norm, skip_nonfinite and telemetry need "
-                    "all parameters on one device, got parameters on ",
-                    plans_.size(), " devices");
+  if (norms) check_norms();
   if (norms) make_totals();
   write_groups();
   std::vector<at::Tensor> held;

@@ -1,0 +1,75 @@
+"""Parameters that are one process's part of a DTensor, in a group of two processes that is faked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import STATEFUL, OptimizerCase, by_name
+
+import lrfast
+
+fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    dist.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
+    yield torch.distributed.init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
+
+
+def shard(mesh: Any, local: torch.Tensor) -> Any:
+    from torch.distributed.tensor import DTensor, Shard
+
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False)
+
+
+@pytest.mark.parametrize("case", STATEFUL, ids=by_name)
+def test_a_shard_is_updated_as_a_tensor_of_its_size(case: OptimizerCase, mesh: Any) -> None:
+    """Beside an ordinary parameter, whose presence torch's foreach refuses."""
+    local = torch.randn(6, 4, dtype=torch.float64)
+    params = [torch.nn.Parameter(shard(mesh, local.clone())), torch.nn.Parameter(torch.ones(3))]
+    plain = [torch.nn.Parameter(local.clone()), torch.nn.Parameter(torch.ones(3))]
+    ours = case.ours(params, **case.options, ema_decay=0.9)
+    other = case.ours(plain, **case.options, ema_decay=0.9)
+    for _ in range(3):
+        grad = torch.randn(6, 4, dtype=torch.float64)
+        params[0].grad = shard(mesh, grad.clone())
+        plain[0].grad = grad
+        for second in (params[1], plain[1]):
+            second.grad = torch.ones(3)
+        ours.step()
+        other.step()
+    assert torch.equal(params[0].to_local(), plain[0]) and torch.equal(params[1], plain[1])
+    for name, value in other.state[plain[0]].items():
+        mine = ours.state[params[0]][name]
+        assert torch.equal(mine.to_local() if value.dim() else mine, value), name
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}, {"telemetry": 4}], ids=str
+)
+def test_a_norm_of_one_shard_alone_is_refused(options: dict[str, Any], mesh: Any) -> None:
+    """Each process would clip by, or skip for, its own part, and they would drift apart."""
+    param = torch.nn.Parameter(shard(mesh, torch.ones(4)))
+    optimizer = lrfast.SGD([param], lr=1.0, **options)
+    param.grad = shard(mesh, torch.ones(4))
+    with pytest.raises(ValueError, match=r"need whole parameters, got a shard: .*clip_grad_norm_"):
+        optimizer.step()
+    assert torch.equal(param.to_local(), torch.ones(4))
+
+
+def test_a_gradient_that_is_placed_otherwise_is_refused(mesh: Any) -> None:
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    def make(placement: Any) -> Any:
+        return DTensor.from_local(torch.ones(4), mesh, [placement], run_check=False)
+
+    param = torch.nn.Parameter(make(Replicate()))
+    param.grad = make(Partial())
+    with pytest.raises(ValueError, match="must be placed as the parameter is"):
+        lrfast.SGD([param], lr=1.0).step()
