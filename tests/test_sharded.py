@@ -1,4 +1,4 @@
-"""Parameters that are one process's part of a DTensor, in a group of two processes that is faked."""
+"""Parameters that are one process's part of a DTensor; the other process is faked."""
 
 from __future__ import annotations
 
