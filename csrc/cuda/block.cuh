@@ -25,11 +25,13 @@ struct CudaBlock {
     if (threadIdx.x == 0) body();
     __syncthreads();
   }
-  // Counts this block in and says how many came before it. The fence makes all that it read and
-  // wrote precede its arrival.
+  // Counts this block in and says how many came before it. The first fence makes all that it read
+  // and wrote precede its arrival; the second lets the last one see what the others wrote.
   __device__ int32_t arrive(int32_t* counter) {
     __threadfence();
-    return atomicAdd(counter, 1);
+    const int32_t before = atomicAdd(counter, 1);
+    __threadfence();
+    return before;
   }
 };
 #endif

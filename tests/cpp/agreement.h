@@ -8,8 +8,7 @@
 
 namespace lrfast::test {
 
-// Sums in another order, of floats at times, and their square roots: core/cpu's bound, halved by
-// the root and doubled for two sides.
+// cpu/passes.cpp's bound for a sum of squares. A norm's error is half of that, on either side.
 constexpr double kSumTolerance = 0x1p-19;
 
 struct Trio {
