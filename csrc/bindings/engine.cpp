@@ -44,15 +44,21 @@ Engine::Engine(const std::string& rule)
 // ---- what the optimizer holds ----------------------------------------------------------------
 
 // Same groups, same parameters in them, on the same devices.
-bool Engine::is_current(const py::list& param_groups) const {
-  if (static_cast<size_t>(PyList_GET_SIZE(param_groups.ptr())) != group_objects_.size()) {
+bool Engine::is_current(const py::list& param_groups) {
+  if (static_cast<size_t>(PyList_GET_SIZE(param_groups.ptr())) != held_groups_.size()) {
     return false;
   }
   size_t next = 0;
-  for (size_t g = 0; g < group_objects_.size(); ++g) {
+  for (size_t g = 0; g < held_groups_.size(); ++g) {
+    HeldGroup& held = held_groups_[g];
     PyObject* group = PyList_GET_ITEM(param_groups.ptr(), g);
-    PyObject* params = PyDict_GetItemWithError(group, params_key_.ptr());
-    if (params == nullptr || !PyList_CheckExact(params)) return false;
+    if (const uint64_t version = version_of(group); version != held.version) {
+      PyObject* found = PyDict_GetItemWithError(group, params_key_.ptr());
+      if (found == nullptr || !PyList_CheckExact(found)) return false;
+      held.params = py::reinterpret_borrow<py::object>(found);
+      held.version = version;
+    }
+    PyObject* params = held.params.ptr();
     const Py_ssize_t count = PyList_GET_SIZE(params);
     for (Py_ssize_t i = 0; i < count; ++i, ++next) {
       if (next >= slots_.size() || slots_[next].group != static_cast<int32_t>(g)) return false;
@@ -86,12 +92,12 @@ DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) 
 void Engine::rebuild(const py::list& param_groups) {
   std::unordered_map<PyObject*, const Slot*> known;
   for (const Slot& slot : slots_) known.emplace(slot.object.ptr(), &slot);
-  std::vector<py::object> group_objects;
+  std::vector<HeldGroup> held_groups;
   std::vector<Slot> slots;
   std::vector<DevicePlan> plans;
   for (py::handle group : param_groups) {
-    const int32_t g = static_cast<int32_t>(group_objects.size());
-    group_objects.push_back(py::reinterpret_borrow<py::object>(group));
+    const int32_t g = static_cast<int32_t>(held_groups.size());
+    held_groups.push_back({py::reinterpret_borrow<py::object>(group), {}});
     int32_t place = 0;
     for (py::handle param : group["params"]) {
       const auto old = known.find(param.ptr());
@@ -118,18 +124,18 @@ void Engine::rebuild(const py::list& param_groups) {
     }
   }
   for (DevicePlan& plan : plans) {
-    begin_group(group_objects.size(), plan);
-    plan.rates = at::zeros({static_cast<int64_t>(group_objects.size())},
+    begin_group(held_groups.size(), plan);
+    plan.rates = at::zeros({static_cast<int64_t>(held_groups.size())},
                            at::TensorOptions().dtype(at::kDouble).device(plan.device));
   }
   slots_ = std::move(slots);
   plans_ = std::move(plans);
-  group_objects_ = std::move(group_objects);
-  groups_.assign(group_objects_.size(), GroupRow{});
-  needs_.assign(group_objects_.size(), Needs{});
+  held_groups_ = std::move(held_groups);
+  groups_.assign(held_groups_.size(), GroupRow{});
+  needs_.assign(held_groups_.size(), Needs{});
   groups_changed_ = true;
-  group_schedules_.resize(group_objects_.size(), -1);
-  reader_.reset(group_objects_.size());
+  group_schedules_.resize(held_groups_.size(), -1);
+  reader_.reset(held_groups_.size());
   rebuilds_ += 1;
 }
 

@@ -83,7 +83,7 @@ class Engine {
   int64_t rebuilds() const { return rebuilds_; }
 
  private:
-  bool is_current(const py::list& param_groups) const;
+  bool is_current(const py::list& param_groups);
   void rebuild(const py::list& param_groups);
   DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans) const;
   void read_groups(const py::list& param_groups);
@@ -107,7 +107,12 @@ class Engine {
   ParamGroupReader reader_;
   ScheduleArrays schedules_;
   std::vector<int32_t> group_schedules_;
-  std::vector<py::object> group_objects_;
+  struct HeldGroup {
+    py::object object;
+    py::object params;     // its list of parameters, as of that version of its dict
+    uint64_t version = 0;  // 0: not looked at yet
+  };
+  std::vector<HeldGroup> held_groups_;
   std::vector<GroupRow> groups_;
   struct Needs {  // what the group's parameters need of their slots
     uint8_t form;
