@@ -18,7 +18,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from lrfast import _states
 from lrfast._extension import extension
-from lrfast._options import Options, StepOptions, check_group
+from lrfast._options import Options, StepOptions, check_group, check_saved_groups
 from lrfast._scheduled import Scheduled
 from lrfast.schedules import Schedule
 from lrfast.telemetry import Telemetry
@@ -195,8 +195,13 @@ class FusedOptimizer(Scheduled):
         """
         # Between the user's hooks: theirs before may replace the dict, theirs after see it loaded.
         given: list[dict[str, Any]] = []
+
+        def check_and_note(state: dict[str, Any]) -> None:
+            check_saved_groups(set(self.defaults), state)
+            given.append(state)
+
         handles = [
-            self.register_load_state_dict_pre_hook(lambda _, state: given.append(state)),
+            self.register_load_state_dict_pre_hook(lambda _, state: check_and_note(state)),
             self.register_load_state_dict_post_hook(
                 lambda _: self._complete_load(given[0]), prepend=True
             ),

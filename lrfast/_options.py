@@ -13,6 +13,10 @@ from lrfast._extension import extension
 if TYPE_CHECKING:
     from lrfast import _C
 
+# Hyperparameters that tell rules apart: those that every checkpoint of their rule has ever had, and
+# those that no other rule's has.
+_ALWAYS_SAVED = {"betas", "eps", "alpha", "lr_decay", "momentum_decay"}
+_TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "amsgrad"}
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16)
 
 
@@ -126,6 +130,22 @@ def check_group(index: int, group: dict[str, Any]) -> None:
         raise ValueError(
             f"lr of param_groups[{index}] must be finite and not negative, got {float(rate)}"
         )
+
+
+def check_saved_groups(own: set[str], state_dict: dict[str, Any]) -> None:
+    """Check that a state dict was saved by an optimizer with the same hyperparameters.
+
+    Raises:
+        ValueError: If it lacks some, or has some of another rule.
+    """
+    for index, group in enumerate(state_dict["param_groups"]):
+        missing = sorted((own & _ALWAYS_SAVED) - group.keys())
+        foreign = sorted((group.keys() & _TELLING) - own)
+        if missing or foreign:
+            raise ValueError(
+                f"state_dict must be of the same rule: its param_groups[{index}] lacks {missing} "
+                f"and has {foreign}, which this optimizer does not know"
+            )
 
 
 def _check_whole(name: str, value: int) -> None:

@@ -257,3 +257,26 @@ def test_a_hook_behind_loading_sees_everything_loaded() -> None:
     optimizer.register_load_state_dict_post_hook(lambda loaded: seen.append(loaded.schedule_step))
     optimizer.load_state_dict(source.state_dict())
     assert seen == [3] and len(optimizer._optimizer_load_state_dict_post_hooks) == 1
+
+
+@pytest.mark.parametrize("other", STATEFUL, ids=by_name)
+@pytest.mark.parametrize("case", STATEFUL, ids=by_name)
+def test_a_state_dict_of_another_rule_is_refused_whole(
+    case: OptimizerCase, other: OptimizerCase
+) -> None:
+    source = other.ours([torch.nn.Parameter(torch.randn(5))], **other.options)
+    train(source, draw(source, 2))
+    optimizer = case.ours([torch.nn.Parameter(torch.randn(5))], **case.options)
+    twin = duplicate(optimizer)
+    grads = draw(optimizer, 2)
+    for run in (optimizer, twin):
+        train(run, grads)
+    if optimizer._rule == source._rule:
+        optimizer.load_state_dict(source.state_dict())
+        return
+    with pytest.raises(ValueError, match=r"must be of the same rule: its param_groups\[0\] lacks"):
+        optimizer.load_state_dict(source.state_dict())
+    more = draw(optimizer, 2)
+    for run in (optimizer, twin):
+        train(run, more)
+    assert_identical(optimizer, twin)
