@@ -8,14 +8,17 @@ range test and for what a plot shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lrfast._extension import extension
+
+Smoother = Literal["ema", "sma", "median", "savgol", "none"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class CurveStatus:
     Args:
         count: Losses recorded.
         smoothed: Bias-corrected EMA of the losses; NaN before the first finite one.
+        first: First value of the EMA, which is the first finite loss; NaN before it.
         best: Lowest EMA so far; NaN before the first finite loss.
+        noise: Standard deviation of one loss, in units of the loss: the root of an EMA of half the
+            squared differences of successive finite losses, of which each counts as three standard
+            deviations at most; NaN before two.
         last: Last loss recorded; NaN before the first.
         outcome: "running", "diverged" or "non-finite".
         stopped_at: Index of the loss that ended "running", or None.
@@ -37,6 +44,8 @@ class CurveStatus:
     last: float
     outcome: Literal["running", "diverged", "non-finite"]
     stopped_at: int | None
+    first: float = math.nan
+    noise: float = math.nan
 
 
 class LossCurve:
@@ -47,8 +56,14 @@ class LossCurve:
         device: Where losses are; a loss must come from there.
         width: Rates recorded with each loss: 1, or one per parameter group.
         beta: Decay of the running EMA, in [0, 1).
-        stop: The run counts as diverged once the EMA exceeds ``best + (stop - 1) * |best|``, which
-            for positive losses is ``stop * best``. None: never.
+        stop: The run counts as diverged once the EMA is above its best by more than
+            ``(stop - 1) * max(best, drop / 10, noise)``. ``drop`` is how far the EMA has fallen
+            and ``noise`` the standard deviation of one loss, as of the loss before. For losses well
+            above zero that is the usual ``stop * best``. With a best of 0 or less nothing diverges
+            within ten losses, nor where all losses were equal so far. None: never.
+        rates: Rates planned for each loss, [capacity] or [capacity, width], copied once. Then
+            :meth:`record` takes no rate, and row k belongs to the k-th recorded loss. None: rates
+            come with the losses.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -74,6 +89,7 @@ class LossCurve:
         width: int = 1,
         beta: float = 0.98,
         stop: float | None = None,
+        rates: Tensor | npt.ArrayLike | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be 1 or more, got {capacity}")
@@ -86,51 +102,79 @@ class LossCurve:
         self.beta = beta
         self.stop = stop
         self._losses = torch.full((capacity,), math.nan, dtype=torch.float64, device=device)
-        self._rates = torch.full((capacity, width), math.nan, dtype=torch.float64, device=device)
+        self._planned = rates is not None
+        self._rates = _rate_rows(rates, capacity, width, device)
         self._state = torch.zeros(extension().curve_state_size, dtype=torch.float64, device=device)
         self._no_rate = torch.full((width,), math.nan, dtype=torch.float64, device=device)
         self.device = self._state.device
-        self._recorded = 0
+        self._recorded = 0  # while no step may have been skipped
+        self._may_skip = False
         self._mirror = _Mirror(self._state)
 
-    def record(self, loss: Tensor, lr: float | Sequence[float] | Tensor | None = None) -> None:
+    def record(
+        self,
+        loss: Tensor,
+        lr: float | Sequence[float] | Tensor | None = None,
+        *,
+        skip: Tensor | None = None,
+    ) -> None:
         """Record one loss, and the rates that go with it. Does not wait for the device.
 
         Args:
             loss: One element, floating point, on the curve's device.
-            lr: Rate or rates, [width]; a tensor must be float64 on the curve's device. None: NaN.
+            lr: Rate or rates, [width]; a tensor must be float64 on the curve's device. None: the
+                planned ones, or NaN where none are planned.
+            skip: One element, floating point, on the curve's device, as a GradScaler's
+                ``found_inf``. Where it is not 0, a finite loss is not recorded; one that is not
+                finite still is, and sets the flag. The device decides; so from the first ``skip``
+                on, ``len(curve)`` and all that depends on it wait for the device, and losses past
+                the capacity are dropped there instead of raising.
 
         Raises:
-            IndexError: If the curve is full.
-            TypeError, ValueError: If ``loss`` or ``lr`` is not of that kind.
+            IndexError: If the curve is full, and no ``skip`` was ever passed.
+            TypeError, ValueError: If an argument is not of that kind, or ``lr`` is given where
+                rates are planned.
         """
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss must be a scalar tensor, got {type(loss).__name__}")
-        if self._recorded >= self.capacity:
+        if not (skip is None or isinstance(skip, Tensor)):
+            raise TypeError(f"skip must be a scalar tensor, got {type(skip).__name__}")
+        if skip is None and not self._may_skip and self._recorded >= self.capacity:
             raise IndexError(f"the curve is full: its capacity is {self.capacity} losses")
-        if lr is None:
-            rates = self._no_rate
-        elif isinstance(lr, Tensor):
-            rates = lr
-        else:
-            values = [lr] if isinstance(lr, int | float) else list(lr)
-            rates = torch.tensor(values, dtype=torch.float64, device="cpu")
-            if self.device.type == "cuda":
-                rates = rates.pin_memory().to(self.device, non_blocking=True)
         extension().record_loss(
             self._state,
             self._losses,
             self._rates,
             loss.detach(),
-            rates,
+            self._row(lr),
+            skip,
             self.beta,
             self.stop or 0.0,
         )
+        self._may_skip = self._may_skip or skip is not None
         self._recorded += 1
 
+    def _row(self, lr: float | Sequence[float] | Tensor | None) -> Tensor | None:
+        """Rates as the engine takes them: [width] on the device, or None for the planned ones."""
+        if self._planned:
+            if lr is not None:
+                raise ValueError(
+                    f"lr must be None where rates are planned, got {type(lr).__name__}"
+                )
+            return None
+        if lr is None:
+            return self._no_rate
+        if isinstance(lr, Tensor):
+            return lr
+        values = [lr] if isinstance(lr, int | float) else list(lr)
+        rates = torch.tensor(values, dtype=torch.float64, device="cpu")
+        if self.device.type == "cuda":
+            rates = rates.pin_memory().to(self.device, non_blocking=True)
+        return rates
+
     def __len__(self) -> int:
-        """Losses recorded."""
-        return self._recorded
+        """Losses recorded. Waits for the device once a step may have been skipped."""
+        return int(self._state[_COUNT]) if self._may_skip else self._recorded
 
     def truncate(self, count: int) -> None:
         """Forget all but the first ``count`` losses; the running EMA, best and flag stay.
@@ -138,20 +182,20 @@ class LossCurve:
         Raises:
             ValueError: If fewer are recorded.
         """
-        if not 0 <= count <= self._recorded:
-            raise ValueError(f"count must be from 0 to {self._recorded}, got {count}")
+        if not 0 <= count <= (recorded := len(self)):
+            raise ValueError(f"count must be from 0 to {recorded}, got {count}")
         self._recorded = count
         self._state[_COUNT].fill_(count)
 
     @property
     def losses(self) -> Tensor:
         """Raw losses, float64 [len(self)], on the device."""
-        return self._losses[: self._recorded]
+        return self._losses[: len(self)]
 
     @property
     def lrs(self) -> Tensor:
         """Rates, float64 [len(self)], or [len(self), width] for a width above 1, on the device."""
-        rates = self._rates[: self._recorded]
+        rates = self._rates[: len(self)]
         return rates[:, 0] if rates.shape[1] == 1 else rates
 
     @property
@@ -161,38 +205,69 @@ class LossCurve:
 
     def smoothed(
         self,
-        method: Literal["ema", "sma"] = "ema",
+        method: Smoother = "ema",
         *,
         beta: float | None = None,
         window: int | None = None,
+        order: int | None = None,
     ) -> Tensor:
         """Return the smoothed losses, float64 [len(self)], on the device.
 
         Args:
-            method: "ema", the bias-corrected exponential moving average, or "sma", the mean over a
-                centred window (narrower towards both ends).
+            method: "ema", the bias-corrected exponential moving average; "sma", the mean over a
+                centred window; "median", the median over one, without NaN; "savgol", the value of
+                the polynomial that fits a window best (Savitzky-Golay); "none", the losses as they
+                are. The windows of "sma" and "median" narrow towards both ends; at the ends of
+                "savgol" the polynomial of the first or last full window goes on.
             beta: Decay of the EMA, in [0, 1); the curve's own by default.
-            window: Odd width of the moving average in losses; 5 by default.
+            window: Odd width in losses. By default 5, for "savgol" 11; for "savgol" it must be
+                above ``order`` and at most ``len(self)``.
+            order: Degree of the polynomial, from 0 to 5; 2 by default.
+
+        A loss that is not finite is NaN in "ema" and left out of what follows; it spoils the
+        windows of "sma" and "savgol" that hold it.
 
         Raises:
             ValueError: If ``method`` is unknown or its parameter out of range.
+
+        Reference:
+            Savitzky & Golay, "Smoothing and Differentiation of Data by Simplified Least Squares
+            Procedures", 1964.
         """
+        return self._smooth(method, {"beta": beta, "window": window, "order": order}, "window")
+
+    def _smooth(self, method: Smoother, given: Mapping[str, Any], width: str) -> Tensor:
+        """Smoothed losses; parameters as given, of which the window's is called as width says."""
+        takes = {"ema": ("beta",), "sma": (width,), "median": (width,), "savgol": (width, "order")}
+        if method != "none" and method not in takes:
+            names = "'ema', 'sma', 'median', 'savgol' or 'none'"
+            raise ValueError(f"method must be {names}, got {method!r}")
+        taken = takes.get(method, ())
+        for name, value in given.items():
+            if value is not None and name not in taken:
+                known = " and ".join(taken) or "no parameter"
+                raise ValueError(f"{name} is not for method {method!r}, which takes {known}")
+        if method == "none":
+            return self.losses
+        smoothed: Tensor
         if method == "ema":
-            if window is not None:
-                raise ValueError("window is for method 'sma'; 'ema' takes beta")
-            beta = self.beta if beta is None else beta
+            beta = self.beta if given["beta"] is None else given["beta"]
             _check_beta(beta)
-            average: Tensor = extension().smooth_ema(self.losses, beta)
-            return average
-        if method == "sma":
-            if beta is not None:
-                raise ValueError("beta is for method 'ema'; 'sma' takes window")
-            window = 5 if window is None else window
-            if window < 1 or window % 2 == 0:
-                raise ValueError(f"window must be odd and 1 or more, got {window}")
-            mean: Tensor = extension().moving_average(self.losses, window)
-            return mean
-        raise ValueError(f"method must be 'ema' or 'sma', got {method!r}")
+            smoothed = extension().smooth_ema(self.losses, beta)
+            return smoothed
+        window = given[width]
+        if window is None:
+            window = 11 if method == "savgol" else 5
+        if window < 1 or window % 2 == 0:
+            raise ValueError(f"{width} must be odd and 1 or more, got {window}")
+        if method == "savgol":
+            order = 2 if given["order"] is None else given["order"]
+            smoothed = extension().savitzky_golay(self.losses, window, order)
+        elif method == "median":
+            smoothed = extension().running_median(self.losses, window)
+        else:
+            smoothed = extension().moving_average(self.losses, window)
+        return smoothed
 
     def derivative(
         self,
@@ -200,18 +275,24 @@ class LossCurve:
         *,
         window: int = 1,
         beta: float | None = None,
+        method: Smoother = "ema",
+        smooth_window: int | None = None,
+        order: int | None = None,
     ) -> Tensor:
         """Return the slope of the smoothed losses, float64 [len(self)], on the device.
 
         ``(L[i + window] - L[i - window]) / (x[i + window] - x[i - window])``, one-sided within
         ``window`` of the ends. A wider window averages more noise away and, being centred, does not
-        shift the curve.
+        shift the curve. Surmenok's plot, the moving average of n = 2 * window changes per step that
+        end at i, is this at i - window, for ``wrt="step"`` and ``method="none"``.
 
         Args:
             wrt: What x is: the natural logarithm of the (first) rate, the step, or the rate.
             window: Steps to either side, 1 or more.
-            beta: Decay of the EMA that smooths the losses first; 0 for raw losses; the curve's own
-                by default.
+            beta: Decay of the EMA for method "ema"; 0 for raw losses; the curve's own by default.
+            method: What smooths the losses first, as in :meth:`smoothed`.
+            smooth_window: Its window, for "sma", "median" and "savgol".
+            order: Its polynomial's degree, for "savgol".
 
         Raises:
             ValueError: If an argument is out of range, or fewer than 2 losses are recorded.
@@ -221,18 +302,20 @@ class LossCurve:
         """
         if window < 1:
             raise ValueError(f"window must be 1 or more, got {window}")
-        if len(self) < 2:
-            raise ValueError(f"a derivative needs 2 losses or more, got {len(self)}")
-        rates = self._rates[: self._recorded, 0]
+        if (count := len(self)) < 2:
+            raise ValueError(f"a derivative needs 2 losses or more, got {count}")
+        rates = self._rates[:count, 0]
         if wrt == "step":
-            x = torch.arange(len(self), dtype=torch.float64, device=self.device)
+            x = torch.arange(count, dtype=torch.float64, device=self.device)
         elif wrt == "log_lr":
             x = rates.log()
         elif wrt == "lr":
             x = rates.contiguous()
         else:
             raise ValueError(f"wrt must be 'log_lr', 'step' or 'lr', got {wrt!r}")
-        slopes: Tensor = extension().derivative(self.smoothed("ema", beta=beta), x, window)
+        given = {"beta": beta, "smooth_window": smooth_window, "order": order}
+        smoothed = self._smooth(method, given, "smooth_window")
+        slopes: Tensor = extension().derivative(smoothed, x, window)
         return slopes
 
     def status(self) -> CurveStatus:
@@ -249,7 +332,8 @@ class LossCurve:
 
 
 # Places in the state tensor: csrc/core/curve.h, CurveState.
-_COUNT, _EMA_SUM, _EMA_WEIGHT, _BEST, _BEST_AT, _FLAG, _FLAGGED_AT, _LAST = range(8)
+_COUNT, _EMA_SUM, _EMA_WEIGHT, _FIRST, _BEST, _BEST_AT, _FLAG, _FLAGGED_AT = range(8)
+_LAST, _LAST_FINITE, _SQUARES_SUM, _SQUARES_WEIGHT, _NOISE = range(8, 13)
 _OUTCOMES: tuple[Literal["running", "diverged", "non-finite"], ...] = (
     "running",
     "diverged",
@@ -291,7 +375,24 @@ def _read_status(state: Tensor) -> CurveStatus:
         last=float(values[_LAST]) if values[_COUNT] else math.nan,
         outcome=_OUTCOMES[flag],
         stopped_at=int(values[_FLAGGED_AT]) if flag else None,
+        first=float(values[_FIRST]) if has_loss else math.nan,
+        noise=float(values[_NOISE]) if values[_SQUARES_WEIGHT] > 0 else math.nan,
     )
+
+
+def _rate_rows(
+    rates: Tensor | npt.ArrayLike | None, capacity: int, width: int, device: torch.device | str
+) -> Tensor:
+    """A tensor of its own, float64 [capacity, width], of the planned rates or of NaN."""
+    if rates is None:
+        return torch.full((capacity, width), math.nan, dtype=torch.float64, device=device)
+    planned = torch.as_tensor(rates, dtype=torch.float64)
+    shape = tuple(planned.shape)
+    if shape != (capacity, width) and (shape != (capacity,) or width != 1):
+        wanted = f"[{capacity}] or [{capacity}, 1]" if width == 1 else f"[{capacity}, {width}]"
+        raise ValueError(f"rates must have shape {wanted}, got {list(shape)}")
+    rows = torch.empty((capacity, width), dtype=torch.float64, device=device)
+    return rows.copy_(planned.detach().reshape(capacity, width))
 
 
 def _check_beta(beta: float) -> None:

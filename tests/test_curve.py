@@ -1,4 +1,4 @@
-"""The loss curve: what it records, smooths and flags, against numpy."""
+"""The loss curve: what it records, its running average, and what it flags, against numpy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from test_no_device_reads import NoDeviceReads
 from torch import Tensor
 
 from lrfast.curve import LossCurve
@@ -71,64 +70,6 @@ def test_a_constant_loss_is_its_own_ema_from_the_first_step(beta: float, constan
     assert curve.status().outcome == "running"
 
 
-@settings(max_examples=40)
-@given(
-    st.lists(st.floats(-1e3, 1e3) | st.just(NAN) | st.just(math.inf), min_size=1, max_size=40),
-    st.floats(0, 0.99),
-    st.none() | st.floats(1.01, 5),
-)
-def test_status_is_the_definition(losses: list[float], beta: float, stop: float | None) -> None:
-    curve = recorded(losses, beta=beta, stop=stop)
-    smoothed = gapped_ema(losses, beta)
-    np.testing.assert_allclose(curve.smoothed().numpy(), smoothed, rtol=1e-9, atol=1e-9)
-    # From here on with the curve's own EMA, so that a tie is one.
-    own = curve.smoothed().numpy()
-    best, flag, at = math.inf, "running", None
-    for i, value in enumerate(own):
-        if math.isnan(value):
-            outcome = "non-finite"
-        else:
-            best = min(best, value)
-            limit = math.inf if stop is None else best + (stop - 1) * abs(best)
-            outcome = "diverged" if value > limit else "running"
-        if flag == "running" and outcome != "running":
-            flag, at = outcome, i
-    status = curve.status()
-    assert (status.outcome, status.stopped_at) == (flag, at)
-    assert status.count == len(losses) == len(curve)
-    if math.isfinite(best):
-        assert status.best == best
-        assert status.smoothed == own[np.isfinite(own)][-1]
-    else:
-        assert math.isnan(status.best) and math.isnan(status.smoothed)
-    assert curve.poll() == status or math.isnan(status.best) or math.isnan(status.last)
-
-
-@pytest.mark.parametrize(
-    ("losses", "stop", "outcome", "at"),
-    [
-        ([1.0, 0.5, 1.9, 2.0], 4.0, "running", None),  # at the limit is not beyond it
-        ([1.0, 0.5, 2.0, 2.0001], 4.0, "diverged", 3),
-        ([1.0, 0.5, 2.1, 0.1, 9.0], 4.0, "diverged", 2),  # once, and for ever
-        ([-1.0, -1.0, -0.9, -0.5], 2.0, "running", None),  # negative losses do not trip at once
-        ([-1.0, -2.0, 0.1], 2.0, "diverged", 2),  # -2 + |-2| = 0
-        ([-2.0, -0.1, 0.0], 2.0, "running", None),
-        ([1.0, 1e9], None, "running", None),
-        ([1.0, NAN, 50.0], 4.0, "non-finite", 1),
-        ([1.0, 50.0, NAN], 4.0, "diverged", 1),
-        ([math.inf, 1.0], None, "non-finite", 0),
-        ([1.0, -math.inf], None, "non-finite", 1),
-    ],
-)
-def test_flag(
-    losses: list[float], stop: float | None, outcome: str, at: int | None, device: torch.device
-) -> None:
-    curve = recorded(losses, device, beta=0.0, stop=stop)
-    status = curve.status()
-    assert (status.outcome, status.stopped_at) == (outcome, at)
-    assert curve.stop_flag.shape == (1,) and bool(curve.stop_flag) == (outcome != "running")
-
-
 def test_a_loss_that_is_not_finite_poisons_nothing(device: torch.device) -> None:
     losses = [3.0, NAN, 2.0, math.inf, 1.0]
     curve = recorded(losses, device, beta=0.9)
@@ -176,53 +117,128 @@ def test_rates(device: torch.device) -> None:
     assert wide.lrs.tolist()[:2] == [[0.1, 0.2], [0.5, 0.6]] and wide.lrs[2].isnan().all()
 
 
-@pytest.mark.parametrize("window", [1, 3, 5, 9, 101])
-def test_moving_average_is_centred_and_narrows_at_the_ends(
-    window: int, device: torch.device
+def test_planned_rates(device: torch.device) -> None:
+    """Row k belongs to the k-th loss; the curve has a copy of its own."""
+    loss = torch.tensor(1.0, device=device)
+    plan = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    plans = (plan, plan.to(device), plan.numpy(), plan.tolist(), plan[:, None])
+    curves = [LossCurve(3, device, rates=rates) for rates in plans]
+    plan.zero_()
+    for curve in curves:
+        assert curve.lrs.shape == (0,)
+        curve.record(loss)
+        curve.record(loss)
+        assert curve.lrs.tolist() == [0.1, 0.2]
+        curve.truncate(1)
+        curve.record(loss)
+        curve.record(loss)
+        assert curve.lrs.tolist() == [0.1, 0.2, 0.3]
+    wide = LossCurve(2, device, width=2, rates=[[0.1, 0.2], [0.3, 0.4]])
+    wide.record(loss)
+    assert wide.lrs.tolist() == [[0.1, 0.2]]
+    with pytest.raises(ValueError, match="lr must be None where rates are planned, got float"):
+        wide.record(loss, 0.1)
+    assert len(wide) == 1 and wide.status().count == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "shape", "message"),
+    [
+        (1, (3,), r"rates must have shape \[2\] or \[2, 1\], got \[3\]"),
+        (1, (1, 2), r"got \[1, 2\]"),
+        (1, (), r"got \[\]"),
+        (2, (2,), r"rates must have shape \[2, 2\], got \[2\]"),
+    ],
+)
+def test_planned_rates_of_another_shape(width: int, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LossCurve(2, width=width, rates=np.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_skipped_step_adds_nothing(
+    dtype: torch.dtype, shape: tuple[int, ...], planned: bool, device: torch.device
 ) -> None:
-    losses = np.random.default_rng(1).normal(size=40)
-    wanted = []
-    for i in range(40):
-        reach = min((window - 1) // 2, i, 39 - i)
-        wanted.append(losses[i - reach : i + reach + 1].mean())
-    curve = recorded(losses, device)
-    smoothed = curve.smoothed("sma", window=window).cpu().numpy()
-    np.testing.assert_allclose(smoothed, wanted, rtol=1e-12, atol=1e-14)
-    if window == 5:
-        assert torch.equal(curve.smoothed("sma"), curve.smoothed("sma", window=5))
+    losses, found_inf = [4.0, 90.0, 3.0, 5.0, 80.0], [0.0, 1.0, 0.0, 0.0, NAN]
+    lrs = [None] * 5 if planned else [0.1, 0.9, 0.2, 0.3, 0.9]
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5] if planned else None
+    curve = LossCurve(5, device, beta=0.9, stop=4.0, rates=rates)
+    without = LossCurve(5, device, beta=0.9, stop=4.0, rates=rates)
+    with NoDeviceReads():
+        for loss, lr, inf in zip(losses, lrs, found_inf, strict=True):
+            value = torch.tensor(loss, device=device)
+            skip = torch.full(shape, inf, dtype=dtype, device=device)
+            curve.record(value, lr, skip=skip)
+            if inf == 0.0:
+                without.record(value, lr)
+    assert len(curve) == 3 and curve.losses.tolist() == [4.0, 3.0, 5.0]
+    assert curve.lrs.tolist() == [0.1, 0.2, 0.3]
+    assert curve.status() == without.status()
+    assert torch.equal(curve.smoothed(), without.smoothed())
+    assert torch.equal(curve.derivative(), without.derivative())
+    curve.truncate(1)
+    curve.record(torch.tensor(1.0, device=device), None if planned else 0.7)
+    assert curve.losses.tolist() == [4.0, 1.0]
+    with pytest.raises(ValueError, match="count must be from 0 to 2, got 3"):
+        curve.truncate(3)
 
 
-def test_moving_average_shows_a_loss_that_is_not_finite() -> None:
-    losses = [1.0, 2.0, 3.0, NAN, 5.0, 6.0, 7.0]
-    smoothed = recorded(losses).smoothed("sma", window=3)
-    assert smoothed.isnan().tolist() == [False, False, True, True, True, False, False]
-    assert smoothed[5].item() == 6.0 and smoothed[1].item() == 2.0
+@pytest.mark.parametrize("loss", [None, 1.0])
+def test_a_loss_that_is_no_tensor(loss: Any) -> None:
+    with pytest.raises(TypeError, match=f"loss must be a scalar tensor, got {type(loss).__name__}"):
+        LossCurve(1).record(loss)
 
 
-@pytest.mark.parametrize("wrt", ["log_lr", "lr", "step"])
-@pytest.mark.parametrize("window", [1, 2, 7, 60])
-@pytest.mark.parametrize("beta", [None, 0.0, 0.6])
-def test_derivative(wrt: Any, window: int, beta: float | None, device: torch.device) -> None:
-    rng = np.random.default_rng(2)
-    losses, lrs = rng.normal(size=50), np.sort(rng.uniform(1e-6, 1.0, size=50))
-    width_2 = np.stack([lrs, lrs[::-1]], 1)
-    curve = recorded(losses, device, width_2.tolist(), width=2, beta=0.9)
-    smoothed = curve.smoothed(beta=beta).cpu().numpy()
-    x = {"log_lr": np.log(lrs), "lr": lrs, "step": np.arange(50.0)}[wrt]
-    left = np.maximum(np.arange(50) - window, 0)
-    right = np.minimum(np.arange(50) + window, 49)
-    wanted = (smoothed[right] - smoothed[left]) / (x[right] - x[left])
-    slope = curve.derivative(wrt, window=window, beta=beta).cpu().numpy()
-    np.testing.assert_allclose(slope, wanted, rtol=1e-12)
-    if wrt == "log_lr":
-        default = curve.derivative(window=window, beta=beta).cpu().numpy()
-        np.testing.assert_array_equal(slope, default)
+def test_a_skipped_loss_that_is_not_finite_is_recorded(device: torch.device) -> None:
+    curve = LossCurve(3, device)
+    yes = torch.ones(1, device=device)
+    for loss in (1.0, NAN, 2.0):
+        curve.record(torch.tensor(loss, device=device), skip=yes)
+    assert len(curve) == 1 and curve.losses.isnan().all()
+    status = curve.status()
+    assert (status.outcome, status.stopped_at, status.count) == ("non-finite", 0, 1)
 
 
-def test_derivative_of_a_line_is_its_slope() -> None:
-    curve = recorded(3.0 - 0.25 * np.arange(20), beta=0.5, lrs=np.exp(np.arange(20)).tolist())
-    assert curve.derivative("step", beta=0.0).tolist() == [-0.25] * 20
-    np.testing.assert_allclose(curve.derivative("log_lr", beta=0.0).numpy(), -0.25, rtol=1e-12)
+def test_capacity_with_skips(device: torch.device) -> None:
+    """The host cannot know that the curve is full; the device drops what does not fit. So it does
+    where the first skip comes with the first loss too many, as that may be of a skipped step."""
+    full = recorded([1.0], device)
+    full.record(torch.tensor(9.0, device=device, dtype=torch.float64), skip=full.stop_flag)
+    assert len(full) == 1 and full.losses.tolist() == [1.0]
+    curve = LossCurve(2, device, beta=0.0, stop=2.0)
+    for loss, inf in ((1.0, 0.0), (9.0, 1.0), (1.5, 0.0), (9.0, 0.0), (NAN, 0.0)):
+        skip = torch.tensor(inf, device=device)
+        curve.record(torch.tensor(loss, device=device), skip=skip)
+    curve.record(torch.tensor(9.0, device=device))
+    assert len(curve) == 2 and curve.losses.tolist() == [1.0, 1.5]
+    status = curve.status()
+    assert (status.count, status.last, status.outcome) == (2, 1.5, "running")
+
+
+@pytest.mark.parametrize(
+    ("skip", "error", "message"),
+    [
+        (1.0, TypeError, "skip must be a scalar tensor, got float"),
+        (torch.zeros(2), ValueError, r"skip must be a scalar tensor, got shape \[2\]"),
+        (torch.zeros(1, dtype=torch.int32), TypeError, "skip must be a floating-point tensor"),
+        (
+            torch.zeros(1, device="meta"),
+            ValueError,
+            "skip must be on the curve's device cpu, got m",
+        ),
+    ],
+)
+def test_a_skip_that_is_none(skip: Any, error: type[Exception], message: str) -> None:
+    curve = recorded([1.0])
+    curve.truncate(0)
+    with pytest.raises(error, match=message):
+        curve.record(torch.tensor(1.0), skip=skip)
+    assert curve.status().count == 0
+    curve.record(torch.tensor(1.0))
+    with pytest.raises(IndexError, match="the curve is full"):  # no skip was ever taken
+        curve.record(torch.tensor(1.0))
 
 
 def bit_patterns(dtype: torch.dtype) -> Tensor:

@@ -21,10 +21,10 @@ void step(int rule, const StepTables& tables, at::Device device) {
   on_device(device, [&](cudaStream_t s) { return cuda::launch_step(rule, tables, s); });
 }
 
-void record(const CurveRows& curve, const void* loss, LossType type, const double* rates,
+void record(const CurveRows& curve, const Scalar& loss, const double* rates, const Scalar& skip,
             at::Device device) {
   on_device(device,
-            [&](cudaStream_t s) { return cuda::launch_record(curve, loss, type, rates, s); });
+            [&](cudaStream_t s) { return cuda::launch_record(curve, loss, rates, skip, s); });
 }
 
 void smooth_ema(const double* values, double* out, int64_t count, double beta, at::Device device) {
@@ -32,18 +32,8 @@ void smooth_ema(const double* values, double* out, int64_t count, double beta, a
             [&](cudaStream_t s) { return cuda::launch_smooth_ema(values, out, count, beta, s); });
 }
 
-void moving_average(const double* values, double* out, int64_t count, int64_t window,
-                    at::Device device) {
-  on_device(device, [&](cudaStream_t s) {
-    return cuda::launch_moving_average(values, out, count, window, s);
-  });
-}
-
-void derivative(const double* values, const double* x, double* out, int64_t count, int64_t reach,
-                at::Device device) {
-  on_device(device, [&](cudaStream_t s) {
-    return cuda::launch_derivative(values, x, out, count, reach, s);
-  });
+void evaluate(const Points& points, double* out, int64_t count, at::Device device) {
+  on_device(device, [&](cudaStream_t s) { return cuda::launch_points(points, out, count, s); });
 }
 
 bool is_built() { return true; }

@@ -18,13 +18,10 @@ inline int64_t chunk_size(at::Device device) { return device.is_cpu() ? kCpuChun
 // With CUDA (cuda.cpp), or an error that says it is not built in (no_cuda.cpp).
 namespace cuda_calls {
 void step(int rule, const StepTables& tables, at::Device device);
-void record(const CurveRows& curve, const void* loss, LossType type, const double* rates,
+void record(const CurveRows& curve, const Scalar& loss, const double* rates, const Scalar& skip,
             at::Device device);
 void smooth_ema(const double* values, double* out, int64_t count, double beta, at::Device device);
-void moving_average(const double* values, double* out, int64_t count, int64_t window,
-                    at::Device device);
-void derivative(const double* values, const double* x, double* out, int64_t count, int64_t reach,
-                at::Device device);
+void evaluate(const Points& points, double* out, int64_t count, at::Device device);
 bool is_built();
 }  // namespace cuda_calls
 

@@ -23,9 +23,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("evaluate_schedule", &evaluate_schedule, arg("schedule"), arg("steps"));
 
   m.def("record_loss", &record_loss, arg("state"), arg("losses"), arg("rates"), arg("loss"),
-        arg("lr"), arg("beta"), arg("stop"));
+        arg("lr"), arg("skip"), arg("beta"), arg("stop"));
   m.def("smooth_ema", &smooth_ema, arg("values"), arg("beta"));
   m.def("moving_average", &moving_average, arg("values"), arg("window"));
+  m.def("running_median", &running_median, arg("values"), arg("window"));
+  m.def("savitzky_golay", &savitzky_golay, arg("values"), arg("window"), arg("order"));
   m.def("derivative", &derivative, arg("values"), arg("x"), arg("reach"));
 
   m.def("layout_strides", &layout_strides, arg("param"));

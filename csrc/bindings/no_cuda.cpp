@@ -13,10 +13,9 @@ namespace {
 }  // namespace
 
 void step(int, const StepTables&, at::Device) { refuse(); }
-void record(const CurveRows&, const void*, LossType, const double*, at::Device) { refuse(); }
+void record(const CurveRows&, const Scalar&, const double*, const Scalar&, at::Device) { refuse(); }
 void smooth_ema(const double*, double*, int64_t, double, at::Device) { refuse(); }
-void moving_average(const double*, double*, int64_t, int64_t, at::Device) { refuse(); }
-void derivative(const double*, const double*, double*, int64_t, int64_t, at::Device) { refuse(); }
+void evaluate(const Points&, double*, int64_t, at::Device) { refuse(); }
 bool is_built() { return false; }
 
 }  // namespace lrfast::bindings::cuda_calls

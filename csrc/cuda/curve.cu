@@ -6,9 +6,9 @@ namespace {
 
 // ---- kernels ---------------------------------------------------------------------------------
 
-__global__ void record_kernel(const CurveRows curve, const void* loss, LossType type,
-                              const double* rates) {
-  record(curve, load_loss(loss, type), rates);
+__global__ void record_kernel(const CurveRows curve, const Scalar loss, const double* rates,
+                              const Scalar skip) {
+  record(curve, loss, rates, skip);
 }
 
 // An EMA is a chain: one thread walks it, once per look at the curve.
@@ -16,16 +16,10 @@ __global__ void smooth_ema_kernel(const double* values, double* out, int64_t cou
   smooth_ema(values, out, count, beta);
 }
 
-__global__ void moving_average_kernel(const double* values, double* out, int64_t count,
-                                      int64_t window) {
+template <class Point>
+__global__ void point_kernel(const Point point, double* out, int64_t count) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) out[i] = moving_average(values, count, window, i);
-}
-
-__global__ void derivative_kernel(const double* values, const double* x, double* out, int64_t count,
-                                  int64_t reach) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) out[i] = derivative(values, x, count, reach, i);
+  if (i < count) out[i] = point(i, NAN);
 }
 
 // ---- kernel launchers ------------------------------------------------------------------------
@@ -38,9 +32,9 @@ unsigned blocks_for(int64_t count) {
 
 }  // namespace
 
-cudaError_t launch_record(const CurveRows& curve, const void* loss, LossType type,
-                          const double* rates, cudaStream_t stream) {
-  record_kernel<<<1, 1, 0, stream>>>(curve, loss, type, rates);
+cudaError_t launch_record(const CurveRows& curve, const Scalar& loss, const double* rates,
+                          const Scalar& skip, cudaStream_t stream) {
+  record_kernel<<<1, 1, 0, stream>>>(curve, loss, rates, skip);
   return cudaGetLastError();
 }
 
@@ -50,17 +44,13 @@ cudaError_t launch_smooth_ema(const double* values, double* out, int64_t count, 
   return cudaGetLastError();
 }
 
-cudaError_t launch_moving_average(const double* values, double* out, int64_t count, int64_t window,
-                                  cudaStream_t stream) {
+cudaError_t launch_points(const Points& points, double* out, int64_t count, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
-  moving_average_kernel<<<blocks_for(count), kThreads, 0, stream>>>(values, out, count, window);
-  return cudaGetLastError();
-}
-
-cudaError_t launch_derivative(const double* values, const double* x, double* out, int64_t count,
-                              int64_t reach, cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  derivative_kernel<<<blocks_for(count), kThreads, 0, stream>>>(values, x, out, count, reach);
+  std::visit(
+      [&](const auto& point) {
+        point_kernel<<<blocks_for(count), kThreads, 0, stream>>>(point, out, count);
+      },
+      points);
   return cudaGetLastError();
 }
 
