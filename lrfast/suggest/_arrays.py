@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 
 # Median of |x - y| for independent standard normal x and y: sqrt(2) times the quartile 0.6745.
-_MEDIAN_ABS_DIFFERENCE: Final = 0.9539
+MEDIAN_ABS_DIFFERENCE: Final = 0.9539
 
 
 def trim(
@@ -112,7 +112,7 @@ def confidence(losses: FloatArray) -> float:
     fall = float(losses[0] - losses.min())
     if len(losses) < 3 or fall <= 0:
         return 0.0
-    sigma = float(np.median(np.abs(np.diff(losses, n=2)))) / _MEDIAN_ABS_DIFFERENCE
+    sigma = float(np.median(np.abs(np.diff(losses, n=2)))) / MEDIAN_ABS_DIFFERENCE
     return max(0.0, 1.0 - sigma * math.sqrt(len(losses) - 1) / fall)
 
 

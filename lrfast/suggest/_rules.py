@@ -1,251 +1,40 @@
-"""The rules themselves: rates and smoothed losses in, a `Suggestion` out."""
+"""The table of all rules."""
 
 from __future__ import annotations
 
 import difflib
-import math
-from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from lrfast.suggest._arrays import FloatArray, confidence, finite_part, is_whole, why_not
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """What a rule reads off a loss curve.
-
-    Attributes:
-        lr: the suggested learning rate, or None where the rule declines.
-        rule: name of the rule, as `get` takes it.
-        reason: one sentence that says why this rate, or why none.
-        confidence: between 0 and 1, how clearly the curve falls at all: the share of the fall
-            that noise does not explain. It does not promise that the rate trains well.
-        index: position in the arrays given of the point the rule settled on; None without one.
-    """
-
-    lr: float | None
-    rule: str
-    reason: str
-    confidence: float
-    index: int | None = None
-
-
-Rule = Callable[[ArrayLike, ArrayLike], Suggestion]
-
-
-def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the rate at which the loss falls fastest per decade of the learning rate.
-
-    ``lrs[argmin_i (losses[i+1] - losses[i]) / (ln lrs[i+1] - ln lrs[i])]``
-
-    Args:
-        lrs: [points] learning rates, finite, positive, increasing.
-        losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
-
-    Returns:
-        The suggestion; it declines below two points and where the loss never falls.
-
-    Raises:
-        ValueError: if an array is not as described.
-
-    Example:
-        >>> steep([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
-        'the loss falls fastest per decade at 1.0e-03'
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``steep``.
-    """
-    rates, curve = finite_part(lrs, losses)
-    if refusal := why_not(curve):
-        return _declined("steep", refusal)
-    index = int(np.argmin(np.diff(curve) / np.diff(np.log(rates))))
-    lr = float(rates[index])
-    reason = f"the loss falls fastest per decade at {lr:.1e}"
-    return Suggestion(lr, "steep", reason, confidence(curve), index)
-
-
-def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest a tenth of the rate with the lowest loss.
-
-    ``lrs[argmin_i losses[i]] / 10``
-
-    Args:
-        lrs: [points] learning rates, finite, positive, increasing.
-        losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
-
-    Returns:
-        The suggestion, whose index marks the lowest loss; it declines below two points and where
-        the loss never falls.
-
-    Raises:
-        ValueError: if an array is not as described.
-
-    Example:
-        >>> minimum([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
-        'the loss is lowest at 1.0e-02, and a tenth of that keeps clear of divergence'
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``minimum``.
-    """
-    rates, curve = finite_part(lrs, losses)
-    if refusal := why_not(curve):
-        return _declined("minimum", refusal)
-    index = int(np.argmin(curve))
-    lowest = float(rates[index])
-    reason = f"the loss is lowest at {lowest:.1e}, and a tenth of that keeps clear of divergence"
-    return Suggestion(lowest / 10, "minimum", reason, confidence(curve), index)
-
-
-def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the rate about halfway down the longest valley of the loss.
-
-    The valley is the longest strictly decreasing subsequence, the earliest to end among equals.
-    With its length n and the index ``end`` of its last point, fastai, which counts as if the
-    subsequence had no gaps and began one point earlier, answers
-
-    ``lrs[end - n + n // 3 + n // 6]``
-
-    Args:
-        lrs: [points] learning rates, finite, positive, increasing.
-        losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
-
-    Returns:
-        The suggestion; it declines below two points, where the loss never falls, and where the
-        valley is just the first two points: there fastai's index of -1 means the largest rate.
-
-    Raises:
-        ValueError: if an array is not as described.
-
-    Example:
-        >>> valley([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
-        'the longest valley has 3 points and ends at 1.0e-02, 2 points after 1.0e-04'
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``valley``.
-    """
-    rates, curve = finite_part(lrs, losses)
-    if refusal := why_not(curve):
-        return _declined("valley", refusal)
-    length, end = _longest_decline(curve)
-    index = end - length + length // 3 + length // 6
-    if index < 0:
-        return _declined("valley", "the loss falls only from the first point to the second")
-    lr = float(rates[index])
-    reason = (
-        f"the longest valley has {length} points and ends at {rates[end]:.1e}, "
-        f"{end - index} points after {lr:.1e}"
-    )
-    return Suggestion(lr, "valley", reason, confidence(curve), index)
-
-
-def slide(
-    lrs: ArrayLike,
-    losses: ArrayLike,
-    *,
-    lr_diff: int = 15,
-    loss_threshold: float = 0.005,
-    adjust: float = 1.0,
-) -> Suggestion:
-    """Suggest where the slope of the loss settles, coming from the end of the sweep.
-
-    With the slope ``g = np.gradient(losses)`` per point, an interval of ``lr_diff`` points slides
-    left from the end while ``|g[right] - g[left]| > loss_threshold``. The answer is the last left
-    end that met the condition (the first left end if none did), times ``adjust``.
-
-    Args:
-        lrs: [points] learning rates, finite, positive, increasing.
-        losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
-        lr_diff: width of the interval in points.
-        loss_threshold: smallest difference of the slopes that counts, in loss per point.
-        adjust: factor on the rate found.
-
-    Returns:
-        The suggestion, whose index marks the rate before the factor; it declines below
-        ``lr_diff + 1`` points and where the loss never falls.
-
-    Raises:
-        ValueError: if an argument is not as described.
-
-    Example:
-        >>> lrs = np.geomspace(1e-4, 1.0, 41)
-        >>> slide(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
-        'coming from the end, the slope changes by more than 0.005 over the 15 points from 2.0e-03'
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``slide``.
-    """
-    _check_slide_options(lr_diff, loss_threshold, adjust)
-    rates, curve = finite_part(lrs, losses)
-    if refusal := why_not(curve, needed=lr_diff + 1):
-        return _declined("slide", refusal)
-    slope = np.gradient(curve)
-    changes = np.abs(slope[lr_diff:] - slope[:-lr_diff]) > loss_threshold
-    index = left = len(changes) - 1
-    while left >= 0 and changes[left]:
-        index = left
-        left -= 1
-    found = float(rates[index])
-    verb = "changes" if changes[index] else "does not change"
-    reason = (
-        f"coming from the end, the slope {verb} by more than {loss_threshold:g} "
-        f"over the {lr_diff} points from {found:.1e}"
-    )
-    return Suggestion(found * adjust, "slide", reason, confidence(curve), index)
-
-
-def auto(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the median of what `minimum`, `steep` and `slide` suggest, as far as they answer.
-
-    The three err in different directions, so that one which noise has fooled is outvoted.
-
-    Args:
-        lrs: [points] learning rates, finite, positive, increasing.
-        losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
-
-    Returns:
-        The suggestion, whose index marks the point nearest to the rate; it declines where all
-        three decline.
-
-    Raises:
-        ValueError: if an array is not as described.
-
-    Example:
-        >>> lrs = np.geomspace(1e-4, 1.0, 41)
-        >>> auto(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
-        'the median of minimum 1.0e-02, steep 7.9e-03 and slide 2.0e-03'
-    """
-    rates, curve = finite_part(lrs, losses)
-    answers = [rule(rates, curve) for rule in (minimum, steep, slide)]
-    found = [(answer.lr, answer.rule) for answer in answers if answer.lr is not None]
-    if not found:
-        return _declined("auto", answers[0].reason)
-    logs = np.log([lr for lr, _ in found])
-    lr = float(np.exp(np.median(logs)))
-    *most, last = [f"{rule} {rate:.1e}" for rate, rule in found]
-    named = f"{', '.join(most)} and {last}" if most else last
-    index = int(np.argmin(np.abs(np.log(rates) - math.log(lr))))
-    reason = f"the median of {named}" if most else f"only {named} answers"
-    return Suggestion(lr, "auto", reason, confidence(curve), index)
-
+from lrfast.suggest._auto import auto
+from lrfast.suggest._descents import cyclic, last_decreasing, longest_descent
+from lrfast.suggest._fastai import minimum, slide, steep, valley
+from lrfast.suggest._flat import flat
+from lrfast.suggest._suggestion import Rule
 
 # `slide` stands here with its defaults; its options are there for those who call it directly.
-_RULES: Final[Mapping[str, Rule]] = MappingProxyType(
-    {"steep": steep, "minimum": minimum, "valley": valley, "slide": slide, "auto": auto}
+_SMOOTHED: Final[Mapping[str, Rule]] = MappingProxyType(
+    {"steep": steep, "minimum": minimum, "valley": valley, "slide": slide}
 )
+_RAW: Final[Mapping[str, Rule]] = MappingProxyType(
+    {
+        "longest_descent": longest_descent,
+        "last_decreasing": last_decreasing,
+        "flat": flat,
+        "cyclic": cyclic,
+        "auto": auto,
+    }
+)
+_RULES: Final[Mapping[str, Rule]] = MappingProxyType({**_SMOOTHED, **_RAW})
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all rules, which `get` takes.
 
     Example:
-        >>> names()
-        ('steep', 'minimum', 'valley', 'slide', 'auto')
+        >>> names()[:4]
+        ('steep', 'minimum', 'valley', 'slide')
     """
     return tuple(_RULES)
 
@@ -274,32 +63,6 @@ def get(name: str) -> Rule:
     return rule
 
 
-def _longest_decline(losses: FloatArray) -> tuple[int, int]:
-    """Return length and last index of the longest strictly decreasing subsequence.
-
-    Of several with that length it is the one that ends first. Patience sorting, O(n log n):
-    entry k of ``tails`` is the negated highest loss on which a decline of k + 1 points can end.
-    """
-    tails: list[float] = []
-    end = 0
-    for index, loss in enumerate(losses.tolist()):
-        place = bisect_left(tails, -loss)
-        if place == len(tails):
-            tails.append(-loss)
-            end = index
-        else:
-            tails[place] = -loss
-    return len(tails), end
-
-
-def _declined(rule: str, reason: str) -> Suggestion:
-    return Suggestion(lr=None, rule=rule, reason=reason, confidence=0.0)
-
-
-def _check_slide_options(lr_diff: int, loss_threshold: float, adjust: float) -> None:
-    if not is_whole(lr_diff) or lr_diff < 1:
-        raise ValueError(f"lr_diff must be a whole number of points from 1 on, got {lr_diff!r}")
-    if not 0 <= loss_threshold < math.inf:
-        raise ValueError(f"loss_threshold must be finite and from 0 on, got {loss_threshold!r}")
-    if not 0 < adjust < math.inf:
-        raise ValueError(f"adjust must be finite and positive, got {adjust!r}; 1.0 adjusts nothing")
+def reads_raw(name: str) -> bool:
+    """Return whether a rule reads raw losses and smooths by itself, rather than smoothed ones."""
+    return name in _RAW

@@ -1,0 +1,130 @@
+"""Rules that read raw losses: where the fall is long, where it ends, and a pair for cycles."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lrfast.suggest._shape import Shape, lost_in_noise, read_shape
+from lrfast.suggest._suggestion import Suggestion, declined
+
+_CLEARLY: Final = 0.2  # a slope of at least so much of the steepest one is a clear fall
+_ONSET: Final = 0.1  # share of the fall that has to be done, or lost again, to be noticed
+
+
+def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
+    """Suggest the middle of the longest stretch over which the loss falls without a break.
+
+    Args:
+        lrs: [points] learning rates, finite, positive, increasing.
+        losses: [points] raw losses; the curve is cut at the first one that is not finite.
+
+    Returns:
+        The suggestion, the geometric mean of the stretch's ends; it declines below 10 points and
+        where the loss does not fall by more than noise explains.
+
+    Raises:
+        ValueError: if an array is not as described.
+
+    Example:
+        >>> lrs = np.geomspace(1e-4, 1.0, 41)
+        >>> longest_descent(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
+        'the loss falls steadily from 1.0e-04 to 1.0e-01'
+    """
+    shape = _clear_shape(lrs, losses)
+    if isinstance(shape, str):
+        return declined("longest_descent", shape)
+    begin, end = _longest_run(np.diff(shape.smooth) < 0)
+    first, last = shape.rate(begin), shape.rate(end)
+    reason = f"the loss falls steadily from {first:.1e} to {last:.1e}"
+    return _answer("longest_descent", reason, shape, shape.rate((begin + end) / 2))
+
+
+def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
+    """Suggest the highest rate at which the loss still falls clearly.
+
+    Clearly: per decade at least a fifth as fast as where it falls fastest.
+
+    Args:
+        lrs: [points] learning rates, finite, positive, increasing.
+        losses: [points] raw losses; the curve is cut at the first one that is not finite.
+
+    Returns:
+        The suggestion; it declines below 10 points and where the loss does not fall by more than
+        noise explains.
+
+    Raises:
+        ValueError: if an array is not as described.
+
+    Example:
+        >>> lrs = np.geomspace(1e-4, 1.0, 41)
+        >>> last_decreasing(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
+        'the loss falls clearly up to 6.3e-02'
+
+    Reference:
+        Howard & Gugger, "Deep Learning for Coders with fastai and PyTorch", 2020, chapter 5.
+    """
+    shape = _clear_shape(lrs, losses)
+    if isinstance(shape, str):
+        return declined("last_decreasing", shape)
+    slopes = np.diff(shape.smooth) / np.diff(shape.log_rates)
+    until = slopes[: max(shape.lowest, 1)]
+    index = int(np.flatnonzero(until <= _CLEARLY * until.min())[-1])
+    lr = shape.rate(index)
+    return _answer("last_decreasing", f"the loss falls clearly up to {lr:.1e}", shape, lr)
+
+
+def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
+    """Suggest a pair of rates for cyclic schedules: where the loss starts to fall, and to rise.
+
+    Args:
+        lrs: [points] learning rates, finite, positive, increasing.
+        losses: [points] raw losses; the curve is cut at the first one that is not finite.
+
+    Returns:
+        The suggestion: `lr` is the upper rate, `base_lr` the lower one. The loss has started to
+        fall, or to rise, when a tenth of the fall is done, or lost again. It declines below 10
+        points, where the loss does not fall by more than noise explains, and where it never rises.
+
+    Raises:
+        ValueError: if an array is not as described.
+
+    Example:
+        >>> lrs = np.geomspace(1e-4, 1.0, 41)
+        >>> cyclic(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
+        'the loss starts to fall at 1.3e-03 and to rise at 2.0e-01'
+
+    Reference:
+        Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, 3.3.
+    """
+    shape = _clear_shape(lrs, losses)
+    if isinstance(shape, str):
+        return declined("cyclic", shape)
+    up = shape.rises_by(_ONSET)
+    if up is None:
+        last = shape.rate(len(shape.smooth) - 1)
+        return declined("cyclic", f"the loss has not risen by the last rate, {last:.1e}")
+    base, lr = shape.rate(shape.falls_by(_ONSET)), shape.rate(up)
+    reason = f"the loss starts to fall at {base:.1e} and to rise at {lr:.1e}"
+    return _answer("cyclic", reason, shape, lr, base)
+
+
+def _clear_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
+    shape = read_shape(lrs, losses)
+    return shape if isinstance(shape, str) else lost_in_noise(shape) or shape
+
+
+def _answer(
+    rule: str, reason: str, shape: Shape, lr: float, base_lr: float | None = None
+) -> Suggestion:
+    return Suggestion(lr, rule, reason, shape.confidence, shape.nearest(lr), base_lr)
+
+
+def _longest_run(flags: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return the first point and the last of the longest run of true differences."""
+    edges = np.diff(np.concatenate([[0], flags.astype(np.int8), [0]]))
+    begins, ends = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
+    longest = int(np.argmax(ends - begins))
+    return int(begins[longest]), int(ends[longest])

@@ -1,0 +1,195 @@
+"""The shape of a raw loss curve: where it starts, falls, is lowest and rises again, in noise.
+
+Rules that read raw losses share this reading. It holds on to what noise cannot fake: three levels
+(before the fall, in the valley, after it) fitted to the whole curve, and rates at which the
+smoothed curve crosses shares of the fall.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lrfast.suggest._arrays import MEDIAN_ABS_DIFFERENCE, FloatArray, finite_part
+
+_MOST_POINTS: Final = 400  # longer curves are read as means over as many blocks
+_FEWEST_POINTS: Final = 10
+
+# A fall is one if its mean level differs from that of the start by so many standard errors. Of
+# 10,000 curves of pure noise, whose lowest stretch is chosen with hindsight, 1 % reach it.
+_SIGNIFICANT: Final = 5.0
+
+_HUGEST: Final = 1e100  # losses are cut there, so that their squares stay finite
+_ROUNDING: Final = 1e-12  # a fall by less than this share of the start is no fall
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A raw loss curve, understood.
+
+    Args:
+        all_log_rates: Natural logarithms of the rates given, up to the last finite loss.
+        log_rates: Those of the points; means where the given ones are too many, [points].
+        losses: Raw losses, [points].
+        smooth: Losses without their noise, cut off where they have risen above ``start`` by the
+            depth of the fall, [points].
+        start: Level before the fall.
+        lowest: Index of the lowest smoothed loss.
+        noise: Standard deviation of a loss.
+        first: Index from which on the fall is looked for.
+        ends_broken: Whether a loss that was not finite ended the curve.
+        significance: Depth of the valley in standard errors.
+    """
+
+    all_log_rates: FloatArray
+    log_rates: FloatArray
+    losses: FloatArray
+    smooth: FloatArray
+    start: float
+    lowest: int
+    noise: float
+    first: int
+    ends_broken: bool
+    significance: float
+
+    @property
+    def fall(self) -> float:
+        """How far the loss falls."""
+        return self.start - float(self.smooth[self.lowest])
+
+    def falls_by(self, share: float) -> int:
+        """Return the first index at which so large a share of the fall is done."""
+        level = self.start - share * self.fall
+        return self.first + int(np.argmax(self.smooth[self.first : self.lowest + 1] <= level))
+
+    def rises_by(self, share: float) -> int | None:
+        """Return the first index past the lowest at which that share of the fall is lost again.
+
+        A curve that ends broken has risen at its end; otherwise None where it has not.
+        """
+        level = self.smooth[self.lowest] + share * self.fall
+        above = np.flatnonzero(self.smooth[self.lowest :] >= level)
+        if len(above):
+            return self.lowest + int(above[0])
+        return len(self.smooth) - 1 if self.ends_broken else None
+
+    @property
+    def diverges(self) -> bool:
+        """Whether the loss ends broken or higher than it started, beyond doubt."""
+        end = float(self.losses[-3:].mean())
+        return self.ends_broken or end > self.start + _SIGNIFICANT * self.noise
+
+    @property
+    def confidence(self) -> float:
+        """Share of the valley's depth that is more than one standard error of it."""
+        return 1.0 - 1.0 / max(self.significance, 1.0)
+
+    def nearest(self, lr: float) -> int:
+        """Return the index of the point, of those given, that is nearest to a rate."""
+        return int(np.argmin(np.abs(self.all_log_rates - math.log(lr))))
+
+    def rate(self, index: float) -> float:
+        """Return the rate at an index; between points, on the logarithmic scale."""
+        points = np.arange(len(self.log_rates))
+        return math.exp(float(np.interp(index, points, self.log_rates)))
+
+
+def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
+    """Return the shape of a raw curve, or why it has none."""
+    rates, curve = finite_part(lrs, losses)
+    ends_broken = len(curve) < np.size(lrs)
+    if len(curve) < _FEWEST_POINTS:
+        return f"too few points: {len(curve)} with a finite loss, and it takes {_FEWEST_POINTS}"
+    given = np.log(rates)
+    log_rates, curve = _blocks(given), _blocks(np.clip(curve, -_HUGEST, _HUGEST))
+    quarter = max(len(curve) // 4, 5)
+    start = float(np.median(curve[:quarter]))
+    noise = float(np.median(np.abs(np.diff(curve[: len(curve) // 2])))) / MEDIAN_ABS_DIFFERENCE
+    depth = start - float(np.sort(curve)[: max(3, len(curve) // 20)].mean())
+    smallest = float(_ROUNDING * abs(start) + np.finfo(float).tiny)
+    if depth <= smallest:
+        return f"the loss never falls: it starts at {start:.3g}, and nothing later is lower"
+    no_valley = f"the loss never falls: no stretch of it lies below its start, {start:.3g}"
+    # So that a divergence weighs no more than the fall does.
+    clipped = np.minimum(curve, start + max(depth, 2 * noise))
+    valley = _valley(clipped, quarter // 2)
+    if valley is None:
+        return no_valley
+    begin, end = valley
+    drop = float(clipped[:begin].mean() - clipped[begin:end].mean())
+    if drop <= smallest:
+        return no_valley
+    error = noise * math.sqrt(1 / begin + 1 / (end - begin))
+    smooth = _smoothed(clipped, _bandwidth(noise, drop, end - begin))
+    lowest = begin + int(np.argmin(smooth[begin:end]))
+    if start - smooth[lowest] <= smallest or np.all(np.diff(smooth[: lowest + 1]) >= 0):
+        return no_valley
+    significance = drop / error if error > 0 else math.inf
+    return Shape(
+        given, log_rates, curve, smooth, start, lowest, noise, begin // 2, ends_broken, significance
+    )
+
+
+def lost_in_noise(shape: Shape) -> str | None:
+    """Return why the fall may be nothing but noise, or None if it is clear."""
+    if shape.significance >= _SIGNIFICANT:
+        return None
+    return (
+        f"noise is larger than the fall: losses scatter by {shape.noise:.2g} and fall by "
+        f"{shape.fall:.2g}"
+    )
+
+
+def _blocks(values: FloatArray) -> FloatArray:
+    """Return means over blocks of equal size, a rest at the end left out, if there are many."""
+    size = -(-len(values) // _MOST_POINTS)
+    count = len(values) // size
+    means: FloatArray = values[: count * size].reshape(count, size).mean(axis=1)
+    return means
+
+
+def _valley(curve: FloatArray, earliest: int) -> tuple[int, int] | None:
+    """Return where the middle one of three levels begins and ends, in the sense of least squares.
+
+    It lies below both others; the last one may be missing. None if there is no such fit.
+    """
+    count = len(curve)
+    sums = np.concatenate([[0.0], np.cumsum(curve)])
+    best, found = math.inf, None
+    for begin in range(earliest, count - 2):
+        ends = np.arange(begin + 2, count + 1)
+        before = sums[begin] / begin
+        middle = (sums[ends] - sums[begin]) / (ends - begin)
+        rest = count - ends
+        after = np.where(rest > 0, (sums[-1] - sums[ends]) / np.maximum(rest, 1), math.inf)
+        # Squares about a mean are the sum of squares, the same for all fits, less n * mean^2.
+        explained = begin * before**2 + (ends - begin) * middle**2
+        explained[:-1] += rest[:-1] * after[:-1] ** 2
+        error = np.where((middle < before) & (middle < after), -explained, math.inf)
+        least = int(np.argmin(error))
+        if error[least] < best:
+            best, found = float(error[least]), (begin, int(ends[least]))
+    return found
+
+
+def _bandwidth(noise: float, drop: float, width: int) -> float:
+    """Points over which to average: until noise is 15 % of the drop, and 1/4 of the valley at most.
+
+    A Gaussian of bandwidth b averages 2 sqrt(pi) b points.
+    """
+    most = max(width / 4, 2.0)
+    # A drop of next to nothing would have its square overflow.
+    wanted = min(noise / (0.15 * drop), 2 * most) ** 2 / (2 * math.sqrt(math.pi))
+    return float(np.clip(wanted, 1.5, most))
+
+
+def _smoothed(curve: FloatArray, bandwidth: float) -> FloatArray:
+    """Return means with Gaussian weights, of those points that there are."""
+    distance = np.subtract.outer(np.arange(len(curve)), np.arange(len(curve))) / bandwidth
+    weights = np.exp(-0.5 * distance**2)
+    means: FloatArray = weights @ curve / weights.sum(axis=1)
+    return means
