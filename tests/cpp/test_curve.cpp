@@ -106,23 +106,25 @@ double flagged_at(const std::vector<double>& losses, double stop, double beta) {
 // beta = 0 smooths nothing, so that the losses themselves are judged; their noise is then the size
 // of the last step, over the root of two.
 void test_divergence() {
-  Curve curve(6, 4.0, 0.0);
-  for (const double loss : {1.0, 1.0, 4.0}) curve.add(loss);
+  Curve curve(9, 4.0, 0.0);
+  for (const double loss : {1.0, 1.0, 1.0, 1.0, 1.0, 4.0}) curve.add(loss);
   EXPECT_EQ(curve.state.flag, kRunning);  // at the limit
   EXPECT_NEAR(curve.state.noise, 3.0 / std::sqrt(2.0), 1e-15);
   curve.add(0.9);
   curve.add(1.0);
   curve.add(4.0);
   EXPECT_EQ(curve.state.flag, kDiverged);
-  EXPECT_EQ(curve.state.flagged_at, 5.0);
+  EXPECT_EQ(curve.state.flagged_at, 8.0);
 
-  Curve once(6, 4.0, 0.0);
-  for (const double loss : {1.0, 4.001, 0.5, 9.0, std::nan("")}) once.add(loss);
+  Curve once(9, 4.0, 0.0);
+  for (const double loss : {1.0, 1.0, 1.0, 1.0, 1.0, 4.001, 0.5, 9.0, std::nan("")}) once.add(loss);
   EXPECT_EQ(once.state.flag, kDiverged);
-  EXPECT_EQ(once.state.flagged_at, 1.0);
+  EXPECT_EQ(once.state.flagged_at, 5.0);
   EXPECT_EQ(once.state.best, 0.5);
 
-  EXPECT_EQ(flagged_at({1.0, 1e30}, 0.0, 0.0), -1.0);
+  EXPECT_EQ(flagged_at({1.0, 1.0, 1.0, 1.0, 1e30}, 4.0, 0.0), -1.0);  // not judged yet
+  EXPECT_EQ(flagged_at({1.0, 1.0, 1.0, 1.0, 1.0, 1e30}, 4.0, 0.0), 5.0);
+  EXPECT_EQ(flagged_at({1.0, 1.0, 1.0, 1.0, 1.0, 1e30}, 0.0, 0.0), -1.0);
 }
 
 // Which of best, drop / 10 and noise the rise is measured in, each once, just within and beyond.
