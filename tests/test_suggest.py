@@ -19,6 +19,7 @@ from lrfast import suggest
 pytestmark = pytest.mark.filterwarnings("error")
 
 RULES = ("steep", "minimum", "valley", "slide")  # those that fastai has
+RAW_RULES = ("longest_descent", "last_decreasing", "flat", "cyclic", "auto")
 Curve = NDArray[np.float64]
 
 
@@ -261,7 +262,7 @@ def test_confidence_is_zero_when_the_start_is_never_undercut() -> None:
 def test_rules_leave_their_arguments_alone_and_take_lists() -> None:
     lrs, losses = s_shape()
     before = lrs.copy(), losses.copy()
-    for name in RULES:
+    for name in suggest.names():
         from_arrays = suggest.get(name)(lrs, losses)
         assert suggest.get(name)(lrs.tolist(), losses.tolist()) == from_arrays
     np.testing.assert_array_equal(lrs, before[0])
@@ -284,29 +285,11 @@ def test_trim_by_nothing_keeps_everything() -> None:
 
 
 def test_registry() -> None:
-    assert suggest.names() == (*RULES, "auto")
-    assert suggest.get("slide") is suggest.slide
-
-
-def test_auto_is_the_median_of_minimum_steep_and_slide() -> None:
-    for curve in random_curves():
-        lrs = rates(len(curve))
-        parts = [rule(lrs, curve).lr for rule in (suggest.minimum, suggest.steep, suggest.slide)]
-        assert suggest.auto(lrs, curve).lr == pytest.approx(float(np.median(parts)), rel=1e-12)
-
-
-def test_auto_uses_the_rules_that_answer() -> None:
-    lrs, curve = rates(8), -np.arange(8.0)  # too short for slide
-    answer = suggest.auto(lrs, curve)
-    parts = [suggest.minimum(lrs, curve).lr, suggest.steep(lrs, curve).lr]
-    assert answer.lr == pytest.approx(float(np.exp(np.mean(np.log(parts)))), rel=1e-12)
-    assert "slide" not in answer.reason
-
-
-def test_auto_declines_with_a_reason_where_all_decline() -> None:
-    answer = suggest.auto(rates(20), np.arange(20.0))
-    assert answer.lr is None
-    assert answer.reason.startswith("the loss never falls")
+    assert suggest.names() == (*RULES, *RAW_RULES)
+    for name in suggest.names():
+        assert suggest.get(name) is getattr(suggest, name)
+        assert suggest.reads_raw(name) == (name in RAW_RULES)
+        assert name in suggest.__all__
 
 
 def test_suggestion_is_frozen() -> None:
@@ -332,7 +315,7 @@ CURVE_ERRORS: list[tuple[Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("lrs", "losses", "message"), CURVE_ERRORS)
-@pytest.mark.parametrize("function", [*map(suggest.get, RULES), suggest.trim])
+@pytest.mark.parametrize("function", [*map(suggest.get, suggest.names()), suggest.trim])
 def test_curve_errors(
     function: Callable[..., Any], lrs: object, losses: object, message: str
 ) -> None:
@@ -346,7 +329,7 @@ def test_curve_errors(
         (lambda: suggest.get("vally"), r"name must be .*, got 'vally'; did you mean 'valley'\?"),
         (
             lambda: suggest.get("?"),
-            r"name must be one of steep, minimum, valley, slide, auto, got '\?'$",
+            r"name must be one of steep, .*, slide, longest_descent, .*, cyclic, auto, got '\?'$",
         ),
         (lambda: suggest.slide(LRS, LOSSES, lr_diff=0), r"lr_diff must be a whole .* 1 on, got 0"),
         (lambda: suggest.slide(LRS, LOSSES, lr_diff=1.5), r"lr_diff must be a .*, got 1\.5"),

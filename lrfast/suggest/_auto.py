@@ -16,9 +16,6 @@ from lrfast.suggest._suggestion import Suggestion, declined
 _LOWER: Final = 0.7  # too high a rate costs more than too low a one
 _MORE_IN_NOISE: Final = 0.2
 
-# A loss that has done 90 % of its fall by then, in this share of the sweep, has stopped falling.
-_LEVEL_BY: Final = 0.93
-
 _WIDER: Final = 100.0  # factor by which a range is extended where it ends too early
 
 
@@ -28,7 +25,8 @@ def auto(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     On the logarithmic scale it lies between the rate at which the loss has done half of its fall
     and the higher one at which it has lost half of it again: in the middle where losses scatter
     little, further up where they scatter much (for then the fall seems to begin too early, while a
-    divergence is never in doubt). The answer is 0.7 times that.
+    divergence is never in doubt). The answer is 0.7 times that, or, where the
+    fall is never lost again, 0.7 times the rate at which nine tenths of it are done.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
@@ -59,14 +57,16 @@ def auto(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         return declined("auto", f"{doubt}; average more of them: more points or repeats", same)
     down, up = shape.falls_by(0.5), shape.rises_by(0.5)
     if up is None:
-        if shape.falls_by(0.9) > _LEVEL_BY * len(shape.smooth):
+        if shape.falls_at_its_end:
             reason = f"the loss still falls at the last rate, {rates[-1]:.1e}"
             return declined("auto", reason, (same[0], same[1] * _WIDER))
-        up = len(shape.smooth) - 1
-    lr = _LOWER * math.exp(_between(shape, down, up))
-    reason = (
-        f"half of the fall is done at {shape.rate(down):.1e} and lost again at {shape.rate(up):.1e}"
-    )
+        lr = _LOWER * shape.rate(shape.falls_by(0.9))
+        done = f"nine tenths of the fall are done at {lr / _LOWER:.1e}"
+        reason = f"{done}, and it is never lost again"
+    else:
+        lr = _LOWER * math.exp(_between(shape, down, up))
+        low, high = shape.rate(down), shape.rate(up)
+        reason = f"half of the fall is done at {low:.1e} and lost again at {high:.1e}"
     if doubt:
         reason = f"{doubt}, but it clearly diverges; at a guess, {reason}"
     return Suggestion(lr, "auto", reason, shape.confidence, shape.nearest(lr))

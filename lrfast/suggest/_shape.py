@@ -78,6 +78,13 @@ class Shape:
         return len(self.smooth) - 1 if self.ends_broken else None
 
     @property
+    def falls_at_its_end(self) -> bool:
+        """Whether the last tenth falls at least half as much as any other of that length."""
+        tenth = max(len(self.smooth) // 10, 1)
+        falls = self.smooth[:-tenth] - self.smooth[tenth:]
+        return bool(falls[-1] >= 0.5 * falls.max())
+
+    @property
     def diverges(self) -> bool:
         """Whether the loss ends broken or higher than it started, beyond doubt."""
         end = float(self.losses[-3:].mean())
@@ -159,21 +166,21 @@ def _valley(curve: FloatArray, earliest: int) -> tuple[int, int] | None:
     """
     count = len(curve)
     sums = np.concatenate([[0.0], np.cumsum(curve)])
-    best, found = math.inf, None
-    for begin in range(earliest, count - 2):
-        ends = np.arange(begin + 2, count + 1)
-        before = sums[begin] / begin
-        middle = (sums[ends] - sums[begin]) / (ends - begin)
-        rest = count - ends
-        after = np.where(rest > 0, (sums[-1] - sums[ends]) / np.maximum(rest, 1), math.inf)
-        # Squares about a mean are the sum of squares, the same for all fits, less n * mean^2.
-        explained = begin * before**2 + (ends - begin) * middle**2
-        explained[:-1] += rest[:-1] * after[:-1] ** 2
-        error = np.where((middle < before) & (middle < after), -explained, math.inf)
-        least = int(np.argmin(error))
-        if error[least] < best:
-            best, found = float(error[least]), (begin, int(ends[least]))
-    return found
+    begins, ends = np.arange(earliest, count - 2)[:, None], np.arange(earliest + 2, count + 1)
+    rest = count - ends
+    before = sums[begins] / begins
+    with np.errstate(divide="ignore", invalid="ignore"):
+        middle = (sums[ends] - sums[begins]) / (ends - begins)
+        after = np.where(rest > 0, (sums[-1] - sums[ends]) / rest, math.inf)
+    # Squares about a mean are the sum of squares, the same for all fits, less n * mean^2.
+    last = np.where(rest > 0, rest * np.where(rest > 0, after, 0.0) ** 2, 0.0)
+    explained = begins * before**2 + (ends - begins) * middle**2 + last
+    is_valley = (ends - begins >= 2) & (middle < before) & (middle < after)
+    if not is_valley.any():
+        return None
+    place = int(np.argmax(np.where(is_valley, explained, -math.inf)))
+    row, column = divmod(place, len(ends))
+    return int(begins[row, 0]), int(ends[column])
 
 
 def _bandwidth(noise: float, drop: float, width: int) -> float:
