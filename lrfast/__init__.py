@@ -6,7 +6,7 @@ from lrfast.finetune import FineTuner, accuracy
 from lrfast.groups import discriminative, freeze, freeze_to, layer_groups, unfreeze
 from lrfast.history import History, Stage
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
-from lrfast.range_test import RangeTest, lr_find
+from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
 from lrfast.telemetry import Telemetry
 
 __version__ = "0.1.0"
@@ -23,6 +23,8 @@ __all__ = [
     "NAdam",
     "RMSprop",
     "RangeTest",
+    "Retest",
+    "RetestEntry",
     "Stage",
     "Telemetry",
     "accuracy",

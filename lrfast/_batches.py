@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,25 +48,65 @@ def make_compute_loss(
 ) -> ComputeLoss:
     """Return the function that turns (model, batch) into a loss.
 
+    With neither function the model itself returns its loss.
+
     Raises:
-        ValueError: If not exactly one of the two is given.
+        ValueError: If both are given.
     """
-    if (loss_fn is None) == (compute_loss is None):
-        both = "both" if loss_fn is not None else "neither"
+    if loss_fn is not None and compute_loss is not None:
         raise ValueError(
             "pass either loss_fn(outputs, targets), for batches (inputs, targets), or "
-            f"compute_loss(model, batch); got {both}"
+            "compute_loss(model, batch); got both"
         )
     if compute_loss is not None:
         return compute_loss
-    assert loss_fn is not None
+    if loss_fn is None:
+        return _own_loss
     supervised = loss_fn
 
     def from_pair(model: nn.Module, batch: Any) -> Tensor:
+        if isinstance(batch, list | tuple) and len(batch) > 2:
+            *several, targets = batch
+            return supervised(model(*several), targets)
         inputs, targets = split_pair(batch)
         return supervised(model(inputs), targets)
 
     return from_pair
+
+
+def _own_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The loss that a model returns: as it is, ``.loss``, ``["loss"]`` or the first of several."""
+    named = batch if isinstance(batch, Mapping) else {}
+    listed = batch if isinstance(batch, list | tuple) else () if named else (batch,)
+    _check_call(model, listed, named)
+    outputs = model(*listed, **named)
+    loss = getattr(outputs, "loss", outputs)
+    if isinstance(loss, Mapping):
+        loss = loss.get("loss")
+    elif isinstance(loss, list | tuple) and loss:
+        loss = loss[0]
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise TypeError(
+            "with neither loss_fn(outputs, targets) nor compute_loss(model, batch), the model must "
+            "return its loss as a scalar, .loss, ['loss'] or first entry; got "
+            f"{type(outputs).__name__}"
+        )
+    return loss
+
+
+def _check_call(model: nn.Module, listed: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse a batch whose entries are not the model's arguments: a loss_fn may be missing."""
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:  # a traced module has none
+        return
+    try:
+        signature.bind(*listed, **named)
+    except TypeError as error:
+        raise TypeError(
+            "with neither loss_fn(outputs, targets) nor compute_loss(model, batch), a batch's "
+            f"entries are the arguments of {type(model).__name__}: {error}"
+        ) from error
 
 
 def split_pair(batch: Any) -> tuple[Any, Any]:
@@ -83,8 +124,8 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def check_loss(loss: Any) -> Tensor:
-    """Return the loss, if it is one that a training step can start from.
+def check_loss(loss: Any, needs_grad: bool = True) -> Tensor:
+    """Return the loss, if it is one that a training step can start from, or has started from.
 
     Raises:
         TypeError: If it is not a tensor.
@@ -97,12 +138,26 @@ def check_loss(loss: Any) -> Tensor:
             f"the loss must be a scalar, got shape {tuple(loss.shape)}; reduce it, for instance "
             "with reduction='mean'"
         )
-    if not loss.requires_grad:
+    if needs_grad and not loss.requires_grad:
         raise ValueError(
             "the loss must depend on a trainable parameter, got one without grad; is the model "
             "frozen, or the loss detached?"
         )
     return loss
+
+
+def size_of(batch: Any) -> int:
+    """Return the rows of the first tensor in a batch; 1 if there is none."""
+    return _rows(batch) or 1
+
+
+def _rows(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 0
+    items = batch.values() if isinstance(batch, Mapping) else batch
+    if not isinstance(batch, Mapping | list | tuple):
+        return 0
+    return next((rows for item in items if (rows := _rows(item))), 0)
 
 
 def length_of(data: Iterable[Any]) -> int | None:
@@ -113,11 +168,66 @@ def length_of(data: Iterable[Any]) -> int | None:
         return None
 
 
+class DataEnded(ValueError):
+    """Data that can be iterated only once were fewer than asked for."""
+
+
+def windows(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the batches in lists of ``size``; where data end early, what is left comes first."""
+    while True:
+        window: list[Any] = []
+        try:
+            for _ in range(size):
+                window.append(next(batches))  # noqa: PERF401, for it may raise in between
+        except DataEnded:
+            if window:
+                yield window
+            raise
+        yield window
+
+
+class Replayed:
+    """Data to be iterated several times, the same each time.
+
+    A DataLoader is iterated again, for a snapshot puts its order back. Batches of anything else
+    that is not a sequence are held on to: some data can be iterated only once, and some shuffle by
+    means that no snapshot knows.
+    """
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self._data = data
+        self._is_held = not isinstance(data, torch.utils.data.DataLoader | Sequence)
+        self._seen: list[Any] = []
+        self._rest: Iterator[Any] | None = None
+
+    def __len__(self) -> int:
+        """Batches in one pass; TypeError where the data do not say."""
+        return len(self._data)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield one pass, of batches seen before as far as there are any."""
+        if not self._is_held:
+            yield from self._data
+            return
+        if self._rest is None:
+            self._rest = iter(self._data)
+        place = 0
+        while True:
+            if place == len(self._seen):
+                try:
+                    self._seen.append(next(self._rest))
+                except StopIteration:
+                    return
+            yield self._seen[place]
+            place += 1
+
+
 def cycled(data: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches of a loader again and again.
 
     Raises:
-        ValueError: If a pass over the data yields nothing.
+        ValueError: If the data yield nothing.
+        DataEnded: If a later pass over them does.
     """
     passes = 0
     while True:
@@ -125,10 +235,10 @@ def cycled(data: Iterable[Any]) -> Iterator[Any]:
         for batch in data:
             empty = False
             yield batch
+        if empty and passes == 0:
+            raise ValueError("data must yield at least one batch, got none")
         if empty:
-            raise ValueError(
-                "data must yield at least one batch, got none"
-                if passes == 0
-                else "data ended and cannot be iterated again; pass a loader or a list of batches"
+            raise DataEnded(
+                "data ended and cannot be iterated again; pass a loader or a list of batches"
             )
         passes += 1

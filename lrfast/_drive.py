@@ -1,4 +1,4 @@
-"""Lets a schedule drive any optimizer for one run, ours on the device and others from the host.
+"""Lets schedules drive any optimizer for one run, ours on the device and others from the host.
 
 The range test and the fine-tuner see one interface. For an optimizer of torch.optim the rates are
 written into its param groups before each step, which costs host time and no wait.
@@ -6,9 +6,12 @@ written into its param groups before each step, which costs host time and no wai
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,24 +20,53 @@ from lrfast._scheduled import set_rate
 from lrfast.schedules import Schedule
 
 
-class Driver(Protocol):
-    """A schedule at work on an optimizer."""
+class Driver(ABC):
+    """Schedules at work on an optimizer."""
 
-    def step(self) -> None:
-        """Make one optimizer step at the schedule's rates."""
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
 
+    @abstractmethod
+    def before_step(self) -> None:
+        """See to it that the next step uses the schedules' rates."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """Go on to the next rates, unless there was no step.
+
+        Waits for the device only where one of torch's fused optimizers stepped under a scaler.
+        """
+
+    @abstractmethod
+    def rate_used(self, group: int) -> float | Tensor:
+        """Return the rate that a group's last step used; a tensor is float64 [1] on the device."""
+
+    @abstractmethod
+    def applied(self) -> Tensor:
+        """Return the count of steps applied so far, one int64."""
+
+    @abstractmethod
     def detach(self) -> None:
         """Give every group the rate back that it had."""
 
+    def step(self) -> None:
+        """Make one optimizer step at the schedules' rates."""
+        self.before_step()
+        self._optimizer.step()
+        self.after_step()
+
 
 def drive(
-    optimizer: Optimizer, schedule: Schedule, total_steps: int, stop_flag: Tensor | None = None
+    optimizer: Optimizer,
+    schedule: Schedule | Sequence[Schedule],
+    total_steps: int,
+    stop_flag: Tensor | None = None,
 ) -> Driver:
     """Put a schedule in charge of an optimizer, from the schedule's step 0 on.
 
     Args:
         optimizer: Ours or any of torch.optim.
-        schedule: Multiplies each group's own rate.
+        schedule: Multiplies each group's own rate; one for all groups, or one per group.
         total_steps: Steps that will be made at most.
         stop_flag: One float64 on the device; while it is not 0 our optimizers change nothing.
 
@@ -46,44 +78,83 @@ def drive(
     return _HostDriver(optimizer, schedule, total_steps)
 
 
-class _DeviceDriver:
+class _DeviceDriver(Driver):
+    _optimizer: FusedOptimizer
+
     def __init__(
-        self, optimizer: FusedOptimizer, schedule: Schedule, stop_flag: Tensor | None
+        self,
+        optimizer: FusedOptimizer,
+        schedule: Schedule | Sequence[Schedule],
+        stop_flag: Tensor | None,
     ) -> None:
-        self._optimizer = optimizer
+        super().__init__(optimizer)
         optimizer.set_schedule(schedule)
         optimizer._watch(stop_flag)
 
-    def step(self) -> None:
-        self._optimizer.step()
+    def before_step(self) -> None:
+        pass
+
+    def after_step(self) -> None:
+        pass
+
+    def rate_used(self, group: int) -> Tensor:
+        return self._optimizer.last_rates[group : group + 1]
+
+    def applied(self) -> Tensor:
+        engine = self._optimizer._engine
+        clocks = [] if engine is None else engine.clocks()
+        return clocks[0][0].clone() if clocks else torch.zeros((), dtype=torch.int64)
 
     def detach(self) -> None:
         self._optimizer._watch(None)
         self._optimizer._attach([None] * len(self._optimizer.param_groups))
 
 
-class _HostDriver:
-    def __init__(self, optimizer: Optimizer, schedule: Schedule, total_steps: int) -> None:
-        self._optimizer = optimizer
-        self._own_rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._own_momenta = [_momentum(group) for group in optimizer.param_groups]
+class _HostDriver(Driver):
+    def __init__(
+        self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], total_steps: int
+    ) -> None:
+        super().__init__(optimizer)
+        groups = optimizer.param_groups
+        self._own_rates = [float(group["lr"]) for group in groups]
+        self._own_momenta = [_momentum(group) for group in groups]
+        schedules = [schedule] * len(groups) if isinstance(schedule, Schedule) else list(schedule)
         steps = np.arange(total_steps)
-        self._rates = schedule.values(steps)
-        self._momenta = schedule.momentum(steps)
+        tables = {each: (each.values(steps), each.momentum(steps)) for each in set(schedules)}
+        self._tables = [tables[each] for each in schedules]
+        self._last = total_steps - 1
         self._next = 0
+        self._has_stepped = False
+        self._found_inf: Tensor | None = None
+        self._hook = optimizer.register_step_post_hook(self._note_step)
 
-    def step(self) -> None:
-        for group, rate in zip(self._optimizer.param_groups, self._rates_at_next(), strict=True):
-            set_rate(group, rate)
-            if self._momenta is not None:
-                _set_momentum(group, float(self._momenta[self._next]))
-        self._optimizer.step()
-        self._next += 1
+    def before_step(self) -> None:
+        self._has_stepped = False
+        step = min(self._next, self._last)
+        groups = self._optimizer.param_groups
+        for group, own, (rates, momenta) in zip(groups, self._own_rates, self._tables, strict=True):
+            set_rate(group, own * float(rates[step]))
+            if momenta is not None:
+                _set_momentum(group, float(momenta[step]))
 
-    def _rates_at_next(self) -> list[float]:
-        return [rate * float(self._rates[self._next]) for rate in self._own_rates]
+    def after_step(self) -> None:
+        # GradScaler does not call the steps that it skips, but for those that skip by themselves.
+        if self._has_stepped and not (self._found_inf is not None and self._found_inf.item()):
+            self._next += 1
+
+    def rate_used(self, group: int) -> float | Tensor:
+        lr = self._optimizer.param_groups[group]["lr"]
+        return lr.detach().double().reshape(1) if isinstance(lr, Tensor) else float(lr)
+
+    def applied(self) -> Tensor:
+        return torch.tensor(self._next)
+
+    def _note_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._has_stepped = True
+        self._found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler for the step
 
     def detach(self) -> None:
+        self._hook.remove()
         groups = self._optimizer.param_groups
         for group, rate, momentum in zip(groups, self._own_rates, self._own_momenta, strict=True):
             set_rate(group, rate)

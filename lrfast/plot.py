@@ -24,15 +24,26 @@ if TYPE_CHECKING:
     from lrfast.range_test import RangeTest
 
 _LINES = ("-", "--", "-.", ":")
-_MARKERS = {"auto": "*", "minimum": "v", "steep": "s", "valley": "o", "slide": "D"}
+_MARKERS = {
+    "auto": "*",
+    "verified": "*",
+    "minimum": "v",
+    "steep": "s",
+    "valley": "o",
+    "slide": "D",
+}
+_MORE_MARKERS = ("P", "X", "^", "<", ">", "h", "d", "p")
 
 
-def plot_range_test(result: RangeTest, path: str | Path | None = None) -> Figure:
+def plot_range_test(
+    result: RangeTest, path: str | Path | None = None, others: Sequence[RangeTest] = ()
+) -> Figure:
     """Draw a range test: losses and suggestions above, the derivative below.
 
     Args:
         result: What :func:`lrfast.lr_find` returned.
         path: Where to save the figure too; the suffix names the format.
+        others: Range tests whose smoothed losses and derivatives are drawn behind.
 
     Returns:
         The figure.
@@ -42,38 +53,113 @@ def plot_range_test(result: RangeTest, path: str | Path | None = None) -> Figure
     """
     figure = _new_figure(8.0, 6.0)
     losses, slopes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    if result.repeats is not None and result.band is not None:
+        label = f"quartiles of {len(result.repeats)} sweeps"
+        losses.fill_between(result.lrs, *result.band, color="C0", alpha=0.2, lw=0, label=label)
+    for index, other in enumerate(others):
+        style = {"linestyle": _LINES[(index + 1) % 4], "color": f"C{index + 4}", "linewidth": 1}
+        losses.plot(other.lrs, other.smoothed, **style, label=f"run {index + 2}")
+        slopes.plot(other.lrs, other.derivative, **style)
     losses.plot(result.lrs, result.losses, color="0.75", linewidth=1, label="loss")
     losses.plot(result.lrs, result.smoothed, color="C0", label="smoothed loss")
     slopes.plot(result.lrs, result.derivative, color="C1", linestyle="--")
     slopes.axhline(0.0, color="0.6", linewidth=0.8)
-    for name, suggestion in result.suggestions.items():
-        if suggestion.lr is None:
-            continue
-        height = float(np.interp(suggestion.lr, result.lrs, result.smoothed))
-        chosen = name == "auto"
-        losses.plot(
-            suggestion.lr,
-            height,
-            linestyle="none",
-            marker=_MARKERS.get(name, "P"),
-            markersize=14 if chosen else 7,
-            markerfacecolor="C3" if chosen else "white",
-            markeredgecolor="C3" if chosen else "black",
-            label=f"{name}: {suggestion.lr:.1e}",
-        )
-        if chosen:
-            for axes in (losses, slopes):
-                axes.axvline(suggestion.lr, color="C3", linestyle=":", linewidth=1.2)
+    _mark_suggestions(losses, result)
+    if result.suggestion.lr is not None:
+        for axes in (losses, slopes):
+            axes.axvline(result.suggestion.lr, color="C3", linestyle=":", linewidth=1.2)
     _limit(losses, np.concatenate([result.losses, result.smoothed]))
     _limit(slopes, result.derivative)
     losses.set_title(f"Range test ({result.outcome})")
     losses.set_ylabel("loss")
     slopes.set_ylabel("d loss / d ln(rate)")
-    slopes.set_xlabel("learning rate")
-    slopes.set_xscale("log")
-    slopes.set_xlim(result.lrs[0] / 1.5, result.lrs[-1] * 1.5)
+    _rate_axis(slopes, (result, *others))
     losses.legend(fontsize="small")
     return _finish(figure, path)
+
+
+def plot_comparison(
+    results: Sequence[RangeTest],
+    path: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+) -> Figure:
+    """Draw the smoothed losses of several range tests and the rate chosen in each.
+
+    Args:
+        results: Two range tests or more.
+        path: Where to save the figure too; the suffix names the format.
+        labels: What to call each; None for "run 1", "run 2" and so on.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there are fewer than two range tests, or not one label for each.
+    """
+    count = len(results)
+    if count < 2:
+        raise ValueError(f"results must hold two range tests or more, got {count}")
+    if labels is None:
+        labels = [f"run {index + 1}" for index in range(count)]
+    if len(labels) != count:
+        raise ValueError(f"labels must be one per range test, {count} of them, got {len(labels)}")
+    figure = _new_figure(8.0, 4.5)
+    axes = figure.subplots()
+    for index, (result, label) in enumerate(zip(results, labels, strict=True)):
+        color = f"C{index}"
+        lr = result.suggestion.lr
+        rate = f"{result.rule}: no rate" if lr is None else f"{result.rule}: {lr:.1e}"
+        axes.plot(
+            result.lrs,
+            result.smoothed,
+            _LINES[index % 4],
+            color=color,
+            label=f"{label} ({result.outcome}, {rate})",
+        )
+        if lr is not None:
+            axes.plot(lr, _height(result, lr), "*", color=color, markersize=14)
+    _limit(axes, np.concatenate([result.smoothed for result in results]))
+    axes.set_title("Range tests")
+    axes.set_ylabel("smoothed loss")
+    _rate_axis(axes, results)
+    axes.legend(fontsize="small")
+    return _finish(figure, path)
+
+
+def _mark_suggestions(axes: Axes, result: RangeTest) -> None:
+    """Mark every suggested rate, and shade the span of a pair."""
+    more = iter(_MORE_MARKERS * len(result.suggestions))
+    for name, suggestion in result.suggestions.items():
+        if suggestion.lr is None:
+            continue
+        if suggestion.base_lr is not None:
+            span = f"{name}: {suggestion.base_lr:.1e} to {suggestion.lr:.1e}"
+            axes.axvspan(suggestion.base_lr, suggestion.lr, color="C2", alpha=0.12, label=span)
+            continue
+        chosen = name == result.rule
+        axes.plot(
+            suggestion.lr,
+            _height(result, suggestion.lr),
+            linestyle="none",
+            marker=_MARKERS.get(name) or next(more),
+            markersize=14 if chosen else 7,
+            markerfacecolor="C3" if chosen else "white",
+            markeredgecolor="C3" if chosen else "black",
+            label=f"{name}: {suggestion.lr:.1e}",
+        )
+
+
+def _height(result: RangeTest, lr: float) -> float:
+    return float(np.interp(lr, result.lrs, result.smoothed))
+
+
+def _rate_axis(axes: Axes, results: Sequence[RangeTest]) -> None:
+    axes.set_xlabel("learning rate")
+    rates = np.concatenate([result.lrs for result in results])
+    if len(rates) > 0:
+        axes.set_xscale("log")
+        axes.set_xlim(rates.min() / 1.5, rates.max() * 1.5)
 
 
 def plot_schedule(
@@ -168,14 +254,32 @@ def _new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _limit(axes: Axes, values: npt.NDArray[np.float64]) -> None:
-    """Keep the divergence at the end from flattening everything before it."""
-    finite = values[np.isfinite(values)]
+def limits(values: npt.NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return axis limits that keep the divergence at the end from flattening all before it.
+
+    Args:
+        values: What is drawn, [points].
+
+    Returns:
+        Lower and upper limit, or None without a finite value.
+
+    Example:
+        >>> limits(np.array([1.0, 2.0, np.nan]))
+        (0.905, 2.095)
+    """
+    # A figure cannot hold the differences of numbers that are larger still.
+    finite = values[np.abs(values) < 1e300]
     if len(finite) == 0:
-        return
+        return None
     low, high = float(finite.min()), float(np.quantile(finite, 0.95))
-    margin = 0.1 * (high - low) or 0.1
-    axes.set_ylim(low - margin, high + 3 * margin)
+    margin = 0.1 * (high - low) or 0.1 * abs(low) or 0.1
+    return low - margin, min(high + 3 * margin, float(finite.max()) + margin)
+
+
+def _limit(axes: Axes, values: npt.NDArray[np.float64]) -> None:
+    span = limits(values)
+    if span is not None:
+        axes.set_ylim(*span)
 
 
 def _finish(figure: Figure, path: str | Path | None) -> Figure:

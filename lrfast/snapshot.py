@@ -77,6 +77,31 @@ def _nbytes(tensor: Tensor) -> int:
     return tensor.nbytes
 
 
+def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, int]:
+    """Return how much a snapshot of the two would take now, in bytes per device.
+
+    Args:
+        model: as for `Snapshot`.
+        optimizer: as for `Snapshot`.
+
+    Returns:
+        Bytes of parameters, buffers, gradients and optimizer states, by their device.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> bytes_needed(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        {device(type='cpu'): 12}
+    """
+    listed = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = list(dict.fromkeys(chain(model.parameters(), listed)))
+    grads = (p.grad for p in parameters if p.grad is not None)
+    states = _tensors_in(list(optimizer.state.values()))
+    needed: dict[torch.device, int] = {}
+    for tensor in dict.fromkeys(chain(parameters, model.buffers(), grads, states)):
+        needed[tensor.device] = needed.get(tensor.device, 0) + _nbytes(_owned(tensor))
+    return needed
+
+
 def _tensors_in(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -96,7 +121,8 @@ class _Copies:
     each pair is the original, held so that its id stays taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_host: bool) -> None:
+        self._on_host = on_host
         self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
         self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
         self._dicts: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
@@ -107,7 +133,7 @@ class _Copies:
         key = id(value)
         if isinstance(value, Tensor):
             if key not in self._tensors:
-                self._tensors[key] = (value, _owned(value).clone())
+                self._tensors[key] = (value, self._copy(_owned(value)))
         elif isinstance(value, torch.Generator):
             self._generators[key] = (value, value.get_state())
         elif isinstance(value, dict):
@@ -124,6 +150,13 @@ class _Copies:
             for item in value:
                 self.keep(item)
 
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if not self._on_host or tensor.device.type == "cpu":
+            return tensor.clone()
+        # Pinned, so that neither direction waits: the copies queue behind what uses the tensor.
+        copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        return copy.copy_(tensor, non_blocking=True)
+
     def put_back(self) -> None:
         for table, entries in self._dicts.values():
             # Never empty in between, lest a second Ctrl-C leave a module without parameters.
@@ -133,7 +166,7 @@ class _Copies:
         for sequence, items in self._lists.values():
             sequence[:] = items
         for tensor, values in self._tensors.values():
-            _owned(tensor).copy_(values)
+            _owned(tensor).copy_(values, non_blocking=True)
         for generator, state in self._generators.values():
             generator.set_state(state)
 
@@ -181,6 +214,8 @@ class Snapshot:
             schedulers; a `GradScaler` is restored without waiting for its device. Default: none.
         loaders: list or tuple of data loaders; those that are not a `DataLoader` are left alone.
             Default: none.
+        on_host: whether copies of a GPU's tensors lie in pinned host memory, for models that fill
+            the GPU. Default: on the device of each tensor.
 
     Raises:
         TypeError: an argument is not of the type above.
@@ -205,9 +240,10 @@ class Snapshot:
         *,
         others: Sequence[object] = (),
         loaders: Sequence[object] = (),
+        on_host: bool = False,
     ) -> None:
         _check(model, optimizer, others, loaders)
-        self._copies = _Copies()
+        self._copies = _Copies(on_host)
         self._engine = optimizer if isinstance(optimizer, Engine) else None
         with torch.no_grad():
             self._take_model(model)
@@ -327,6 +363,7 @@ def preserved(
     *,
     others: Sequence[object] = (),
     loaders: Sequence[object] = (),
+    on_host: bool = False,
 ) -> Iterator[Snapshot]:
     """Take a snapshot on entry and restore it on exit, also after an exception or Ctrl-C.
 
@@ -335,6 +372,7 @@ def preserved(
         optimizer: as for `Snapshot`.
         others: as for `Snapshot`. Default: none.
         loaders: as for `Snapshot`. Default: none.
+        on_host: as for `Snapshot`. Default: on the device.
 
     Returns:
         A context manager that yields the snapshot.
@@ -351,7 +389,7 @@ def preserved(
         >>> optimizer.param_groups[0]["lr"]
         0.1
     """
-    snapshot = Snapshot(model, optimizer, others=others, loaders=loaders)
+    snapshot = Snapshot(model, optimizer, others=others, loaders=loaders, on_host=on_host)
     try:
         yield snapshot
     finally:

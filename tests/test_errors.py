@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import lrfast
 from lrfast import FineTuner, LossCurve, lr_find, schedules, suggest
+from lrfast._batches import DataEnded
 
 
 class Bench:
@@ -163,14 +164,20 @@ CASES: list[Case] = [
     ),
     ("float loss", lambda b: b.find(loss_fn=lambda o, t: 1.0), TypeError, "tensor, got float"),
     ("no loss", lambda b: b.find(loss_fn=lambda o, t: None), TypeError, "tensor, got NoneType"),
-    ("neither", lambda b: b.find(loss_fn=None), ValueError, "loss_fn.*or compute.*got neither"),
+    ("neither", lambda b: b.find(loss_fn=None), TypeError, "neither loss_fn.*too many positional"),
+    (
+        "no loss out",
+        lambda b: b.find([b.batches[0][0]], None),
+        TypeError,
+        r"model must return its loss as a scalar.*got Tensor",
+    ),
     ("both", lambda b: b.find(compute_loss=boom), ValueError, "either loss_fn.*got both"),
     ("boom", lambda b: b.find(loss_fn=lambda o, t: boom(o)), RuntimeError, "^boom$"),
     # Data.
     ("empty", lambda b: b.find([]), ValueError, "data must yield at least one batch, got none"),
-    ("spent", lambda b: b.find(iter(b.batches)), ValueError, "cannot be iterated again; pass a l"),
+    ("spent", lambda b: b.find(iter(b.batches)), DataEnded, "cannot be iterated again; pass a l"),
     ("empty loader", lambda b: b.find(DataLoader([])), ValueError, "at least one batch, got none"),
-    ("three", lambda b: b.find([(1, 2, 3)]), TypeError, "got 3 entries; pass compute_loss"),
+    ("one entry", lambda b: b.find([(1,)]), TypeError, "got 1 entries; pass compute_loss"),
     ("dict", lambda b: b.find([{"x": 1}]), TypeError, r"\(inputs, targets\), got dict; pass comp"),
     # Model and optimizer.
     ("nothing trains", frozen, ValueError, "trainable parameters, got none.*unfreeze some"),
@@ -180,9 +187,9 @@ CASES: list[Case] = [
     ("rule", lambda b: suggest.get("minimun"), ValueError, "got 'minimun'; did you mean 'minimum'"),
     (
         "curve",
-        lambda b: LossCurve(3).smoothed("median"),
+        lambda b: LossCurve(3).smoothed("mean"),
         ValueError,
-        "'ema' or 'sma', got 'median'",
+        "method must be 'ema', .*got 'mean'",
     ),
     ("slope", lambda b: b.find().rates("slop"), ValueError, "name must be one of.*got 'slop'"),
     ("anneal", lambda b: schedules.one_cycle(9, anneal="cosine"), ValueError, "got 'cosine'"),

@@ -16,7 +16,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lrfast import History, RangeTest, Stage, schedules
-from lrfast.plot import plot_history, plot_range_test, plot_schedule
+from lrfast.plot import limits, plot_comparison, plot_history, plot_range_test, plot_schedule
+from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
 
 ROOT = Path(__file__).parents[1]
@@ -24,21 +25,25 @@ PNG = b"\x89PNG\r\n\x1a\n"
 FOUND = {"auto": 3e-3, "minimum": 1e-2, "steep": 2e-4, "valley": None, "slide": 5e-3, "other": 1e-3}
 
 
-def make_result(points: int = 60, found: Any = FOUND) -> RangeTest:
+def make_result(points: int = 60, found: Any = FOUND, **fields: Any) -> RangeTest:
     lrs = np.geomspace(1e-6, 1.0, points)
     smoothed = 2 / (1 + lrs / 1e-2) + 40 * lrs**2
-    return RangeTest(
-        lrs=lrs,
-        losses=smoothed + 0.1 * np.sin(np.arange(points)),
-        smoothed=smoothed,
-        derivative=np.gradient(smoothed, np.log(lrs)) if points > 1 else smoothed * np.nan,
-        ratios=(1.0,),
-        suggestions=MappingProxyType(
-            {name: Suggestion(lr, name, "a reason", 0.9) for name, lr in found.items()}
-        ),
-        outcome="diverged",
-        seconds=1.0,
-    )
+    values: dict[str, Any] = {
+        "lrs": lrs,
+        "losses": smoothed + 0.1 * np.sin(np.arange(points)),
+        "smoothed": smoothed,
+        "derivative": np.gradient(smoothed, np.log(lrs)) if points > 1 else smoothed * np.nan,
+        "sweep": Sweep("exp", max(points, 2), ((1e-6, 1.0),), 0),
+        "suggestions": suggested(found),
+        "outcome": "diverged",
+        "seconds": 1.0,
+    }
+    return RangeTest(**(values | fields))
+
+
+def suggested(found: Any, *more: Suggestion) -> MappingProxyType[str, Suggestion]:
+    entries = [Suggestion(lr, name, "a reason", 0.9) for name, lr in found.items()]
+    return MappingProxyType({entry.rule: entry for entry in (*entries, *more)})
 
 
 def make_stage(name: str, steps: int, validation: bool = True) -> Stage:
@@ -130,11 +135,135 @@ def test_short_curves(points: int, tmp_path: Path) -> None:
 
 def test_a_sweep_whose_first_loss_is_not_finite(tmp_path: Path) -> None:
     nan = np.array([np.nan])
-    none = {name: Suggestion(None, name, "too few points", 0.0) for name in FOUND}
-    suggestions = MappingProxyType(none)
-    result = RangeTest(np.array([1e-7]), nan, nan, nan, (1.0,), suggestions, "non-finite", 1.0)
+    curves: Any = {"losses": nan, "smoothed": nan, "derivative": nan}
+    result = make_result(1, dict.fromkeys(FOUND), **curves, outcome="non-finite")
     plot_range_test(result, tmp_path / "nan.png")
     assert_is_png(tmp_path / "nan.png")
+
+
+def test_a_sweep_without_points(tmp_path: Path) -> None:
+    empty = make_result(0, {"auto": None}, derivative=np.empty(0))
+    empty.plot(tmp_path / "empty.png")
+    assert_is_png(tmp_path / "empty.png")
+    empty.compare(empty, path=tmp_path / "none.png")
+    (axes,) = panels(empty.compare(make_result(), path=tmp_path / "one.png"), 1)
+    assert axes.get_xlim() == (1e-6 / 1.5, 1.5)
+
+
+def test_the_verified_rate_is_the_one_marked() -> None:
+    suggestions = suggested(FOUND, Suggestion(2e-3, "verified", "it won", 1.0))
+    losses, slopes = panels(make_result(suggestions=suggestions).plot(), 2)
+    filled = [
+        str(line.get_label())
+        for line in losses.lines
+        if line.get_linestyle() == "None" and to_hex(str(line.get_markerfacecolor())) != "#ffffff"
+    ]
+    assert filled == ["verified: 2.0e-03"]
+    assert [line.get_marker() for line in losses.lines if line.get_label() in filled] == ["*"]
+    assert verticals(losses) == verticals(slopes) == [2e-3]
+
+
+def test_rules_that_the_plot_does_not_know_have_markers_of_their_own() -> None:
+    found = {"auto": 1e-3} | {f"new {index}": 1e-3 for index in range(8)}
+    losses, _ = panels(make_result(found=found).plot(), 2)
+    markers = [line.get_marker() for line in losses.lines if line.get_linestyle() == "None"]
+    assert len(markers) == len(set(markers)) == 9
+
+
+def test_a_pair_is_a_span() -> None:
+    suggestions = suggested(FOUND, Suggestion(3e-2, "cyclic", "a pair", 0.9, base_lr=4e-3))
+    losses, _ = panels(make_result(suggestions=suggestions).plot(), 2)
+    (span,) = losses.patches
+    box = span.get_window_extent().transformed(losses.transData.inverted())
+    np.testing.assert_allclose([box.x0, box.x1], [4e-3, 3e-2], rtol=1e-9)
+    legend = losses.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels.count("cyclic: 4.0e-03 to 3.0e-02") == 1
+    assert not any(label.startswith("cyclic: 3.0e-02") for label in labels)
+
+
+def test_repeats_are_a_band(tmp_path: Path) -> None:
+    plain = make_result()
+    repeats = np.stack([plain.losses - 1, plain.losses + 2, plain.losses, plain.losses + 1])
+    repeats[:, -1] = np.nan
+    result = make_result(repeats=np.pad(repeats, ((0, 0), (0, 2)), constant_values=np.nan))
+    losses, _ = panels(result.plot(tmp_path / "band.png"), 2)
+    (band,) = losses.collections
+    assert band.get_label() == "quartiles of 4 sweeps"
+    (path,) = band.get_paths()
+    low, high = np.quantile(repeats[:, :-1], (0.25, 0.75), axis=0)
+    for edge in (low, high):
+        for point in zip(plain.lrs[:-1], edge, strict=True):
+            assert np.isclose(path.vertices, point, rtol=1e-12).all(axis=1).any()
+    assert path.vertices[:, 0].max() == plain.lrs[-2]
+    assert not panels(plain.plot(), 2)[0].collections
+    assert_is_png(tmp_path / "band.png")
+
+
+def test_others_are_drawn_behind() -> None:
+    result, other = make_result(), make_result(40)
+    losses, slopes = panels(result.plot(others=[other, make_result(30)]), 2)
+    np.testing.assert_array_equal(curve(losses, "run 2"), (other.lrs, other.smoothed))
+    np.testing.assert_array_equal(slopes.lines[0].get_xydata().T, (other.lrs, other.derivative))
+    assert len(curve(losses, "run 3")[0]) == 30
+    labels = [str(line.get_label()) for line in losses.lines]
+    assert labels[:4] == ["run 2", "run 3", "loss", "smoothed loss"]
+    assert verticals(losses) == [3e-3]
+    alone = panels(result.plot(), 2)[0]
+    assert losses.get_ylim() == alone.get_ylim()
+
+
+def test_limits() -> None:
+    values = np.array([1.0, 2.0, 3.0, np.nan, np.inf, -np.inf, 1e301])
+    assert limits(values) == pytest.approx((1 - 0.19, 3 + 0.19))
+    steep = np.append(np.linspace(1, 2, 99), 1000.0)
+    low, high = limits(steep) or (0, 0)
+    assert 0.8 < low < 1 and 2 < high < 2.4
+    assert limits(np.array([5.0, 5.0])) == (4.5, 5.5) and limits(np.zeros(3)) == (-0.1, 0.1)
+    assert limits(np.array([np.nan])) is None and limits(np.empty(0)) is None
+
+
+# Comparisons.
+
+
+def test_comparison_shows_every_run(tmp_path: Path) -> None:
+    runs = [make_result(), make_result(40, {"auto": 1e-2}), make_result(20, {"auto": None})]
+    figure = runs[0].compare(*runs[1:], path=tmp_path / "runs.png", labels=["SGD", "Adam", "Lion"])
+    (axes,) = panels(figure, 1)
+    names = {
+        "SGD (diverged, auto: 3.0e-03)": runs[0],
+        "Adam (diverged, auto: 1.0e-02)": runs[1],
+        "Lion (diverged, auto: no rate)": runs[2],
+    }
+    legend = axes.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == list(names)
+    styles = set()
+    for label, run in names.items():
+        np.testing.assert_array_equal(curve(axes, label), (run.lrs, run.smoothed))
+        (line,) = [line for line in axes.lines if line.get_label() == label]
+        styles.add((line.get_color(), line.get_linestyle()))
+    assert len({color for color, _ in styles}) == len({style for _, style in styles}) == 3
+    stars = [line for line in axes.lines if line.get_marker() == "*"]
+    points = [(float(star.get_xdata()[0]), float(star.get_ydata()[0])) for star in stars]
+    expected = [
+        (rate, np.interp(rate, run.lrs, run.smoothed))
+        for rate, run in zip((3e-3, 1e-2), runs, strict=False)
+    ]
+    np.testing.assert_allclose(points, expected, rtol=1e-12)
+    assert axes.get_xscale() == "log" and axes.get_ylabel() == "smoothed loss"
+    assert_is_png(tmp_path / "runs.png")
+
+
+def test_comparison_counts_runs_and_labels() -> None:
+    result = make_result()
+    (axes,) = panels(result.compare(result), 1)
+    labels = [str(line.get_label()) for line in axes.lines if line.get_marker() != "*"]
+    assert [label.split(" (")[0] for label in labels] == ["run 1", "run 2"]
+    with pytest.raises(ValueError, match="results must hold two range tests or more, got 1"):
+        result.compare()
+    with pytest.raises(ValueError, match="labels must be one per range test, 2 of them, got 1"):
+        plot_comparison([result, result], labels=["one"])
 
 
 # Schedules.
@@ -204,6 +333,7 @@ def test_an_empty_history() -> None:
 
 PLOTS: dict[str, Callable[[], Any]] = {
     "range test": lambda: make_result().plot(),
+    "comparison": lambda: make_result().compare(make_result()),
     "schedule": lambda: schedules.cosine(9).plot(),
     "history": lambda: History([make_stage("head", 10)]).plot(),
 }

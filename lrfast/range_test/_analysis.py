@@ -1,0 +1,114 @@
+"""From recorded curves to a result: pairing, medians over repeats, smoothing, suggestions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from lrfast import suggest
+from lrfast.curve import LossCurve
+from lrfast.range_test._result import Outcome, RangeTest
+from lrfast.range_test._sweep import FloatArray, Sweep
+from lrfast.suggest import Suggestion
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Rates and losses of one sweep, [points] each, and how it ended."""
+
+    lrs: FloatArray
+    losses: FloatArray
+    outcome: Outcome
+
+
+def read(curve: LossCurve, lag: int) -> Recording:
+    """Return what a curve recorded up to its flag; waits for the device.
+
+    Args:
+        curve: The curve.
+        lag: 0 pairs a rate with the loss before its update, 1 with the one after.
+    """
+    status = curve.status()
+    if status.stopped_at is not None:
+        # A GPU may run a few steps past the flag before the host hears of it.
+        curve.truncate(status.stopped_at + 1)
+    lrs, losses = curve.lrs.cpu().numpy(), curve.losses.cpu().numpy()
+    lrs, losses = lrs[: len(lrs) - lag], losses[lag:]
+    # A step function may skip updates, as a scaler does; their rates come once more.
+    is_new = np.diff(lrs, prepend=0.0) > 0
+    outcome: Outcome = "completed" if status.outcome == "running" else status.outcome
+    return Recording(lrs[is_new], losses[is_new], outcome)
+
+
+def summarise(sweep: Sweep, recordings: Sequence[Recording], beta: float) -> RangeTest:
+    """Return the result of one or several sweeps over the same rates.
+
+    Args:
+        sweep: The rates.
+        recordings: One per sweep. Several are reduced to their median, point by point, up to where
+            half of them had ended.
+        beta: Decay of the EMA that smooths the losses.
+    """
+    longest = max(recordings, key=lambda recording: len(recording.lrs))
+    repeats = np.full((len(recordings), len(longest.lrs)), math.nan)
+    for row, recording in zip(repeats, recordings, strict=True):
+        row[: len(recording.losses)] = recording.losses
+    if len(recordings) == 1:
+        losses = repeats[0]
+    else:
+        # What has ended counts as worse than any loss.
+        medians = np.median(np.where(np.isfinite(repeats), repeats, math.inf), axis=0)
+        losses = medians[: np.append(np.flatnonzero(np.isinf(medians)), len(medians))[0]]
+    lrs = longest.lrs[: len(losses)]
+    smoothed, derivative = _smooth(lrs, losses, beta)
+    outcomes = [recording.outcome for recording in recordings]
+    return RangeTest(
+        lrs=lrs,
+        losses=losses,
+        smoothed=smoothed,
+        derivative=derivative,
+        sweep=sweep,
+        suggestions=suggest_all(lrs, losses, smoothed, sweep.num_iter),
+        outcome=max(outcomes, key=outcomes.count),
+        seconds=0.0,
+        repeats=repeats if len(recordings) > 1 else None,
+    )
+
+
+def _smooth(lrs: FloatArray, losses: FloatArray, beta: float) -> tuple[FloatArray, FloatArray]:
+    if len(lrs) == 0:
+        return losses, losses
+    curve = LossCurve(len(lrs), beta=beta, rates=torch.from_numpy(lrs.copy()))
+    for loss in torch.from_numpy(losses.copy()):
+        curve.record(loss)
+    slopes = curve.derivative("log_lr").numpy() if len(lrs) > 1 else losses * math.nan
+    return curve.smoothed("ema").numpy(), slopes
+
+
+def suggest_all(
+    lrs: FloatArray, losses: FloatArray, smoothed: FloatArray, num_iter: int
+) -> MappingProxyType[str, Suggestion]:
+    """Every rule's suggestion.
+
+    Rules that smooth by themselves read the raw losses, all of them; the others read the smoothed
+    curve without its first tenth and last five points, as in fastai.
+    """
+    skip = min(num_iter // 10, max(len(lrs) - 7, 0))
+    skip_end = 5 if len(lrs) - skip >= 7 else 0
+    kept = slice(skip, len(lrs) - skip_end)
+    found = {}
+    for name in suggest.names():
+        rule = suggest.get(name)
+        if suggest.reads_raw(name):
+            found[name] = rule(lrs, losses)
+            continue
+        suggestion = rule(lrs[kept], smoothed[kept])
+        if suggestion.index is not None:
+            suggestion = replace(suggestion, index=suggestion.index + skip)
+        found[name] = suggestion
+    return MappingProxyType(found)

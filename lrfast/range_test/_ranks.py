@@ -1,0 +1,52 @@
+"""The processes that train one model together: their mean loss, and one decision for all."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a distributed range test; by default this one alone.
+
+    Args:
+        group: The process group that averages the gradients; None: there is none.
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to agree with."""
+        return self.group is None or dist.get_world_size(self.group) == 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that shows progress."""
+        return self.is_alone or dist.get_rank(self.group) == 0
+
+    def mean(self, loss: Tensor) -> Tensor:
+        """Return the mean of a scalar over all processes, the same bits on each of them."""
+        if self.is_alone:
+            return loss
+        total = loss.detach().double().clone()
+        dist.all_reduce(total, group=self.group)
+        return total / dist.get_world_size(self.group)
+
+    def without_exchange(self, model: nn.Module, unless: bool) -> AbstractContextManager[None]:
+        """Keep the gradients of one batch of several to this process, unless it is the last."""
+        if unless or not isinstance(model, DistributedDataParallel):
+            return nullcontext()
+        return model.no_sync()
+
+
+def ranks_of(model: nn.Module, group: dist.ProcessGroup | None) -> Ranks:
+    """Return the processes that train a model: those of its DDP wrapper, or ``group``."""
+    if group is None and isinstance(model, DistributedDataParallel):
+        group = model.process_group
+    return Ranks(group)

@@ -1,0 +1,304 @@
+"""What a range test saw, what the rules made of it, and how to use, show and keep it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from torch.optim import Optimizer
+
+from lrfast import suggest
+from lrfast.plot import plot_comparison, plot_range_test
+from lrfast.range_test import _json
+from lrfast.range_test._applied import AppliedRates, set_rates
+from lrfast.range_test._html import html
+from lrfast.range_test._race_result import Race
+from lrfast.range_test._sweep import FloatArray, Sweep
+from lrfast.range_test._terminal import terminal_plot
+from lrfast.range_test._text import COLUMNS, aligned, cells, rate_text
+from lrfast.suggest import Suggestion
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Outcome = Literal["completed", "diverged", "non-finite"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RangeTest:
+    """What a range test saw, and the rates that the rules read off it.
+
+    Args:
+        lrs: Rates of the sweep up to where it ended, [points]: those of the reference group.
+        losses: Raw losses, [points]; ``losses[k]`` is measured just before the update at
+            ``lrs[k]``. Medians over the repeats where there are several.
+        smoothed: Bias-corrected EMA of the losses, [points].
+        derivative: Slope of the smoothed losses over the natural logarithm of the rate, [points].
+        sweep: The rates of every param group.
+        suggestions: What each rule of :mod:`lrfast.suggest` says, by name; "verified" is the
+            winner of the race.
+        outcome: "completed", "diverged" (the stop rule ended the sweep) or "non-finite" (a NaN or
+            infinite loss did).
+        seconds: What it took, snapshot and restore included.
+        notes: What a reader should know, such as that the loader was cycled.
+        repeats: Raw losses of every sweep, [repeats, points of the longest], NaN where one had
+            ended; None for a single sweep.
+        snapshot_bytes: Size of the snapshot that put everything back.
+        race: How the candidates did that were trained with, or None without a race.
+
+    Example:
+        >>> import torch, lrfast
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = lrfast.SGD(model.parameters(), lr=0.1)
+        >>> batches = [(torch.ones(4, 2), torch.full((4, 1), 5.0))]
+        >>> result = lrfast.lr_find(
+        ...     model, optimizer, batches, torch.nn.functional.mse_loss, progress=False
+        ... )
+        >>> result.table().splitlines()[0].split()
+        ['rule', 'rate', 'confidence', 'reason']
+        >>> applied = result.apply(optimizer)
+        >>> optimizer.param_groups[0]["lr"] == applied.new[0] == result.suggestion.lr
+        True
+        >>> applied.undo()
+        >>> optimizer.param_groups[0]["lr"]
+        0.1
+    """
+
+    lrs: FloatArray
+    losses: FloatArray
+    smoothed: FloatArray
+    derivative: FloatArray
+    sweep: Sweep
+    suggestions: MappingProxyType[str, Suggestion]
+    outcome: Outcome
+    seconds: float
+    notes: tuple[str, ...] = ()
+    repeats: FloatArray | None = None
+    snapshot_bytes: int = 0
+    race: Race | None = None
+
+    @property
+    def rule(self) -> str:
+        """The rule to use when none is named: "verified" if there was a race, or "auto"."""
+        return "verified" if "verified" in self.suggestions else "auto"
+
+    @property
+    def suggestion(self) -> Suggestion:
+        """What :attr:`rule` suggests."""
+        return self.suggestions[self.rule]
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """Rate of each param group over ``lrs``, [groups]; None where that changes."""
+        return self.sweep.ratios
+
+    @property
+    def band(self) -> tuple[FloatArray, FloatArray] | None:
+        """Lower and upper quartiles of the repeats' finite losses, [points] each.
+
+        NaN where no repeat has a finite loss; None for a single sweep.
+        """
+        if self.repeats is None:
+            return None
+        repeats = self.repeats[:, : len(self.lrs)]
+        low, high = np.full((2, len(self.lrs)), math.nan)
+        finite = np.where(np.isfinite(repeats), repeats, math.nan)
+        seen = np.isfinite(finite).any(axis=0)
+        low[seen], high[seen] = np.nanquantile(finite[:, seen], (0.25, 0.75), axis=0)
+        return low, high
+
+    def rates(self, rule: str | None = None) -> list[float]:
+        """Return the rate that a rule suggests for each param group.
+
+        Args:
+            rule: Name of a rule; None for :attr:`rule`.
+
+        Returns:
+            The rates, [groups].
+
+        Raises:
+            ValueError: If there is no such rule, or it declined; the message has its reason.
+        """
+        rule = self.rule if rule is None else rule
+        suggestion = self._suggestion_of(rule)
+        if suggestion.lr is None:
+            raise ValueError(f"rule {rule!r} suggests no rate: {suggestion.reason}")
+        if not (math.isfinite(suggestion.lr) and suggestion.lr > 0):
+            raise ValueError(
+                f"rule {rule!r} must suggest a finite rate above 0, got {suggestion.lr}"
+            )
+        # numpy's numbers would get into the optimizer's state dict, which torch then cannot load.
+        return [float(rate) for rate in self.sweep.rates_at(suggestion.lr)]
+
+    def apply(self, optimizer: Optimizer, rule: str | None = None) -> AppliedRates:
+        """Set every param group's rate to the suggested one and return the rates.
+
+        Groups whose rate the sweep held keep theirs.
+
+        Args:
+            optimizer: That of the range test, or one with as many param groups.
+            rule: Name of a rule; None for :attr:`rule`.
+
+        Returns:
+            The rates, [groups]: a list with ``old``, ``new`` and ``undo()``; as a string, a table.
+
+        Raises:
+            ValueError: If the rule declined, a rate is not finite and above 0, or the optimizer has
+                another number of groups; nothing is changed then.
+        """
+        rates = self.rates(rule)
+        groups = optimizer.param_groups
+        if len(groups) != len(rates):
+            raise ValueError(
+                f"optimizer must have the {len(rates)} param groups of the range test, got "
+                f"{len(groups)}"
+            )
+        old = [float(group["lr"]) for group in groups]
+        for index, (first, last) in enumerate(self.sweep.ranges):
+            if first == last:
+                rates[index] = old[index]
+            elif not (math.isfinite(rates[index]) and rates[index] > 0):
+                raise ValueError(
+                    f"rates must be finite and above 0, got {rates[index]} for group {index}"
+                )
+        set_rates(optimizer, rates)
+        return AppliedRates(optimizer, old, rates)
+
+    def table(self) -> str:
+        """Return what every rule suggests, as lines of text; a star marks :attr:`rule`."""
+        rows = [
+            ("*" if rule == self.rule else "", *cells(rule, suggestion))
+            for rule, suggestion in self.suggestions.items()
+        ]
+        return aligned([("", *COLUMNS), *rows])
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one row per point, with every digit: lr, loss, smoothed, derivative.
+
+        Where there are several param groups, their rates follow as lr_0, lr_1 and so on.
+
+        Args:
+            path: Where to write.
+        """
+        columns = {
+            "lr": self.lrs,
+            "loss": self.losses,
+            "smoothed": self.smoothed,
+            "derivative": self.derivative,
+        }
+        if len(self.sweep.ranges) > 1:
+            rates = self.sweep.table()[: len(self.lrs)]
+            columns |= {f"lr_{group}": column for group, column in enumerate(rates.T)}
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything to a file that :meth:`from_json` reads, bit for bit.
+
+        Args:
+            path: Where to write. It is strict JSON: NaN and infinities are strings such as "nan".
+        """
+        _json.save(self, path)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> RangeTest:
+        """Return the range test that :meth:`to_json` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: If the file is broken or of an unknown format.
+        """
+        return cls(**_json.load(path))
+
+    def plot(self, path: str | Path | None = None, others: Sequence[RangeTest] = ()) -> Figure:
+        """Draw losses, smoothed losses, derivative and suggestions; needs matplotlib.
+
+        Args:
+            path: Where to save the figure too; the suffix names the format.
+            others: Range tests whose smoothed losses and derivatives are drawn behind.
+
+        Returns:
+            The figure.
+        """
+        return plot_range_test(self, path, others)
+
+    def compare(
+        self,
+        *others: RangeTest,
+        path: str | Path | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Figure:
+        """Draw the smoothed losses and chosen rates of several range tests; needs matplotlib.
+
+        Args:
+            others: Range tests to compare with, one or more.
+            path: Where to save the figure too; the suffix names the format.
+            labels: What to call each, this one first; None for "run 1", "run 2" and so on.
+
+        Returns:
+            The figure.
+
+        Raises:
+            ValueError: If there is nothing to compare with, or not one label per run.
+        """
+        return plot_comparison((self, *others), path, labels)
+
+    def terminal_plot(self, width: int = 72, height: int = 18, ascii: bool = False) -> str:
+        """Return the smoothed losses over the rates, with the chosen rate, as lines of text.
+
+        Args:
+            width: Columns, 32 or more.
+            height: Lines, 8 or more.
+            ascii: Whether to use ASCII characters only.
+
+        Returns:
+            The lines, without colours.
+
+        Raises:
+            ValueError: If there is no room.
+        """
+        return terminal_plot(self, width, height, ascii)
+
+    def _suggestion_of(self, rule: str) -> Suggestion:
+        if rule in self.suggestions:
+            return self.suggestions[rule]
+        if rule == "verified":
+            raise ValueError(
+                "rule 'verified' needs candidates that were trained with; "
+                "run the range test with verify="
+            )
+        suggest.get(rule)  # raises for a name that no rule has
+        raise ValueError(f"rule must be one of {', '.join(self.suggestions)}, got {rule!r}")
+
+    def _span(self) -> str:
+        if len(self.lrs) == 0:
+            return "no points"
+        points = "1 point" if len(self.lrs) == 1 else f"{len(self.lrs)} points"
+        return f"{points} from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}"
+
+    def _repr_html_(self) -> str:
+        return html(self)
+
+    def __str__(self) -> str:
+        suggestion = self.suggestion
+        verb = "declines" if suggestion.lr is None else f"suggests {rate_text(suggestion)}"
+        lines = [
+            f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s",
+            f"{self.rule} {verb} (confidence {suggestion.confidence:.2f}): {suggestion.reason}",
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        suggested = f"{self.rule}: {rate_text(self.suggestion)}"
+        return f"RangeTest({self._span()}, {self.outcome}, {suggested})"

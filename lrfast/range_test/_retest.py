@@ -1,0 +1,392 @@
+"""Range tests in the middle of training: when they run, what they may cost, what they change."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrfast import suggest
+from lrfast._batches import LossFunction, device_of
+from lrfast.range_test._find import lr_find
+from lrfast.range_test._peaks import PeakRates
+from lrfast.range_test._ranks import ranks_of
+from lrfast.range_test._result import RangeTest
+from lrfast.range_test._text import aligned
+
+Trigger = Literal["every", "plateau", "unfreeze"]
+RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
+
+_COUNTERS: Final = ("epoch", "best", "stale", "spent", "last_cost")
+
+
+@dataclass(frozen=True)
+class RetestEntry:
+    """What one re-test did.
+
+    Args:
+        epoch: Epochs that had ended.
+        trigger: "every", "plateau" or "unfreeze".
+        outcome: "applied" (the rates have changed), "kept" (the suggestion is too near to them),
+            "declined" (the rule suggests none) or "over budget" (no test has run).
+        reason: One sentence that says why.
+        old: Peak rate of each param group before, [groups].
+        new: Peak rate of each param group since, [groups].
+        seconds: What the range test took.
+        confidence: The suggestion's, in [0, 1]; None where no test has run.
+    """
+
+    epoch: int
+    trigger: Trigger
+    outcome: RetestOutcome
+    reason: str
+    old: tuple[float, ...]
+    new: tuple[float, ...]
+    seconds: float
+    confidence: float | None
+
+
+class Retest:
+    """Repeats the range test during training and moves the whole schedule to what it suggests.
+
+    A suggestion is read as a group's peak rate: what a schedule of ours multiplies, or the
+    ``max_lr`` or ``initial_lr`` of a scheduler of torch. The factor from the old peak to the new
+    one multiplies every rate that a scheduler reads, so the schedule goes on at the same place of
+    its curve. Only ``eta_min`` stays, a floor that the user has set. Frozen groups, groups that
+    the sweep holds and groups at rate 0 keep their rates.
+
+    The range test itself leaves no trace: training goes on bit for bit as without it, unless rates
+    are applied. In DistributedDataParallel all ranks call alike and decide alike.
+
+    Args:
+        model: Module with trainable parameters.
+        optimizer: Ours, or any of torch.optim, with parameters of the model.
+        loader: Batches, as for :func:`lrfast.lr_find`; it must be iterable more than once.
+        loss_fn: As for :func:`lrfast.lr_find`.
+        every: Epochs from one test to the next, 1 or more; None: never on schedule.
+        patience: Epochs without a lower validation loss, 1 or more, after which a test runs; None:
+            never for that.
+        budget: Largest share of the training time, from construction on, that range tests may
+            take, above 0; the first is allowed whatever it costs. None: any.
+        max_change: Largest factor, either way, by which one test changes a rate; at least
+            ``tolerance``.
+        tolerance: Factor, either way, 1 or more, within which the rates stay as they are.
+        rule: Rule that suggests the rate; None: that of :attr:`lrfast.RangeTest.rule`.
+        schedulers: All schedulers of torch that are attached to the optimizer.
+        clock: Returns the time in seconds.
+        **options: Keyword arguments of :func:`lrfast.lr_find`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of another type or out of range.
+
+    Example:
+        >>> import torch, lrfast
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = lrfast.SGD(model.parameters(), lr=1e-5)
+        >>> batches = [(torch.ones(4, 2), torch.full((4, 1), 5.0))]
+        >>> mse = torch.nn.functional.mse_loss
+        >>> retest = lrfast.Retest(model, optimizer, batches, mse, every=2, progress=False)
+        >>> for epoch in range(2):
+        ...     for inputs, targets in batches:
+        ...         mse(model(inputs), targets).backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        ...     entry = retest.epoch_end()
+        >>> entry.epoch, entry.trigger, entry.outcome
+        (2, 'every', 'applied')
+        >>> optimizer.param_groups[0]["lr"] == entry.new[0] > entry.old[0]
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loader: Iterable[Any],
+        loss_fn: LossFunction | None = None,
+        *,
+        every: int | None = 5,
+        patience: int | None = None,
+        budget: float | None = 0.1,
+        max_change: float = 10.0,
+        tolerance: float = 1.5,
+        rule: str | None = None,
+        schedulers: Sequence[LRScheduler] = (),
+        clock: Callable[[], float] = time.perf_counter,
+        **options: Any,
+    ) -> None:
+        _check_count("every", every)
+        _check_count("patience", patience)
+        _check_factors(budget, max_change, tolerance)
+        _check_options(loader, rule, options)
+        self._rates = PeakRates(optimizer, schedulers)
+        self._model = model
+        self._optimizer = optimizer
+        self._loader = loader
+        self._loss_fn = loss_fn
+        self._every = every
+        self._patience = patience
+        self._budget = budget
+        self._max_change = max_change
+        self._tolerance = tolerance
+        self._rule = rule
+        self._clock = clock
+        self._options = options
+        self._ranks = ranks_of(model, options.get("process_group"))
+        self._log: tuple[RetestEntry, ...] = ()
+        self._epoch = 0
+        self._best = math.inf
+        self._stale = 0  # epochs since the best validation loss, or since the last plateau's test
+        self._spent = 0.0
+        self._last_cost = 0.0
+        self._began = clock()
+
+    @property
+    def log(self) -> tuple[RetestEntry, ...]:
+        """What every re-test did, in order."""
+        return self._log
+
+    def epoch_end(self, valid_loss: float | Tensor | None = None) -> RetestEntry | None:
+        """Count an epoch, and run a range test if one is due.
+
+        Args:
+            valid_loss: Validation loss of the epoch, one number; read only with ``patience``, and
+                on a device waited for.
+
+        Returns:
+            What the test did, or None if none was due.
+
+        Raises:
+            TypeError, ValueError: If ``patience`` needs a validation loss and gets none, or the
+                range test cannot run.
+        """
+        is_stale = self._patience is not None and self._count_stale(valid_loss) >= self._patience
+        self._epoch += 1
+        if is_stale:
+            entry = self._test("plateau")
+            if entry.outcome != "over budget":
+                self._stale = 0
+            return entry
+        if self._every is not None and self._epoch % self._every == 0:
+            return self._test("every")
+        return None
+
+    def unfrozen(self) -> RetestEntry:
+        """Run a range test now, because other parameters train; the budget still counts.
+
+        Returns:
+            What the test did.
+
+        Raises:
+            TypeError, ValueError: If the range test cannot run.
+        """
+        return self._test("unfreeze")
+
+    def table(self) -> str:
+        """Return the log as lines of text."""
+        header = ("epoch", "trigger", "outcome", "old", "new", "seconds", "confidence", "reason")
+        rows = [
+            (
+                str(entry.epoch),
+                entry.trigger,
+                entry.outcome,
+                " ".join(f"{rate:.1e}" for rate in entry.old),
+                " ".join(f"{rate:.1e}" for rate in entry.new),
+                f"{entry.seconds:.1f}",
+                "" if entry.confidence is None else f"{entry.confidence:.2f}",
+                entry.reason,
+            )
+            for entry in self._log
+        ]
+        return aligned([header, *rows])
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one row per entry of the log; rates are in old_0, old_1, new_0 and so on.
+
+        Args:
+            path: Where to write.
+        """
+        width = max((len(entry.old) for entry in self._log), default=0)
+        header = ["epoch", "trigger", "outcome", "reason", "seconds", "confidence"]
+        rates = [f"{name}_{group}" for name in ("old", "new") for group in range(width)]
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header + rates)
+            for entry in self._log:
+                # A group added later has no rate in the rows before.
+                missing = [""] * (width - len(entry.old))
+                facts = [getattr(entry, name) for name in header]
+                writer.writerow([*facts, *entry.old, *missing, *entry.new, *missing])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the log, the counters and the time so far, as plain Python values."""
+        counters = {name: getattr(self, f"_{name}") for name in _COUNTERS}
+        elapsed = self._clock() - self._began
+        return {"log": [asdict(entry) for entry in self._log], "elapsed": elapsed, **counters}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state dict was taken; time in between does not count as training.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned. The rates are the optimizer's and the
+                schedulers' to load.
+
+        Raises:
+            ValueError: If it is not such a state dict; nothing is changed then.
+        """
+        wanted = {"log", "elapsed", *_COUNTERS}
+        if set(state_dict) != wanted:
+            raise ValueError(
+                f"state_dict must hold {', '.join(sorted(wanted))}, got "
+                f"{', '.join(sorted(map(str, state_dict))) or 'nothing'}"
+            )
+        entries = [
+            entry | {"old": tuple(entry["old"]), "new": tuple(entry["new"])}
+            for entry in state_dict["log"]
+        ]
+        self._log = tuple(RetestEntry(**entry) for entry in entries)
+        for name in _COUNTERS:
+            setattr(self, f"_{name}", state_dict[name])
+        self._began = self._clock() - state_dict["elapsed"]
+
+    def _count_stale(self, valid_loss: float | Tensor | None) -> int:
+        """Epochs without a lower validation loss, this one included."""
+        if valid_loss is None:
+            raise ValueError(
+                "valid_loss must be the epoch's validation loss, for patience is "
+                f"{self._patience}; got None"
+            )
+        if isinstance(valid_loss, Tensor) and valid_loss.numel() != 1:
+            raise ValueError(
+                f"valid_loss must be one number, got a tensor of shape {tuple(valid_loss.shape)}"
+            )
+        loss = float(valid_loss)
+        if not self._ranks.is_alone:
+            loss = float(self._ranks.mean(self._on_device(loss)))
+        self._stale += 1
+        if loss < self._best:
+            self._best, self._stale = loss, 0
+        return self._stale
+
+    def _test(self, trigger: Trigger) -> RetestEntry:
+        old = self._rates.peaks()
+        outcome: RetestOutcome = "over budget"
+        reason, seconds, confidence = self._over_budget(), 0.0, None
+        if reason is None:
+            result = self._range_test()
+            outcome, reason, factors = self._judge(result, old)
+            if outcome == "applied":
+                self._rates.scale(factors)
+            confidence = result.suggestions[self._rule or result.rule].confidence
+            seconds = self._last_cost
+        new = self._rates.peaks()
+        entry = RetestEntry(self._epoch, trigger, outcome, reason, old, new, seconds, confidence)
+        self._log += (entry,)
+        return entry
+
+    def _over_budget(self) -> str | None:
+        """Why the budget does not allow a test, or None."""
+        if self._budget is None:
+            return None
+        training = self._clock() - self._began - self._spent
+        needed = self._last_cost + self._spent
+        is_over = needed > self._budget * training
+        if not self._ranks.is_alone:
+            # Clocks differ, and a test that some ranks leave out never ends for the others.
+            is_over = bool(self._ranks.mean(self._on_device(float(is_over))) > 0)
+        if not is_over:
+            return None
+        return (
+            f"range tests would have taken {needed:.2g} s, and {self._budget:g} of "
+            f"{training:.2g} s of training is less"
+        )
+
+    def _range_test(self) -> RangeTest:
+        began = self._clock()
+        try:
+            with self._rates.used_now():
+                return lr_find(
+                    self._model, self._optimizer, self._loader, self._loss_fn, **self._options
+                )
+        finally:
+            self._last_cost = self._clock() - began
+            self._spent += self._last_cost
+
+    def _judge(
+        self, result: RangeTest, peaks: Sequence[float]
+    ) -> tuple[RetestOutcome, str, list[float]]:
+        """Outcome, reason, and the factor of each group's rates."""
+        rule = self._rule or result.rule
+        suggestion = result.suggestions[rule]
+        if suggestion.lr is None:
+            return "declined", suggestion.reason, []
+        factors = []
+        groups = self._optimizer.param_groups
+        for group, old, new in zip(groups, peaks, result.rates(rule), strict=True):
+            trains = not group.get("frozen") and any(p.requires_grad for p in group["params"])
+            factors.append(new / old if trains and old > 0 else 1.0)
+        widest = max(
+            factors, key=lambda factor: max(factor, 1 / factor) if factor > 0 else math.inf
+        )
+        if 1 / self._tolerance <= widest <= self._tolerance:
+            reason = f"the suggestion is {widest:.2g} times the rate, within {self._tolerance:g}"
+            return "kept", reason, []
+        limited = [min(max(each, 1 / self._max_change), self._max_change) for each in factors]
+        reason = suggestion.reason
+        if limited != factors:
+            reason += f"; limited to a factor of {self._max_change:g}, {widest:.2g} was suggested"
+        return "applied", reason, limited
+
+    def _on_device(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=device_of(self._model))
+
+
+def _check_count(name: str, value: int | None) -> None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value is not None and not is_count:
+        raise ValueError(
+            f"{name} must be None or a whole number of epochs, 1 or more, got {value!r}"
+        )
+
+
+def _check_factors(budget: float | None, max_change: float, tolerance: float) -> None:
+    values = {"max_change": max_change, "tolerance": tolerance}
+    for name, value in (values if budget is None else values | {"budget": budget}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+    if budget is not None and not (math.isfinite(budget) and budget > 0):
+        raise ValueError(f"budget must be None, or finite and above 0, got {budget}")
+    if not (math.isfinite(tolerance) and tolerance >= 1):
+        raise ValueError(f"tolerance must be finite and 1 or more, got {tolerance}")
+    if not (math.isfinite(max_change) and max_change >= tolerance and max_change > 1):
+        raise ValueError(
+            f"max_change must be finite, above 1 and at least tolerance, got {max_change} with "
+            f"tolerance {tolerance}"
+        )
+
+
+def _check_options(loader: Iterable[Any], rule: str | None, options: dict[str, Any]) -> None:
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            "loader must be iterable more than once, got an iterator, whose batches a range test "
+            "would use up"
+        )
+    parameters = inspect.signature(lr_find).parameters.values()
+    known = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"options must be keyword arguments of lr_find, got {name!r}")
+    if rule == "verified" and not options.get("verify"):
+        raise ValueError("rule 'verified' needs verify, the steps of the race, got none")
+    if rule is not None and rule != "verified":
+        suggest.get(rule)

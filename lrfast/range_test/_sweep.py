@@ -1,0 +1,212 @@
+"""Which rates a range test visits: one range per param group, walked together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+from torch.optim import Optimizer
+
+from lrfast import schedules
+from lrfast.schedules import Schedule
+
+FloatArray = npt.NDArray[np.float64]
+Mode = Literal["exp", "linear"]
+Vary = Literal["ratio", "same"] | int  # or the index of the one group that moves
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The rates of a range test, point by point and group by group.
+
+    Args:
+        mode: "exp" (equal ratios from point to point) or "linear" (equal differences).
+        num_iter: Points.
+        ranges: First and last rate of each param group; the same twice for one that is held.
+        reference: The group whose rates stand on the plot's axis.
+    """
+
+    mode: Mode
+    num_iter: int
+    ranges: tuple[tuple[float, float], ...]
+    reference: int
+
+    def parts(self) -> list[tuple[float, Schedule]]:
+        """Return each group's own rate and the schedule that multiplies it.
+
+        Groups in proportion to the reference share its schedule, so that their ratios hold exactly.
+        """
+        main = self._schedule(*self.ranges[self.reference])
+        parts = []
+        for (first, last), ratio in zip(self.ranges, self.ratios, strict=True):
+            if ratio is not None:
+                parts.append((ratio, main))
+            elif first == last:
+                parts.append((first, schedules.constant()))
+            else:
+                parts.append((1.0, self._schedule(first, last)))
+        return parts
+
+    def table(self) -> FloatArray:
+        """Return the rates, [num_iter, groups]."""
+        points = np.arange(self.num_iter)
+        columns = [own * schedule.values(points) for own, schedule in self.parts()]
+        return np.stack(columns, axis=1)
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """Each group's rate over the reference's; None where that changes during the sweep."""
+        start, end = self.ranges[self.reference]
+        return tuple(
+            last / end if math.isclose(first / start, last / end, rel_tol=1e-12) else None
+            for first, last in self.ranges
+        )
+
+    def rates_at(self, lr: float) -> list[float]:
+        """Return every group's rate at the point where the reference's is ``lr``.
+
+        Rates outside the range are extrapolated, but linear ones not below their range.
+        """
+        start, end = self.ranges[self.reference]
+        if self.mode == "exp":
+            place = math.log(lr / start) / math.log(end / start)
+        else:
+            place = max((lr - start) / (end - start), 0.0)
+        rates = []
+        for (first, last), ratio in zip(self.ranges, self.ratios, strict=True):
+            if ratio is not None:
+                rates.append(lr * ratio)
+            elif first == last:
+                rates.append(first)
+            elif self.mode == "exp":
+                rates.append(first * (last / first) ** place)
+            else:
+                rates.append(first + place * (last - first))
+        return rates
+
+    def _schedule(self, first: float, last: float) -> Schedule:
+        if self.mode == "exp":
+            return schedules.sweep(first, last, self.num_iter)
+        return schedules.linear(first, last, self.num_iter - 1)
+
+
+def make_sweep(
+    model: nn.Module,
+    optimizer: Optimizer,
+    start_lr: float | Sequence[float],
+    end_lr: float | Sequence[float],
+    num_iter: int,
+    mode: Mode,
+    vary: Vary,
+) -> Sweep:
+    """Return the sweep that the arguments of ``lr_find`` describe.
+
+    Raises:
+        TypeError, ValueError: If an argument is out of range, or nothing trains.
+    """
+    if isinstance(num_iter, bool) or not isinstance(num_iter, int) or num_iter < 2:
+        raise ValueError(f"num_iter must be a whole number, 2 or more, got {num_iter!r}")
+    if mode not in ("exp", "linear"):
+        raise ValueError(f"mode must be 'exp' or 'linear', got {mode!r}")
+    trained = _trained_groups(model, optimizer)
+    count = len(optimizer.param_groups)
+    if _is_list(start_lr) or _is_list(end_lr):
+        if vary != "ratio":
+            raise ValueError(
+                f"vary must be left out where a range per group is given, got {vary!r}"
+            )
+        starts = _per_group("start_lr", start_lr, count)
+        ends = _per_group("end_lr", end_lr, count)
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            _check_range(start, end, f"[{index}]")
+        reference = max(trained, key=lambda index: ends[index])
+        ranges = [(float(s), float(e)) for s, e in zip(starts, ends, strict=True)]
+        return Sweep(mode, num_iter, tuple(ranges), reference)
+    _check_range(start_lr, end_lr, "")
+    start_lr, end_lr = float(start_lr), float(end_lr)  # type: ignore[arg-type]
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if vary == "same":
+        return Sweep(mode, num_iter, ((start_lr, end_lr),) * count, trained[0])
+    if vary == "ratio":
+        reference = max(trained, key=lambda index: rates[index])
+        ratios = _ratios(rates, reference)
+        return Sweep(mode, num_iter, tuple((start_lr * r, end_lr * r) for r in ratios), reference)
+    moving = _moving_group(vary, trained, count)
+    ranges = [(rate, rate) for rate in rates]
+    ranges[moving] = (start_lr, end_lr)
+    return Sweep(mode, num_iter, tuple(ranges), moving)
+
+
+def _moving_group(vary: Any, trained: list[int], count: int) -> int:
+    if isinstance(vary, bool) or not isinstance(vary, int):
+        raise ValueError(f"vary must be 'ratio', 'same' or the index of a group, got {vary!r}")
+    if not -count <= vary < count:
+        raise ValueError(f"vary must be the index of one of {count} param groups, got {vary}")
+    moving = vary % count
+    if moving not in trained:
+        raise ValueError(
+            f"vary must be the index of a group that trains, one of {trained}, got {vary}"
+        )
+    return moving
+
+
+def _ratios(rates: list[float], reference: int) -> list[float]:
+    highest = rates[reference]
+    if not (math.isfinite(highest) and highest > 0):
+        raise ValueError(
+            "optimizer must have a trained param group with a finite rate above 0, for the sweep "
+            f"scales its groups' rates; got {rates}"
+        )
+    return [rate / highest for rate in rates]
+
+
+def _trained_groups(model: nn.Module, optimizer: Optimizer) -> list[int]:
+    """Indices of the param groups that train."""
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError(
+            "model must have trainable parameters, got none with requires_grad; unfreeze some"
+        )
+    trained = [
+        index
+        for index, group in enumerate(optimizer.param_groups)
+        if not group.get("frozen") and any(id(p) in trainable for p in group["params"])
+    ]
+    if not trained:
+        raise ValueError(
+            "optimizer must hold trainable parameters of the model, got none; was it built before "
+            "the model was replaced or moved?"
+        )
+    return trained
+
+
+def _is_list(rates: object) -> bool:
+    return isinstance(rates, Sequence) and not isinstance(rates, str)
+
+
+def _per_group(name: str, rates: Any, count: int) -> list[Any]:
+    if not _is_list(rates):
+        return [rates] * count
+    if len(rates) != count:
+        raise ValueError(
+            f"{name} must be one rate or one per param group: the optimizer has {count} groups, "
+            f"got {len(rates)} rates"
+        )
+    return list(rates)
+
+
+def _check_range(start: Any, end: Any, which: str) -> None:
+    for name, value in (("start_lr", start), ("end_lr", end)):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name}{which} must be a number, got {value!r}")
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}{which} must be finite and above 0, got {value}")
+    if end <= start:
+        raise ValueError(
+            f"end_lr{which} must be above start_lr{which}, got {end} with start_lr{which} {start}"
+        )

@@ -1,0 +1,278 @@
+"""The race between rates: one state, the same batches, and the lowest loss wins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from tiny import OPTIMIZERS, OURS, Batch, bits, cross_entropy, make_scripted, trace
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lrfast
+from lrfast import RangeTest, lr_find
+from lrfast.range_test import Candidate
+
+ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[list[Batch], list[Batch]]:
+    """Batches of 32 to train with, and uneven ones to judge by."""
+    data: Any = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    inputs = torch.tensor(data.data[order] / 16, dtype=torch.float32)
+    targets = torch.tensor(data.target[order])
+    batches = [(inputs[k : k + 32], targets[k : k + 32]) for k in range(0, 1280, 32)]
+    judge = [(inputs[a:b], targets[a:b]) for a, b in ((1300, 1500), (1500, 1550), (1550, 1797))]
+    return batches, judge
+
+
+def make_net(kind: str) -> tuple[nn.Sequential, Any]:
+    torch.manual_seed(21)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Dropout(0.1), nn.ReLU(), nn.Linear(32, 10))
+    groups = [
+        {"params": list(model[0].parameters()), "lr": 0.01},
+        {"params": list(model[3].parameters()), "lr": 0.04},
+    ]
+    return model, OPTIMIZERS[kind](groups)
+
+
+class Watch:
+    """What every training step of a call begins from, and which batch it sees."""
+
+    def __init__(self, model: nn.Module, optimizer: Any) -> None:
+        self.batches: list[Any] = []
+        self.states: list[Any] = []
+        self.judged: list[Any] = []
+        self.draws: list[Any] = []
+        self._optimizer = optimizer
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            self.batches.append(bits(batch))
+            self.states.append(
+                bits([list(model.parameters()), self._optimizer.state_dict()["state"]])
+            )
+            self.draws.append(bits(torch.get_rng_state()))
+            assert model.training
+        else:
+            self.judged.append(bits(batch))
+            assert not model.training
+        return cross_entropy(model(batch[0]), batch[1])
+
+
+def race(
+    model: nn.Module, optimizer: Any, data: Any, compute_loss: Any = None, **options: Any
+) -> RangeTest:
+    settings = {"num_iter": 50, "verify": STEPS, "progress": False} | options
+    if compute_loss is None:
+        settings["loss_fn"] = cross_entropy
+    return lr_find(model, optimizer, data, compute_loss=compute_loss, **settings)
+
+
+def runs_of(watch: Watch, result: RangeTest) -> list[slice]:
+    """Where in the watch's lists each run of the race lies."""
+    first = watch.states[0]
+    starts = [k for k, state in enumerate(watch.states) if k >= 50 and state == first]
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+@ALL
+@pytest.mark.parametrize("trained", [0, 3])
+def test_one_state_and_the_same_batches_for_all(kind: str, trained: int, digits: Any) -> None:
+    batches, judge = digits
+    model, optimizer = make_net(kind)
+    for inputs, targets in batches[:trained]:
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    dataset = TensorDataset(*(torch.cat(part) for part in zip(*batches, strict=True)))
+    loader: Any = DataLoader(dataset, 32, shuffle=True)
+    watch = Watch(model, optimizer)
+    before = trace(model, optimizer)
+    result = race(model, optimizer, loader, watch, judge=judge, stop=None)
+    assert trace(model, optimizer) == before
+    assert result.race is not None
+    runs = runs_of(watch, result)
+    assert len(runs) == len(result.race.candidates) > 2
+    lengths = [len(watch.batches[run]) for run in runs]
+    assert set(lengths) <= {STEPS // 2, STEPS} and STEPS in lengths
+    for run, length in zip(runs, lengths, strict=True):
+        assert watch.batches[run] == watch.batches[:length]
+        assert watch.states[run][0] == watch.states[0]
+        assert watch.draws[run][0] == watch.draws[0]
+    rounds = sum(len(candidate.losses) for candidate in result.race.candidates)
+    assert watch.judged == [bits(batch) for batch in judge] * (rounds + 1)
+
+
+@ALL
+def test_the_lowest_final_loss_wins(kind: str, digits: Any) -> None:
+    batches, judge = digits
+    model, optimizer = make_net(kind)
+    result = race(model, optimizer, batches, judge=judge)
+    race_ = result.race
+    assert race_ is not None and (race_.steps, race_.judged_by) == (STEPS, "validation")
+    assert race_.seconds > 0
+    candidates = race_.candidates
+    assert len(candidates) >= 3
+    lrs = [candidate.lr for candidate in candidates]
+    assert {round(4 * step, 9) for step in np.diff(np.log10(lrs))} <= {1.0, 2.0}
+    assert [c.rule for c in candidates].count("neighbour") == len(candidates) - 1
+    finals = [c.losses[-1] if len(c.losses) == 2 else math.inf for c in candidates]
+    winner = int(np.argmin(finals))
+    assert [c.winner for c in candidates] == [k == winner for k in range(len(candidates))]
+    best = result.suggestion
+    assert (result.rule, best.rule, best.lr) == ("verified", "verified", lrs[winner])
+    assert result.suggestions["verified"] is best
+    at_an_end = winner in (0, len(candidates) - 1)
+    assert best.confidence == (0.5 if at_an_end else 1.0)
+    assert f"the best of {len(candidates)} rates in {STEPS} steps each: validation" in best.reason
+    result.apply(optimizer)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    np.testing.assert_allclose(rates, [best.lr / 4, best.lr], rtol=1e-12)
+
+
+@ALL
+def test_a_run_is_a_short_one_cycle(kind: str, digits: Any) -> None:
+    """The winner's loss is that of a plain one-cycle run at its rate, momentum included."""
+    batches, judge = digits
+    model, optimizer = make_net(kind)
+    model[1].p = 0.0
+    result = race(model, optimizer, batches, judge=judge)
+    winner = next(c for c in result.race.candidates if c.winner)  # type: ignore[union-attr]
+    schedule = lrfast.schedules.one_cycle(STEPS)
+    multipliers, momenta = schedule.values(range(STEPS)), schedule.momentum(range(STEPS))
+    assert momenta is not None
+    rates = winner.lr / 4, winner.lr
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    if kind in OURS:
+        optimizer.set_schedule(schedule)
+    for step, (inputs, targets) in enumerate(batches[:STEPS]):
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), targets).backward()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            if kind in OURS:
+                continue
+            group["lr"] = rate * multipliers[step]
+            if "betas" in group:
+                group["betas"] = (momenta[step], group["betas"][1])
+            else:
+                group["momentum"] = momenta[step]
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        rows = sum(len(targets) for _, targets in judge)
+        loss = sum(len(y) * cross_entropy(model(x), y).item() for x, y in judge) / rows
+    assert winner.losses[-1] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "torch-sgd"])
+def test_who_judges(kind: str, digits: Any) -> None:
+    batches, judge = digits
+    model, optimizer = make_net(kind)
+    few = batches[:STEPS]
+    watch = Watch(model, optimizer)
+    by_valid = race(model, optimizer, few, valid=judge[:1], num_iter=20)
+    assert by_valid.race is not None and by_valid.race.judged_by == "validation"
+    both = race(model, optimizer, few, watch, valid=judge[:1], judge=judge[1:], num_iter=20)
+    assert both.race is not None and both.race.judged_by == "validation"
+    assert watch.judged[-2:] == [bits(batch) for batch in judge[1:]]
+    assert watch.judged[:20] == [bits(judge[0])] * 20
+    watch = Watch(model, optimizer)
+    neither = race(model, optimizer, batches, watch, num_iter=20)
+    assert neither.race is not None and neither.race.judged_by == "training"
+    unseen = [bits(batch) for batch in batches[STEPS : STEPS + 2]]
+    rounds = sum(len(candidate.losses) for candidate in neither.race.candidates)
+    assert watch.judged == unseen * (rounds + 1)
+    assert "training loss" in neither.suggestion.reason
+
+
+def test_a_race_over_windows(digits: Any) -> None:
+    batches, _ = digits
+    model, optimizer = make_net("adamw")
+    watch = Watch(model, optimizer)
+    result = race(model, optimizer, batches, watch, num_iter=10, accumulate=2, verify=4)
+    assert result.race is not None
+    assert watch.batches[20:28] == [bits(batch) for batch in batches[:8]]
+    assert watch.judged[:2] == [bits(batch) for batch in batches[8:10]]
+
+
+@ALL
+def test_a_race_with_a_scaler(kind: str, digits: Any) -> None:
+    batches, judge = digits
+    races = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)):
+        model, optimizer = make_net(kind)
+        races.append(race(model, optimizer, batches, judge=judge, scaler=scaler).race)
+    assert races[0] is not None and races[1] is not None
+    assert races[0].candidates == races[1].candidates
+
+
+# Candidates that do badly: losses by rate, with the steps counted.
+
+
+def bowl(kind: str, curvature: float, first: float, **options: Any) -> tuple[RangeTest, int]:
+    """A race on curvature * w**2 / 2, where plain SGD diverges from the rate 2 / curvature on."""
+    weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    model = nn.ParameterList([weight])
+    cls: Any = lrfast.SGD if kind == "sgd" else torch.optim.SGD
+    optimizer = cls([weight], lr=0.1)
+    steps = 0
+
+    def compute_loss(model: Any, batch: Any) -> Tensor:
+        nonlocal steps
+        steps += torch.is_grad_enabled()
+        return batch.sum() * curvature * weight.square().sum() / 2
+
+    settings = {"start_lr": first / 3, "end_lr": first, "num_iter": 20, "stop": None} | options
+    result = race(model, optimizer, [torch.ones(1)], compute_loss, **settings)
+    return result, steps - 20
+
+
+def by_rate(result: RangeTest) -> dict[float, Candidate]:
+    assert result.race is not None
+    return {candidate.lr: candidate for candidate in result.race.candidates}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "torch-sgd"])
+def test_what_diverges_or_lags_is_dropped_early(kind: str) -> None:
+    result, steps = bowl(kind, 100.0, 0.01)
+    candidates = by_rate(result)
+    assert steps == sum(len(c.losses) * STEPS // 2 for c in candidates.values())
+    dropped = [c for c in candidates.values() if len(c.losses) == 1]
+    assert dropped and not any(c.winner for c in dropped)
+    diverged = [c for c in candidates.values() if not math.isfinite(c.losses[-1])]
+    assert diverged and all(c.lr > 0.02 for c in diverged)
+    winner = next(c for c in candidates.values() if c.winner)
+    assert winner.lr < 0.02 and winner.losses[-1] == min(
+        c.losses[-1] for c in candidates.values() if len(c.losses) == 2
+    )
+
+
+@pytest.mark.parametrize("kind", ["sgd", "torch-sgd"])
+def test_where_every_rate_does_harm_none_is_suggested(kind: str) -> None:
+    """The judge's loss is the negative of that in training."""
+    result, _ = bowl(kind, 100.0, 0.01, judge=[-torch.ones(1)])
+    assert result.race is not None and result.suggestion.lr is None
+    reason = f"none of {len(result.race.candidates)} rates in {STEPS} steps each brought the "
+    assert result.suggestion.reason == reason + "validation loss below its -50"
+    with pytest.raises(ValueError, match="rule 'verified' suggests no rate: none of"):
+        result.rates()
+
+
+def test_no_race_where_no_rule_answers() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = lrfast.SGD(model.parameters(), lr=0.1)
+    losses = make_scripted([math.nan] * 20)
+    result = lr_find(
+        model, optimizer, [None], compute_loss=losses, num_iter=20, verify=4, progress=False
+    )
+    assert result.race is None and result.rule == "verified"
+    assert result.suggestion.lr is None and result.suggestion.rule == "verified"
