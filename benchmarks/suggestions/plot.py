@@ -1,0 +1,60 @@
+"""Draws a result file: what every rate of the grid came to, and where the rules point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLUMNS = 4
+MARKERS = "*vsoDP^X<>hdp8"
+
+
+def plot(result: dict[str, Any], path: Path) -> Figure:
+    """Draws one panel per task and saves the figure; the suffix names the format.
+
+    A panel shows the validation loss after training over the peak rate, with the seeds' standard
+    deviation, and the rate that each rule suggests most typically, the median of its range tests.
+    """
+    tasks = result["tasks"]
+    rows = -(-len(tasks) // COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 2.6 * rows + 1), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in panels[len(tasks) :]:
+        axes.set_visible(False)
+    for axes, (name, task) in zip(panels, tasks.items(), strict=False):
+        _panel(axes, name, task)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.supxlabel("peak learning rate")
+    figure.supylabel("validation loss after training")
+    figure.savefig(path, dpi=110)
+    return figure
+
+
+def _panel(axes: Axes, name: str, task: dict[str, Any]) -> None:
+    rates = np.array(task["rates"])
+    losses, spread = np.array(task["valid_losses"]), np.array(task["valid_spread"])
+    axes.plot(rates, losses, color="0.3", linewidth=1)
+    axes.fill_between(rates, np.maximum(losses - spread, losses / 2), losses + spread, color="0.85")
+    for place, (rule, verdict) in enumerate(task["rules"].items()):
+        logs = [np.log10(rate) for rate in verdict["rates"] if rate is not None]
+        # A rule that always declines gets no marker, yet its place in the legend.
+        typical = float(np.median(logs)) if logs else np.nan
+        axes.plot(
+            10**typical,
+            np.interp(typical, np.log10(rates), losses),
+            linestyle="none",
+            marker=MARKERS[place % len(MARKERS)],
+            color=f"C{place % 10}",
+            markeredgecolor="black",
+            markeredgewidth=0.5,
+            markersize=8,
+            label=rule,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_title(f"{name} ({task['batch_size']})", fontsize="small")

@@ -1,0 +1,200 @@
+"""What the store says of the rules: a result file, tables and a plot made from it alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import lrfast
+from benchmarks.suggestions import peers, regret
+from benchmarks.suggestions.regret import FloatArray, Landscape, Rule
+from benchmarks.suggestions.sweeps import suggestions_from_curve
+from benchmarks.suggestions.train import STEPS
+
+ROOT = Path(__file__).resolve().parents[2]
+# In a folder of its own: benchmarks.report takes every file beside it for timings.
+RESULTS = ROOT / "benchmarks" / "results" / "suggestions"
+
+HEAD = f"""# How well suggested learning rates train
+
+Every task is trained for {STEPS} steps with the one-cycle policy at 27 peak rates with 3 seeds, and
+its rate is then read off 10 range tests by every rule. The regret of a rate is how much higher the
+validation loss gets than at the best rate of the grid, as a fraction of the latter. It is at most
+{regret.CAP:g}, and a rule that declines is charged the regret of the worst rate. Losses above the
+untrained model's count as that. The share is the part of the gain from untrained to best that is
+lost. lrfast's rules are those of `lrfast.suggest`; the others are formulas of what their libraries
+do, on the same raw losses. Loss and accuracy are means over the seeds at the best rate, and the
+spread is the standard deviation of the loss there.
+"""
+
+
+def rules() -> dict[str, Rule]:
+    """Returns lrfast's rules and then the peers', by name."""
+    ours = {name: partial(_ours, name) for name in lrfast.suggest.names()}
+    return {**ours, **peers.RULES}
+
+
+def _ours(name: str, lrs: FloatArray, losses: FloatArray) -> float | None:
+    return suggestions_from_curve(lrs, losses)[name]
+
+
+def summarise(landscapes: Sequence[Landscape]) -> dict[str, Any]:
+    """Returns what a result file holds."""
+    commit = _git("rev-parse", "HEAD")
+    tasks = {landscape.task.name: _facts(landscape) for landscape in landscapes}
+    for name, rule in rules().items():
+        suggested = regret.suggested(landscapes, rule)
+        for landscape, rates in zip(landscapes, suggested, strict=True):
+            tasks[landscape.task.name]["rules"][name] = _verdict(landscape, rates)
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit,
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": f"{platform.machine()}, {_processor()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "steps": STEPS,
+        "cap": regret.CAP,
+        "tasks": tasks,
+    }
+
+
+def _facts(landscape: Landscape) -> dict[str, Any]:
+    task = landscape.task
+    best = int(landscape.means.argmin())
+    accuracy = float(landscape.accuracy[best])
+    return {
+        "kind": task.kind,
+        "optimizer": task.optimizer.__name__,
+        "options": dict(task.options),
+        "batch_size": task.batch_size,
+        "tags": list(task.tags),
+        "untrained": float(landscape.untrained.mean()),
+        "best_rate": landscape.best_rate,
+        "best_accuracy": None if math.isnan(accuracy) else accuracy,
+        "rates": landscape.rates.tolist(),
+        "valid_losses": landscape.means.tolist(),
+        "valid_spread": landscape.valid.std(1, ddof=1).tolist(),
+        "train_losses": landscape.train.mean(1).tolist(),
+        "rules": {},
+    }
+
+
+def _verdict(landscape: Landscape, rates: Sequence[float | None]) -> dict[str, Any]:
+    return {
+        "regret": float(np.mean([landscape.regret(rate) for rate in rates])),
+        "share": float(np.mean([landscape.share(rate) for rate in rates])),
+        "rates": list(rates),
+    }
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    """Writes a result file, one per day and commit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result['date']}-{result['commit'][:10]}.json"
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Returns a result file's tables."""
+    dirty = ", with uncommitted changes" if result["dirty"] else ""
+    names = _rule_names(result)
+    sweeps = sum(len(task["rules"][names[0]]["rates"]) for task in result["tasks"].values())
+    columns = ["rule", "mean", "from scratch", "fine-tuning", "median", "worst", "worst task"]
+    columns += ["share", "declined"]
+    rows = sorted((_rule_row(result, name) for name in names), key=lambda row: float(row[1]))
+    return "\n".join(
+        [
+            HEAD,
+            f"{result['machine']}; torch {result['torch']}, Python {result['python']}; commit "
+            f"{result['commit'][:10]}{dirty}; {result['date']}.",
+            "",
+            f"## Regret over {len(result['tasks'])} tasks, {sweeps} range tests",
+            "",
+            *_table(columns, rows),
+            "",
+            "## Mean regret per task",
+            "",
+            *_table(["task", *names], _task_rows(result, names)),
+            "",
+            "## The tasks",
+            "",
+            *_table(
+                ["task", "optimizer", "batch", "untrained", "best", "spread", "at", "accuracy"],
+                [_fact_row(name, task) for name, task in result["tasks"].items()],
+            ),
+            "",
+        ]
+    )
+
+
+def _rule_names(result: dict[str, Any]) -> list[str]:
+    return list(next(iter(result["tasks"].values()))["rules"])
+
+
+def _rule_row(result: dict[str, Any], name: str) -> list[str]:
+    regrets = {task: entry["rules"][name]["regret"] for task, entry in result["tasks"].items()}
+    worst = max(regrets, key=lambda task: regrets[task])
+    of_kind = [
+        np.mean([regrets[task] for task, entry in result["tasks"].items() if entry["kind"] == kind])
+        for kind in ("scratch", "fine-tune")
+    ]
+    verdicts = [entry["rules"][name] for entry in result["tasks"].values()]
+    declined = sum(rate is None for verdict in verdicts for rate in verdict["rates"])
+    share = np.mean([verdict["share"] for verdict in verdicts])
+    values = [np.mean(list(regrets.values())), *of_kind, np.median(list(regrets.values()))]
+    cells = [f"{value:.3f}" for value in (*values, regrets[worst])]
+    return [name, *cells, worst, f"{share:.3f}", str(declined)]
+
+
+def _task_rows(result: dict[str, Any], names: list[str]) -> list[list[str]]:
+    return [
+        [task, *(f"{entry['rules'][name]['regret']:.2f}" for name in names)]
+        for task, entry in result["tasks"].items()
+    ]
+
+
+def _fact_row(name: str, task: dict[str, Any]) -> list[str]:
+    best = int(np.argmin(task["valid_losses"]))
+    accuracy = task["best_accuracy"]
+    return [
+        name,
+        task["optimizer"],
+        str(task["batch_size"]),
+        f"{task['untrained']:.3f}",
+        f"{task['valid_losses'][best]:.3f}",
+        f"{task['valid_spread'][best]:.3f}",
+        f"{task['best_rate']:.1e}",
+        "" if accuracy is None else f"{accuracy:.3f}",
+    ]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    """The processor's name as Linux has it; platform knows it elsewhere only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

@@ -1,0 +1,124 @@
+"""Range tests of the tasks, and what the rules say of a stored curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import lrfast
+from benchmarks.suggestions import train
+from benchmarks.suggestions.store import Record, Store
+from benchmarks.suggestions.tasks import TASKS, Task
+from lrfast.range_test._analysis import suggest_all
+
+FloatArray = NDArray[np.float64]
+
+GRID = tuple(10 ** (quarter / 4) for quarter in range(-22, 5))
+GRID_SEEDS = range(3)
+SWEEP_SEEDS = range(10)
+NUM_ITER = 100
+
+Runs = dict[tuple[float, int], Record]  # by rate and seed
+
+
+def measure(name: str, folder: Path, parts: Collection[str]) -> None:
+    """Fills one task's "grid" and "sweeps", on one thread; runs in a process of its own."""
+    torch.set_num_threads(1)
+    task = next(task for task in TASKS if task.name == name)
+    store = Store(folder)
+    if "sweeps" in parts:
+        fill_sweeps(task, store)
+    if "grid" in parts:
+        fill_grid(task, store)
+
+
+def fill_grid(task: Task, store: Store) -> None:
+    """Trains at every rate with every seed, as far as the store lacks it.
+
+    Rates above two at which every run ended with an infinite loss are left out.
+    """
+    measured = {run["seed"] for run in store.records(task, "start")}
+    for seed in GRID_SEEDS:
+        if seed not in measured:
+            result = train.judge(task.make(seed))
+            store.add(task, {"kind": "start", "seed": seed} | asdict(result))
+    runs: Runs = {(run["rate"], run["seed"]): run for run in store.records(task, "run")}
+    for rate in GRID:
+        for seed in GRID_SEEDS:
+            if (rate, seed) not in runs:
+                runs[rate, seed] = _run(task, seed, rate)
+                store.add(task, runs[rate, seed])
+        if is_complete(runs):
+            return
+
+
+def is_complete(runs: Runs) -> bool:
+    """Whether all rates have their runs, or all up to two that end with infinite losses alone."""
+    failures = 0
+    for rate in GRID:
+        losses = [runs[rate, seed]["valid_loss"] for seed in GRID_SEEDS if (rate, seed) in runs]
+        if len(losses) < len(GRID_SEEDS):
+            return False
+        failures = failures + 1 if min(losses) == math.inf else 0
+        if failures == 2:
+            break
+    return True
+
+
+def _run(task: Task, seed: int, rate: float) -> Record:
+    problem = task.make(seed)
+    torch.manual_seed(seed)
+    result = train.run(problem, task.make_optimizer, task.batch_size, seed, rate)
+    return {"kind": "run", "seed": seed, "rate": rate, "steps": train.STEPS} | asdict(result)
+
+
+def fill_sweeps(task: Task, store: Store) -> None:
+    """Runs the range tests that the store lacks."""
+    present = {sweep["seed"] for sweep in store.records(task, "sweep")}
+    for seed in SWEEP_SEEDS:
+        if seed not in present:
+            store.add(task, _sweep(task, seed))
+
+
+def _sweep(task: Task, seed: int) -> Record:
+    problem = task.make(seed)
+    torch.manual_seed(seed)
+    result = lrfast.lr_find(
+        problem.model,
+        task.make_optimizer(problem.model.parameters(), 1.0),
+        train.batches(problem.train, task.batch_size, seed),
+        problem.loss_fn,
+        start_lr=1e-7,
+        end_lr=10,
+        num_iter=NUM_ITER,
+        progress=False,
+    )
+    return {
+        "kind": "sweep",
+        "seed": seed,
+        "outcome": result.outcome,
+        "lrs": result.lrs.tolist(),
+        "losses": result.losses.tolist(),
+        "smoothed": result.smoothed.tolist(),
+        "suggestions": {name: found.lr for name, found in result.suggestions.items()},
+    }
+
+
+def suggestions_from_curve(lrs: FloatArray, losses: FloatArray) -> dict[str, float | None]:
+    """Returns the rate that each rule of lrfast reads off a raw curve, as `lrfast.lr_find` does.
+
+    Args:
+        lrs: Rates up to where the sweep of `NUM_ITER` points ended, [points].
+        losses: Raw losses, [points].
+    """
+    curve = lrfast.LossCurve(len(losses))
+    for loss in losses:
+        curve.record(torch.tensor(loss))
+    found = suggest_all(lrs, losses, curve.smoothed().numpy(), NUM_ITER)
+    return {name: suggestion.lr for name, suggestion in found.items()}
