@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import timing
+from benchmarks import finder_loops, timing
 from benchmarks.implementations import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +56,15 @@ memory as the step's tensors occupy, each at 12 bytes per element, in the same r
 a = b + s c, whose stores also cost a read that is not counted, and a = a + s c, which writes what
 it has read, as optimizers do. The shares are of either one's bandwidth.
 
+**Range test.** Median seconds of a whole call with {finder_loops.STEPS} steps: snapshot, sweep,
+restore, and in lrfast also the smoothing and every rule's suggestion, against the bare loop: as
+many steps of `zero_grad`, forward, loss, backward and `step` with torch.optim's default
+implementation, between a copy of the state dicts of model and optimizer and their loading. `cnn`
+has three convolutions over batches of 64 x 3 x 32 x 32, `mlp` three linear layers over batches of
+8, next to which the loop's own cost shows. All find the same losses, of which the peers keep theirs
+without smoothing; sweeps take turns. Quartiles are in parentheses. Each ratio is to the bare loop:
+below 1 where a range test is faster.
+
 Made by `make bench` and `python -m benchmarks.report` from the files in benchmarks/results/.
 """
 
@@ -86,19 +95,22 @@ def section(result: dict[str, Any]) -> str:
     times = ["step", "parameters", "groups", "order", *names]
     rates = ["step", "parameters", "groups", "order", "lrfast", *TRIADS]
     rates += [f"of the {triad}" for triad in TRIADS] + ["floor"]
-    with_bytes = [row for row in result["rows"] if row["bytes"]]
+    steps = [row for row in result["rows"] if "turns_us" in row]
+    with_bytes = [row for row in steps if row["bytes"]]
+    sweeps = [row for row in result["rows"] if "sweeps_us" in row]
     lines = [
         f"## {result['device']}, {result['date']}",
         "",
         f"{result['machine']}; {result['threads']} threads; torch {result['torch']}, Python "
         f"{result['python']}; commit {result['commit'][:10]}{dirty}.",
-        "",
-        *_table(times, [_times(row, way) for row in result["rows"] for way in WAYS]),
-        "",
-        "Bandwidth in GB/s:",
-        "",
-        *_table(rates, [_bandwidths(row, way) for row in with_bytes for way in WAYS]),
     ]
+    if steps:
+        lines += ["", *_table(times, [_times(row, way) for row in steps for way in WAYS])]
+    if with_bytes:
+        lines += ["", "Bandwidth in GB/s:", ""]
+        lines += _table(rates, [_bandwidths(row, way) for row in with_bytes for way in WAYS])
+    if sweeps:
+        lines += ["", *_sweep_table(sweeps)]
     return "\n".join(lines) + "\n"
 
 
@@ -129,6 +141,26 @@ def _bandwidths(row: dict[str, Any], way: str) -> list[str]:
     shares = [f"{rates['lrfast'] / rates[triad]:.0%}" for triad in TRIADS]
     floor = "" if row["share_floor"] is None else f"{row['share_floor']:.0%}"
     return [*_title(row, way), *(f"{rate:.1f}" for rate in rates.values()), *shares, floor]
+
+
+def _sweep_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Seconds of each way of sweeping, then its ratio to the bare loop, with the quartiles."""
+    header = ["range test", "optimizer", "steps", "", *finder_loops.NAMES]
+    lines = []
+    for row in rows:
+        bare = row["sweeps_us"][finder_loops.BARE][1]
+        title = [row["model"], row["optimizer"], str(row["steps"])]
+        seconds, ratios = [*title, "seconds"], [*title, "ratio"]
+        for name in finder_loops.NAMES:
+            low, median, high = row["sweeps_us"].get(name, (None, None, None))
+            if median is None:
+                seconds.append("")
+                ratios.append("")
+            else:
+                seconds.append(f"{median / 1e6:.3f} ({low / 1e6:.3f} to {high / 1e6:.3f})")
+                ratios.append(f"{median / bare:.2f}")
+        lines += [seconds, ratios]
+    return _table(header, lines)
 
 
 def render() -> str:
