@@ -35,6 +35,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lrfast._copies import Copies, bytes_of, owned, tensors_in
+
 
 @runtime_checkable
 class Engine(Protocol):
@@ -62,21 +64,6 @@ class Stateful(Protocol):
         ...
 
 
-def _owned(tensor: Tensor) -> Tensor:
-    """The part of `tensor` with memory of its own: copy_ refuses to write expanded dimensions."""
-    if tensor.layout is torch.strided:
-        for dim, stride in enumerate(tensor.stride()):
-            if stride == 0 and tensor.shape[dim] > 1:
-                tensor = tensor.narrow(dim, 0, 1)
-    return tensor
-
-
-def _nbytes(tensor: Tensor) -> int:
-    if tensor.layout is torch.sparse_coo:
-        return tensor._indices().nbytes + tensor._values().nbytes
-    return tensor.nbytes
-
-
 def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, int]:
     """Return how much a snapshot of the two would take now, in bytes per device.
 
@@ -95,84 +82,11 @@ def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, i
     listed = (p for group in optimizer.param_groups for p in group["params"])
     parameters = list(dict.fromkeys(chain(model.parameters(), listed)))
     grads = (p.grad for p in parameters if p.grad is not None)
-    states = _tensors_in(list(optimizer.state.values()))
+    states = tensors_in(list(optimizer.state.values()))
     needed: dict[torch.device, int] = {}
     for tensor in dict.fromkeys(chain(parameters, model.buffers(), grads, states)):
-        needed[tensor.device] = needed.get(tensor.device, 0) + _nbytes(_owned(tensor))
+        needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(owned(tensor))
     return needed
-
-
-def _tensors_in(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
-
-
-class _Copies:
-    """Copies of nested containers, their tensors and generators, each object once.
-
-    A container's copy is shallow: what it held is the same object afterwards, and is itself put
-    back by its own entry. So sharing, cycles and identities need no further care. The first of
-    each pair is the original, held so that its id stays taken.
-    """
-
-    def __init__(self, on_host: bool) -> None:
-        self._on_host = on_host
-        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
-        self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
-        self._dicts: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
-        self._lists: dict[int, tuple[list[Any], list[Any]]] = {}
-
-    def keep(self, value: object) -> None:
-        """Copies `value` and everything in it; values of other types are ignored."""
-        key = id(value)
-        if isinstance(value, Tensor):
-            if key not in self._tensors:
-                self._tensors[key] = (value, self._copy(_owned(value)))
-        elif isinstance(value, torch.Generator):
-            self._generators[key] = (value, value.get_state())
-        elif isinstance(value, dict):
-            if key not in self._dicts:
-                self._dicts[key] = (value, dict(value))
-                for item in value.values():
-                    self.keep(item)
-        elif isinstance(value, list):
-            if key not in self._lists:
-                self._lists[key] = (value, value[:])
-                for item in value:
-                    self.keep(item)
-        elif isinstance(value, tuple):
-            for item in value:
-                self.keep(item)
-
-    def _copy(self, tensor: Tensor) -> Tensor:
-        if not self._on_host or tensor.device.type == "cpu":
-            return tensor.clone()
-        # Pinned, so that neither direction waits: the copies queue behind what uses the tensor.
-        copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        return copy.copy_(tensor, non_blocking=True)
-
-    def put_back(self) -> None:
-        for table, entries in self._dicts.values():
-            # Never empty in between, lest a second Ctrl-C leave a module without parameters.
-            for key in table.keys() - entries.keys():
-                del table[key]
-            table.update(entries)
-        for sequence, items in self._lists.values():
-            sequence[:] = items
-        for tensor, values in self._tensors.values():
-            _owned(tensor).copy_(values, non_blocking=True)
-        for generator, state in self._generators.values():
-            generator.set_state(state)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(_nbytes(values) for _, values in self._tensors.values())
 
 
 @dataclass(frozen=True)
@@ -243,7 +157,7 @@ class Snapshot:
         on_host: bool = False,
     ) -> None:
         _check(model, optimizer, others, loaders)
-        self._copies = _Copies(on_host)
+        self._copies = Copies(on_host)
         self._engine = optimizer if isinstance(optimizer, Engine) else None
         with torch.no_grad():
             self._take_model(model)
@@ -352,8 +266,8 @@ class Snapshot:
             >>> Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1)).nbytes
             12
         """
-        elsewhere = _tensors_in([state for _, state in self._others] + [self._engine_state])
-        return self._copies.nbytes + sum(map(_nbytes, elsewhere))
+        elsewhere = tensors_in([state for _, state in self._others] + [self._engine_state])
+        return self._copies.nbytes + sum(map(bytes_of, elsewhere))
 
 
 @contextmanager

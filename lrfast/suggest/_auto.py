@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lrfast.suggest._arrays import FloatArray, finite_part, validated
-from lrfast.suggest._shape import Shape, lost_in_noise, read_shape
+from lrfast.suggest._shape import FEWEST_POINTS, Shape, lost_in_noise, read_shape
 from lrfast.suggest._suggestion import Suggestion, declined
 
 # Fitted on the tasks of benchmarks/suggestions, where their exact values matter little.
@@ -49,8 +49,7 @@ def auto(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     rates, curve = validated(lrs, losses)
     shape = read_shape(lrs, losses)
     if isinstance(shape, str):
-        other = _other_range(rates, curve) if "never falls" in shape else None
-        return declined("auto", shape, other)
+        return declined("auto", shape, _other_range(rates, curve))
     same = (float(rates[0]), float(rates[-1]))
     doubt = lost_in_noise(shape)
     if doubt and not shape.diverges:
@@ -72,13 +71,20 @@ def auto(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     return Suggestion(lr, "auto", reason, shape.confidence, shape.nearest(lr))
 
 
-def _other_range(rates: FloatArray, losses: FloatArray) -> tuple[float, float]:
-    """Where to look for a fall: below the range of a loss that rises, else above it."""
+def _other_range(rates: FloatArray, losses: FloatArray) -> tuple[float, float] | None:
+    """Where to look for a fall: below the range of a loss that rises, else above it.
+
+    The same range, to be swept with more points, where there are too few to tell.
+    """
+    if len(rates) < 2:
+        return None
     first, last = float(rates[0]), float(rates[-1])
     _, curve = finite_part(rates, losses)
     half = len(curve) // 2
     rises = len(curve) < len(losses) or np.median(curve[half:]) > np.median(curve[:half])
-    return (first / _WIDER, last) if rises else (first, last * _WIDER)
+    if rises:
+        return first / _WIDER, last
+    return (first, last) if len(curve) < FEWEST_POINTS else (first, last * _WIDER)
 
 
 def _between(shape: Shape, down: int, up: int) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from lrfast.suggest._arrays import MEDIAN_ABS_DIFFERENCE, FloatArray, finite_part
 
 _MOST_POINTS: Final = 400  # longer curves are read as means over as many blocks
-_FEWEST_POINTS: Final = 10
+FEWEST_POINTS: Final = 10
 
 # A fall is one if its mean level differs from that of the start by so many standard errors. Of
 # 10,000 curves of pure noise, whose lowest stretch is chosen with hindsight, 1 % reach it.
@@ -109,8 +109,8 @@ def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     """Return the shape of a raw curve, or why it has none."""
     rates, curve = finite_part(lrs, losses)
     ends_broken = len(curve) < np.size(lrs)
-    if len(curve) < _FEWEST_POINTS:
-        return f"too few points: {len(curve)} with a finite loss, and it takes {_FEWEST_POINTS}"
+    if len(curve) < FEWEST_POINTS:
+        return f"too few points: {len(curve)} with a finite loss, and it takes {FEWEST_POINTS}"
     given = np.log(rates)
     log_rates, curve = _blocks(given), _blocks(np.clip(curve, -_HUGEST, _HUGEST))
     quarter = max(len(curve) // 4, 5)
