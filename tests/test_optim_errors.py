@@ -289,9 +289,11 @@ CURVE_ERRORS = (
         ValueError,
         "curve's device cpu",
     ),
-    ErrorCase("method", lambda: LossCurve(1).smoothed("mean"), ValueError, "'sma', got 'mean'"),  # type: ignore[arg-type]
+    ErrorCase("method", lambda: LossCurve(1).smoothed("mean"), ValueError, "'none', got 'mean'"),  # type: ignore[arg-type]
     ErrorCase("window", lambda: LossCurve(1).smoothed("sma", window=4), ValueError, "odd.*got 4"),
-    ErrorCase("mix", lambda: LossCurve(1).smoothed(window=3), ValueError, "'ema' takes beta"),
+    ErrorCase(
+        "mix", lambda: LossCurve(1).smoothed(window=3), ValueError, "'ema', which takes beta"
+    ),
     ErrorCase("mix 2", lambda: LossCurve(1).smoothed("sma", beta=0.1), ValueError, "takes window"),
     ErrorCase("ema", lambda: LossCurve(1).smoothed(beta=-0.1), ValueError, "got -0.1"),
     ErrorCase(
