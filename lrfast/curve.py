@@ -61,9 +61,9 @@ class LossCurve:
             and ``noise`` the standard deviation of one loss, as of the loss before. For losses well
             above zero that is the usual ``stop * best``. With a best of 0 or less nothing diverges
             within ten losses, nor where all losses were equal so far. None: never.
-        rates: Rates planned for each loss, [capacity] or [capacity, width], copied once. Then
-            :meth:`record` takes no rate, and row k belongs to the k-th recorded loss. None: rates
-            come with the losses.
+        grace: Losses at the start that are not judged.
+        rates: Rates planned for each loss, [capacity] or [capacity, width]: row k is that of the
+            k-th recorded loss. None: rates come with the losses.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -89,18 +89,23 @@ class LossCurve:
         width: int = 1,
         beta: float = 0.98,
         stop: float | None = None,
+        grace: int = 0,
         rates: Tensor | npt.ArrayLike | None = None,
     ) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity must be 1 or more, got {capacity}")
-        if width < 1:
-            raise ValueError(f"width must be 1 or more, got {width}")
+        for name, value, least in (
+            ("capacity", capacity, 1),
+            ("width", width, 1),
+            ("grace", grace, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be {least} or more, got {value}")
         _check_beta(beta)
         if stop is not None and not (math.isfinite(stop) and stop > 1):
             raise ValueError(f"stop must be above 1, or None, got {stop}")
         self.capacity = capacity
         self.beta = beta
         self.stop = stop
+        self.grace = grace
         self._losses = torch.full((capacity,), math.nan, dtype=torch.float64, device=device)
         self._planned = rates is not None
         self._rates = _rate_rows(rates, capacity, width, device)
@@ -141,15 +146,9 @@ class LossCurve:
             raise TypeError(f"skip must be a scalar tensor, got {type(skip).__name__}")
         if skip is None and not self._may_skip and self._recorded >= self.capacity:
             raise IndexError(f"the curve is full: its capacity is {self.capacity} losses")
+        rule = (self.beta, self.stop or 0.0, self.grace)
         extension().record_loss(
-            self._state,
-            self._losses,
-            self._rates,
-            loss.detach(),
-            self._row(lr),
-            skip,
-            self.beta,
-            self.stop or 0.0,
+            self._state, self._losses, self._rates, loss.detach(), self._row(lr), skip, *rule
         )
         self._may_skip = self._may_skip or skip is not None
         self._recorded += 1

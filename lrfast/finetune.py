@@ -26,6 +26,7 @@ from lrfast._batches import (
     LossFunction,
     check_loss,
     device_of,
+    evaluating,
     length_of,
     split_pair,
     to_device,
@@ -231,23 +232,17 @@ class FineTuner:
         """
         if self.valid is None:
             raise ValueError("valid must be given to the FineTuner to validate, got None")
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
         device = device_of(self.model)
         sums = torch.zeros(1 + len(self.metrics), dtype=torch.float64, device=device)
         examples = 0
-        try:
-            with torch.no_grad():
-                for batch in self.valid:
-                    inputs, targets = split_pair(to_device(batch, device))
-                    outputs = self.model(inputs)
-                    values = [self.loss_fn(outputs, targets)]
-                    values += [metric(outputs, targets) for metric in self.metrics.values()]
-                    sums += len(targets) * torch.stack([value.double() for value in values])
-                    examples += len(targets)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluating(self.model), torch.no_grad():
+            for batch in self.valid:
+                inputs, targets = split_pair(to_device(batch, device))
+                outputs = self.model(inputs)
+                values = [self.loss_fn(outputs, targets)]
+                values += [metric(outputs, targets) for metric in self.metrics.values()]
+                sums += len(targets) * torch.stack([value.double() for value in values])
+                examples += len(targets)
         if examples == 0:
             raise ValueError("valid must yield at least one batch, got none")
         means = (sums / examples).cpu().numpy()

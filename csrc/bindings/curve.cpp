@@ -62,7 +62,8 @@ at::Tensor evaluate(const Points& points, const at::Tensor& values) {
 
 void record_loss(const at::Tensor& state, const at::Tensor& losses, const at::Tensor& rates,
                  const at::Tensor& loss, const std::optional<at::Tensor>& rate,
-                 const std::optional<at::Tensor>& skip, double beta, double stop) {
+                 const std::optional<at::Tensor>& skip, double beta, double stop,
+                 int64_t grace) {
   const at::Device device = state.device();
   check_array(state, "state");
   check_array(losses, "losses");
@@ -83,7 +84,8 @@ void record_loss(const at::Tensor& state, const at::Tensor& losses, const at::Te
                         losses.numel(),
                         rates.size(1),
                         beta,
-                        stop};
+                        stop,
+                        grace};
   if (device.is_cuda()) {
     cuda_calls::record(curve, value, now, skipped, device);
   } else {

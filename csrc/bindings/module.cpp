@@ -23,7 +23,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("evaluate_schedule", &evaluate_schedule, arg("schedule"), arg("steps"));
 
   m.def("record_loss", &record_loss, arg("state"), arg("losses"), arg("rates"), arg("loss"),
-        arg("lr"), arg("skip"), arg("beta"), arg("stop"));
+        arg("lr"), arg("skip"), arg("beta"), arg("stop"), arg("grace"));
   m.def("smooth_ema", &smooth_ema, arg("values"), arg("beta"));
   m.def("moving_average", &moving_average, arg("values"), arg("window"));
   m.def("running_median", &running_median, arg("values"), arg("window"));

@@ -74,7 +74,8 @@ struct CurveRows {
   int64_t capacity;
   int64_t width;
   double beta;
-  double stop;  // see has_diverged; 0: never
+  double stop;    // see has_diverged; 0: never
+  int64_t grace;  // losses at the start that are followed, but not judged
 };
 
 // Whether the EMA has risen too far above its best. The rise is measured in the largest of
@@ -82,16 +83,14 @@ struct CurveRows {
 //   drop / 10  a tenth of how far the EMA has fallen: a loss near zero or below it has no ratio to
 //              its best, and a loss that is shifted down must stop about where it did;
 //   noise      so that the scatter of single losses is no divergence.
-// The first losses are not judged, for a few of them do not tell the noise: of a model that already
-// fits its data, losses of 1e-5 and 1e-4 are no divergence. A best of 0 or less, whose verdict
-// hangs on the noise alone, is judged from the eleventh loss on, any other from the sixth: of runs
-// of pure noise about 0, one in ten would otherwise stop at once. And where all losses were equal
-// up to rounding, one that differs has nothing to be measured in: a loss that was always 0 may rise
-// once, and is judged from then on by the noise that this makes.
+// A best of 0 or less is judged from the eleventh loss on, as its verdict hangs on the noise, which
+// a few losses do not tell: of runs of pure noise, one in ten would stop at once. And where all
+// losses were equal up to rounding, one that differs has nothing to be measured in: a loss that was
+// always 0 may rise once, and is judged from then on by the noise that this makes.
 LRFAST_HD bool has_diverged(const CurveState& s, double smoothed, double stop) {
-  const double losses_that_tell_noise = s.best > 0.0 ? 5.0 : 10.0;
+  constexpr double kLossesThatTellNoise = 10.0;
   constexpr double kRounding = 1e-12;  // relative, and far above that of an EMA of equal losses
-  if (s.count < losses_that_tell_noise) return false;
+  if (s.best <= 0.0 && s.count < kLossesThatTellNoise) return false;
   const double drop = s.first - s.best;
   const double unit = std::fmax(s.best, std::fmax(drop / 10.0, s.noise));
   return unit > kRounding * std::fabs(s.best) && smoothed - s.best > (stop - 1.0) * unit;
@@ -141,7 +140,7 @@ LRFAST_HD void record(const CurveRows& curve, double loss, const double* rates, 
   double flag = kRunning;
   if (!is_finite) {
     flag = kNonFinite;
-  } else if (follow(s, loss, curve.beta, curve.stop)) {
+  } else if (follow(s, loss, curve.beta, curve.stop) && index >= curve.grace) {
     flag = kDiverged;
   }
   if (s.flag == kRunning && flag != kRunning) {

@@ -14,6 +14,10 @@ from lrfast.curve import LossCurve
 from lrfast.range_test._sweep import Sweep
 from lrfast.range_test._training import Training
 
+# Points that are not judged: two losses do not tell how noisy they are, and those of a model that
+# fits its data already, 1e-5 and then 1e-4, are no divergence.
+_GRACE = 5
+
 # Steps per point at most where a scaler skips some. One that begins at 2**16 and halves at each
 # overflow reaches 1 within 16 steps.
 _MAX_STEPS_PER_POINT = 4
@@ -57,6 +61,7 @@ class Loop:
             device,
             beta=beta,
             stop=stop,
+            grace=_GRACE,
             rates=None if training.step_fn else upload(planned, device),
         )
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrfast import schedules
-from lrfast._batches import device_of
+from lrfast._batches import device_of, evaluating
 from lrfast._drive import Driver, drive
 from lrfast._scheduled import set_rate
 from lrfast.curve import LossCurve
 from lrfast.range_test._race_result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
-from lrfast.range_test._training import Training, evaluating
+from lrfast.range_test._training import Training
 from lrfast.snapshot import Snapshot
 from lrfast.suggest import Suggestion
 

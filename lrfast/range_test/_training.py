@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -18,6 +17,7 @@ from lrfast._batches import (
     check_loss,
     cycled,
     device_of,
+    evaluating,
     size_of,
     to_device,
     windows,
@@ -134,15 +134,3 @@ class Training:
         if rows == 0:
             raise ValueError("valid must yield at least one batch, got none")
         return self.ranks.mean(total / rows)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keep the model in evaluation mode for a while."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
