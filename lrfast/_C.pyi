@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-_Segment = tuple[int, float, float, float, float, str]
-_Schedule = tuple[Sequence[Sequence[_Segment]], Sequence[_Segment] | None]
+_Segment = tuple[int, float, float, float, float, str, float, Sequence[float]]
+_Table = tuple[int, int, float, float, float, Sequence[_Segment]]
+_Track = Sequence[_Table]
+_Schedule = tuple[Sequence[_Track], _Track | None, _Track | None]
 
 torch_version: str
 has_cuda: bool
@@ -17,7 +19,9 @@ curve_state_size: int
 
 def evaluate_schedule(
     schedule: _Schedule, steps: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]: ...
+) -> tuple[
+    npt.NDArray[np.float64], npt.NDArray[np.float64] | None, npt.NDArray[np.float64] | None
+]: ...
 def record_loss(
     state: Tensor,
     losses: Tensor,

@@ -247,16 +247,29 @@ SCHEDULE_ERRORS = (
     ErrorCase(
         "shape",
         lambda: Schedule.from_dict(
-            schedules.cosine(5).to_dict() | {"rate_tables": [[[0, 0.0, 5, 1.0, 0.0, "sine"]]]}
+            schedules.cosine(5).to_dict()
+            | {"rate": [[(0, 0, 1.0, 1.0, 0.0, [(0, 0.0, 5, 1.0, 0.0, "sine", 1.0, ())])]]}
         ).at(0),
         ValueError,
-        "shape must be constant, linear.*'sine'",
+        "shape must be one of constant, linear.*'sine'",
     ),
     ErrorCase(
-        "no rows",
+        "no tables",
         lambda: Schedule("none", 3, ((),)).at(0),
         ValueError,
-        "needs one segment at least, got 0",
+        "track needs one table at least, got 0",
+    ),
+    ErrorCase(
+        "no segments",
+        lambda: Schedule("none", 3, ((schedules.Table(()),),)).at(0),
+        ValueError,
+        "table needs one segment at least, got 0",
+    ),
+    ErrorCase(
+        "no tuples",
+        lambda: Schedule.from_dict(schedules.cosine(5).to_dict() | {"rate": [[1.0]]}),
+        ValueError,
+        "to_dict returned, got tables that are none",
     ),
 )
 

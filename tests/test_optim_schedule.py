@@ -109,7 +109,7 @@ def test_adamw_uses_rate_and_beta1(schedule: Schedule, before: int, device: torc
         options = dict(ADAMW.options)
         if step == 0:
             optimizer.set_schedule(schedule)
-            if schedule.momentum_table is not None:
+            if schedule.momentum_track is not None:
                 state["beta1_product"] = options["betas"][0] ** before
         if step >= 0:
             momentum = schedule.momentum([step])
@@ -120,7 +120,7 @@ def test_adamw_uses_rate_and_beta1(schedule: Schedule, before: int, device: torc
         step_with((optimizer,), [grad])
         ours, state = ADAMW.rule(ours, grad.cpu().numpy(), state, **options)
         np.testing.assert_allclose(param.detach().cpu().numpy(), ours, rtol=1e-11, atol=1e-12)
-    if schedule.momentum_table is not None:
+    if schedule.momentum_track is not None:
         product = optimizer.state[param]["beta1_product"].item()
         assert product == pytest.approx(state["beta1_product"], rel=1e-12)
 

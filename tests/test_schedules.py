@@ -212,7 +212,7 @@ some_schedules = st.one_of(
 chains = st.recursive(
     some_schedules, lambda s: st.builds(lambda a, b: a.then(b), s, s), max_leaves=4
 )
-products = st.builds(lambda a, b: a * b, chains, chains.filter(lambda s: s.momentum_table is None))
+products = st.builds(lambda a, b: a * b, chains, chains.filter(lambda s: s.momentum_track is None))
 any_schedules = st.one_of(chains, products)
 STEPS = range(260)
 
@@ -263,7 +263,7 @@ def test_then_holds_a_momentum_that_only_one_sets(first: Schedule, second: Sched
 
 
 @settings(max_examples=60)
-@given(chains, chains.filter(lambda s: s.momentum_table is None))
+@given(chains, chains.filter(lambda s: s.momentum_track is None))
 def test_a_product_is_the_product(first: Schedule, second: Schedule) -> None:
     both = first * second
     assert both.total_steps == max(first.total_steps, second.total_steps)

@@ -62,8 +62,7 @@ at::Tensor evaluate(const Points& points, const at::Tensor& values) {
 
 void record_loss(const at::Tensor& state, const at::Tensor& losses, const at::Tensor& rates,
                  const at::Tensor& loss, const std::optional<at::Tensor>& rate,
-                 const std::optional<at::Tensor>& skip, double beta, double stop,
-                 int64_t grace) {
+                 const std::optional<at::Tensor>& skip, double beta, double stop, int64_t grace) {
   const at::Device device = state.device();
   check_array(state, "state");
   check_array(losses, "losses");

@@ -12,8 +12,7 @@ namespace lrfast::bindings {
 // row as planned.
 void record_loss(const at::Tensor& state, const at::Tensor& losses, const at::Tensor& rates,
                  const at::Tensor& loss, const std::optional<at::Tensor>& rate,
-                 const std::optional<at::Tensor>& skip, double beta, double stop,
-                 int64_t grace);
+                 const std::optional<at::Tensor>& skip, double beta, double stop, int64_t grace);
 
 // values, x: [count] float64 -> [count] float64 on the same device.
 at::Tensor smooth_ema(const at::Tensor& values, double beta);

@@ -127,6 +127,8 @@ void Engine::rebuild(const py::list& param_groups) {
     begin_group(held_groups.size(), plan);
     plan.rates = at::zeros({static_cast<int64_t>(held_groups.size())},
                            at::TensorOptions().dtype(at::kDouble).device(plan.device));
+    plan.values = at::empty({static_cast<int64_t>(held_groups.size() * sizeof(ScheduleValues))},
+                            at::TensorOptions().dtype(at::kByte).device(plan.device));
   }
   slots_ = std::move(slots);
   plans_ = std::move(plans);

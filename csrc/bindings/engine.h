@@ -39,6 +39,8 @@ struct DevicePlan {
   DeviceArray<int64_t> group_chunks;  // [groups + 1]
   at::Tensor clock;                   // [3] int64: a Clock
   at::Tensor rates;                   // [groups] float64: the rates that the last step used
+  at::Tensor values;                  // [groups] ScheduleValues at the coming step; on a GPU
+  bool has_values = false;            // whether a step has left them there
   at::Tensor chunk_squares;           // [chunks] float64; undefined while no norm is wanted
   at::Tensor norms;                   // [groups + 2] float64, likewise
   at::Tensor chunk_changes;           // [chunks, 2] float64; undefined without telemetry

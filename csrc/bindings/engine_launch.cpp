@@ -68,6 +68,8 @@ StepTables Engine::tables_of(DevicePlan& plan) {
   tables.chunks = plan.chunks.on(plan.device);
   tables.group_chunks = plan.group_chunks.on(plan.device);
   tables.schedules = schedules_.on(plan.device);
+  tables.values = static_cast<ScheduleValues*>(plan.values.mutable_data_ptr());
+  tables.lacks_values = !plan.has_values;
   tables.clock = static_cast<Clock*>(plan.clock.mutable_data_ptr());
   tables.rates = plan.rates.mutable_data_ptr<double>();
   tables.gradients.max_norm = options_.max_grad_norm;
@@ -113,6 +115,7 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
       const py::gil_scoped_release release;
       bindings::step(rule_.place, tables, plan.device, plan.scratch);
     }
+    plan.has_values = true;
   }
   finish_launch();
 }
@@ -142,7 +145,10 @@ void Engine::set_schedules(const std::vector<ScheduleTuple>& schedules,
   group_schedules_ = group_schedules;
   for (GroupRow& group : groups_) group.schedule = kUnread;
   initial_clock_[0] = 0;
-  for (DevicePlan& plan : plans_) plan.clock.narrow(0, 0, 1).fill_(0);
+  for (DevicePlan& plan : plans_) {
+    plan.clock.narrow(0, 0, 1).fill_(0);
+    plan.has_values = false;
+  }
 }
 
 void Engine::set_options(const EngineOptions& options) {
@@ -185,6 +191,7 @@ void Engine::set_clock(int64_t applied, int64_t steps) {
   initial_clock_[1] = steps;
   for (DevicePlan& plan : plans_) {
     for (int64_t i = 0; i < 2; ++i) plan.clock.narrow(0, i, 1).fill_(initial_clock_[i]);
+    plan.has_values = false;
   }
 }
 

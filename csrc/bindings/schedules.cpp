@@ -1,56 +1,98 @@
 #include "bindings/schedules.h"
 
+#include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace lrfast::bindings {
 namespace {
 
 Shape parse_shape(const std::string& name) {
-  if (name == "constant") return Shape::kConstant;
-  if (name == "linear") return Shape::kLinear;
-  if (name == "cosine") return Shape::kCosine;
-  if (name == "exponential") return Shape::kExponential;
-  throw py::value_error("shape must be constant, linear, cosine or exponential, got '" + name +
-                        "'");
+  constexpr std::pair<const char*, Shape> kShapes[] = {
+      {"constant", Shape::kConstant},     {"linear", Shape::kLinear},
+      {"cosine", Shape::kCosine},         {"exponential", Shape::kExponential},
+      {"polynomial", Shape::kPolynomial}, {"power", Shape::kPower},
+      {"inverse", Shape::kInverse},       {"rex", Shape::kRex},
+      {"lookup", Shape::kLookup},
+  };
+  std::string names;
+  for (const auto& [known, shape] : kShapes) {
+    if (name == known) return shape;
+    names += names.empty() ? known : std::string(", ") + known;
+  }
+  throw py::value_error("shape must be one of " + names + ", got '" + name + "'");
 }
 
-Segment parse_segment(const SegmentTuple& tuple) {
-  const auto& [begin, t0, span, from, to, name] = tuple;
-  const Shape shape = parse_shape(name);
-  const double log_ratio = shape == Shape::kExponential ? std::log(to / from) : 0.0;
-  return {begin, t0, span, from, to, log_ratio, shape};
+// The powers and constants that interpolate() reads, from the one number that a user gives.
+void prepare(Segment& s, double power) {
+  s.power = 1.0;
+  if (s.shape == Shape::kExponential) {
+    s.prepared = std::log(s.to / s.from);
+  } else if (s.shape == Shape::kInverse) {
+    s.prepared = std::pow(s.from / s.to, 1.0 / power) - 1.0;
+    s.power = -power;
+  } else if (s.shape == Shape::kRex) {
+    s.prepared = power;
+  } else if (s.shape != Shape::kLinear) {
+    s.power = power;
+  }
 }
+
+// A factor of 0 has no logarithm; this one times any count but 0 is far below that of any double.
+double finite_log(double factor) { return std::max(std::log(factor), -1e300); }
+
+int32_t size_of(const auto& array) { return static_cast<int32_t>(array.rows().size()); }
 
 }  // namespace
 
-int32_t ScheduleArrays::add_table(const TableTuples& tuples) {
-  if (tuples.empty()) throw py::value_error("a schedule's table needs one segment at least, got 0");
-  tables_.edit().push_back(
-      {static_cast<int32_t>(segments_.rows().size()), static_cast<int32_t>(tuples.size())});
-  for (const SegmentTuple& tuple : tuples) segments_.edit().push_back(parse_segment(tuple));
-  return static_cast<int32_t>(tables_.rows().size()) - 1;
+void ScheduleArrays::add_segment(const SegmentTuple& tuple) {
+  const auto& [begin, t0, span, from, to, name, power, values] = tuple;
+  const Shape shape = parse_shape(name);
+  if (shape == Shape::kLookup && static_cast<double>(values.size()) < span) {
+    throw py::value_error("values must hold one entry per step of the span, got " +
+                          std::to_string(values.size()) + " for " + std::to_string(span));
+  }
+  Segment segment{begin, t0, span, from, to, 1.0, 0.0, size_of(values_), shape};
+  prepare(segment, power);
+  segments_.edit().push_back(segment);
+  values_.edit().insert(values_.edit().end(), values.begin(), values.end());
+}
+
+void ScheduleArrays::add_track(Channel channel, const TrackTuples& tuples) {
+  if (tuples.empty()) throw py::value_error("a schedule's track needs one table at least, got 0");
+  tracks_.edit().push_back({size_of(tables_), static_cast<int32_t>(tuples.size()), channel});
+  for (const auto& [begin, period, gain, decay, floor, segments] : tuples) {
+    if (segments.empty()) {
+      throw py::value_error("a schedule's table needs one segment at least, got 0");
+    }
+    tables_.edit().push_back({begin, period, floor, finite_log(gain), finite_log(decay),
+                              size_of(segments_), static_cast<int32_t>(segments.size())});
+    for (const SegmentTuple& segment : segments) add_segment(segment);
+  }
 }
 
 void ScheduleArrays::assign(const std::vector<ScheduleTuple>& schedules) {
   segments_.edit().clear();
+  values_.edit().clear();
   tables_.edit().clear();
+  tracks_.edit().clear();
   schedules_.edit().clear();
-  for (const auto& [rate_tables, momentum] : schedules) {
-    Schedule row{
-        {static_cast<int32_t>(tables_.rows().size()), static_cast<int32_t>(rate_tables.size())},
-        -1};
-    for (const TableTuples& table : rate_tables) add_table(table);
-    if (momentum) row.momentum = add_table(*momentum);
-    schedules_.edit().push_back(row);
+  for (const auto& [rate, momentum, weight_decay] : schedules) {
+    const int32_t first = size_of(tracks_);
+    for (const TrackTuples& track : rate) add_track(Channel::kRate, track);
+    if (momentum) add_track(Channel::kMomentum, *momentum);
+    if (weight_decay) add_track(Channel::kWeightDecay, *weight_decay);
+    schedules_.edit().push_back({first, size_of(tracks_) - first, momentum.has_value()});
   }
 }
 
 bool ScheduleArrays::cycles_momentum(int32_t schedule) const {
-  return schedule >= 0 && schedules_.rows()[schedule].momentum >= 0;
+  return schedule >= 0 && schedules_.rows()[schedule].cycles_momentum != 0;
 }
 
 ScheduleTables ScheduleArrays::on(at::Device device) {
-  return {segments_.on(device), tables_.on(device), schedules_.on(device)};
+  return {segments_.on(device), values_.on(device), tables_.on(device), tracks_.on(device),
+          schedules_.on(device)};
 }
 
 py::tuple evaluate_schedule(
@@ -62,14 +104,17 @@ py::tuple evaluate_schedule(
   const py::ssize_t count = steps.size();
   py::array_t<double> rates(count);
   py::array_t<double> momenta(count);
+  py::array_t<double> decays(count);
   const int64_t* step = steps.data();
   for (py::ssize_t i = 0; i < count; ++i) {
-    const ScheduleValues values = evaluate(tables, 0, step[i]);
+    const ScheduleValues values = lrfast::evaluate_schedule(tables, 0, step[i]);
     rates.mutable_data()[i] = values.rate;
     momenta.mutable_data()[i] = values.momentum;
+    decays.mutable_data()[i] = values.weight_decay;
   }
-  if (!arrays.cycles_momentum(0)) return py::make_tuple(rates, py::none());
-  return py::make_tuple(rates, momenta);
+  const auto& [rate, momentum, weight_decay] = schedule;
+  return py::make_tuple(rates, momentum ? py::object(momenta) : py::none(),
+                        weight_decay ? py::object(decays) : py::none());
 }
 
 }  // namespace lrfast::bindings

@@ -15,11 +15,15 @@
 
 namespace lrfast::bindings {
 
-// (begin, t0, span, from, to, shape), as lrfast.schedules.Segment lists its fields.
-using SegmentTuple = std::tuple<int64_t, double, double, double, double, std::string>;
-using TableTuples = std::vector<SegmentTuple>;
-// (tables whose product multiplies the rate, table of the momentum or None)
-using ScheduleTuple = std::tuple<std::vector<TableTuples>, std::optional<TableTuples>>;
+// (begin, t0, span, from, to, shape, power, values), as lrfast.schedules.Segment lists its fields.
+using SegmentTuple =
+    std::tuple<int64_t, double, double, double, double, std::string, double, std::vector<double>>;
+// (begin, period, gain, decay, floor, segments)
+using TableTuple = std::tuple<int64_t, int64_t, double, double, double, std::vector<SegmentTuple>>;
+using TrackTuples = std::vector<TableTuple>;
+// (tracks whose product multiplies the rate, track of the momentum, of the weight decay's factor)
+using ScheduleTuple =
+    std::tuple<std::vector<TrackTuples>, std::optional<TrackTuples>, std::optional<TrackTuples>>;
 
 class ScheduleArrays {
  public:
@@ -28,14 +32,18 @@ class ScheduleArrays {
   ScheduleTables on(at::Device device);
 
  private:
-  int32_t add_table(const TableTuples& tuples);
+  void add_track(Channel channel, const TrackTuples& tuples);
+  void add_segment(const SegmentTuple& tuple);
 
   DeviceArray<Segment> segments_;
+  DeviceArray<double> values_;
   DeviceArray<Table> tables_;
+  DeviceArray<Track> tracks_;
   DeviceArray<Schedule> schedules_;
 };
 
-// steps: [n] int64 -> (rate multipliers [n], momenta [n] or None), both float64.
+// steps: [n] int64 -> (rate multipliers [n], momenta [n] or None, weight decay multipliers [n] or
+// None), float64.
 py::tuple evaluate_schedule(
     const ScheduleTuple& schedule,
     const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& steps);

@@ -1,7 +1,12 @@
-// A schedule as data: tables of segments, and the one function that evaluates them for Python, the
-// CPU step and the CUDA kernels alike.
+// A schedule as data: segments in tables, tables in tracks, and the one function that evaluates
+// them for Python, the CPU step and the CUDA kernels alike.
 //
-// Building segments (and checking that they make sense) is lrfast/schedules.py's work.
+//   segment   one stretch along a shape, from one value to another
+//   table     segments in order; may repeat with a period, and fade towards a floor
+//   track     tables in order, each with a clock of its own, for one channel
+//   schedule  tracks: a product for the rate, perhaps one for the momentum and the weight decay
+//
+// Building them (and checking that they make sense) is the work of lrfast/schedules.
 #pragma once
 
 #include <cstdint>
@@ -11,90 +16,146 @@
 
 namespace lrfast {
 
-// How a segment goes from its first value to its last, as a function of u in [0, 1].
-enum class Shape : int32_t { kConstant, kLinear, kCosine, kExponential };
+// How a segment goes from its first value a to its last b, as a function of u in [0, 1]; p: power.
+enum class Shape : int32_t {
+  kConstant,     // a
+  kLinear,       // a + (b - a) u
+  kCosine,       // b + (a - b) ((1 + cos(pi u)) / 2)^p
+  kExponential,  // a (b / a)^u
+  kPolynomial,   // b + (a - b) (1 - u)^p
+  kPower,        // a + (b - a) u^p
+  kInverse,      // a / (1 + r u)^p with r such that u = 1 gives b
+  kRex,          // b + (a - b) (1 - u) / (1 - p u)
+  kLookup        // one value per step
+};
 
 struct Segment {
-  int64_t begin;     // first step at which this segment applies
-  double t0;         // step at which u = 0; need not be an integer, nor equal begin
-  double span;       // steps from u = 0 to u = 1
-  double from;       // value at u = 0
-  double to;         // value at u = 1 and after
-  double log_ratio;  // ln(to / from), for kExponential
+  int64_t begin;    // first step at which this segment applies
+  double t0;        // step at which u = 0; need not be an integer, nor equal begin
+  double span;      // steps from u = 0 to u = 1
+  double from;      // value at u = 0
+  double to;        // value at u = 1 and after
+  double power;     // p; -p for kInverse, 1 for the shapes that have none
+  double prepared;  // ln(b / a) for kExponential, r for kInverse, p for kRex
+  int64_t values;   // kLookup: where in ScheduleTables its values begin
   Shape shape;
 };
 
-struct Table {  // segments [first, first + count), ordered by begin
+struct Table {    // segments [first, first + count), ordered by begin; their steps count from begin
+  int64_t begin;  // first step at which this table applies
+  int64_t period;    // steps after which its segments start again; 0: never
+  double floor;      // in cycle k, t steps after begin, a value's distance from the floor
+  double log_gain;   // is multiplied by e^(k log_gain)
+  double log_decay;  // and by e^(t log_decay)
   int32_t first;
   int32_t count;
 };
 
-struct Schedule {
-  Table rate_tables;  // tables [first, first + count), whose product multiplies the rate
-  int32_t momentum;   // table of the momentum (beta1) itself, or -1
+enum class Channel : int32_t {
+  kRate,        // multiplies the rate
+  kMomentum,    // is the momentum (beta1) itself
+  kWeightDecay  // multiplies the weight decay
+};
+
+struct Track {  // tables [first, first + count), ordered by begin
+  int32_t first;
+  int32_t count;
+  Channel channel;
+};
+
+struct Schedule {  // tracks [first, first + count)
+  int32_t first;
+  int32_t count;
+  int32_t cycles_momentum;  // whether one of them is the momentum's
 };
 
 struct ScheduleTables {
   const Segment* segments;
+  const double* values;
   const Table* tables;
+  const Track* tracks;
   const Schedule* schedules;
 };
 
-LRFAST_HD double interpolate(const Segment& s, int64_t step) {
-  // u and 1 - u are both formed from the step count: 1 - u by subtraction would lose the last
-  // digits near the end, where a cosine's value is made of nothing else.
-  const double elapsed = static_cast<double>(step) - s.t0;
-  const double remaining = (s.t0 + s.span) - static_cast<double>(step);
-  if (remaining <= 0.0) return s.to;
-  if (elapsed <= 0.0) return s.from;
-  switch (s.shape) {
-    case Shape::kConstant:
-      return s.from;
-    case Shape::kLinear:
-      return elapsed < remaining ? s.from + (s.to - s.from) * (elapsed / s.span)
-                                 : s.to + (s.from - s.to) * (remaining / s.span);
-    case Shape::kCosine: {
-      const double sine = sine_of_quarter_turn(remaining / s.span);
-      return s.to + (s.from - s.to) * (sine * sine);
-    }
-    case Shape::kExponential:
-      return s.from * exponential(s.log_ratio * (elapsed / s.span));
-  }
-  return s.to;
-}
-
-// The table's value at a step: its last segment that has begun, held at its last value for ever.
-LRFAST_HD double evaluate(const Segment* segments, Table table, int64_t step) {
+// The last of count rows that has begun at a step; the first one where none has.
+template <class Row>
+LRFAST_HD const Row& row_at(const Row* rows, int32_t count, int64_t step) {
   int32_t low = 0;
-  int32_t high = table.count;  // segments before low have begun, from high on they have not
+  int32_t high = count;  // rows before low have begun, from high on they have not
   while (low < high) {
     const int32_t middle = (low + high) / 2;
-    if (segments[table.first + middle].begin <= step) {
+    if (rows[middle].begin <= step) {
       low = middle + 1;
     } else {
       high = middle;
     }
   }
-  return interpolate(segments[table.first + (low > 0 ? low - 1 : 0)], step);
+  return rows[low > 0 ? low - 1 : 0];
+}
+
+// Each function is called at one place only: inlined twice, it takes registers from the kernels'
+// loops over elements, until those spill.
+LRFAST_HD double interpolate(const Segment& s, const double* values, int64_t step) {
+  // u and 1 - u are both formed from the step count: 1 - u by subtraction would lose the last
+  // digits near the end, where a cosine's value is made of nothing else.
+  const double elapsed = static_cast<double>(step) - s.t0;
+  const double remaining = (s.t0 + s.span) - static_cast<double>(step);
+  if (remaining <= 0.0) return s.to;
+  if (elapsed <= 0.0 || s.shape == Shape::kConstant) return s.from;
+  if (s.shape == Shape::kLookup) return values[s.values + static_cast<int64_t>(elapsed)];
+  const bool is_factor = s.shape == Shape::kExponential || s.shape == Shape::kInverse;
+  const bool is_done =
+      is_factor || s.shape == Shape::kPower || (s.shape == Shape::kLinear && elapsed < remaining);
+  double share = (is_done ? elapsed : remaining) / s.span;  // of the way: done, or still to go
+  if (s.shape == Shape::kRex) share /= 1.0 - s.prepared * (elapsed / s.span);
+  if (s.shape == Shape::kInverse) share = 1.0 + s.prepared * share;
+  if (s.shape == Shape::kCosine) {
+    share = sine_of_quarter_turn(share);
+    share *= share;
+  }
+  if (s.shape == Shape::kExponential || s.power != 1.0) {
+    share = exponential(s.shape == Shape::kExponential ? s.prepared * share
+                                                       : s.power * logarithm(share));
+  }
+  if (is_factor) return s.from * share;
+  return is_done ? s.from + (s.to - s.from) * share : s.to + (s.from - s.to) * share;
+}
+
+LRFAST_HD double evaluate(const ScheduleTables& data, const Table& table, int64_t step) {
+  const int64_t elapsed = step > table.begin ? step - table.begin : 0;
+  // Exact below 2^52 steps; a division of integers takes a kernel's registers.
+  const double cycle =
+      table.period > 0 ? std::floor(static_cast<double>(elapsed) / table.period) : 0.0;
+  const int64_t local = elapsed - static_cast<int64_t>(cycle) * table.period;
+  const Segment& segment = row_at(data.segments + table.first, table.count, local);
+  const double value = interpolate(segment, data.values, local);
+  const double fading = table.log_gain * cycle + table.log_decay * static_cast<double>(elapsed);
+  if (fading == 0.0) return value;
+  return table.floor + (value - table.floor) * exponential(fading);
 }
 
 struct ScheduleValues {
-  double rate = 1.0;      // multiplies the group's own rate
-  double momentum = 0.0;  // replaces the group's momentum, if cycles_momentum
+  double rate = 1.0;          // multiplies the group's own rate
+  double weight_decay = 1.0;  // multiplies the group's own weight decay
+  double momentum = 0.0;      // replaces the group's momentum, if cycles_momentum
   bool cycles_momentum = false;
 };
 
-LRFAST_HD ScheduleValues evaluate(const ScheduleTables& data, int32_t schedule, int64_t step) {
+LRFAST_HD ScheduleValues evaluate_schedule(const ScheduleTables& data, int32_t schedule,
+                                           int64_t step) {
   ScheduleValues values;
   if (schedule < 0) return values;
   const Schedule& row = data.schedules[schedule];
-  for (int32_t i = 0; i < row.rate_tables.count; ++i) {
-    values.rate *= evaluate(data.segments, data.tables[row.rate_tables.first + i], step);
+  LRFAST_NO_UNROLL
+  for (int32_t i = 0; i < row.count; ++i) {
+    const Track& track = data.tracks[row.first + i];
+    const Table& table = row_at(data.tables + track.first, track.count, step);
+    const double value = evaluate(data, table, step);
+    if (track.channel == Channel::kRate) values.rate *= value;
+    if (track.channel == Channel::kMomentum) values.momentum = value;
+    if (track.channel == Channel::kWeightDecay) values.weight_decay *= value;
   }
-  if (row.momentum >= 0) {
-    values.momentum = evaluate(data.segments, data.tables[row.momentum], step);
-    values.cycles_momentum = true;
-  }
+  values.cycles_momentum = row.cycles_momentum != 0;
   return values;
 }
 

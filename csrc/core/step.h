@@ -35,6 +35,7 @@ LRFAST_HD void resolve_hypers(const GroupRow& group, const ScheduleValues& value
   if constexpr (Rule::kMomentum >= 0) {
     if (values.cycles_momentum) hypers[Rule::kMomentum] = values.momentum;
   }
+  hypers[Rule::kWeightDecay] *= values.weight_decay;
 }
 
 // What multiplies a gradient before its rule sees it. The scaler's inverse is rounded to float, as

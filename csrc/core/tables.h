@@ -72,6 +72,9 @@ struct StepTables {
   const ChunkRow* chunks;
   const int64_t* group_chunks;  // [num_groups + 1] where each group's chunks begin
   ScheduleTables schedules;
+  ScheduleValues* values;  // [num_groups] CUDA: the schedules' values at the coming step, which the
+                           // step before has left here
+  bool lacks_values;       // CUDA: no step has; a small kernel evaluates them first
   Clock* clock;
   double* rates;       // [num_groups] out: the rates that this step used
   const double* stop;  // no updates while *stop is not zero; may be null

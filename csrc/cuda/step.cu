@@ -1,4 +1,5 @@
-// The optimizer step on a GPU: one launch for all parameter groups.
+// The optimizer step on a GPU: one launch for all parameter groups, one more where gradients are
+// clipped, and a small one for the first step of a schedule.
 #include <algorithm>
 
 #include "core/rules.h"
@@ -17,6 +18,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) norm_kernel(con
   __shared__ NormMemory shared;
   CudaBlock block;
   norm_body(t, shared, block);
+}
+
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) schedule_kernel(
+    const StepTables t) {
+  CudaBlock block;
+  schedule_body(t, block);
 }
 
 template <class Rule, bool passes>
@@ -57,6 +64,10 @@ bool has_passes(const StepTables& t) {
 }  // namespace
 
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
+  if (tables.lacks_values) {
+    schedule_kernel<<<1, kThreads, 0, stream>>>(tables);
+    if (cudaError_t error = cudaGetLastError()) return error;
+  }
   if (tables.totals.chunk_squares) {
     if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
   }

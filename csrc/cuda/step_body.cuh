@@ -117,11 +117,20 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
   });
 }
 
+// The schedules' values at the coming step, once for each group: evaluated where a tensor's scalars
+// are prepared they would take registers from the loop over elements, and time from every block.
+template <class Block>
+LRFAST_HD void schedule_body(const StepTables& t, Block& block) {
+  block.each([&](int thread) {
+    for (int32_t g = thread; g < t.num_groups; g += block.threads()) {
+      t.values[g] = evaluate_schedule(t.schedules, t.groups[g].schedule, t.clock->applied);
+    }
+  });
+}
+
 template <class Rule>
 LRFAST_HD void resolve_group(const StepTables& t, int32_t g, double* hypers) {
-  const GroupRow& group = t.groups[g];
-  const ScheduleValues values = evaluate(t.schedules, group.schedule, t.clock->applied);
-  resolve_hypers<Rule>(group, values, hypers);
+  resolve_hypers<Rule>(t.groups[g], t.values[g], hypers);
 }
 
 // Everything that happens once per step, after all blocks have read the old counts.
@@ -155,7 +164,9 @@ LRFAST_HD void finish(const StepTables& t, StepMemory<Rule>& shared, Block& bloc
     advance(*t.clock);
     t.clock->blocks_done = 0;
   });
+  schedule_body(t, block);
 }
+
 // The scalars of a chunk's tensor, unless they are there from the chunk before.
 template <class Rule, class Block>
 LRFAST_HD void prepare_tensor(const StepTables& t, int32_t tensor, StepMemory<Rule>& shared,

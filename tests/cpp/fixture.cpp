@@ -55,6 +55,7 @@ Plan::Plan(int rule, const std::vector<TensorSpec>& specs, const std::vector<Gro
       groups(groups),
       options(options),
       rates(groups.size() * sizeof(double)),
+      values(groups.size() * sizeof(ScheduleValues)),
       norms((groups.size() + 2) * sizeof(double)),
       records(records_size(options, groups.size())),
       chunk_size_(chunk_size),
@@ -70,18 +71,18 @@ Plan::Plan(int rule, const std::vector<TensorSpec>& specs, const std::vector<Gro
 }
 
 void Plan::add_schedule(const ScheduleSpec& spec) {
-  Schedule row{{static_cast<int32_t>(tables_.size()), static_cast<int32_t>(spec.rates.size())}, -1};
-  for (const auto& table : spec.rates) add_table(table);
-  if (!spec.momentum.empty()) {
-    row.momentum = static_cast<int32_t>(tables_.size());
-    add_table(spec.momentum);
-  }
-  schedules_.push_back(row);
+  const int32_t first = static_cast<int32_t>(tracks_.size());
+  for (const auto& segments : spec.rates) add_track(Channel::kRate, segments);
+  if (!spec.momentum.empty()) add_track(Channel::kMomentum, spec.momentum);
+  if (!spec.weight_decay.empty()) add_track(Channel::kWeightDecay, spec.weight_decay);
+  schedules_.push_back(
+      {first, static_cast<int32_t>(tracks_.size()) - first, !spec.momentum.empty()});
 }
 
-void Plan::add_table(const std::vector<Segment>& segments) {
-  tables_.push_back(
-      {static_cast<int32_t>(segments_.size()), static_cast<int32_t>(segments.size())});
+void Plan::add_track(Channel channel, const std::vector<Segment>& segments) {
+  tracks_.push_back({static_cast<int32_t>(tables_.size()), 1, channel});
+  tables_.push_back({0, 0, 0.0, 0.0, 0.0, static_cast<int32_t>(segments_.size()),
+                     static_cast<int32_t>(segments.size())});
   segments_.insert(segments_.end(), segments.begin(), segments.end());
 }
 
@@ -165,7 +166,10 @@ StepTables Plan::tables() {
   t.groups = groups.data();
   t.chunks = chunks.data();
   t.group_chunks = group_chunks.data();
-  t.schedules = {segments_.data(), tables_.data(), schedules_.data()};
+  t.schedules = {segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()};
+  t.values = values.as<ScheduleValues>();
+  t.lacks_values = !has_values;
+  has_values = true;
   t.clock = clock.as<Clock>();
   t.rates = rates.as<double>();
   t.stop = has_stop ? &stop : nullptr;
@@ -239,11 +243,11 @@ void cpu_step(Plan& plan) {
 }
 
 std::vector<ScheduleSpec> two_schedules() {
-  const Segment up{0, 0.0, 4.0, 0.1, 1.0, 0.0, Shape::kLinear};
-  const Segment down{4, 4.0, 5.0, 1.0, 1e-3, 0.0, Shape::kCosine};
-  const Segment momentum{0, 0.0, 8.0, 0.95, 0.85, 0.0, Shape::kCosine};
-  const Segment decay{0, 0.0, 9.0, 1.0, 0.5, std::log(0.5), Shape::kExponential};
-  return {{{{up, down}}, {momentum}}, {{{decay}, {up}}, {}}};
+  const Segment up{0, 0.0, 4.0, 0.1, 1.0, 1.0, 0.0, 0, Shape::kLinear};
+  const Segment down{4, 4.0, 5.0, 1.0, 1e-3, 1.0, 0.0, 0, Shape::kCosine};
+  const Segment momentum{0, 0.0, 8.0, 0.95, 0.85, 1.0, 0.0, 0, Shape::kCosine};
+  const Segment decay{0, 0.0, 9.0, 1.0, 0.5, 1.0, std::log(0.5), 0, Shape::kExponential};
+  return {{{{up, down}}, {momentum}}, {{{decay}, {up}}, {}, {up}}};
 }
 
 }  // namespace lrfast::test

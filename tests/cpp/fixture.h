@@ -46,6 +46,7 @@ struct TensorSpec {
 struct ScheduleSpec {
   std::vector<std::vector<Segment>> rates;
   std::vector<Segment> momentum;  // empty: not cycled
+  std::vector<Segment> weight_decay = {};
 };
 
 // What a step does besides the rule, and the values that the gradients begin with.
@@ -117,6 +118,8 @@ class Plan {
   Options options;
   GuardedBytes clock{sizeof(Clock)};
   GuardedBytes rates;
+  GuardedBytes values;  // [groups]
+  bool has_values = false;
   GuardedBytes norms;    // [groups + 2]
   GuardedBytes records;  // [telemetry][groups][kRecordFields]
   bool has_stop = false;
@@ -124,7 +127,7 @@ class Plan {
 
  private:
   void add_schedule(const ScheduleSpec& spec);
-  void add_table(const std::vector<Segment>& segments);
+  void add_track(Channel channel, const std::vector<Segment>& segments);
   void add_tensor(const TensorSpec& given);
   void add_chunks();
   template <class Element>
@@ -136,6 +139,7 @@ class Plan {
   GuardedBytes chunk_changes_;
   std::vector<Segment> segments_;
   std::vector<Table> tables_;
+  std::vector<Track> tracks_;
   std::vector<Schedule> schedules_;
   std::vector<TensorRow> rows_;
   std::vector<void*> grads_;

@@ -27,6 +27,11 @@ Grid::Grid(int rule, int64_t blocks, int threads) : blocks(blocks), threads(thre
   Rules::visit(rule, [&]<class Rule>() { step_memory_ = make_memory<cuda::StepMemory<Rule>>(); });
 }
 
+void Grid::run_schedule_block(const StepTables& t) {
+  cuda::HostBlock block{0, 1, threads};
+  cuda::schedule_body(t, block);
+}
+
 void Grid::run_norm_block(const StepTables& t, int64_t index) {
   cuda::HostBlock block{index, blocks, threads};
   cuda::norm_body(t, *static_cast<cuda::NormMemory*>(norm_memory_.get()), block);
@@ -44,6 +49,7 @@ void Grid::run_step_block(const StepTables& t, int64_t index) {
 
 void Grid::step(const StepTables& t) {
   const auto at = [&](int64_t i) { return order.empty() ? i : order[i]; };
+  if (t.lacks_values) run_schedule_block(t);
   for (int64_t i = 0; t.totals.chunk_squares && i < blocks; ++i) run_norm_block(t, at(i));
   for (int64_t i = 0; i < blocks; ++i) run_step_block(t, at(i));
 }

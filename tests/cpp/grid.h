@@ -17,6 +17,7 @@ class Grid {
 
   // Both kernels, as step.cu launches them.
   void step(const StepTables& t);
+  void run_schedule_block(const StepTables& t);
   void run_norm_block(const StepTables& t, int64_t index);
   void run_step_block(const StepTables& t, int64_t index);
 

@@ -142,13 +142,14 @@ using HyperRows = std::vector<std::vector<double>>;
 
 HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
   HyperRows rows;
-  const int momentum = rule_info(plan.rule).momentum;
+  const RuleInfo info = rule_info(plan.rule);
   for (size_t g = 0; g < plan.groups.size(); ++g) {
     const GroupRow& group = plan.groups[g];
-    const ScheduleValues values = evaluate(t.schedules, group.schedule, step);
+    const ScheduleValues values = evaluate_schedule(t.schedules, group.schedule, step);
     rows.emplace_back(group.hypers, group.hypers + kMaxHypers);
     rows[g][0] = group.hypers[0] * values.rate;
-    if (values.cycles_momentum && momentum >= 0) rows[g][momentum] = values.momentum;
+    if (values.cycles_momentum && info.momentum >= 0) rows[g][info.momentum] = values.momentum;
+    rows[g][info.weight_decay] *= values.weight_decay;
     plan.rates.as<double>()[g] = rows[g][0];
   }
   return rows;

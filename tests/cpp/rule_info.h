@@ -18,6 +18,7 @@ struct RuleInfo {
   int num_forms;
   int num_states[kMaxForms];
   int momentum;  // its hyperparameter, or -1
+  int weight_decay;
   bool always_product;
 };
 
@@ -25,7 +26,8 @@ LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
   RuleInfo info{};
   Rules::visit(rule, [&]<class Rule>() {
     static_assert(Rule::kRate == 0 && Rule::kNumForms <= kMaxForms);
-    info = {Rule::kName, Rule::kNumForms, {}, Rule::kMomentum, Rule::kAlwaysProduct};
+    info = {Rule::kName,     Rule::kNumForms,    {},
+            Rule::kMomentum, Rule::kWeightDecay, Rule::kAlwaysProduct};
     for (int form = 0; form < Rule::kNumForms; ++form) {
       info.num_states[form] = Rule::kStates[form].count;
     }

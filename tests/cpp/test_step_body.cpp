@@ -119,6 +119,7 @@ void test_block_orders(int rule) {
     std::shuffle(order.begin(), order.end(), random);
     const StepTables t = on_grid.tables();
     const Clock& clock = *on_grid.clock.as<Clock>();
+    grid.run_schedule_block(t);
     for (int64_t i = 0; i < grid.blocks; ++i) {
       EXPECT_EQ(clock.applied, 0);
       EXPECT_EQ(clock.steps, 6);
@@ -256,7 +257,7 @@ void test_schedules(int rule) {
     EXPECT_EQ(t.clock->applied, step + 1);
     EXPECT_EQ(t.clock->steps, step + 7);
     EXPECT_EQ(*t.tensors[0].count, static_cast<float>(step + 1));
-    EXPECT_EQ(t.rates[0], 0.1 * evaluate(t.schedules, 0, step).rate);
+    EXPECT_EQ(t.rates[0], 0.1 * evaluate_schedule(t.schedules, 0, step).rate);
     EXPECT_EQ(t.rates[2], 0.5);
   }
 }
@@ -275,7 +276,7 @@ void test_products() {
   Grid adam_grid(kPlace<Adam>, 2, 4);
   Grid nadam_grid(kPlace<NAdam>, 2, 4);
   for (int64_t step = 0; step < 10; ++step) {
-    const double momentum = evaluate(t.schedules, 0, step).momentum;
+    const double momentum = evaluate_schedule(t.schedules, 0, step).momentum;
     adam *= momentum;
     nadam *= momentum * (1.0 - 0.5 * std::pow(0.96, (step + 1.0) * 0.004));
     adam_grid.step(with_adam.tables());

@@ -65,10 +65,13 @@ LRFAST_NOINLINE void run_norms(const StepTables& t, cuda::NormMemory& shared, Th
   cuda::norm_body(t, shared, block);
 }
 
-// Both kernels, one after the other.
+// All kernels, one after the other.
 template <class Rule>
 void step(Plan& plan, int64_t blocks, int threads) {
   const StepTables t = plan.tables();
+  if (t.lacks_values) {
+    run_grid(1, threads, [&](ThreadBlock b) { cuda::schedule_body(t, b); });
+  }
   if (t.totals.chunk_squares) {
     std::vector<cuda::NormMemory> memory(blocks);
     run_grid(blocks, threads, [&](ThreadBlock b) { run_norms(t, memory[b.block], b); });
