@@ -392,11 +392,3 @@ ERRORS: list[tuple[type[Exception], Callable[[], object], str]] = [
 def test_errors(error: type[Exception], call: Callable[[], object], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
-
-
-def test_error_leaves_the_optimizer_as_it_was() -> None:
-    _, optimizer = trained()
-    freeze_to(optimizer, 1)
-    with pytest.raises(ValueError, match="n must be from"):
-        freeze_to(optimizer, 7)
-    assert [group["frozen"] for group in optimizer.param_groups] == [True, False, False]

@@ -287,6 +287,13 @@ TREES: list[tuple[Callable[[], Any], str]] = [
     (stages_of(expert_block), "stem layers.0 layers.1 out"),
     (stages_of(lambda: t5_block(True)), "stem layers.0 layers.1 out"),
     (
+        lambda: module("M", layers=repeat(2, expert_block, nn.Sequential), out=weight()),
+        "layers.0 layers.1 out",
+    ),
+    (lambda: module("M", layers=repeat(1, expert_block), out=weight()), "layers.0 out"),
+    (lambda: module("M", lm=weight(), lm_head=weight()), "lm lm_head"),
+    (lambda: module("M", a=weight(), classifier=weight(), score=weight()), "a classifier score"),
+    (
         lambda: nn.Sequential(torchvision_resnet(), weight()),
         "0.conv1 0.layer1.0 0.layer1.1 0.layer2.0 0.layer2.1 0.fc 1",
     ),
