@@ -131,6 +131,18 @@ def test_the_report_follows_the_model() -> None:
     assert found.describe().splitlines()[-1] == "normalisation in a frozen group: 1"
 
 
+def test_a_norm_with_a_part_in_a_group_that_trains_is_not_in_a_frozen_one() -> None:
+    model = nn.Sequential(linear(), nn.LayerNorm(3), linear())
+    found = layer_groups(model, [[model[0], model[1].weight], [model[1].bias, model[2]]])
+    model[0].requires_grad_(False)
+    model[1].weight.requires_grad = False
+    assert found.frozen_norms == []
+    model[1].bias.requires_grad = False
+    assert found.frozen_norms == []  # its group trains still
+    model[2].requires_grad_(False)
+    assert found.frozen_norms == ["1"]
+
+
 def grouped(groups: Any, model: Callable[[], Any] = chain) -> Callable[[], object]:
     return lambda: layer_groups(model(), groups)
 

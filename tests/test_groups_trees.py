@@ -357,6 +357,12 @@ def test_tied_until_tells_the_last_group_that_holds_a_tied_parameter() -> None:
         )
     ]
     assert layer_groups(gpt2("lm_head", False)).tied_until == {}
+    twins = module("M", a=nn.Linear(4, 4), b=nn.Linear(4, 4, bias=False), head=weight())
+    twins.b.weight = twins.a.weight  # b counts to the group that holds them both
+    assert layer_groups(twins).tied_until == {}
+    model = nn.Sequential(weight(), weight())  # held twice under one name is not tied
+    overlapping = layer_groups(model, [[model[0], model[1].weight], model[1]])
+    assert overlapping.duplicates == ["1.weight"] and overlapping.tied_until == {}
 
 
 def test_order_within_a_container_is_the_order_it_runs_in() -> None:

@@ -19,13 +19,11 @@ Names: TypeAlias = Mapping[Tensor, list[str]]
 def given_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names) -> list[Block]:
     """Return one block per explicit group, after checking that together they are the model."""
     paths = {id(module): path for path, module in model.named_modules()}
-    specs = list(groups)
     blocks: list[Block] = []
     given: set[Tensor] = set()
-    for index, group in enumerate(specs):
+    for index, group in enumerate(groups):
         if isinstance(group, str):
-            is_rest = group == CATCH_ALL and index == len(specs) - 1
-            parameters = _matching(group, names, given if is_rest else set())
+            parameters = _matching(group, names, given if group == CATCH_ALL else set())
         else:
             parameters = _members(index, group)
         _check_members(index, group, parameters, names, given)
