@@ -17,7 +17,15 @@ from tolerance import assert_close
 from torch import Tensor, nn
 
 import lrfast
-from lrfast.groups import Timetable, discriminative, freeze, freeze_to, layer_count, unfreeze
+from lrfast.groups import (
+    Timetable,
+    discriminative,
+    freeze,
+    freeze_to,
+    layer_count,
+    layer_groups,
+    unfreeze,
+)
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "ours": lambda p: lrfast.AdamW(p, lr=0.01, weight_decay=0.1),
@@ -71,6 +79,10 @@ def test_param_groups_without_a_layer() -> None:
     freeze_to(optimizer, -1)
     assert [g["frozen"] for g in optimizer.param_groups] == [True] * 4 + [False]
     assert "layer" not in optimizer.param_groups[-1]
+    head_first = torch.optim.SGD(discriminative(chain(), 0.1)[::-1])
+    head_first.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    freeze_to(head_first, 2)
+    assert [g["frozen"] for g in head_first.param_groups] == [False, True, True, False]
 
 
 @KINDS
@@ -127,6 +139,16 @@ def test_a_tied_parameter_trains_with_the_last_group_that_holds_it(kind: str, n:
         "head.bias",
     ]
     assert optimizer.param_groups[0]["lr"] == 0.1  # at the rate of its own group
+
+
+def test_what_is_tied_is_known_to_groups_that_are_passed_on() -> None:
+    model = tied_model()
+    found = layer_groups(model)
+    assert layer_groups(model, found) is found
+    freeze(torch.optim.SGD(discriminative(model, 0.1, groups=found)))
+    assert model.embed.weight.requires_grad
+    with pytest.raises(ValueError, match="pass modules of the model itself"):
+        layer_groups(tied_model(), found)
 
 
 def test_a_tied_parameter_of_the_body_is_frozen_with_it() -> None:

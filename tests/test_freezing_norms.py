@@ -153,6 +153,13 @@ def test_adapt_leaves_norms_that_the_user_froze() -> None:
     assert changed(model, optimizer, "adapt") == wanted
 
 
+def test_adapt_asks_for_no_param_groups_of_norms_that_the_user_froze() -> None:
+    model = net()
+    model.body.bn.requires_grad_(False)
+    model.neck.bn.requires_grad_(False)
+    assert set_norm_mode(model, build("ours", model, 2), "adapt") == []
+
+
 def test_a_norm_that_the_user_froze_is_kept_in_a_group_that_trains() -> None:
     model = net()
     model.body.bn.requires_grad_(False)

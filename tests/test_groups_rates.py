@@ -120,6 +120,11 @@ def test_no_decay_by_pattern_and_with_the_optimizers_own_decay() -> None:
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0, 0.3, 0, 0.3, 0, 0.3]
 
 
+def test_no_decay_goes_by_all_names_of_a_tied_parameter() -> None:
+    built = discriminative(tied_model(), 0.1, 0.2, no_decay=["head"])
+    assert [g["weight_decay"] for g in built] == [0, 0.2, 0]
+
+
 def test_what_has_no_decay_does_not_decay() -> None:
     model = transformer()
     optimizer = lrfast.SGD(discriminative(model, 0.1, weight_decay=0.5, no_decay=True))

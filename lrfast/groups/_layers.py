@@ -32,7 +32,8 @@ def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
             group a module, a list of modules or parameters, or a string: a glob for the names of
             parameters, whose ``*`` also matches dots, or for the path of a module. A last string
             of ``"*"`` takes what is left. A function gets the name of a parameter and returns the
-            index of its group, 0 for the body, or None for no group.
+            index of its group, 0 for the body, or None for no group. Layer groups of the model are
+            returned as they are.
 
     Returns:
         The groups. A parameter with several names or in several groups counts once, in the first
@@ -54,6 +55,8 @@ def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model)}")
+    if isinstance(groups, LayerGroups) and groups.model is model:
+        return groups
     names = parameter_names(model)
     if not names:
         raise ValueError(f"model must have parameters, got {type(model).__name__} without any")
