@@ -71,7 +71,7 @@ def test_groups(benchmark: Any, request: pytest.FixtureRequest, device: str, lay
     implementations.assert_equal_work(contenders, start)
     # What takes milliseconds for nothing needs no precision.
     works = {
-        name: timing.Work(entry.step, every=1 if name.startswith(OURS) else 8)
+        name: timing.Work(entry.step, every=1 if name.startswith(OURS) else 4)
         for name, entry in contenders.items()
     }
     seconds = request.config.getoption("--seconds")
