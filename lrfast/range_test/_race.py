@@ -89,10 +89,10 @@ def _best(ran: Mapping[int, tuple[float, ...]]) -> int:
 
 
 def _winner(ran: Mapping[int, tuple[float, ...]], initial: float) -> int:
-    """The place around which losses are lowest.
+    """The place around which losses are lowest, of the best one and those between two others.
 
-    A run that was not finished counts with its last loss, a neighbour that did not run as the
-    place itself.
+    A run that was not finished counts with its last loss, a neighbour of the best one that did not
+    run like the best one.
     """
 
     def loss(place: int) -> float:
@@ -104,8 +104,10 @@ def _winner(ran: Mapping[int, tuple[float, ...]], initial: float) -> int:
         beside = [loss(near) if near in ran else own for near in (place - 1, place + 1)]
         return sum(beside) + 4 * own  # Simpson's rule for the mean
 
-    finished = [place for place in ran if math.isfinite(_final(ran[place]))]
-    return min(finished, key=lambda place: (around(place), place)) if finished else _best(ran)
+    best = _best(ran)
+    between = [place for place in ran if {place - 1, place + 1} <= ran.keys()]
+    eligible = [place for place in between if math.isfinite(_final(ran[place]))]
+    return min([best, *eligible], key=lambda place: (around(place), place))
 
 
 def _final(losses: tuple[float, ...]) -> float:
