@@ -284,6 +284,7 @@ def wins_by_simpson(candidates: Sequence[Candidate]) -> int:
         ({-4: 0.5, -2: 0.2, -1: 0.25, -3: 0.25, 0: 0.3, 2: 0.205}, -2),  # alone is not good enough
         ({-1: 0.2, 0: 0.2, 1: 0.2, 2: 0.2}, -1),  # the lower of equals
         ({-1: math.inf, 0: 3.0}, 0),  # what ends worse than untrained has at least ended
+        ({-2: 3.0, -1: math.inf, 0: 2.5}, 0),
         ({-4: math.inf, -2: math.inf, 0: math.inf}, -4),
     ],
 )

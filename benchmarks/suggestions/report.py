@@ -39,8 +39,8 @@ validation loss gets than at the best rate of the grid, as a fraction of the lat
 untrained model's count as that. The share is the part of the gain from untrained to best that is
 lost. lrfast's rules are those of `lrfast.suggest`, and `auto` knows the optimizer and the number of
 parameters, as in `lr_find`; the others are formulas of what their libraries do, on the same raw
-losses. Loss and accuracy are means over the seeds at the best rate, and the
-spread is the standard deviation of the loss there.
+losses. Loss and accuracy are means over the seeds at the best rate, and the spread is the standard
+deviation of the loss there.
 """
 
 
@@ -146,7 +146,7 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             *_cross_validated(result["cross_validated"]),
             *_held_out(others),
-            *_verified(result["verified"]),
+            *_verified(result["verified"], others),
             "## Mean regret per task",
             "",
             *_table(["task", *_rule_names(tasks)], _task_rows(tasks | others)),
@@ -166,11 +166,12 @@ def _cross_validated(regrets: dict[str, float]) -> list[str]:
     if not regrets:
         return []
     worst = max(regrets, key=lambda task: regrets[task])
+    mean = float(np.mean(list(regrets.values())))
     return [
         "With the constants of `auto` chosen on all tasks but the one that it is judged on, from",
-        f"{len(CHOICES)} combinations, its mean regret is {_mean(regrets):.3f} and its worst "
-        f"{regrets[worst]:.3f}, of",
-        f"{worst}.",
+        f"{len(CHOICES)} combinations, its mean regret is {mean:.3f} and its worst "
+        f"{regrets[worst]:.3f}",
+        f"({worst}).",
         "",
     ]
 
@@ -188,41 +189,47 @@ def _held_out(tasks: dict[str, Any]) -> list[str]:
     ]
 
 
-def _verified(found: dict[str, Any]) -> list[str]:
+def _verified(found: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
     if not found:
         return []
-    before = {name: task["first_regret"] for name, task in found.items()}
-    after = {name: task["regret"] for name, task in found.items()}
-    runs = [count for task in found.values() for count in task["runs"]]
+    sets = {
+        "the tasks": [name for name in found if name not in held_out],
+        "other tasks": [name for name in found if name in held_out],
+    }
     return [
-        f"## Rates that a race verified, {len(found)} tasks",
+        "## Rates that a race verified",
         "",
         f"`lr_find(verify={STEPS})`, judged on the validation data, three times per task. Its rate",
-        "is trained with, as those of the grid are; what beats the grid's best counts as 0.",
+        "is trained with, as those of the grid are; a mean that beats the grid's best counts as 0.",
         "",
         *_table(
-            ["rate", "mean", "median", "worst", "runs"],
+            ["rate", "of", "mean", "median", "worst", "runs"],
             [
-                _spread("auto in these range tests", before, ""),
-                _spread("verified", after, f"{np.mean(runs):.1f}"),
+                row
+                for title, names in sets.items()
+                if names
+                for row in _verified_rows(f"{len(names)} {title}", [found[n] for n in names])
             ],
         ),
         "",
         *_table(
             ["task", "auto", "verified"],
-            [[name, f"{before[name]:.2f}", f"{after[name]:.2f}"] for name in found],
+            [[n, f"{t['first_regret']:.2f}", f"{t['regret']:.2f}"] for n, t in found.items()],
         ),
         "",
     ]
 
 
-def _spread(name: str, regrets: dict[str, float], runs: str) -> list[str]:
-    values = list(regrets.values())
-    return [name, *(f"{f(values):.3f}" for f in (np.mean, np.median, np.max)), runs]
+def _verified_rows(title: str, found: list[dict[str, Any]]) -> list[list[str]]:
+    runs = f"{np.mean([count for task in found for count in task['runs']]):.1f}"
+    return [
+        _spread("auto in these range tests", title, [task["first_regret"] for task in found], ""),
+        _spread("verified", title, [task["regret"] for task in found], runs),
+    ]
 
 
-def _mean(regrets: dict[str, float]) -> float:
-    return float(np.mean(list(regrets.values())))
+def _spread(name: str, title: str, regrets: list[float], runs: str) -> list[str]:
+    return [name, title, *(f"{f(regrets):.3f}" for f in (np.mean, np.median, np.max)), runs]
 
 
 def _sweeps(tasks: dict[str, Any]) -> int:
