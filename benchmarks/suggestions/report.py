@@ -193,7 +193,7 @@ def _verified(found: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
     if not found:
         return []
     sets = {
-        "the tasks": [name for name in found if name not in held_out],
+        "tasks": [name for name in found if name not in held_out],
         "other tasks": [name for name in found if name in held_out],
     }
     return [
