@@ -3,7 +3,16 @@
 from lrfast import schedules, suggest
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy
-from lrfast.groups import discriminative, freeze, freeze_to, layer_groups, unfreeze
+from lrfast.groups import (
+    Timetable,
+    discriminative,
+    freeze,
+    freeze_to,
+    gradual,
+    layer_groups,
+    set_norm_mode,
+    unfreeze,
+)
 from lrfast.history import History, Stage
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
 from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
@@ -27,13 +36,16 @@ __all__ = [
     "RetestEntry",
     "Stage",
     "Telemetry",
+    "Timetable",
     "accuracy",
     "discriminative",
     "freeze",
     "freeze_to",
+    "gradual",
     "layer_groups",
     "lr_find",
     "schedules",
+    "set_norm_mode",
     "suggest",
     "unfreeze",
     "wrap",

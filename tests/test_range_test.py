@@ -216,6 +216,10 @@ def test_suggestions_are_what_the_rules_read(rule: str, planned: int, seen: int)
     assert len(result.lrs) == seen
     found = result.suggestions[rule]
     assert found.rule == rule
+    if rule == "auto":
+        context = {"typical": 1.0, "momentum": False}  # of SGD without momentum
+        assert found == suggest.auto(result.lrs, result.losses, **context)
+        return
     if suggest.reads_raw(rule):
         assert found == suggest.get(rule)(result.lrs, result.losses)
         return

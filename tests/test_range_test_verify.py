@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lrfast
-from lrfast import RangeTest, lr_find
+from lrfast import RangeTest, lr_find, suggest
 from lrfast.range_test import Candidate
+from lrfast.range_test._race import _winner
+from lrfast.suggest import Suggestion
 
 ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
 STEPS = 20
@@ -124,8 +127,7 @@ def test_the_lowest_final_loss_wins(kind: str, digits: Any) -> None:
     lrs = [candidate.lr for candidate in candidates]
     assert {round(4 * step, 9) for step in np.diff(np.log10(lrs))} <= {1.0, 2.0}
     assert [c.rule for c in candidates].count("neighbour") == len(candidates) - 1
-    finals = [c.losses[-1] if len(c.losses) == 2 else math.inf for c in candidates]
-    winner = int(np.argmin(finals))
+    winner = wins_by_simpson(candidates)
     assert [c.winner for c in candidates] == [k == winner for k in range(len(candidates))]
     best = result.suggestion
     assert (result.rule, best.rule, best.lr) == ("verified", "verified", lrs[winner])
@@ -254,6 +256,63 @@ def test_what_diverges_or_lags_is_dropped_early(kind: str) -> None:
     assert winner.lr < 0.02 and winner.losses[-1] == min(
         c.losses[-1] for c in candidates.values() if len(c.losses) == 2
     )
+
+
+# Who wins.
+
+
+def wins_by_simpson(candidates: Sequence[Candidate]) -> int:
+    """The inner candidate, a quarter of a decade from both neighbours, with the lowest mean."""
+    means = {}
+    for k in range(1, len(candidates) - 1):
+        around = candidates[k - 1 : k + 2]
+        near = candidates[k + 1].lr / candidates[k - 1].lr < 3.2
+        if near and all(len(c.losses) == 2 and math.isfinite(c.losses[-1]) for c in around):
+            below, own, above = (c.losses[-1] for c in around)
+            means[k] = (below + 4 * own + above) / 6
+    return min(means, key=lambda k: means[k])
+
+
+@pytest.mark.parametrize(
+    ("finals", "place"),
+    [
+        ({-2: 0.5, -1: 0.3, 0: 0.2, 1: 0.3, 2: 0.5}, 0),
+        ({-2: 0.5, -1: 0.3, 0: 0.2, 1: 0.19, 2: 0.5}, 0),  # lucky, beside a worse one
+        ({-2: 0.5, -1: 0.3, 0: 0.2, 1: 0.12, 2: 0.5}, 1),  # too good to be luck
+        ({-2: 0.5, -1: 0.3, 0: 0.2, 1: 0.19, 2: math.inf}, 0),  # as bad as untrained
+        ({-2: 0.5, 0: 0.2, 1: 0.3, 2: 0.1}, 2),  # the race ended before its upper neighbour
+        ({-4: 0.5, -2: 0.2, -1: 0.25, -3: 0.25, 0: 0.3, 2: 0.205}, -2),  # alone is not good enough
+        ({-1: 0.2, 0: 0.2, 1: 0.2, 2: 0.2}, -1),  # the lower of equals
+        ({-1: math.inf, 0: 3.0}, 0),  # what ends worse than untrained has at least ended
+        ({-2: 3.0, -1: math.inf, 0: 2.5}, 0),
+        ({-4: math.inf, -2: math.inf, 0: math.inf}, -4),
+    ],
+)
+def test_the_winner_has_good_neighbours(finals: dict[int, float], place: int) -> None:
+    ran = {k: (0.9, loss) if math.isfinite(loss) else (loss,) for k, loss in finals.items()}
+    assert _winner(ran, 2.0) == place
+
+
+def test_what_was_dropped_counts_with_the_loss_it_had() -> None:
+    ran = {-1: (0.3, 0.1), 0: (0.3, 0.09), 1: (1.0,), 2: (1.0,), -2: (0.3, 0.12)}
+    assert _winner(ran, 2.0) == -1
+    assert _winner(ran | {1: (0.12,)}, 2.0) == 0
+    assert _winner(ran | {1: (5.0,)}, 0.12) == 0  # never worse than untrained
+
+
+@pytest.mark.parametrize(("lr", "runs"), [(3.0, 8), (1e-4, 8), (0.01, 5)])
+def test_a_race_climbs_from_a_wrong_rate(
+    lr: float, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six half decades at most and two quarters, down from where all diverge and up."""
+    wrong = Suggestion(lr, "auto", "it is wrong", 1.0)
+    monkeypatch.setattr(suggest, "auto", lambda lrs, losses, **known: wrong)
+    result, _ = bowl("sgd", 100.0, 0.01)
+    assert result.race is not None and len(result.race.candidates) == runs
+    places = [round(4 * math.log10(c.lr / lr)) for c in result.race.candidates]
+    best = round(4 * math.log10(0.01 / lr))
+    assert min(places) <= max(best, -8) and max(places) >= min(best, 8)
+    assert result.suggestion.lr is not None and result.suggestion.lr < 0.02
 
 
 @pytest.mark.parametrize("kind", ["sgd", "torch-sgd"])

@@ -10,19 +10,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.suggestions.measure import ALL, MEASURED, measure
 from benchmarks.suggestions.plot import plot
-from benchmarks.suggestions.regret import load
 from benchmarks.suggestions.report import RESULTS, markdown, summarise, write
 from benchmarks.suggestions.store import Store
-from benchmarks.suggestions.sweeps import measure
-from benchmarks.suggestions.tasks import TASKS
 
-PARTS = ("grid", "sweeps", "report")
+PARTS = (*MEASURED, "report")
 
 
 def main() -> int:
     """Does what the command line says."""
-    names = [task.name for task in TASKS]
+    names = list(ALL)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.suggestions", description=__doc__)
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--tasks", nargs="+", choices=names, default=names, metavar="NAME")
@@ -44,10 +42,9 @@ def main() -> int:
 
 def report(folder: Path, *, keep: bool) -> None:
     """Writes report.md and report.png next to the measurements, and a result file if wanted."""
-    landscapes = load(Store(folder))
-    if not landscapes:
+    result = summarise(Store(folder))
+    if not result["tasks"]:
         raise SystemExit(f"no task is complete in {folder}: run without --only first")
-    result = summarise(landscapes)
     (folder / "report.md").write_text(markdown(result))
     plot(result, folder / "report.png")
     if keep:

@@ -7,16 +7,15 @@ with it. fastai's rules are lrfast's own and not here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.suggestions.regret import Rule
-
 FloatArray = NDArray[np.float64]
+Rule = Callable[[FloatArray, FloatArray], float | None]  # rates, raw losses -> rate
 
 
 def torch_lr_finder(lrs: FloatArray, losses: FloatArray) -> float | None:

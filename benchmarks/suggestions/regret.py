@@ -20,22 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.suggestions.store import Record, Store
-from benchmarks.suggestions.sweeps import GRID, GRID_SEEDS, SWEEP_SEEDS, Runs, is_complete
+from benchmarks.suggestions.sweeps import GRID, GRID_SEEDS, SWEEP_SEEDS, Runs, context, is_complete
 from benchmarks.suggestions.tasks import TASKS, Task
+from lrfast.range_test._context import Context
 
 FloatArray = NDArray[np.float64]
-Rule = Callable[[FloatArray, FloatArray], float | None]  # rates, raw losses -> rate
 
 CAP = 10.0
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A range test: rates and raw losses, [points]."""
+    """A range test: rates and raw losses, [points], and what was known before it."""
 
     seed: int
     lrs: FloatArray
     losses: FloatArray
+    context: Context
+
+
+Rule = Callable[[Sweep], float | None]
 
 
 @dataclass(frozen=True)
@@ -107,17 +111,17 @@ def evaluate(landscapes: Sequence[Landscape], rule: Rule) -> dict[str, float]:
 
 def suggested(landscapes: Sequence[Landscape], rule: Rule) -> list[list[float | None]]:
     """Returns what a rule says of every range test of every task."""
-    return [
-        [rule(sweep.lrs, sweep.losses) for sweep in landscape.sweeps] for landscape in landscapes
-    ]
+    return [[rule(sweep) for sweep in landscape.sweeps] for landscape in landscapes]
 
 
 def _load(store: Store, task: Task) -> Landscape | None:
     starts = {record["seed"]: record for record in store.records(task, "start")}
     runs = {(record["rate"], record["seed"]): record for record in store.records(task, "run")}
     sweeps = {record["seed"]: record for record in store.records(task, "sweep")}
-    if len(sweeps) < len(SWEEP_SEEDS) or not is_complete(runs):
+    models = store.records(task, "model")
+    if len(sweeps) < len(SWEEP_SEEDS) or not is_complete(runs) or not models:
         return None
+    known = context(task, models[0]["parameters"])
     accuracies = [_accuracy(runs, rate) for rate in GRID]
     return Landscape(
         task,
@@ -127,7 +131,7 @@ def _load(store: Store, task: Task) -> Landscape | None:
         np.array(accuracies),
         np.array([starts[seed]["valid_loss"] for seed in GRID_SEEDS]),
         tuple(
-            Sweep(seed, np.array(sweeps[seed]["lrs"]), np.array(sweeps[seed]["losses"]))
+            Sweep(seed, np.array(sweeps[seed]["lrs"]), np.array(sweeps[seed]["losses"]), known)
             for seed in SWEEP_SEEDS
         ),
     )

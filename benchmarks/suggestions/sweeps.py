@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import lrfast
 from benchmarks.suggestions import train
 from benchmarks.suggestions.store import Record, Store
-from benchmarks.suggestions.tasks import TASKS, Task
+from benchmarks.suggestions.tasks import Task
 from lrfast.range_test._analysis import suggest_all
+from lrfast.range_test._context import Context, context_of
 
 FloatArray = NDArray[np.float64]
 
@@ -25,17 +25,6 @@ SWEEP_SEEDS = range(10)
 NUM_ITER = 100
 
 Runs = dict[tuple[float, int], Record]  # by rate and seed
-
-
-def measure(name: str, folder: Path, parts: Collection[str]) -> None:
-    """Fills one task's "grid" and "sweeps", on one thread; runs in a process of its own."""
-    torch.set_num_threads(1)
-    task = next(task for task in TASKS if task.name == name)
-    store = Store(folder)
-    if "sweeps" in parts:
-        fill_sweeps(task, store)
-    if "grid" in parts:
-        fill_grid(task, store)
 
 
 def fill_grid(task: Task, store: Store) -> None:
@@ -79,7 +68,10 @@ def _run(task: Task, seed: int, rate: float) -> Record:
 
 
 def fill_sweeps(task: Task, store: Store) -> None:
-    """Runs the range tests that the store lacks."""
+    """Counts the trained parameters and runs the range tests, as far as the store lacks them."""
+    if not store.records(task, "model"):
+        trained = [p for p in task.make(0).model.parameters() if p.requires_grad]
+        store.add(task, {"kind": "model", "parameters": sum(p.numel() for p in trained)})
     present = {sweep["seed"] for sweep in store.records(task, "sweep")}
     for seed in SWEEP_SEEDS:
         if seed not in present:
@@ -110,15 +102,23 @@ def _sweep(task: Task, seed: int) -> Record:
     }
 
 
-def suggestions_from_curve(lrs: FloatArray, losses: FloatArray) -> dict[str, float | None]:
+def context(task: Task, parameters: int) -> Context:
+    """Returns what `lrfast.lr_find` knows of a task with so many trained parameters."""
+    return context_of(task.make_optimizer([nn.Parameter(torch.zeros(parameters))], 1.0), 0)
+
+
+def suggestions_from_curve(
+    lrs: FloatArray, losses: FloatArray, context: Context
+) -> dict[str, float | None]:
     """Returns the rate that each rule of lrfast reads off a raw curve, as `lrfast.lr_find` does.
 
     Args:
         lrs: Rates up to where the sweep of `NUM_ITER` points ended, [points].
         losses: Raw losses, [points].
+        context: What is known besides.
     """
     curve = lrfast.LossCurve(len(losses))
     for loss in losses:
         curve.record(torch.tensor(loss))
-    found = suggest_all(lrs, losses, curve.smoothed().numpy(), NUM_ITER)
+    found = suggest_all(lrs, losses, curve.smoothed().numpy(), NUM_ITER, context)
     return {name: suggestion.lr for name, suggestion in found.items()}

@@ -18,7 +18,15 @@ STEPS = 240
 EVALUATED = 1000  # rows at most that a mean loss is taken over
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Optimizer = lrfast.SGD | lrfast.Adam | lrfast.AdamW | lrfast.RMSprop | lrfast.Adagrad
+Optimizer = (
+    lrfast.SGD
+    | lrfast.Adam
+    | lrfast.AdamW
+    | lrfast.NAdam
+    | lrfast.RMSprop
+    | lrfast.Adagrad
+    | lrfast.Lion
+)
 MakeOptimizer = Callable[[Iterable[nn.Parameter], float], Optimizer]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from lrfast import suggest
 from lrfast.curve import LossCurve
+from lrfast.range_test._context import Context
 from lrfast.range_test._result import Outcome, RangeTest
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion
@@ -45,7 +46,9 @@ def read(curve: LossCurve, lag: int) -> Recording:
     return Recording(lrs[is_new], losses[is_new], outcome)
 
 
-def summarise(sweep: Sweep, recordings: Sequence[Recording], beta: float) -> RangeTest:
+def summarise(
+    sweep: Sweep, recordings: Sequence[Recording], beta: float, context: Context
+) -> RangeTest:
     """Return the result of one or several sweeps over the same rates.
 
     Args:
@@ -53,6 +56,7 @@ def summarise(sweep: Sweep, recordings: Sequence[Recording], beta: float) -> Ran
         recordings: One per sweep. Several are reduced to their median, point by point, up to where
             half of them had ended.
         beta: Decay of the EMA that smooths the losses.
+        context: What rule "auto" takes besides.
     """
     longest = max(recordings, key=lambda recording: len(recording.lrs))
     repeats = np.full((len(recordings), len(longest.lrs)), math.nan)
@@ -73,7 +77,7 @@ def summarise(sweep: Sweep, recordings: Sequence[Recording], beta: float) -> Ran
         smoothed=smoothed,
         derivative=derivative,
         sweep=sweep,
-        suggestions=suggest_all(lrs, losses, smoothed, sweep.num_iter),
+        suggestions=suggest_all(lrs, losses, smoothed, sweep.num_iter, context),
         outcome=max(outcomes, key=outcomes.count),
         seconds=0.0,
         repeats=repeats if len(recordings) > 1 else None,
@@ -91,7 +95,7 @@ def _smooth(lrs: FloatArray, losses: FloatArray, beta: float) -> tuple[FloatArra
 
 
 def suggest_all(
-    lrs: FloatArray, losses: FloatArray, smoothed: FloatArray, num_iter: int
+    lrs: FloatArray, losses: FloatArray, smoothed: FloatArray, num_iter: int, context: Context
 ) -> MappingProxyType[str, Suggestion]:
     """Every rule's suggestion.
 
@@ -104,6 +108,11 @@ def suggest_all(
     found = {}
     for name in suggest.names():
         rule = suggest.get(name)
+        if name == "auto":
+            found[name] = suggest.auto(
+                lrs, losses, typical=context.typical, momentum=context.momentum
+            )
+            continue
         if suggest.reads_raw(name):
             found[name] = rule(lrs, losses)
             continue

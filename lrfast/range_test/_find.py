@@ -25,6 +25,7 @@ from lrfast._batches import (
     make_compute_loss,
 )
 from lrfast.range_test import _analysis
+from lrfast.range_test._context import context_of
 from lrfast.range_test._loop import Loop
 from lrfast.range_test._race import race
 from lrfast.range_test._ranks import ranks_of
@@ -254,7 +255,8 @@ class _Search:
                 progress=settings.progress,
             )
             recordings.append(_analysis.read(loop.run(), settings.lag))
-        result = _analysis.summarise(sweep, recordings, settings.beta)
+        context = context_of(self._training.optimizer, sweep.reference)
+        result = _analysis.summarise(sweep, recordings, settings.beta, context)
         return replace(result, notes=self._notes(result))
 
     def _next(self, sweep: Sweep, wanted: tuple[float, float]) -> Sweep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Literal
 
@@ -37,7 +37,9 @@ def race(
 
     The race climbs: it tries half a decade to either side of the best rate so far until both sides
     are worse, and then a quarter. A candidate that is far behind the best one in the middle of its
-    run is dropped.
+    run is dropped. The rate wins around which losses are lowest, on average over a quarter of a
+    decade to either side: a single run's loss scatters, and next to a rate that diverges the next
+    run might.
 
     Args:
         training: How to train and who judges.
@@ -53,15 +55,15 @@ def race(
     track = _Track(training, sweep, snapshot, steps)
     assert first.lr is not None
     ran = {0: track.run(first.lr)}  # by the rate's place, in factors from the first one
-    for stride in (2, 1):
-        while len(ran) < _MAX_CANDIDATES:
-            best = min(ran, key=lambda place: _final(ran[place]))
+    for stride, most in ((2, _MAX_CANDIDATES - 2), (1, _MAX_CANDIDATES)):
+        while len(ran) < most:
+            best = _best(ran)
             untried = [place for place in (best - stride, best + stride) if place not in ran]
             if not untried:
                 break
             for place in untried:
                 ran[place] = track.run(first.lr * _FACTOR**place)
-    best = min(ran, key=lambda place: _final(ran[place]))
+    best = _winner(ran, track.initial)
     candidates = tuple(
         Candidate(
             first.lr * _FACTOR**place,
@@ -79,6 +81,33 @@ def _one_cycle(optimizer: Optimizer, steps: int) -> schedules.Schedule:
     """The one-cycle policy; it cycles momentum only where the optimizer has some in every group."""
     has_momentum = all("betas" in g or g.get("momentum", 0) > 0 for g in optimizer.param_groups)
     return schedules.one_cycle(steps, momentum=(0.95, 0.85) if has_momentum else None)
+
+
+def _best(ran: Mapping[int, tuple[float, ...]]) -> int:
+    """The place whose run ended best; while all diverge the lowest, to go on from there."""
+    return min(ran, key=lambda place: (_final(ran[place]), place))
+
+
+def _winner(ran: Mapping[int, tuple[float, ...]], initial: float) -> int:
+    """The place around which losses are lowest, of the best one and those between two others.
+
+    A run that was not finished counts with its last loss, a neighbour of the best one that did not
+    run like the best one.
+    """
+
+    def loss(place: int) -> float:
+        last = ran[place][-1]
+        return min(last, initial) if math.isfinite(last) else initial
+
+    def around(place: int) -> float:
+        own = loss(place)
+        beside = [loss(near) if near in ran else own for near in (place - 1, place + 1)]
+        return sum(beside) + 4 * own  # Simpson's rule for the mean
+
+    best = _best(ran)
+    between = [place for place in ran if {place - 1, place + 1} <= ran.keys()]
+    eligible = [place for place in between if math.isfinite(_final(ran[place]))]
+    return min([best, *eligible], key=lambda place: (around(place), place))
 
 
 def _final(losses: tuple[float, ...]) -> float:
@@ -143,7 +172,8 @@ class _Track:
                     break
         finally:
             driver.detach()
-        if self._best is None or _final(tuple(losses)) < _final(self._best):
+        final = _final(tuple(losses))
+        if final < (math.inf if self._best is None else _final(self._best)):
             self._best = tuple(losses)
         return tuple(losses)
 

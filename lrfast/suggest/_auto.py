@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,26 +13,68 @@ from lrfast.suggest._arrays import FloatArray, finite_part, validated
 from lrfast.suggest._shape import FEWEST_POINTS, Shape, lost_in_noise, read_shape
 from lrfast.suggest._suggestion import Suggestion, declined
 
-# Fitted on the tasks of benchmarks/suggestions, where their exact values matter little.
-_LOWER: Final = 0.7  # too high a rate costs more than too low a one
-_MORE_IN_NOISE: Final = 0.2
+
+@dataclass(frozen=True)
+class Constants:
+    """What was chosen on the tasks of benchmarks/suggestions, where the exact values matter little.
+
+    Args:
+        lower: Factor on the middle of the valley; too high a rate costs more than too low a one.
+        more_in_noise: Share of the valley by which noise moves the answer up.
+        more_without_momentum: Share of it by which the lack of momentum does. A step at the edge of
+            divergence gains less then, and the sweep, whose rates grow faster than momentum builds
+            up, shows the edge less late: the best rate is nearer to the rise.
+        typical: Weight of the typical rate, on the logarithmic scale.
+        shallow: Share of the starting loss. The less of it the sweep's fall is, the less of the
+            training has the sweep seen, and the weight of the typical rate grows up to 1.
+        highest: Share of the rate at which half of the fall is lost again that no answer exceeds.
+    """
+
+    lower: float = 0.7
+    more_in_noise: float = 0.2
+    more_without_momentum: float = 0.2
+    typical: float = 0.6
+    shallow: float = 0.1
+    highest: float = 0.5
+
+
+_CONSTANTS: Final = Constants()
+
+_FARTHEST: Final = 10.0  # factor by which the typical rate moves an answer at most
 
 _WIDER: Final = 100.0  # factor by which a range is extended where it ends too early
 
 
-def auto(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the middle of the valley: between half of the fall done and half of it lost again.
+def auto(
+    lrs: ArrayLike,
+    losses: ArrayLike,
+    *,
+    typical: float | None = None,
+    momentum: bool = True,
+    constants: Constants = _CONSTANTS,
+) -> Suggestion:
+    """Suggest the middle of the valley, drawn to the rate at which such a model usually trains.
 
-    On the logarithmic scale it lies between the rate at which the loss has done half of its fall
-    and the higher one at which it has lost half of it again: in the middle where losses scatter
-    little, further up where they scatter much (for then the fall seems to begin too early, while a
-    divergence is never in doubt). The answer is 0.7 times that, or, where the
-    fall is never lost again, 0.7 times the rate at which nine tenths of it are done.
+    On the logarithmic scale the middle lies between the rate at which the loss has done half of its
+    fall and the higher one at which it has lost half of it again: in the middle where losses
+    scatter little, further up where they scatter much (for then the fall seems to begin too early,
+    while a divergence is never in doubt) or where there is no momentum. The answer is 0.7 times
+    that, or, where the fall is never lost again, 0.7 times the rate at which nine tenths of it are
+    done.
+
+    A sweep of a hundred steps sees the first moments of a training. Where ``typical`` is known, the
+    answer is moved towards it by 0.6 of the way on the logarithmic scale, and by more after a fall
+    of less than a tenth of the starting loss, but never by more than a factor of 10. It exceeds
+    neither the last rate nor half of the one at which half of the fall is lost again.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] raw losses; the curve is cut at the first one that is not finite. Smoothed
             losses lag behind their rates, and so would the answer.
+        typical: rate at which such an optimizer usually trains such a model, as `typical_rate`
+            returns it; None where nobody knows.
+        momentum: whether the optimizer that swept has momentum.
+        constants: weights and shares of the rule, for those who judge them.
 
     Returns:
         The suggestion. It declines, with the range to sweep next, where the curve says nothing:
@@ -39,14 +82,19 @@ def auto(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         falls by more than noise explains nor diverges.
 
     Raises:
-        ValueError: if an array is not as described.
+        ValueError: if an array is not as described, or ``typical`` not a finite rate above 0.
 
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
-        >>> auto(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
+        >>> losses = 1 / (1 + lrs / 1e-2) + 4 * lrs**2
+        >>> auto(lrs, losses).reason
         'half of the fall is done at 7.9e-03 and lost again at 4.0e-01'
+        >>> round(auto(lrs, losses).lr, 3), round(auto(lrs, losses, typical=0.01).lr, 3)
+        (0.039, 0.017)
     """
     rates, curve = validated(lrs, losses)
+    if typical is not None and not (math.isfinite(typical) and typical > 0):
+        raise ValueError(f"typical must be None, or a finite rate above 0, got {typical!r}")
     shape = read_shape(lrs, losses)
     if isinstance(shape, str):
         return declined("auto", shape, _other_range(rates, curve))
@@ -54,18 +102,10 @@ def auto(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     doubt = lost_in_noise(shape)
     if doubt and not shape.diverges:
         return declined("auto", f"{doubt}; average more of them: more points or repeats", same)
-    down, up = shape.falls_by(0.5), shape.rises_by(0.5)
-    if up is None:
-        if shape.falls_at_its_end:
-            reason = f"the loss still falls at the last rate, {rates[-1]:.1e}"
-            return declined("auto", reason, (same[0], same[1] * _WIDER))
-        lr = _LOWER * shape.rate(shape.falls_by(0.9))
-        done = f"nine tenths of the fall are done at {lr / _LOWER:.1e}"
-        reason = f"{done}, and it is never lost again"
-    else:
-        lr = _LOWER * math.exp(_between(shape, down, up))
-        low, high = shape.rate(down), shape.rate(up)
-        reason = f"half of the fall is done at {low:.1e} and lost again at {high:.1e}"
+    if shape.rises_by(0.5) is None and shape.falls_at_its_end:
+        reason = f"the loss still falls at the last rate, {rates[-1]:.1e}"
+        return declined("auto", reason, (same[0], same[1] * _WIDER))
+    lr, reason = answer(shape, typical, momentum, constants)
     if doubt:
         reason = f"{doubt}, but it clearly diverges; at a guess, {reason}"
     return Suggestion(lr, "auto", reason, shape.confidence, shape.nearest(lr))
@@ -87,9 +127,40 @@ def _other_range(rates: FloatArray, losses: FloatArray) -> tuple[float, float] |
     return (first, last) if len(curve) < FEWEST_POINTS else (first, last * _WIDER)
 
 
-def _between(shape: Shape, down: int, up: int) -> float:
+def answer(
+    shape: Shape, typical: float | None, momentum: bool, constants: Constants
+) -> tuple[float, str]:
+    """The rate and why it is that."""
+    down, up = shape.falls_by(0.5), shape.rises_by(0.5)
+    highest = shape.rate(len(shape.log_rates) - 1)
+    if up is None:
+        middle = shape.rate(shape.falls_by(0.9))
+        reason = f"nine tenths of the fall are done at {middle:.1e}, and it is never lost again"
+    else:
+        highest = min(constants.highest * shape.rate(up), highest)
+        middle = math.exp(_between(shape, down, up, momentum, constants))
+        low, high = shape.rate(down), shape.rate(up)
+        reason = f"half of the fall is done at {low:.1e} and lost again at {high:.1e}"
+    lr = constants.lower * middle
+    if typical is not None:
+        moved = (typical / lr) ** _weight(shape, constants)
+        lr *= min(max(moved, 1 / _FARTHEST), _FARTHEST)
+        reason += f", and such models usually train at {typical:.1e}"
+    return min(lr, highest), reason
+
+
+def _weight(shape: Shape, constants: Constants) -> float:
+    """How far the answer is moved to the typical rate, from 0 to 1."""
+    seen = shape.fall / max(constants.shallow * abs(shape.start), shape.fall)
+    return 1 - (1 - constants.typical) * seen
+
+
+def _between(shape: Shape, down: int, up: int, momentum: bool, constants: Constants) -> float:
     """The logarithm of the rate between the two indices."""
     low, high = shape.log_rates[down], shape.log_rates[up]
     # From 0, where losses scatter by a tenth of the fall or less, to 1, where by all of it.
     noisiness = 1 + math.log10(min(max(shape.noise / shape.fall, 0.1), 1.0))
-    return float(low + (0.5 + _MORE_IN_NOISE * noisiness) * (high - low))
+    place = 0.5 + constants.more_in_noise * noisiness
+    if not momentum:
+        place += constants.more_without_momentum
+    return float(low + place * (high - low))

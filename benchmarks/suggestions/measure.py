@@ -1,0 +1,25 @@
+"""Fills the store for one task; runs in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from benchmarks.suggestions.held_out import HELD_OUT
+from benchmarks.suggestions.store import Store
+from benchmarks.suggestions.sweeps import fill_grid, fill_sweeps
+from benchmarks.suggestions.tasks import TASKS
+from benchmarks.suggestions.verified import fill_verified
+
+ALL = {task.name: task for task in (*TASKS, *HELD_OUT)}
+MEASURED = {"sweeps": fill_sweeps, "grid": fill_grid, "verify": fill_verified}
+
+
+def measure(name: str, folder: Path, parts: Collection[str]) -> None:
+    """Measures those parts of a task that the store lacks, on one thread."""
+    torch.set_num_threads(1)
+    for part, fill in MEASURED.items():
+        if part in parts:
+            fill(ALL[name], Store(folder))

@@ -1,0 +1,35 @@
+"""Layer groups of a model, from body to head, with their learning rates and their freezing.
+
+`layer_groups` cuts a module tree into ordered groups, `discriminative` turns them into the
+parameter groups of an optimizer, and `freeze_to` freezes the body of what such an optimizer
+trains; a `Timetable` says when, `set_norm_mode` what becomes of running statistics meanwhile. How
+rates move while training is left to the schedules, the update to the optimizer.
+"""
+
+from lrfast.groups._discriminative import discriminative
+from lrfast.groups._freezing import freeze, freeze_to, layer_count, unfreeze
+from lrfast.groups._group import LayerGroup, LayerGroups
+from lrfast.groups._layers import layer_groups
+from lrfast.groups._norm_mode import NormPolicy, set_norm_mode
+from lrfast.groups._rates import Rates, spread
+from lrfast.groups._specs import Groups, GroupSpec
+from lrfast.groups._timetable import Timetable, gradual
+
+__all__ = [
+    "GroupSpec",
+    "Groups",
+    "LayerGroup",
+    "LayerGroups",
+    "NormPolicy",
+    "Rates",
+    "Timetable",
+    "discriminative",
+    "freeze",
+    "freeze_to",
+    "gradual",
+    "layer_count",
+    "layer_groups",
+    "set_norm_mode",
+    "spread",
+    "unfreeze",
+]

@@ -1,0 +1,150 @@
+"""The parameter groups of an optimizer, one or a few per layer group."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lrfast.groups._group import LayerGroup
+from lrfast.groups._layers import layer_groups, parameter_names
+from lrfast.groups._norms import norm_parameters
+from lrfast.groups._numbers import number
+from lrfast.groups._patterns import compile_pattern
+from lrfast.groups._rates import Rates, decayed, spread
+from lrfast.groups._specs import Groups
+
+_BIAS = re.compile(r"(^|_)bias(_|$)")
+
+
+def discriminative(
+    model: nn.Module,
+    lr: Rates,
+    weight_decay: float | None = None,
+    decay: float | None = None,
+    groups: Groups | None = None,
+    no_decay: Literal[True] | Sequence[str] | None = None,
+    min_scale: float = 0.0,
+    *,
+    split_norms: bool = False,
+) -> list[dict[str, Any]]:
+    """Build an optimizer's parameter groups with one learning rate per layer group.
+
+    A layer group becomes one param group, and one more for each kind of its parameters that
+    differs: without weight decay, tied to a later group, of normalisation layers. All of them
+    carry the index of their layer group, which is what `freeze_to` counts.
+
+    Args:
+        model: the module to train.
+        lr: the rates, as `spread` takes them.
+        weight_decay: weight decay of every group; None leaves it to the optimizer's default.
+        decay: factor in (0, 1] from one layer group to the one before it; lr is then the head's:
+            ``lr * max(min_scale, decay ** (last - i))`` for group i. ULMFiT's is 1/2.6.
+        groups: explicit groups, as `layer_groups` takes them.
+        no_decay: parameters whose weight decay is 0. True: those of normalisation layers, biases,
+            and all of dimension 1 or less. A list: those that its patterns match, as
+            `layer_groups` takes them.
+        min_scale: least share of lr, in [0, 1], where there is a decay.
+        split_norms: whether parameters of normalisation layers get param groups of their own, so
+            that they can train in frozen layer groups (``train_norms`` of `freeze_to`).
+
+    Returns:
+        One dict per param group, body first: "params", with or without gradients, "lr", "name",
+        "layer" (the index of the layer group) and, where they apply, "weight_decay", "tied_until"
+        (index of the last layer group with a parameter that these are tied to: they train if that
+        trains), "norms" (with split_norms: whether these are norms') and "kept_frozen" (positions
+        in "params" of those that do not require gradients now: `freeze_to` leaves them so).
+
+    Raises:
+        TypeError, ValueError: where `layer_groups` or `spread` refuse their arguments, decay or
+            min_scale lie outside their range or lr is no number beside them, the weight decay is
+            not a number, negative or not finite, or a pattern of no_decay matches nothing.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [(group["name"], group["lr"]) for group in discriminative(model, slice(1e-4, 1e-2))]
+        [('0', 0.0001), ('2', 0.01)]
+        >>> groups = discriminative(model, 1e-2, weight_decay=0.1, decay=0.5, no_decay=True)
+        >>> [(group["layer"], group["name"], group["weight_decay"]) for group in groups]
+        [(0, '0', 0.1), (0, '0, no decay', 0.0), (1, '2', 0.1), (1, '2, no decay', 0.0)]
+
+    Reference:
+        Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", 2018;
+        timm 1.0, ``timm/optim/_param_groups.py``, ``param_groups_layer_decay``.
+    """
+    layers = layer_groups(model, groups)
+    if decay is not None:
+        rates = decayed(lr, len(layers), decay, min_scale)
+    elif min_scale != 0:
+        raise ValueError(f"min_scale must come with a decay, got {min_scale} without one")
+    else:
+        rates = spread(lr, layers)
+    settings = (
+        {} if weight_decay is None else {"weight_decay": number("weight_decay", weight_decay)}
+    )
+    spared = _spared(model, no_decay)
+    norms = norm_parameters(model) if split_norms else set()
+    built: list[dict[str, Any]] = []
+    for index, (layer, rate) in enumerate(zip(layers, rates, strict=True)):
+        for suffix, params, extra in _kinds(layer, index, layers.tied_until, spared, norms):
+            group = {"params": params, "lr": rate, "name": layer.name + suffix, "layer": index}
+            group |= settings | extra | _kept_frozen(params)
+            if split_norms:
+                group["norms"] = params[0] in norms
+            built.append(group)
+    return built
+
+
+def _kinds(
+    layer: LayerGroup,
+    index: int,
+    tied_until: Mapping[Tensor, int],
+    spared: set[Tensor],
+    norms: set[Tensor],
+) -> Iterable[tuple[str, list[Tensor], dict[str, Any]]]:
+    """Yield the param groups of a layer group: a suffix, parameters and what is special."""
+    kinds: dict[tuple[int, bool, bool], list[Tensor]] = {}
+    for p in layer.parameters:
+        kind = (tied_until.get(p, index), p in norms, p in spared)
+        kinds.setdefault(kind, []).append(p)
+    for (until, is_norm, is_spared), params in sorted(kinds.items(), key=lambda item: item[0]):
+        suffix = f", tied to {until}" if until > index else ""
+        suffix += ", norms" if is_norm else ""
+        extra: dict[str, Any] = {"tied_until": until} if until > index else {}
+        if is_spared:
+            suffix += ", no decay"
+            extra["weight_decay"] = 0.0
+        yield suffix, params, extra
+
+
+def _kept_frozen(params: list[Tensor]) -> dict[str, list[int]]:
+    # Positions and not names or tensors: a state dict keeps them, and they fit any copy.
+    kept = [position for position, p in enumerate(params) if not p.requires_grad]
+    return {"kept_frozen": kept} if kept else {}
+
+
+def _spared(model: nn.Module, no_decay: object) -> set[Tensor]:
+    """Return the parameters that get no weight decay."""
+    if no_decay is None:
+        return set()
+    names = parameter_names(model)
+    if no_decay is True:
+        biases = {p for p, aliases in names.items() if _BIAS.search(aliases[0].rpartition(".")[2])}
+        return norm_parameters(model) | biases | {p for p in names if p.dim() <= 1}
+    if not isinstance(no_decay, (list, tuple)):
+        raise TypeError(f"no_decay must be None, True or a list of patterns, got {no_decay!r}")
+    spared: set[Tensor] = set()
+    for index, pattern in enumerate(no_decay):
+        if not isinstance(pattern, str):
+            raise TypeError(f"no_decay[{index}] must be a pattern, got {pattern!r}")
+        matches = compile_pattern(pattern)
+        found = {p for p, aliases in names.items() if any(map(matches, aliases))}
+        if not found:
+            raise ValueError(
+                f"no_decay[{index}] must match the name of a parameter or the path of a module, "
+                f"got {pattern!r}; a part of a name matches as '*{pattern}*'"
+            )
+        spared |= found
+    return spared

@@ -1,0 +1,143 @@
+"""Freezing of the body of what an optimizer trains: a mask, no change of groups or states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = False) -> None:
+    """Freeze all layer groups before group n, and train group n and those after it.
+
+    Layer groups are counted by the "layer" that `discriminative` gave to each param group; a param
+    group without one is a layer group of its own, behind those before it.
+
+    Sets ``group["frozen"]`` on every param group. Parameters of a frozen one stop requiring
+    gradients and lose the one they have; those of the others require gradients. The optimizer's
+    groups and states stay as they are. Two things differ from a plain cut, where the param groups
+    come from `discriminative`: parameters that did not require gradients when it was called never
+    train, and one tied to a parameter of a trained group trains with it.
+
+    Args:
+        optimizer: any torch optimizer, its groups ordered from body to head.
+        n: index of the first layer group to train; negative counts from the end, -1 is the head
+            alone.
+        train_norms: whether normalisation layers train in frozen groups too, as fastai's
+            ``train_bn=True`` does; needs ``discriminative(..., split_norms=True)``.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if there is no group n, or train_norms finds norms and weights in one group.
+
+    Example:
+        >>> from torch import nn
+        >>> from lrfast import discriminative
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 2))
+        >>> optimizer = torch.optim.SGD(discriminative(model, slice(1e-4, 1e-2)))
+        >>> freeze_to(optimizer, 1)
+        >>> [group["frozen"] for group in optimizer.param_groups]
+        [True, False, False]
+    """
+    layers = _layers(optimizer)
+    count = _count(layers)
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n must be a whole number, the index of a group, got {n!r}")
+    if not -count <= n < count:
+        raise ValueError(f"n must be from {-count} to {count - 1} for {count} groups, got {n}")
+    if train_norms and not all("norms" in group for group in optimizer.param_groups):
+        raise ValueError(
+            "train_norms needs param groups that tell norms from weights, got one without "
+            '"norms"; make them with discriminative(..., split_norms=True)'
+        )
+    first = n % count
+    for group, layer in zip(optimizer.param_groups, layers, strict=True):
+        trains = group.get("tied_until", layer) >= first or (train_norms and group["norms"])
+        _set_frozen(group, not trains)
+
+
+def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> None:
+    """Freeze all layer groups but the last, the head, as `freeze_to` does.
+
+    Args:
+        optimizer: any torch optimizer with at least two layer groups, ordered from body to head.
+        train_norms: as for `freeze_to`.
+
+    Raises:
+        ValueError: if there is one group, which is both body and head.
+
+    Example:
+        >>> from torch import nn
+        >>> from lrfast import discriminative
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        >>> freeze(torch.optim.SGD(discriminative(model, slice(1e-4, 1e-2))))
+        >>> [parameter.requires_grad for parameter in model.parameters()]
+        [False, False, True, True]
+    """
+    if layer_count(optimizer) < 2:
+        raise ValueError("optimizer must have at least 2 groups, got 1; see discriminative()")
+    freeze_to(optimizer, -1, train_norms=train_norms)
+
+
+def unfreeze(optimizer: torch.optim.Optimizer) -> None:
+    """Train all layer groups, as ``freeze_to(optimizer, 0)`` does.
+
+    Args:
+        optimizer: any torch optimizer.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(4, 2).requires_grad_(False)
+        >>> unfreeze(torch.optim.SGD(model.parameters()))
+        >>> model.weight.requires_grad
+        True
+    """
+    freeze_to(optimizer, 0)
+
+
+def layer_count(optimizer: torch.optim.Optimizer) -> int:
+    """Return the number of layer groups, which `freeze_to` counts.
+
+    Args:
+        optimizer: any torch optimizer.
+
+    Example:
+        >>> from torch import nn
+        >>> from lrfast import discriminative
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(discriminative(model, 1e-2, no_decay=True))
+        >>> layer_count(optimizer), len(optimizer.param_groups)
+        (2, 4)
+    """
+    return _count(_layers(optimizer))
+
+
+def _layers(optimizer: torch.optim.Optimizer) -> list[int]:
+    """Return the index of each param group's layer group."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer)}")
+    layers: list[int] = []
+    following = 0
+    for index, group in enumerate(optimizer.param_groups):
+        layer = group.get("layer", following)
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+            raise ValueError(
+                f'param_groups[{index}]["layer"] must be a whole number from 0 on, got {layer!r}'
+            )
+        layers.append(layer)
+        following = max(following, layer + 1)
+    return layers
+
+
+def _count(layers: list[int]) -> int:
+    return max(layers) + 1
+
+
+def _set_frozen(group: dict[str, Any], frozen: bool) -> None:
+    group["frozen"] = frozen
+    kept = set(group.get("kept_frozen", ()))
+    for position, parameter in enumerate(group["params"]):
+        trains = not frozen and position not in kept
+        parameter.requires_grad_(trains)
+        if not trains:
+            parameter.grad = None

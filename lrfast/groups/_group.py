@@ -1,0 +1,106 @@
+"""Layer groups as data: what each holds, and what a user should know about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from torch import Tensor, nn
+
+from lrfast.groups._norms import norm_layers
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGroup:
+    """Parameters that share one learning rate, each in one group only."""
+
+    name: str  # path of the module the group stands for, or its pattern
+    parameters: tuple[Tensor, ...]
+    names: tuple[str, ...]  # of the parameters, in the same order; the first of a tied one
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGroups(Sequence[LayerGroup]):
+    """Layer groups in order, from body to head, and what a user should know about them."""
+
+    groups: tuple[LayerGroup, ...]
+    tied: list[tuple[str, ...]]  # all names of each parameter with several names
+    duplicates: list[str]  # parameters that several groups held; the first one kept them
+    model: nn.Module
+    # Parameters tied to one in a later group -> the index of the last such group. A layer that is
+    # tied away altogether, as a language model's head may be, counts to the group before it.
+    tied_until: Mapping[Tensor, int]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerGroup, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerGroup | tuple[LayerGroup, ...]:
+        return self.groups[index]
+
+    @property
+    def unassigned(self) -> list[str]:
+        """Names of parameters in no group: those the model got after it was cut."""
+        held = {parameter for group in self.groups for parameter in group.parameters}
+        return [name for name, p in self.model.named_parameters() if p not in held]
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of parameters that do not require gradients now."""
+        return [
+            name
+            for group in self.groups
+            for name, parameter in zip(group.names, group.parameters, strict=True)
+            if not parameter.requires_grad
+        ]
+
+    @property
+    def frozen_norms(self) -> list[str]:
+        """Paths of normalisation layers in groups that are frozen now, in whole.
+
+        Their running statistics move all the same; see `set_norm_mode`.
+        """
+        still = {
+            parameter
+            for group in self.groups
+            if not any(p.requires_grad for p in group.parameters)
+            for parameter in group.parameters
+        }
+        layers = norm_layers(self.model)
+        return [name for name, layer in layers if still.issuperset(layer.parameters(False))]
+
+    def describe(self) -> str:
+        """Return a table of the groups, and below it what is tied, frozen or left out.
+
+        Returns:
+            One line per group: position, name, tensors, parameters, and how many of those train.
+            Then one line for each entry of `tied`, `duplicates`, `unassigned`, `frozen` and
+            `frozen_norms`.
+
+        Example:
+            >>> from lrfast import layer_groups
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+            >>> model[3].bias.requires_grad = False
+            >>> print(layer_groups(model).describe())
+            group  name  tensors  parameters  trainable
+                0  0           4          56         56
+                1  3           2          18         16
+            frozen: 3.bias
+        """
+        width = max(4, *(len(group.name) for group in self.groups))
+        lines = [f"group  {'name':<{width}}  tensors  parameters  trainable"]
+        for index, group in enumerate(self.groups):
+            total = sum(p.numel() for p in group.parameters)
+            trainable = sum(p.numel() for p in group.parameters if p.requires_grad)
+            row = f"{index:>5}  {group.name:<{width}}  {len(group.names):>7}"
+            lines.append(f"{row}  {total:>10,}  {trainable:>9,}")
+        lines += [f"tied: {' = '.join(names)}" for names in self.tied]
+        lines += [f"in several groups: {name}" for name in self.duplicates]
+        lines += [f"in no group: {name}" for name in self.unassigned]
+        lines += [f"frozen: {name}" for name in self.frozen]
+        lines += [f"normalisation in a frozen group: {name}" for name in self.frozen_norms]
+        return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""One learning rate per layer group, from one number, two, a list or names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from lrfast.groups._group import LayerGroup, LayerGroups
+from lrfast.groups._numbers import fraction, number
+from lrfast.groups._patterns import compile_pattern
+
+Rates: TypeAlias = float | slice | Sequence[float] | Mapping[str, float]
+
+
+def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
+    """Spread learning rates over layer groups.
+
+    ``slice(a, b)`` grows geometrically, ``a * (b / a) ** (i / (n - 1))``, and hits both ends
+    exactly. ``slice(b)`` is b for the last group and b / 10 for all others, as in fastai; unlike
+    there, ``slice(0, b)`` is refused and does not mean ``slice(b)``.
+
+    Args:
+        lr: a number for all groups, a slice, a list or tuple with one number per group, or a dict.
+            A dict's keys are names of groups or patterns, as `layer_groups` takes them, that match
+            all parameters of a group; a group's name goes before patterns, an earlier pattern
+            before later ones.
+        n: number of groups, or the groups themselves, which a dict needs.
+
+    Returns:
+        [n] rates, body first.
+
+    Raises:
+        TypeError: if a rate is not a number, or there is a dict and n is a number.
+        ValueError: if a rate is negative or not finite, a slice has a zero, no end, a step or
+            only one group to fill, a list has another length than n, or a dict names no group,
+            a part of one, or not all.
+
+    Example:
+        >>> spread(slice(1e-3), 3)
+        [0.0001, 0.0001, 0.001]
+
+    Reference:
+        fastai 2.8, ``fastai/optimizer.py``, ``Optimizer.set_hyper``.
+    """
+    if isinstance(lr, Mapping):
+        if not isinstance(n, LayerGroups):
+            raise TypeError(f"n must be the layer groups if lr is a dict, got {n!r}")
+        return _named_rates(lr, n)
+    count = len(n) if isinstance(n, LayerGroups) else n
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"n must be a whole number of groups from 1 on, got {count!r}")
+    if isinstance(lr, slice):
+        return _spread_slice(lr, count)
+    if isinstance(lr, (list, tuple)):
+        if len(lr) != count:
+            raise ValueError(f"lr must have one rate per group, got {len(lr)} for {count} groups")
+        return [number(f"lr[{i}]", rate) for i, rate in enumerate(lr)]
+    return [number("lr", lr)] * count
+
+
+def decayed(lr: object, n: int, decay: float, min_scale: float) -> list[float]:
+    """Return ``lr * max(min_scale, decay ** (n - 1 - i))`` for each group i of n."""
+    if isinstance(lr, (slice, Sequence, Mapping)):
+        raise ValueError(f"lr must be a number if there is a decay, got {lr!r}")
+    top = number("lr", lr)
+    hint = "; the rate falls towards the body: for a divisor of 2.6 pass 1/2.6"
+    factor = fraction("decay", decay, hint)
+    if factor == 0:
+        raise ValueError("decay must be above 0, got 0; freeze the body instead")
+    floor = fraction("min_scale", min_scale)
+    return [top * max(floor, factor ** (n - 1 - i)) for i in range(n)]
+
+
+def _spread_slice(lr: slice, n: int) -> list[float]:
+    if lr.stop is None or lr.step is not None:
+        raise ValueError(f"lr must be slice(first, last) or slice(last) if a slice, got {lr}")
+    last = number("lr.stop", lr.stop)
+    first = last / 10 if lr.start is None else number("lr.start", lr.start)
+    if first == 0 or last == 0:
+        raise ValueError(f"lr must not be 0 at an end of a slice, got {lr}; pass a list for that")
+    if n == 1:
+        raise ValueError(f"lr must be a number if there is one group, got {lr}; pass {last:g}")
+    if lr.start is None:
+        return [first] * (n - 1) + [last]
+    # The formula may miss the last rate by a rounding error.
+    return [first * (last / first) ** (i / (n - 1)) for i in range(n - 1)] + [last]
+
+
+def _named_rates(lr: Mapping[str, float], groups: LayerGroups) -> list[float]:
+    for key in lr:
+        if not isinstance(key, str):
+            raise TypeError(f"lr must have names of groups or patterns as keys, got {key!r}")
+    rates = {key: number(f"lr[{key!r}]", rate) for key, rate in lr.items()}
+    names = {group.name for group in groups}
+    unused = set(rates) - names
+    chosen: list[float | None] = [rates.get(group.name) for group in groups]
+    for key in rates:
+        if key in names:
+            continue
+        matches = compile_pattern(key)
+        for index, group in enumerate(groups):
+            hits = sum(1 for name in group.names if matches(name))
+            if not hits:
+                continue
+            unused.discard(key)
+            if chosen[index] is None:
+                _check_whole(key, group, hits)
+                chosen[index] = rates[key]
+    if unused:
+        raise ValueError(f"lr must name groups or match parameters, got {min(unused)!r}")
+    found = [rate for rate in chosen if rate is not None]
+    if len(found) < len(chosen):
+        missing = [g.name for g, rate in zip(groups, chosen, strict=True) if rate is None]
+        raise ValueError(f"lr must give every group a rate, got none for {', '.join(missing)}")
+    return found
+
+
+def _check_whole(key: str, group: LayerGroup, hits: int) -> None:
+    if hits < len(group.names):
+        raise ValueError(
+            f"lr must match whole groups, got {key!r}, which matches {hits} of "
+            f"{len(group.names)} parameters of group {group.name!r}; pass groups that it fits"
+        )
