@@ -72,6 +72,12 @@ class Segment:
             self.values,
         )
 
+    @classmethod
+    def decode(cls, row: Sequence[Any]) -> Segment:
+        """Return the segment that :meth:`encode` described."""
+        begin, t0, span, first, last, shape, power, values = row
+        return cls(begin, t0, span, first, last, shape, power, tuple(values))
+
 
 @dataclass(frozen=True)
 class Table:
@@ -122,8 +128,7 @@ class Table:
     def decode(cls, row: Sequence[Any]) -> Table:
         """Return the table that :meth:`encode` described."""
         *numbers, segments = row
-        decoded = tuple(Segment(*fields[:7], values=tuple(fields[7])) for fields in segments)
-        return cls(decoded, *numbers)
+        return cls(tuple(Segment.decode(fields) for fields in segments), *numbers)
 
 
 Track: TypeAlias = tuple[Table, ...]  # ordered by begin
