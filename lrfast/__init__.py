@@ -15,6 +15,7 @@ from lrfast.groups import (
 )
 from lrfast.history import History, Stage
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
+from lrfast.plateau import Plateau
 from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
 from lrfast.telemetry import Telemetry
 
@@ -30,6 +31,7 @@ __all__ = [
     "Lion",
     "LossCurve",
     "NAdam",
+    "Plateau",
     "RMSprop",
     "RangeTest",
     "Retest",

@@ -88,6 +88,8 @@ class _DeviceDriver(Driver):
         stop_flag: Tensor | None,
     ) -> None:
         super().__init__(optimizer)
+        self._own_scale = optimizer._rate_scale
+        optimizer._scale_rates(None)
         optimizer.set_schedule(schedule)
         optimizer._watch(stop_flag)
 
@@ -108,6 +110,7 @@ class _DeviceDriver(Driver):
     def detach(self) -> None:
         self._optimizer._watch(None)
         self._optimizer._attach([None] * len(self._optimizer.param_groups))
+        self._optimizer._scale_rates(self._own_scale)
 
 
 class _HostDriver(Driver):

@@ -20,6 +20,7 @@ class Scheduled(torch.optim.Optimizer):
     _engine: _C.Engine | None
     _schedules: list[Schedule | None]  # one per group
     _clock_at_start: tuple[int, int]  # of an engine yet to be made: see _clock
+    _rate_scale: Tensor | None = None  # one float64 on the device that multiplies all rates
 
     def set_schedule(self, schedule: Schedule | Sequence[Schedule | None] | None) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.
@@ -69,11 +70,8 @@ class Scheduled(torch.optim.Optimizer):
 
     def current_rates(self) -> list[float]:
         """Return the rate that the next step will use, per group. Waits for the device."""
-        clock = self.schedule_step
-        return [
-            float(group["lr"]) * (1.0 if schedule is None else schedule.at(clock))
-            for group, schedule in zip(self.param_groups, self._padded_schedules(), strict=True)
-        ]
+        scale = 1.0 if self._rate_scale is None else float(self._rate_scale)
+        return [rate * scale for rate in self._scheduled_rates()]
 
     @property
     def schedule_step(self) -> int:
@@ -91,9 +89,22 @@ class Scheduled(torch.optim.Optimizer):
         clocks = [] if self._engine is None else self._engine.clocks()
         return tuple(clocks[0].tolist()) if clocks else self._clock_at_start
 
+    def _scheduled_rates(self) -> list[float]:
+        clock = self.schedule_step
+        return [
+            float(group["lr"]) * (1.0 if schedule is None else schedule.at(clock))
+            for group, schedule in zip(self.param_groups, self._padded_schedules(), strict=True)
+        ]
+
+    def _scale_rates(self, scale: Tensor | None) -> None:
+        """Let ``scale``, one float64 on the device, multiply every group's rate from now on."""
+        self._rate_scale = scale
+        if self._engine is not None:
+            self._engine.scale_rates(scale)
+
     def _leave_rates(self) -> None:
         """Make the rates that the schedules have reached the groups' own."""
-        rates = self.current_rates() if any(self._schedules) else []
+        rates = self._scheduled_rates() if any(self._schedules) else []
         for group, schedule, rate in zip(self.param_groups, self._schedules, rates, strict=False):
             if schedule is not None:
                 set_rate(group, rate)
@@ -111,6 +122,7 @@ class Scheduled(torch.optim.Optimizer):
             [schedule.encode() for schedule in distinct],
             [-1 if s is None else distinct.index(s) for s in self._padded_schedules()],
         )
+        engine.scale_rates(self._rate_scale)
 
     def _padded_schedules(self) -> list[Schedule | None]:
         """One entry per group; groups added after set_schedule have none."""

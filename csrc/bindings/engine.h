@@ -69,6 +69,9 @@ class Engine {
   // While flag (one float64 on the parameters' device) is not zero, step() changes nothing.
   void watch(std::optional<at::Tensor> flag);
 
+  // scale (one float64 on the parameters' device) multiplies every group's rate.
+  void scale_rates(std::optional<at::Tensor> scale);
+
   // Names of the states that a parameter of the group needs, as of the last step() call.
   py::dict state_names(int32_t group) const;
 
@@ -125,6 +128,7 @@ class Engine {
   std::vector<Slot> slots_;  // in the order of param_groups
   std::vector<DevicePlan> plans_;
   std::optional<at::Tensor> stop_flag_;
+  std::optional<at::Tensor> rate_scale_;
   py::object params_key_;
   py::object state_object_;  // held, so that a new dict cannot have its address
   uint64_t state_version_ = 0;

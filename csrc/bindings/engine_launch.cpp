@@ -21,6 +21,11 @@ const void* scalar_on(const at::Tensor& scalar, at::ScalarType type, at::Device 
   return held.back().const_data_ptr();
 }
 
+void check_number(const std::optional<at::Tensor>& scalar, const char* name) {
+  TORCH_CHECK_TYPE(!scalar || (scalar->scalar_type() == at::kDouble && scalar->numel() == 1), name,
+                   " must be one float64, got ", scalar ? scalar->numel() : 0, " elements");
+}
+
 }  // namespace
 
 // ---- the launch ------------------------------------------------------------------------------
@@ -99,6 +104,7 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
     };
     tables.gradients.scale = static_cast<const float*>(read(grad_scale, at::kFloat));
     tables.gradients.found_inf = static_cast<const float*>(read(found_inf, at::kFloat));
+    tables.rate_scale = static_cast<const double*>(read(rate_scale_, at::kDouble));
     tables.stop = static_cast<const double*>(read(stop_flag_, at::kDouble));
     if (norms) {
       tables.totals.chunk_squares = plan.chunk_squares.mutable_data_ptr<double>();
@@ -161,9 +167,13 @@ void Engine::set_options(const EngineOptions& options) {
 }
 
 void Engine::watch(std::optional<at::Tensor> flag) {
-  TORCH_CHECK_TYPE(!flag || (flag->scalar_type() == at::kDouble && flag->numel() == 1),
-                   "flag must be one float64, got ", flag ? flag->numel() : 0, " elements");
+  check_number(flag, "flag");
   stop_flag_ = std::move(flag);
+}
+
+void Engine::scale_rates(std::optional<at::Tensor> scale) {
+  check_number(scale, "scale");
+  rate_scale_ = std::move(scale);
 }
 
 py::dict Engine::state_names(int32_t group) const {

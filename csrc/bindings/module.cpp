@@ -44,6 +44,7 @@ PYBIND11_MODULE(_C, m) {
       .def("set_schedules", &Engine::set_schedules, arg("schedules"), arg("group_schedules"))
       .def("set_options", &Engine::set_options, arg("options"))
       .def("watch", &Engine::watch, arg("flag"))
+      .def("scale_rates", &Engine::scale_rates, arg("scale"))
       .def("state_names", &Engine::state_names, arg("group"))
       .def("clocks", &Engine::clocks)
       .def("set_clock", &Engine::set_clock, arg("applied"), arg("steps"))

@@ -29,9 +29,11 @@ LRFAST_HD bool is_updated(const StepTables& t, int32_t tensor) {
 
 // The group's hyperparameters with its schedule's values at this step in place.
 template <class Rule>
-LRFAST_HD void resolve_hypers(const GroupRow& group, const ScheduleValues& values, double* hypers) {
-  for (int i = 0; i < Rule::kNumHypers; ++i) hypers[i] = group.hypers[i];
+LRFAST_HD void resolve_hypers(const StepTables& t, int32_t group, const ScheduleValues& values,
+                              double* hypers) {
+  for (int i = 0; i < Rule::kNumHypers; ++i) hypers[i] = t.groups[group].hypers[i];
   hypers[Rule::kRate] *= values.rate;
+  if (t.rate_scale != nullptr) hypers[Rule::kRate] *= *t.rate_scale;
   if constexpr (Rule::kMomentum >= 0) {
     if (values.cycles_momentum) hypers[Rule::kMomentum] = values.momentum;
   }

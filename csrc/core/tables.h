@@ -76,8 +76,9 @@ struct StepTables {
                            // step before has left here
   bool lacks_values;       // CUDA: no step has; a small kernel evaluates them first
   Clock* clock;
-  double* rates;       // [num_groups] out: the rates that this step used
-  const double* stop;  // no updates while *stop is not zero; may be null
+  double* rates;             // [num_groups] out: the rates that this step used
+  const double* rate_scale;  // multiplies every group's rate; may be null
+  const double* stop;        // no updates while *stop is not zero; may be null
   GradientOptions gradients;
   Totals totals;
   double average_weight;  // 1 - decay of the weights' moving average

@@ -236,7 +236,7 @@ void resolve_groups(const StepTables& t, std::vector<Hypers>& resolved) {
       values = evaluate_schedule(t.schedules, group.schedule, t.clock->applied);
       evaluated = group.schedule;
     }
-    resolve_hypers<Rule>(group, values, resolved[g].values);
+    resolve_hypers<Rule>(t, g, values, resolved[g].values);
     t.rates[g] = resolved[g].values[Rule::kRate];
   }
 }

@@ -130,7 +130,7 @@ LRFAST_HD void schedule_body(const StepTables& t, Block& block) {
 
 template <class Rule>
 LRFAST_HD void resolve_group(const StepTables& t, int32_t g, double* hypers) {
-  resolve_hypers<Rule>(t.groups[g], t.values[g], hypers);
+  resolve_hypers<Rule>(t, g, t.values[g], hypers);
 }
 
 // Everything that happens once per step, after all blocks have read the old counts.

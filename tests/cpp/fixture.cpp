@@ -172,6 +172,7 @@ StepTables Plan::tables() {
   has_values = true;
   t.clock = clock.as<Clock>();
   t.rates = rates.as<double>();
+  t.rate_scale = has_rate_scale ? &rate_scale : nullptr;
   t.stop = has_stop ? &stop : nullptr;
   t.gradients = {options.scale != 0 ? &options.scale : nullptr,
                  options.has_found_inf ? &options.found_inf : nullptr, options.max_norm,

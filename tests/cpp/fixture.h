@@ -124,6 +124,8 @@ class Plan {
   GuardedBytes records;  // [telemetry][groups][kRecordFields]
   bool has_stop = false;
   double stop = 0.0;
+  bool has_rate_scale = false;
+  double rate_scale = 1.0;
 
  private:
   void add_schedule(const ScheduleSpec& spec);

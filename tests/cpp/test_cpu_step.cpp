@@ -139,7 +139,12 @@ void test_schedules(int rule) {
   groups[3].schedule = 0;
   std::vector<TensorSpec> specs;
   for (int32_t g = 0; g < 4; ++g) specs.push_back({20000, Kind::kFloat32, 0, g});
-  const auto make = [&] { return Plan(rule, specs, groups, 1000, {}, two_schedules()); };
+  const auto make = [&] {
+    Plan plan(rule, specs, groups, 1000, {}, two_schedules());
+    plan.has_rate_scale = true;
+    plan.rate_scale = 0.625;
+    return plan;
+  };
   expect_same_for_all_threads(make, 5);
 }
 
