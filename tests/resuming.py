@@ -13,7 +13,7 @@ from tiny import OPTIMIZERS, Noisy, bits, cross_entropy, make_model, trace
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from lrfast import FineTuner, Stage, accuracy
+from lrfast import FineTuner, Stage, accuracy, schedules
 from lrfast.finetune import Callback
 
 EPOCHS = 3
@@ -70,8 +70,11 @@ CASES = [
 ]
 
 
-def make_tuner(case: Case, callbacks: Any = (), **options: Any) -> FineTuner:
-    """A tuner as a new process makes it, all random numbers at their start."""
+def make_tuner(case: Case, folder: Path | None = None, **options: Any) -> FineTuner:
+    """A tuner as a new process makes it, all random numbers at their start.
+
+    It saves itself into the folder at each corner of its second stage.
+    """
     generator = torch.Generator().manual_seed(5) if case.generator else None
     data = Noisy()
     train: Any
@@ -96,66 +99,75 @@ def make_tuner(case: Case, callbacks: Any = (), **options: Any) -> FineTuner:
         train,
         DataLoader(held_out, batch_size=4, shuffle=True),
         optimizer=OPTIMIZERS[case.kind],
-        callbacks=callbacks,
+        callbacks=[Watch(), Saver(folder)],
         **defaults | case.options | options,
     )
     if tuner.scaler is not None:
         # High, and soon higher again: it skips steps at the start and in the middle.
         tuner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
-    if case.freeze_to:
-        tuner.freeze_to(case.freeze_to)
     return tuner
 
 
 def fit(tuner: FineTuner, case: Case) -> Stage:
-    """The stage that all cases train, at another rate in each group."""
+    """What all cases train: a stage before, then the one at stake, a rate for each group."""
+    fit_first(tuner, case)
+    return fit_second(tuner, case)
+
+
+def fit_first(tuner: FineTuner, case: Case) -> None:
+    """The stage before."""
+    tuner.fit(1, schedules.linear(0.5, 1.0, 4), lr=[0.001, 0.002, 0.003])
+    if case.freeze_to:
+        tuner.freeze_to(case.freeze_to)
+
+
+def fit_second(tuner: FineTuner, case: Case) -> Stage:
+    """The stage at stake."""
     return tuner.fit_one_cycle(
         EPOCHS, [0.02, 0.05, 0.1], momentum=(0.9, 0.6), pct_start=0.4, **case.fit
     )
 
 
-class Saver(Callback):
-    """Saves after each step and each epoch, into a file by the moment's name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.seen: list[Any] = []
-
-    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-        self.seen.append(("step", step))
-        tuner.save(self.folder / f"step{step}.pt")
-
-    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
-        self.seen.append(("epoch", epoch, row["step"]))
-        tuner.save(self.folder / f"epoch{epoch}.pt")
-
-    def on_epoch_begin(self, tuner: FineTuner, epoch: int) -> None:
-        tuner.save(self.folder / f"begin{epoch}.pt")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seen": [list(each) for each in self.seen]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen = [tuple(each) for each in state["seen"]]
-
-
-class Saved(Saver):
-    """Stands where a Saver stood, and saves nothing."""
+class Watch(Callback):
+    """Keeps what it sees, and keeps the norm's statistics in the second epoch of three."""
 
     def __init__(self) -> None:
-        super().__init__(Path())
-
-    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-        self.seen.append(("step", step))
-
-    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
-        self.seen.append(("epoch", epoch, row["step"]))
+        self.seen: list[list[float]] = []
 
     def on_epoch_begin(self, tuner: FineTuner, epoch: int) -> None:
-        pass
+        tuner.model.get_submodule("1").train(epoch != 1)
+
+    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
+        self.seen.append([step])
+
+    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
+        self.seen.append([epoch, row["step"]])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
 
 
-Saved.__qualname__ = Saver.__qualname__
+class Saver(Callback):
+    """Saves the second stage at each of its corners, into a file by the moment's name."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def save(self, tuner: FineTuner, moment: str) -> None:
+        if tuner.history.stages and self.folder is not None:
+            tuner.save(self.folder / f"{moment}.pt")
+
+    def on_epoch_begin(self, tuner: FineTuner, epoch: int) -> None:
+        self.save(tuner, f"begin{epoch}")
+
+    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
+        self.save(tuner, f"step{step}")
+
+    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
+        self.save(tuner, f"epoch{epoch}")
 
 
 def left(tuner: FineTuner) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Loop:
         now = RandomStates.take(self._loaders)
         run.order.put_back(self._loaders)
         batches = iter(self._training.data)
-        for _ in range(run.used + run.has_ended_pass):
+        for _ in range(run.used):
             next(batches, None)
         now.put_back(self._loaders)
         return batches
