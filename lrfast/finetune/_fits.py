@@ -8,6 +8,7 @@ from typing import Any
 
 from lrfast import schedules
 from lrfast._scheduled import set_rate
+from lrfast.finetune._precompute import check_precompute
 from lrfast.finetune._run import Run
 from lrfast.finetune._setup import check_trains, check_whole, group_rates
 from lrfast.finetune._trainer import Trainer
@@ -46,13 +47,16 @@ class Fits(Trainer):
                 on, by the epoch's index, such as ``{0: -1, 1: -2, 2: 0}``. None: what is frozen
                 stays so.
             precompute: Whether to train the head alone, on features that the frozen body computes
-                once, in evaluation mode; see the README for which models it takes.
+                once, in evaluation mode, without the randomness of training. The model must be an
+                nn.Sequential of body and head, the data a DataLoader over a dataset that does not
+                augment, or a list of batches.
 
         Returns:
             What happened; it is in :attr:`history` too.
 
         Raises:
             ValueError: If an argument is out of range, or nothing trains.
+            TypeError: If ``schedule`` is none, or ``precompute`` is asked of another model.
         """
         check_whole("epochs", epochs)
         if not isinstance(schedule, Schedule):
@@ -62,6 +66,8 @@ class Fits(Trainer):
         plan = _checked(timetable or {}, epochs, len(self.groups))
         if 0 not in plan:
             check_trains(self.optimizer)
+        if precompute:
+            check_precompute(self.model, self.loss_fn, plan)
         if lr is not None:
             rates = group_rates(self.optimizer, lr, len(self.groups))
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

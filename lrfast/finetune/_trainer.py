@@ -16,6 +16,7 @@ from lrfast.finetune._callbacks import Callback
 from lrfast.finetune._interrupts import Interrupts
 from lrfast.finetune._loop import Hooks, Loop
 from lrfast.finetune._metrics import Metric, evaluate
+from lrfast.finetune._precompute import Task, precompute
 from lrfast.finetune._run import Run
 from lrfast.finetune._setup import (
     MakeOptimizer,
@@ -172,10 +173,13 @@ class Trainer:
 
     def _train(self, run: Run) -> Stage:
         """Train a run to its end, and keep what is needed to go on if it does not get there."""
+        task = Task(self.model, self.train, self.valid)
+        if run.precompute:
+            task = precompute(self.model, self.train, self.valid, self.amp)
         training = Training(
-            self.model,
+            task.model,
             self.optimizer,
-            self.train,
+            task.train,
             self._loss_of(),
             accumulate=self.accumulate,
             scaler=self.scaler,
@@ -187,7 +191,7 @@ class Trainer:
             loop = Loop(
                 training,
                 run,
-                self._hooks(),
+                self._hooks(task),
                 self.loaders,
                 max_grad_norm=None if is_clipped else self.max_grad_norm,
                 progress=self.progress,
@@ -212,7 +216,7 @@ class Trainer:
             self._interrupted, self._partial = run, stage
         return stage
 
-    def _hooks(self) -> Hooks:
+    def _hooks(self, task: Task) -> Hooks:
         def begin_epoch(epoch: int) -> None:
             assert self._loop is not None
             if epoch in (timetable := self._loop.run.timetable):
@@ -227,7 +231,7 @@ class Trainer:
             if self.valid is None:
                 return {}
             with self._averaged():
-                found = self._found(self.model, self.valid)
+                found = self._found(task.model, task.valid)
                 if self.best is not None:
                     self.best.consider(self.model, found)
             return found
