@@ -128,8 +128,9 @@ class Loop:
         """Begin a pass over the data, or find the place again where one was interrupted."""
         run = self.run
         if run.order is None:
+            count = self._recorded()
             self._hooks.begin_epoch(run.epoch)
-            run.frozen.append((self._recorded(), [bool(g.get("frozen")) for g in self._groups]))
+            run.frozen.append((count, [bool(g.get("frozen")) for g in self._groups]))
             run.order = RandomStates.take(self._loaders)
             return iter(self._training.data)
         now = RandomStates.take(self._loaders)
