@@ -9,28 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_no_device_reads import NoDeviceReads
-from tiny import OPTIMIZERS, OURS, bits, cross_entropy, failing, make_batches, make_model
+from tiny import OPTIMIZERS, bits, cross_entropy, failing, make_batches
 from torch import Tensor, nn
+from tuners import make_tuner
 
 import lrfast
 from lrfast import FineTuner, accuracy, schedules
-from lrfast.finetune import Callback, EarlyStop
-
-STEPS = 5
-
-
-def make_tuner(kind: str = "sgd", **options: Any) -> FineTuner:
-    defaults: dict[str, Any] = {
-        "train": make_batches(STEPS),
-        "valid": make_batches(2),
-        "loss_fn": cross_entropy,
-        "optimizer": OPTIMIZERS[kind],
-        "metrics": {"accuracy": accuracy},
-        "progress": False,
-    }
-    options = defaults | options
-    return FineTuner(make_model(), options.pop("train"), options.pop("valid"), **options)
+from lrfast.finetune import Callback
 
 
 def smooth_model() -> nn.Module:
@@ -91,18 +76,20 @@ def test_clipping_is_torchs(kind: str) -> None:
 
 def test_options_of_the_optimizer_stay_unless_asked_for() -> None:
     make = functools.partial(lrfast.SGD, lr=0.1, max_grad_norm=0.5, ema_decay=0.9)
-    tuner = make_tuner(optimizer=make)
+    tuner = make_tuner("sgd", optimizer=make)
     assert (tuner.optimizer._options.max_grad_norm, tuner.optimizer._options.ema_decay) == (
         0.5,
         0.9,
     )
-    tuner = make_tuner(optimizer=make, max_grad_norm=2.0)
+    tuner = make_tuner("sgd", optimizer=make, max_grad_norm=2.0)
     assert (tuner.optimizer._options.max_grad_norm, tuner.optimizer._options.ema_decay) == (
         2.0,
         0.9,
     )
-    assert [group["weight_decay"] for group in make_tuner().optimizer.param_groups] == [0.01] * 3
-    decayed = make_tuner(weight_decay=0.5)
+    assert [group["weight_decay"] for group in make_tuner("sgd").optimizer.param_groups] == [
+        0.01
+    ] * 3
+    decayed = make_tuner("sgd", weight_decay=0.5)
     assert [group["weight_decay"] for group in decayed.optimizer.param_groups] == [0.5] * 3
 
 
@@ -207,7 +194,7 @@ def test_a_loss_that_is_not_finite_ends_a_scaled_stage_too(kind: str) -> None:
 )
 @pytest.mark.parametrize("ema", [None, 0.5])
 def test_the_best_model_comes_back(keep: str, mode: Any, pick: Any, ema: float | None) -> None:
-    tuner = make_tuner(keep_best=keep, best_mode=mode, ema_decay=ema)
+    tuner = make_tuner("sgd", keep_best=keep, best_mode=mode, ema_decay=ema)
     tuner.fit(6, schedules.constant(), lr=0.8)
     found = [row[keep] for row in tuner.history.epochs]
     best = pick(found)
@@ -220,9 +207,9 @@ def test_the_best_model_comes_back(keep: str, mode: Any, pick: Any, ema: float |
 
 def test_no_best_model() -> None:
     with pytest.raises(ValueError, match='keep_best must be given to the FineTuner, as "valid_los'):
-        make_tuner().restore_best()
+        make_tuner("sgd").restore_best()
     with pytest.raises(ValueError, match="restore_best needs a validated epoch, got none"):
-        make_tuner(keep_best="accuracy").restore_best()
+        make_tuner("sgd", keep_best="accuracy").restore_best()
 
 
 # Losses of other kinds.
@@ -274,149 +261,3 @@ def test_several_inputs() -> None:
     tuner.fit_one_cycle(4, 0.1)
     rows = tuner.history.epochs
     assert rows[-1]["valid_loss"] < rows[0]["valid_loss"] and 0 <= rows[-1]["accuracy"] <= 1
-
-
-# Nothing waits.
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "bf16": {"amp": torch.bfloat16, "accumulate": 2},
-    "fp16": {"amp": torch.float16, "accumulate": 2, "max_grad_norm": 0.5},
-    "all": {"ema_decay": 0.9, "max_grad_norm": 0.5, "keep_best": "accuracy", "progress": True},
-}
-
-
-class Losses(Callback):
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-
-    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-        assert not loss.requires_grad
-        self.losses.append(loss)
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("kind", [*OURS, "torch-sgd"])
-def test_no_step_reads_from_the_device(kind: str, options: dict[str, Any]) -> None:
-    if kind not in OURS:  # torch's own scaled step reads, and keeps no average
-        options = {k: v for k, v in options.items() if k not in ("amp", "ema_decay")}
-    losses = Losses()
-    stop = EarlyStop(patience=9)
-    tuner = make_tuner(kind, callbacks=[losses, stop], **options)
-    # The product of the betas starts from the count, and a curve's length from the device's own
-    # count where steps may be skipped: reads that do not grow with the steps.
-    tuner.fit_one_cycle(1, 0.01)
-    reads = ReadsOfSteps()
-    tuner.callbacks.append(reads)
-    losses.losses.clear()
-    with reads.mode:
-        stage = tuner.fit_one_cycle(3, 0.01, timetable={0: -1, 2: 0})
-    assert reads.steps == 3 * tuner.epoch_steps
-    assert stage.losses.tolist() == [loss.item() for loss in losses.losses]
-
-
-class ReadsOfSteps(Callback):
-    """Lets reads pass from the end of an epoch's steps to the start of the next one's."""
-
-    def __init__(self) -> None:
-        self.mode = Strict()
-        self.steps = 0
-
-    def on_fit_begin(self, tuner: FineTuner) -> None:
-        self.mode.is_strict = True
-
-    def on_epoch_begin(self, tuner: FineTuner, epoch: int) -> None:
-        self.mode.is_strict = True
-
-    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-        self.steps += 1
-        self.mode.is_strict = step % tuner.epoch_steps != 0
-
-
-class Strict(NoDeviceReads):
-    is_strict = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.is_strict:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_callback_that_reads_is_caught() -> None:
-    class Reader(Callback):
-        def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-            loss.item()
-
-    reads = ReadsOfSteps()
-    with reads.mode, pytest.raises(AssertionError, match="reads a value"):
-        make_tuner(callbacks=[reads, Reader()]).fit_one_cycle(1, 0.01, momentum=None)
-
-
-# Bad arguments.
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"accumulate": 0}, "accumulate must be a whole number, 1 or more, got 0"),
-    ({"accumulate": 1.5}, "accumulate must be a whole number, 1 or more, got 1.5"),
-    (
-        {"amp": torch.float64},
-        "amp must be torch.bfloat16, torch.float16 or None, got torch.float64",
-    ),
-    ({"amp": True}, "amp must be torch.bfloat16, torch.float16 or None, got True"),
-    ({"max_grad_norm": 0.0}, "max_grad_norm must be finite and above 0, or None, got 0.0"),
-    (
-        {"max_grad_norm": -1.0, "optimizer": torch.optim.SGD},
-        "max_grad_norm must be finite and above 0, or None, got -1.0",
-    ),
-    ({"ema_decay": 1.0}, r"ema_decay must be within \[0, 1\), or None, got 1.0"),
-    (
-        {"ema_decay": 0.9, "optimizer": torch.optim.AdamW},
-        "ema_decay must be None with AdamW of torch.optim, which keeps no average, got 0.9",
-    ),
-    ({"keep_best": "f1"}, "keep_best must be one of valid_loss, accuracy, got 'f1'"),
-    ({"keep_best": "accuracy", "valid": None}, "keep_best needs validation data, got valid=None"),
-    (
-        {"keep_best": "accuracy", "best_mode": "low"},
-        "mode must be 'min', 'max' or None, got 'low'",
-    ),
-    ({"loss_fn": None}, "metrics need loss_fn"),
-    ({"compute_loss": lambda model, batch: 0}, "pass either loss_fn.*got both"),
-    ({"train": []}, "train must hold at least one batch, got none"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), BAD)
-def test_bad_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_tuner(**options)
-
-
-def test_nothing_to_train() -> None:
-    tuner = make_tuner()
-    for group in tuner.optimizer.param_groups:
-        group["frozen"] = True
-    before = [group["lr"] for group in tuner.optimizer.param_groups]
-    with pytest.raises(ValueError, match=r"fit needs a layer group that trains.*unfreeze\(\)"):
-        tuner.fit_one_cycle(1, 0.1)
-    model = make_model().requires_grad_(False)
-    tuner = FineTuner(model, make_batches(1), loss_fn=cross_entropy, progress=False)
-    with pytest.raises(ValueError, match="fit needs a layer group that trains"):
-        tuner.fit(1, schedules.constant())
-    assert before == [0.05] * 3 and tuner.history.stages == []
-    tuner.fit(2, schedules.constant(), timetable={0: -1})
-
-
-@pytest.mark.parametrize(
-    ("timetable", "message"),
-    [
-        ({2: 0}, "timetable must name epochs from 0 to 1, got 2"),
-        ({-1: 0}, "timetable must name epochs from 0 to 1, got -1"),
-        ({"a": 0}, "timetable must name epochs from 0 to 1, got 'a'"),
-        ({0: 3}, "timetable must name layer groups from -3 to 2, got 3"),
-        ({1: True}, "timetable must name layer groups from -3 to 2, got True"),
-    ],
-)
-def test_bad_timetables(timetable: Any, message: str) -> None:
-    tuner = make_tuner()
-    with pytest.raises(ValueError, match=message):
-        tuner.fit(2, schedules.constant(), lr=0.7, timetable=timetable)
-    assert [group["lr"] for group in tuner.optimizer.param_groups] == [0.05] * 3
