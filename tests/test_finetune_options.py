@@ -76,19 +76,11 @@ def test_clipping_is_torchs(kind: str) -> None:
 
 def test_options_of_the_optimizer_stay_unless_asked_for() -> None:
     make = functools.partial(lrfast.SGD, lr=0.1, max_grad_norm=0.5, ema_decay=0.9)
-    tuner = make_tuner("sgd", optimizer=make)
-    assert (tuner.optimizer._options.max_grad_norm, tuner.optimizer._options.ema_decay) == (
-        0.5,
-        0.9,
-    )
-    tuner = make_tuner("sgd", optimizer=make, max_grad_norm=2.0)
-    assert (tuner.optimizer._options.max_grad_norm, tuner.optimizer._options.ema_decay) == (
-        2.0,
-        0.9,
-    )
-    assert [group["weight_decay"] for group in make_tuner("sgd").optimizer.param_groups] == [
-        0.01
-    ] * 3
+    for asked, norm in (({}, 0.5), ({"max_grad_norm": 2.0}, 2.0)):
+        options = make_tuner(optimizer=make, **asked).optimizer._options
+        assert (options.max_grad_norm, options.ema_decay) == (norm, 0.9)
+    plain = make_tuner("sgd")
+    assert [group["weight_decay"] for group in plain.optimizer.param_groups] == [0.01] * 3
     decayed = make_tuner("sgd", weight_decay=0.5)
     assert [group["weight_decay"] for group in decayed.optimizer.param_groups] == [0.5] * 3
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_no_device_reads import NoDeviceReads
-from tiny import OURS
+from tiny import OPTIMIZERS, OURS, cross_entropy, make_batches, make_model
 from torch import Tensor
-from tuners import make_tuner
+from tuners import STEPS, make_tuner
 
-from lrfast import FineTuner
+from lrfast import FineTuner, accuracy
 from lrfast.finetune import Callback, EarlyStop
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -86,3 +87,37 @@ def test_a_callback_that_reads_is_caught() -> None:
     reads = ReadsOfSteps()
     with reads.mode, pytest.raises(AssertionError, match="reads a value"):
         make_tuner(callbacks=[reads, Reader()]).fit_one_cycle(1, 0.01, momentum=None)
+
+
+class SyncsOfSteps(Callback):
+    """Lets torch raise on every wait for the GPU within the steps of an epoch."""
+
+    def on_epoch_begin(self, tuner: FineTuner, epoch: int) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+
+    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
+        if step % tuner.epoch_steps == 0:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kind", OURS)
+def test_no_step_waits_for_the_gpu(kind: str, options: dict[str, Any]) -> None:
+    train = [(inputs.cuda(), targets.cuda()) for inputs, targets in make_batches(STEPS)]
+    tuner = FineTuner(
+        make_model().cuda(),
+        train,
+        train[:2],
+        loss_fn=cross_entropy,
+        optimizer=OPTIMIZERS[kind],
+        metrics={"accuracy": accuracy},
+        **{"progress": False} | options,
+    )
+    tuner.fit_one_cycle(1, 0.01)  # plans, states and averages are made, and cuBLAS starts
+    tuner.callbacks.append(SyncsOfSteps())
+    try:
+        stage = tuner.fit_one_cycle(3, 0.01)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert stage.outcome == "completed" and np.isfinite(stage.losses).all()

@@ -99,6 +99,19 @@ def test_between_stages(case: Case, tmp_path: Path) -> None:
     assert left(tuner) == wanted
 
 
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_a_tuner_that_has_trained_something_else(case: Case, tmp_path: Path) -> None:
+    plain = make_tuner(case, tmp_path)
+    fit(plain, case)
+    wanted = left(plain)
+    tuner = make_tuner(case)
+    tuner.fit_one_cycle(1, 0.3, momentum=(0.8, 0.1))
+    tuner.freeze()
+    tuner.load(tmp_path / "step5.pt")
+    tuner.resume()
+    assert left(tuner) == wanted
+
+
 # Interruptions in the same process.
 
 

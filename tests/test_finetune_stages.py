@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny import OPTIMIZERS, cross_entropy, make_batches, trace
 from torch import Tensor, nn
 from tuners import STEPS, Scripted, make_tuner
 
+import lrfast
 from lrfast import FineTuner, schedules
 from lrfast.finetune import Callback, EarlyStop
 from lrfast.finetune._run import cycle_ends
@@ -76,6 +78,55 @@ def test_gradual_unfreezing() -> None:
     stage = tuner.fit(4, schedules.constant(), 0.05, timetable={0: -1, 1: 1, 3: 0})
     frozen = [[True, True, False]] + [[True, False, False]] * 2 + [[False] * 3]
     assert np.isnan(stage.rates).tolist() == [row for row in frozen for _ in range(STEPS)]
+
+
+def deep_model() -> nn.Sequential:
+    torch.manual_seed(3)
+    layers = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(11)]
+    return nn.Sequential(*layers, nn.Linear(4, 3)).double()
+
+
+@pytest.mark.parametrize("rule", ["SGD", "AdamW"])
+def test_gradual_unfreezing_of_twelve_layers_is_what_torch_does_by_hand(rule: str) -> None:
+    """Five stages of one optimizer, whose states outlive them, against torch with schedulers."""
+    batches = [(inputs.double(), targets) for inputs, targets in make_batches(10)]
+    options = {"momentum": 0.9} if rule == "SGD" else {"betas": (0.8, 0.9)}
+    options |= {"weight_decay": 0.05}
+    firsts, rates = [-1, -2, -4, -8, 0], np.geomspace(0.01, 0.1, 12).tolist()
+    tuner = FineTuner(
+        deep_model(),
+        batches,
+        loss_fn=cross_entropy,
+        optimizer=lambda groups: getattr(lrfast, rule)(groups, lr=0.1, **options),
+        progress=False,
+    )
+    ours = tuner.optimizer
+    for first in firsts:
+        tuner.freeze_to(first)
+        tuner.fit_one_cycle(1, slice(0.01, 0.1), momentum=None)
+    assert tuner.optimizer is ours and len(ours.param_groups) == 12
+    model = deep_model()
+    groups = [{"params": list(layer.parameters()), "lr": 0.1} for layer in model]
+    optimizer = getattr(torch.optim, rule)(groups, **options)
+    losses = []
+    for first in firsts:
+        for index, layer in enumerate(model):
+            layer.requires_grad_(index >= first % 12)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, rates, total_steps=10, pct_start=0.3, cycle_momentum=False
+        )
+        for inputs, targets in batches:
+            optimizer.zero_grad()
+            loss = cross_entropy(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            with warnings.catch_warnings():  # one call too many at the end
+                warnings.simplefilter("ignore")
+                scheduler.step()
+            losses.append(loss.item())
+    np.testing.assert_allclose(tuner.history.losses, losses, rtol=1e-9)
+    for one, other in zip(tuner.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11)
 
 
 BAD_STAGES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [

@@ -21,8 +21,8 @@ class Callback:
     ``tuner.running.is_resumed`` set, and ``on_epoch_begin`` only for epochs that begin.
 
     ``tuner.stop()`` ends the stage once all callbacks of the moment have been called.
-    ``tuner.save(path)`` works everywhere but in ``on_fit_begin``; callbacks behind the one that
-    saves have not seen the moment yet, so let it come last.
+    ``tuner.save(path)`` works at all of these. Callbacks behind the one that saves have not seen
+    the moment yet, so let it come last.
 
     Example:
         >>> class Every100(Callback):
