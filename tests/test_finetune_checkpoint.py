@@ -88,6 +88,18 @@ def test_a_new_stage_drops_the_interrupted_one() -> None:
         tuner.resume()
 
 
+def test_stages_of_the_same_name() -> None:
+    tuner = make_tuner("sgd")
+    first = tuner.fit_one_cycle(1, 0.01)
+    Raising(tuner, 3, False)
+    with pytest.raises(KeyboardInterrupt):
+        tuner.fit_one_cycle(1, 0.01)
+    second = tuner.resume()
+    third = tuner.fit_one_cycle(1, 0.01)
+    for stage, wanted in zip(tuner.history.stages, (first, second, third), strict=True):
+        assert stage is wanted and stage.outcome == "completed"
+
+
 # Longer stages, and checkpoints that do not fit.
 
 
@@ -202,13 +214,18 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
             make_tuner("sgd").load(tmp_path / "other.pt")
 
 
-def test_a_stage_that_runs_is_not_loaded_over(tmp_path: Path) -> None:
-    class Loader(Callback):
+@pytest.mark.parametrize("name", ["load", "fit"])
+def test_a_stage_that_runs_stands_alone(name: str, tmp_path: Path) -> None:
+    class Caller(Callback):
         def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-            tuner.load(tmp_path / "any.pt")
+            before = tuner.running
+            args = (tmp_path / "any.pt",) if name == "load" else (1, schedules.constant())
+            with pytest.raises(ValueError, match=f"{name} must wait until the stage has ended"):
+                getattr(tuner, name)(*args)
+            assert tuner.running is before
 
-    with pytest.raises(ValueError, match="load must wait until the stage has ended"):
-        make_tuner("sgd", callbacks=[Loader()]).fit_one_cycle(1, 0.01)
+    stage = make_tuner("sgd", callbacks=[Caller()]).fit_one_cycle(1, 0.01)
+    assert stage.outcome == "completed"
 
 
 def test_an_early_stop_resumes_where_it_was(tmp_path: Path) -> None:

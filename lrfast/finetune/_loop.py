@@ -160,7 +160,7 @@ class Loop:
             run.step += 1
             run.used += len(window)
             run.has_ended_pass = len(window) < size
-            self._hooks.end_step(run.step, loss.detach())
+            self._hooks.end_step(run.step, loss)
             if self._hooks.should_stop():
                 return
             interrupts.check()

@@ -63,7 +63,7 @@ class RandomStates:
     def from_dict(cls, data: dict[str, Any]) -> RandomStates:
         """Return what :meth:`to_dict` described; states of GPUs that are not here are left out."""
         version, words, gauss = data["python"]
-        cuda = data["cuda"] if torch.cuda.is_available() else []
+        cuda = data["cuda"][: torch.cuda.device_count()]
         python = (version, tuple(words), gauss)
         states = GlobalRandom(python, _arrays(data["numpy"]), data["cpu"], cuda)
         return cls(states, data["generators"])

@@ -173,6 +173,8 @@ class Trainer:
 
     def _train(self, run: Run) -> Stage:
         """Train a run to its end, and keep what is needed to go on if it does not get there."""
+        if self._loop is not None:
+            raise ValueError("fit must wait until the stage has ended, got a call while one runs")
         task = Task(self.model, self.train, self.valid)
         if run.precompute:
             task = precompute(self.model, self.train, self.valid, self.amp)

@@ -106,8 +106,7 @@ class FineTuner(Fits):
         assert moment is not None
         check_trains(self.optimizer)
         moment.put_back(self.model, self.loaders)
-        if self._partial is not None and self._partial in self.history.stages:
-            self.history.stages.remove(self._partial)
+        self.history.stages[:] = self.finished_stages()
         return self._train(run.resumed())
 
     def save(self, path: str | Path) -> None:
