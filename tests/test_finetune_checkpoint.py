@@ -11,7 +11,7 @@ import pytest
 import torch
 from resuming import CASES, Case, fit_first, fit_second, left
 from resuming import make_tuner as make_resuming
-from tiny import OPTIMIZERS, boom, cross_entropy, make_batches, make_model, trace
+from tiny import OPTIMIZERS, boom, cross_entropy, failing, make_batches, make_model, trace
 from torch import Tensor, nn
 from tuners import STEPS, Scripted, make_tuner
 
@@ -64,6 +64,27 @@ def test_a_second_ctrl_c_comes_through_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         tuner.fit_one_cycle(2, 0.01)
     assert len(tuner.history.stages[0].losses) == 2
+
+
+def test_what_fails_because_of_ctrl_c_is_ctrl_c() -> None:
+    tuner = make_tuner("sgd", loss_fn=failing(4, boom))
+    Raising(tuner, 4, False)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tuner.fit_one_cycle(1, 0.01)
+    assert str(caught.value.__cause__) == "boom"
+    assert tuner.history.stages[0].outcome == "interrupted"
+
+
+def test_ctrl_c_after_the_last_step() -> None:
+    class Late(Callback):
+        def on_fit_end(self, tuner: FineTuner) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    tuner = make_tuner("sgd", callbacks=[Late()])
+    with pytest.raises(KeyboardInterrupt):
+        tuner.fit_one_cycle(1, 0.01)
+    assert tuner.history.stages[0].outcome == "completed"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_somebody_elses_handler_stays() -> None:

@@ -32,8 +32,10 @@ class Interrupts:
     ) -> None:
         if self._is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if kind is None:
-            self.check()  # one that came after the last step
+        if self._is_pending and kind is not KeyboardInterrupt:
+            # It came after the last step, or what failed is its doing: workers of a DataLoader get
+            # the signal too, and end.
+            raise KeyboardInterrupt from error
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if there was one."""
