@@ -63,6 +63,7 @@ CASES = [
     Case("bf16", "sgd", {"amp": torch.bfloat16, "validate_ema": False, "ema_decay": 0.9}),
     Case("frozen", "adamw", freeze_to=1),
     Case("timetable", "sgd", {"keep_best": "accuracy"}, {"timetable": {0: -1, 1: 1, 2: 0}}),
+    Case("per-group", "adamw", {"max_grad_norm": 0.4}, {"schedule": True}),
     Case("replacement", "sgd", replacement=True),
     Case("torch-adamw", "torch-adamw", {"max_grad_norm": 0.5, "accumulate": 4}),
     Case("torch-sgd", "torch-sgd", freeze_to=-2, generator=False),
@@ -123,6 +124,9 @@ def fit_first(tuner: FineTuner, case: Case) -> None:
 
 def fit_second(tuner: FineTuner, case: Case) -> Stage:
     """The stage at stake."""
+    if "schedule" in case.fit:
+        makers = (schedules.one_cycle(18), schedules.cosine(18), schedules.linear(0.1, 1.0, 18))
+        return tuner.fit(EPOCHS, makers, [0.02, 0.05, 0.1])
     return tuner.fit_one_cycle(
         EPOCHS, [0.02, 0.05, 0.1], momentum=(0.9, 0.6), pct_start=0.4, **case.fit
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import OPTIMIZERS, cross_entropy, make_batches, trace
+from tiny import OPTIMIZERS, cross_entropy, make_batches, trace, used_rates
 from torch import Tensor, nn
 from tuners import STEPS, Scripted, make_tuner
 
@@ -78,6 +78,21 @@ def test_gradual_unfreezing() -> None:
     stage = tuner.fit(4, schedules.constant(), 0.05, timetable={0: -1, 1: 1, 3: 0})
     frozen = [[True, True, False]] + [[True, False, False]] * 2 + [[False] * 3]
     assert np.isnan(stage.rates).tolist() == [row for row in frozen for _ in range(STEPS)]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_schedule_for_each_group(kind: str) -> None:
+    tuner = make_tuner(kind)
+    used = used_rates(tuner.optimizer)
+    parts = [schedules.linear(0.2, 1.0, 10), schedules.one_cycle(10), schedules.cosine(10)]
+    stage = tuner.fit(2, parts, [0.01, 0.02, 0.03])
+    wanted = [part.values(range(10)) * rate for part, rate in zip(parts, (1, 2, 3), strict=True)]
+    np.testing.assert_allclose(stage.rates, 0.01 * np.stack(wanted, axis=1), rtol=1e-13)
+    assert stage.rates.tolist() == used and stage.name == "linear, one-cycle, cosine"
+    assert stage.momentum is None
+    for bad, error in ((parts[:2], ValueError), ([*parts[:2], 1.0], TypeError), ("x", TypeError)):
+        with pytest.raises(error, match="schedule must be"):
+            tuner.fit(2, bad)
 
 
 def deep_model() -> nn.Sequential:
@@ -271,6 +286,7 @@ def test_the_flag_still_guards_the_weights_after_a_callbacks_range_test() -> Non
         ([1, 2, 1, 3, 2, 2, 9], {"patience": 3}, 7),
         ([1, 1.05, 1.06, 9, 9, 9, 9], {"patience": 2, "min_delta": 0.1}, 3),
         ([5, 4, 4, 3, 3, 3, 1], {"patience": 2, "mode": "min"}, 6),
+        ([5, 4.95, 4.92, 1, 1, 1, 1], {"patience": 2, "mode": "min", "min_delta": 0.1}, 3),
         ([math.nan, math.nan, 1, 2, 9, 9, 9], {"patience": 2}, 2),
         ([1, math.nan, math.nan, 9, 9, 9, 9], {"patience": 2}, 3),
         ([1, math.inf, 2, 3, 4, 5, 6], {"patience": 6}, 7),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from lrfast import schedules
 from lrfast._scheduled import set_rate
 from lrfast.finetune._precompute import check_precompute
 from lrfast.finetune._run import Run
-from lrfast.finetune._setup import check_trains, check_whole, group_rates
+from lrfast.finetune._setup import check_trains, check_whole, group_rates, group_schedules
 from lrfast.finetune._trainer import Trainer
 from lrfast.groups import Rates
 from lrfast.history import Stage
@@ -26,7 +26,7 @@ class Fits(Trainer):
     def fit(
         self,
         epochs: int,
-        schedule: Schedule,
+        schedule: Schedule | Sequence[Schedule],
         lr: Rates | None = None,
         *,
         timetable: Mapping[int, int] | None = None,
@@ -41,7 +41,9 @@ class Fits(Trainer):
 
         Args:
             epochs: Passes over the training data, 1 or more.
-            schedule: Multiplies the groups' rates; its step 0 is the first step of this call.
+            schedule: Multiplies the groups' rates; its step 0 is the first step of this call. One
+                for all layer groups, or a list with one for each; the history then shows the
+                momentum of the last one.
             lr: Rates of the layer groups, as for :meth:`fit_one_cycle`; None keeps them.
             timetable: Gradual unfreezing: the first layer group to train from the start of an epoch
                 on, by the epoch's index, such as ``{0: -1, 1: -2, 2: 0}``. None: what is frozen
@@ -56,13 +58,10 @@ class Fits(Trainer):
 
         Raises:
             ValueError: If an argument is out of range, or nothing trains.
-            TypeError: If ``schedule`` is none, or ``precompute`` is asked of another model.
+            TypeError: If ``schedule`` is no schedule, or ``precompute`` is asked of another model.
         """
         check_whole("epochs", epochs)
-        if not isinstance(schedule, Schedule):
-            raise TypeError(
-                f"schedule must be made by lrfast.schedules, got {type(schedule).__name__}"
-            )
+        schedules = group_schedules(self.optimizer, schedule, len(self.groups))
         plan = _checked(timetable or {}, epochs, len(self.groups))
         if 0 not in plan:
             check_trains(self.optimizer)
@@ -72,7 +71,8 @@ class Fits(Trainer):
             rates = group_rates(self.optimizer, lr, len(self.groups))
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 set_rate(group, rate)
-        return self._train(Run(schedule.name, schedule, epochs, self.epoch_steps, plan, precompute))
+        name = ", ".join(dict.fromkeys(each.name for each in schedules))
+        return self._train(Run(name, schedules, epochs, self.epoch_steps, plan, precompute))
 
     def fit_one_cycle(
         self,

@@ -76,11 +76,12 @@ class Loop:
         )
         self._groups = training.optimizer.param_groups
         self._parameters = [p for group in self._groups for p in group["params"]]
+        schedules = run.of_groups(len(self._groups))
         self.driver: Driver = drive(
-            training.optimizer, run.schedule, run.total_steps, self._curve.stop_flag, run.applied
+            training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied
         )
         self.own_rates = [self.driver.own(index)[0] for index in range(len(self._groups))]
-        self._shown = run.schedule.values(np.arange(run.total_steps)) * self.own_rates[-1]
+        self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
         # Our kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
         self._began = time.perf_counter()

@@ -47,7 +47,7 @@ class Run:
 
     Args:
         name: What is run, such as "one-cycle".
-        schedule: Multiplies the groups' rates.
+        schedules: Multiply the param groups' rates: one for all of them, or one for each.
         epochs: Passes over the training data in all.
         epoch_steps: Updates in one pass.
         timetable: First layer group to train, by the epoch from whose start on it is.
@@ -67,7 +67,7 @@ class Run:
     """
 
     name: str
-    schedule: Schedule
+    schedules: tuple[Schedule, ...]
     epochs: int
     epoch_steps: int
     timetable: dict[int, int] = field(default_factory=dict)
@@ -92,14 +92,18 @@ class Run:
 
     @property
     def is_cycle_end(self) -> bool:
-        """Whether a cycle of the schedule ended within the epoch that ended last.
+        """Whether a cycle of the head's schedule ended within the epoch that ended last.
 
         A cycle ends at the last step before the rate turns up again after it has fallen, and with
         the schedule.
         """
-        ends = cycle_ends(self.schedule, self.total_steps)
+        ends = cycle_ends(self.schedules[-1], self.total_steps)
         first = (self.epoch - 1) * self.epoch_steps
         return bool(((ends > first) & (ends <= self.epoch * self.epoch_steps)).any())
+
+    def of_groups(self, count: int) -> list[Schedule]:
+        """Return one schedule per param group."""
+        return list(self.schedules) * (count if len(self.schedules) == 1 else 1)
 
     def stage(self, own_rates: list[float], outcome: str) -> Stage:
         """Return what happened so far.
@@ -109,7 +113,9 @@ class Run:
             outcome: How it ended.
         """
         steps = np.arange(len(self.losses))
-        rates = self.schedule.values(steps)[:, None] * np.asarray(own_rates)[None, :]
+        values = {schedule: schedule.values(steps) for schedule in self.schedules}
+        factors = [values[schedule] for schedule in self.of_groups(len(own_rates))]
+        rates = np.stack(factors, axis=1) * np.asarray(own_rates)[None, :]
         ends = [first for first, _ in self.frozen[1:]] + [len(steps)]
         for (first, frozen), end in zip(self.frozen, ends, strict=True):
             rates[first:end, frozen] = math.nan
@@ -117,7 +123,7 @@ class Run:
             name=self.name,
             losses=self.losses,
             rates=rates,
-            momentum=self.schedule.momentum(steps),
+            momentum=self.schedules[-1].momentum(steps),
             epochs=tuple(self.rows),
             outcome=outcome,
             seconds=self.seconds,
@@ -128,7 +134,7 @@ class Run:
         assert self.moment is not None
         plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {
-            "schedule": self.schedule.to_dict(),
+            "schedules": [schedule.to_dict() for schedule in self.schedules],
             "losses": torch.from_numpy(self.losses),
             "rows": [dict(row) for row in self.rows],
             "frozen": [[first, list(flags)] for first, flags in self.frozen],
@@ -142,7 +148,7 @@ class Run:
         """Return the run that :meth:`to_dict` described."""
         order = data["order"]
         return cls(
-            schedule=Schedule.from_dict(data["schedule"]),
+            schedules=tuple(Schedule.from_dict(each) for each in data["schedules"]),
             losses=data["losses"].numpy(),
             rows=list(data["rows"]),
             frozen=[(first, list(flags)) for first, flags in data["frozen"]],

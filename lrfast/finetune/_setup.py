@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lrfast._batches import ComputeLoss, device_of, length_of
 from lrfast._fused import FusedOptimizer
 from lrfast.groups import LayerGroups, Rates, spread
+from lrfast.schedules import Schedule
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
@@ -84,6 +85,29 @@ def group_rates(optimizer: Optimizer, lr: Rates, layers: int) -> list[float]:
     """Return one rate per param group from the layer groups' rates."""
     rates = spread(lr, layers)
     return [rates[group.get("layer", i)] for i, group in enumerate(optimizer.param_groups)]
+
+
+def group_schedules(
+    optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], layers: int
+) -> tuple[Schedule, ...]:
+    """Return one schedule for all param groups, or one for each of them.
+
+    Raises:
+        TypeError: If an entry is no schedule.
+        ValueError: If there is not one per layer group.
+    """
+    given = [schedule] if isinstance(schedule, Schedule) else schedule
+    for each in given if isinstance(given, Sequence) else [given]:
+        if not isinstance(each, Schedule):
+            raise TypeError(f"schedule must be made by lrfast.schedules, got {type(each).__name__}")
+    if isinstance(schedule, Schedule):
+        return (schedule,)
+    if len(given) != layers:
+        raise ValueError(
+            f"schedule must be one schedule or one per layer group: there are {layers} groups, got "
+            f"{len(given)} schedules"
+        )
+    return tuple(given[group.get("layer", i)] for i, group in enumerate(optimizer.param_groups))
 
 
 def check_whole(name: str, value: int) -> int:

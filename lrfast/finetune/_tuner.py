@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lrfast.finetune import _checkpoint
 from lrfast.finetune._fits import Fits
 from lrfast.finetune._run import Run
-from lrfast.finetune._setup import check_trains, check_whole
+from lrfast.finetune._setup import check_trains, check_whole, group_schedules
 from lrfast.history import Stage
 from lrfast.schedules import Schedule
 
@@ -67,7 +68,11 @@ class FineTuner(Fits):
         ['one-cycle', 'one-cycle']
     """
 
-    def resume(self, epochs: int | None = None, schedule: Schedule | None = None) -> Stage:
+    def resume(
+        self,
+        epochs: int | None = None,
+        schedule: Schedule | Sequence[Schedule] | None = None,
+    ) -> Stage:
         """Go on with the stage that was interrupted, or that :meth:`load` brought.
 
         The whole stage is then, bit for bit, what it would have been without the interruption, as
@@ -95,13 +100,18 @@ class FineTuner(Fits):
                 f"train must have {run.epoch_steps} steps per epoch as when the stage began, "
                 f"got {self.epoch_steps}"
             )
-        if epochs is None and schedule not in (None, run.schedule):
+        schedules = run.schedules
+        if schedule is not None:
+            schedules = group_schedules(self.optimizer, schedule, len(self.groups))
+        if epochs is not None:
+            _check_end(run, epochs, is_planned=schedule is None)
+        elif schedules != run.schedules:
+            names = ", ".join(each.name for each in schedules)
             raise ValueError(
                 "schedule must be the interrupted stage's, or come with epochs=, got another: "
-                f"{schedule.name if isinstance(schedule, Schedule) else schedule}"
+                f"{names}"
             )
-        if epochs is not None:
-            run = _with_epochs(run, epochs, schedule)
+        run = replace(run, epochs=epochs or run.epochs, schedules=schedules)
         moment = run.moment
         assert moment is not None
         check_trains(self.optimizer)
@@ -144,13 +154,12 @@ class FineTuner(Fits):
         return [stage for stage in self.history.stages if stage is not self._partial]
 
 
-def _with_epochs(run: Run, epochs: int, schedule: Schedule | None) -> Run:
-    """The run with another end."""
+def _check_end(run: Run, epochs: int, is_planned: bool) -> None:
+    """Check another number of epochs."""
     done = run.epoch + (run.used > 0)
     if check_whole("epochs", epochs) < done:
         raise ValueError(f"epochs must be {done} or more, which have begun, got {epochs}")
-    if schedule is None and epochs != run.epochs:
+    if is_planned and epochs != run.epochs:
         raise ValueError(
             f"schedule must be given for {epochs} epochs instead of {run.epochs}, got None"
         )
-    return replace(run, epochs=epochs, schedule=schedule or run.schedule)
