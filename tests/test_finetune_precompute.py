@@ -185,3 +185,12 @@ def test_a_head_that_uses_the_body_again() -> None:
     tuner.model[1].requires_grad_(True)
     with pytest.raises(ValueError, match="shares no parameter with the body"):
         tuner.fit(1, schedules.constant(), precompute=True)
+
+
+def test_a_chain_with_hooks_is_run_as_it_is() -> None:
+    """A hook on the model itself would not be called for its parts."""
+    tuner = make_tuner()
+    tuner.freeze()
+    tuner.model.register_forward_hook(lambda module, args, outputs: 2 * outputs)
+    with pytest.raises(TypeError, match=r"precompute needs an nn\.Sequential"):
+        tuner.fit(1, schedules.constant(), precompute=True)
