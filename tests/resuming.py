@@ -64,6 +64,7 @@ CASES = [
     Case("frozen", "adamw", freeze_to=1),
     Case("timetable", "sgd", {"keep_best": "accuracy"}, {"timetable": {0: -1, 1: 1, 2: 0}}),
     Case("per-group", "adamw", {"max_grad_norm": 0.4}, {"schedule": True}),
+    Case("norms", "sgd", {"norm_mode": "adapt", "no_decay": True}, freeze_to=-1),
     Case("replacement", "sgd", replacement=True),
     Case("torch-adamw", "torch-adamw", {"max_grad_norm": 0.5, "accumulate": 4}),
     Case("torch-sgd", "torch-sgd", freeze_to=-2, generator=False),

@@ -37,6 +37,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"loss_fn": None}, "metrics need loss_fn"),
     ({"compute_loss": lambda model, batch: 0}, "pass either loss_fn.*got both"),
+    ({"norm_mode": "frozen"}, "norm_mode must be 'train', 'keep' or 'adapt', got 'frozen'"),
+    ({"no_decay": ["nothing"]}, r"no_decay\[0\] must match the name of a parameter"),
     ({"train": []}, "train must hold at least one batch, got none"),
 ]
 
@@ -59,7 +61,13 @@ def test_nothing_to_train() -> None:
     with pytest.raises(ValueError, match="fit needs a layer group that trains"):
         tuner.fit(1, schedules.constant())
     assert before == [0.05] * 3 and tuner.history.stages == []
-    tuner.fit(2, schedules.constant(), timetable={0: -1})
+    # What did not train before the tuner was made never does.
+    with pytest.raises(ValueError, match="fit needs a layer group that trains"):
+        tuner.fit(2, schedules.constant(), timetable={0: -1})
+    tuner = make_tuner("sgd")
+    for group in tuner.optimizer.param_groups:
+        group["frozen"] = True
+    assert tuner.fit(2, schedules.constant(), timetable={0: -1}).outcome == "completed"
 
 
 @pytest.mark.parametrize(

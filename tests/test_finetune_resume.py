@@ -116,10 +116,20 @@ def test_a_tuner_that_has_trained_something_else(case: Case, tmp_path: Path) -> 
 
 
 class Interrupter(Callback):
-    """Ends a stage with Ctrl-C, or with an exception, behind a step or an epoch."""
+    """Ends a stage with Ctrl-C, or with an exception, at one of its corners."""
 
-    def __init__(self, step: int = 0, epoch: int = -1, error: type[BaseException] | None = None):
-        self.step, self.epoch, self.error = step, epoch, error
+    def __init__(
+        self,
+        step: int = 0,
+        epoch: int = -1,
+        begin: int = -1,
+        error: type[BaseException] | None = None,
+    ) -> None:
+        self.step, self.epoch, self.begin, self.error = step, epoch, begin, error
+
+    def on_epoch_begin(self, tuner: FineTuner, epoch: int) -> None:
+        if epoch == self.begin:
+            self.end()
 
     def on_step_end(self, tuner: FineTuner, step: int, loss: torch.Tensor) -> None:
         if step == self.step:
@@ -130,13 +140,13 @@ class Interrupter(Callback):
             self.end()
 
     def end(self) -> None:
-        self.step, self.epoch = 0, -1
+        self.step, self.epoch, self.begin = 0, -1, -1
         if self.error is not None:
             raise self.error("enough")
         signal.raise_signal(signal.SIGINT)
 
 
-WHERE = [{"step": 1}, {"step": 2}, {"step": 6}, {"epoch": 1}]
+WHERE = [{"step": 1}, {"step": 2}, {"step": 6}, {"epoch": 1}, {"begin": 0}, {"begin": 1}]
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError])

@@ -17,6 +17,7 @@ import lrfast
 from lrfast import FineTuner, schedules
 from lrfast.finetune import Callback, EarlyStop
 from lrfast.finetune._run import cycle_ends
+from lrfast.groups import gradual
 
 # The stages by name.
 
@@ -93,6 +94,40 @@ def test_a_schedule_for_each_group(kind: str) -> None:
     for bad, error in ((parts[:2], ValueError), ([*parts[:2], 1.0], TypeError), ("x", TypeError)):
         with pytest.raises(error, match="schedule must be"):
             tuner.fit(2, bad)
+
+
+@pytest.mark.parametrize(
+    ("mode", "moves", "trains"),
+    [("train", True, False), ("keep", False, False), ("adapt", True, True)],
+)
+def test_norms_in_a_frozen_body(mode: Any, moves: bool, trains: bool) -> None:
+    tuner = make_tuner("sgd", norm_mode=mode, no_decay=True)
+    norm = tuner.model.get_submodule("1")
+    tuner.freeze()
+    before = [values.clone() for values in (norm.running_mean, norm.weight.detach())]
+    body = [p.detach().clone() for p in tuner.model[0].parameters()]
+    stage = tuner.fit_one_cycle(2, [0.01, 0.02, 0.04])
+    assert torch.equal(norm.running_mean, before[0]) != moves
+    assert torch.equal(norm.weight, before[1]) != trains
+    assert all(torch.equal(*p) for p in zip(tuner.model[0].parameters(), body, strict=True))
+    layers = [group["layer"] for group in tuner.optimizer.param_groups]
+    assert layers == [0, 0, *([0] if trains else []), 1, 1, 2, 2]
+    # The adapted norm's weights and biases make the third param group.
+    runs = np.array([layer == 2 or (trains and i == 2) for i, layer in enumerate(layers)])
+    assert (~np.isnan(stage.rates)).all(0).tolist() == runs.tolist()
+    peaks = np.array([0.01, 0.02, 0.04])[layers]
+    np.testing.assert_allclose(stage.rates[:, runs].max(0), peaks[runs])
+    decays = [group["weight_decay"] for group in tuner.optimizer.param_groups]
+    assert decays.count(0.0) == len(layers) - 3 and decays[0] == 0.01
+    tuner.unfreeze()
+    tuner.fit_one_cycle(1, 0.01)
+    assert not torch.equal(norm.running_mean, before[0])
+
+
+def test_a_timetable_object() -> None:
+    stage = make_tuner("sgd").fit(3, schedules.constant(), 0.05, timetable=gradual(3))
+    wanted = [[True, True, False], [True, False, False], [False] * 3]
+    assert np.isnan(stage.rates[::STEPS]).tolist() == wanted
 
 
 def deep_model() -> nn.Sequential:
@@ -175,7 +210,7 @@ def test_bad_stages(method: str, args: Any, options: Any, message: str) -> None:
 
 def test_one_group_has_no_head_to_fine_tune() -> None:
     tuner = FineTuner(nn.Linear(4, 3), make_batches(1), loss_fn=cross_entropy, progress=False)
-    with pytest.raises(ValueError, match="optimizer must have at least 2 groups, got 1"):
+    with pytest.raises(ValueError, match="freeze needs a body before the head, got one"):
         tuner.fine_tune(1)
 
 

@@ -123,6 +123,7 @@ def _kind(tuner: FineTuner) -> dict[str, Any]:
         "groups": [_names(group["params"], names) for group in tuner.optimizer.param_groups],
         "shapes": {n: list(p.shape) for n, p in _state(tuner.model).items()},
         "steps per epoch": tuner.epoch_steps,
+        "norm_mode": tuner.norm_mode,
         "accumulate": tuner.accumulate,
         "amp": str(tuner.amp),
         "max_grad_norm": tuner.max_grad_norm,

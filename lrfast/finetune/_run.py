@@ -117,7 +117,7 @@ class Run:
         factors = [values[schedule] for schedule in self.of_groups(len(own_rates))]
         rates = np.stack(factors, axis=1) * np.asarray(own_rates)[None, :]
         ends = [first for first, _ in self.frozen[1:]] + [len(steps)]
-        for (first, frozen), end in zip(self.frozen, ends, strict=True):
+        for (first, frozen), end in zip(self.frozen, ends, strict=False):  # none before epoch 0
             rates[first:end, frozen] = math.nan
         return Stage(
             name=self.name,

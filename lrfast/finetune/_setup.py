@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lrfast._batches import ComputeLoss, device_of, length_of
 from lrfast._fused import FusedOptimizer
-from lrfast.groups import LayerGroups, Rates, spread
+from lrfast.groups import Rates, spread
 from lrfast.schedules import Schedule
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
@@ -21,20 +21,17 @@ MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 def make_optimizer(
     make: MakeOptimizer,
-    groups: LayerGroups,
-    weight_decay: float | None,
+    param_groups: list[dict[str, Any]],
     max_grad_norm: float | None,
     ema_decay: float | None,
 ) -> Optimizer:
-    """Return the optimizer of the layer groups, with what its step shall do besides.
+    """Return the optimizer of the param groups, with what its step shall do besides.
 
     Raises:
         ValueError: If an average is asked of an optimizer that keeps none.
     """
-    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
-    optimizer = make(
-        [{"params": list(group.parameters), "name": group.name} | decay for group in groups]
-    )
+    # The rates are the optimizer's own until a stage says otherwise.
+    optimizer = make([{k: v for k, v in each.items() if k != "lr"} for each in param_groups])
     asked = {"max_grad_norm": max_grad_norm, "ema_decay": ema_decay}
     given = {name: value for name, value in asked.items() if value is not None}
     if isinstance(optimizer, FusedOptimizer):

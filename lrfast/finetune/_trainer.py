@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -22,12 +22,20 @@ from lrfast.finetune._setup import (
     MakeOptimizer,
     autocast,
     cast_loss,
+    check_trains,
     check_whole,
     epoch_batches,
     make_optimizer,
     make_scaler,
 )
-from lrfast.groups import GroupSpec, freeze, freeze_to, layer_groups, unfreeze
+from lrfast.groups import (
+    Groups,
+    NormPolicy,
+    discriminative,
+    freeze_to,
+    layer_groups,
+    set_norm_mode,
+)
 from lrfast.history import History, Stage
 from lrfast.optim import AdamW
 from lrfast.range_test import RangeTest, lr_find
@@ -47,8 +55,10 @@ class Trainer:
         compute_loss: ComputeLoss | None = None,
         optimizer: MakeOptimizer = AdamW,
         metrics: Mapping[str, Metric] | None = None,
-        groups: Iterable[GroupSpec] | None = None,
+        groups: Groups | None = None,
         weight_decay: float | None = None,
+        no_decay: Literal[True] | Sequence[str] | None = None,
+        norm_mode: NormPolicy = "train",
         amp: torch.dtype | None = None,
         accumulate: int = 1,
         max_grad_norm: float | None = None,
@@ -72,10 +82,15 @@ class Trainer:
         self.validate_ema = validate_ema
         self.callbacks = list(callbacks)
         self.progress = progress
+        self.norm_mode: NormPolicy = norm_mode
+        if isinstance(groups, Iterator):
+            groups = list(groups)
         self.groups = layer_groups(model, groups)
-        self.optimizer = make_optimizer(
-            optimizer, self.groups, weight_decay, max_grad_norm, ema_decay
+        param_groups = discriminative(
+            *(model, 0.0, weight_decay, None, groups, no_decay),
+            split_norms=norm_mode == "adapt",
         )
+        self.optimizer = make_optimizer(optimizer, param_groups, max_grad_norm, ema_decay)
         self.scaler = make_scaler(model, amp)
         self.best = None if keep_best is None else Best(keep_best, best_mode)
         self.history = History()
@@ -87,15 +102,17 @@ class Trainer:
 
     def freeze(self) -> None:
         """Freeze all layer groups but the last, the head."""
-        freeze(self.optimizer)
+        if len(self.groups) < 2:
+            raise ValueError("freeze needs a body before the head, got one layer group")
+        self.freeze_to(-1)
 
     def unfreeze(self) -> None:
         """Train all layer groups."""
-        unfreeze(self.optimizer)
+        self.freeze_to(0)
 
     def freeze_to(self, n: int) -> None:
         """Freeze the layer groups before group ``n``; negative counts from the head."""
-        freeze_to(self.optimizer, n)
+        freeze_to(self.optimizer, n, train_norms=self.norm_mode == "adapt")
 
     def lr_find(self, **options: Any) -> RangeTest:
         """Run a range test on the training data with what is frozen now; leaves no trace.
@@ -158,6 +175,10 @@ class Trainer:
         self.best.restore(self.model)
 
     def _check(self) -> None:
+        if self.norm_mode not in get_args(NormPolicy):
+            raise ValueError(
+                f"norm_mode must be 'train', 'keep' or 'adapt', got {self.norm_mode!r}"
+            )
         if self.metrics and self.loss_fn is None:
             raise ValueError("metrics need loss_fn(outputs, targets), got none")
         if self.best is not None and self.valid is None:
@@ -223,7 +244,8 @@ class Trainer:
             assert self._loop is not None
             if epoch in (timetable := self._loop.run.timetable):
                 self.freeze_to(timetable[epoch])
-            self.model.train()
+                check_trains(self.optimizer)
+            set_norm_mode(self.model.train(), self.optimizer, self.norm_mode)
             self._tell("on_epoch_begin", epoch)
 
         def end_step(step: int, loss: torch.Tensor) -> None:

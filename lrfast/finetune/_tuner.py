@@ -31,6 +31,12 @@ class FineTuner(Fits):
             they need ``loss_fn``.
         groups: Explicit layer groups as :func:`lrfast.layer_groups` takes them.
         weight_decay: Of all groups; None leaves it to the optimizer.
+        no_decay: Parameters without weight decay, as :func:`lrfast.discriminative` takes them: True
+            for those of normalisation layers, biases and vectors, or a list of patterns. A layer
+            group may then make several param groups, each with a column in the history.
+        norm_mode: What normalisation layers with running statistics do in frozen layer groups, see
+            :func:`lrfast.groups.set_norm_mode`: "train" moves the statistics, "keep" keeps and uses
+            them, "adapt" trains the layers too.
         amp: torch.bfloat16 or torch.float16: the type of forward passes under autocast. float16
             scales losses, and skips steps whose gradients are not finite; a skipped step counts
             neither in the schedule nor in the history. None: no autocast.
