@@ -222,13 +222,7 @@ class Fits(Trainer):
         """
         check_whole("epochs", epochs)
         check_whole("freeze_epochs", freeze_epochs)
-        for name, value in (("base_lr", base_lr), ("lr_mult", lr_mult)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be finite and above 0, got {value}")
-        if not 1 <= div <= _FASTAI_PEAK_OVER_LAST:
-            raise ValueError(f"div must lie within 1 and {_FASTAI_PEAK_OVER_LAST:g}, got {div}")
-        if not 0 <= pct_start <= 1:
-            raise ValueError(f"pct_start must lie in [0, 1], got {pct_start}")
+        _check_fine_tune(base_lr, lr_mult, pct_start, div)
         self.freeze()
         head = self.fit_one_cycle(
             freeze_epochs,
@@ -257,6 +251,16 @@ def _checked(timetable: Mapping[int, int], epochs: int, count: int) -> dict[int,
                 f"timetable must name layer groups from {-count} to {count - 1}, got {first!r}"
             )
     return dict(timetable)
+
+
+def _check_fine_tune(base_lr: float, lr_mult: float, pct_start: float, div: float) -> None:
+    for name, value in (("base_lr", base_lr), ("lr_mult", lr_mult)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be finite and above 0, got {value}")
+    if not 1 <= div <= _FASTAI_PEAK_OVER_LAST:
+        raise ValueError(f"div must lie within 1 and {_FASTAI_PEAK_OVER_LAST:g}, got {div}")
+    if not 0 <= pct_start <= 1:
+        raise ValueError(f"pct_start must lie in [0, 1], got {pct_start}")
 
 
 def _flat_cosine(total_steps: int, pct_start: float, final_div: float) -> Schedule:
