@@ -181,6 +181,15 @@ def length_of(data: Iterable[Any]) -> int | None:
         return None
 
 
+def generators_of(loader: object) -> list[torch.Generator]:
+    """Return the generators that a DataLoader draws its order from, each once; else none."""
+    if not isinstance(loader, torch.utils.data.DataLoader):
+        return []
+    inner = getattr(loader.batch_sampler, "sampler", None)
+    owned = (getattr(owner, "generator", None) for owner in (loader, loader.sampler, inner))
+    return list(dict.fromkeys(each for each in owned if isinstance(each, torch.Generator)))
+
+
 class DataEnded(ValueError):
     """Data that can be iterated only once were fewer than asked for."""
 

@@ -46,6 +46,14 @@ class Driver(ABC):
         """Return the count of steps applied so far, one int64."""
 
     @abstractmethod
+    def own(self, group: int) -> tuple[float, float | None]:
+        """Return a group's rate without the schedule, and its momentum where that is written."""
+
+    @abstractmethod
+    def watch(self) -> None:
+        """Obey the stop flag again, after somebody else drove the optimizer for a while."""
+
+    @abstractmethod
     def detach(self) -> None:
         """Give every group the rate back that it had."""
 
@@ -61,21 +69,23 @@ def drive(
     schedule: Schedule | Sequence[Schedule],
     total_steps: int,
     stop_flag: Tensor | None = None,
+    start: int = 0,
 ) -> Driver:
-    """Put a schedule in charge of an optimizer, from the schedule's step 0 on.
+    """Put a schedule in charge of an optimizer.
 
     Args:
         optimizer: Ours or any of torch.optim.
         schedule: Multiplies each group's own rate; one for all groups, or one per group.
-        total_steps: Steps that will be made at most.
+        total_steps: Steps of the schedule that will be made at most; its last value then holds.
         stop_flag: One float64 on the device; while it is not 0 our optimizers change nothing.
+        start: The schedule's step that the next step makes.
 
     Returns:
         The driver.
     """
     if isinstance(optimizer, FusedOptimizer):
-        return _DeviceDriver(optimizer, schedule, stop_flag)
-    return _HostDriver(optimizer, schedule, total_steps)
+        return _DeviceDriver(optimizer, schedule, stop_flag, start)
+    return _HostDriver(optimizer, schedule, total_steps, start)
 
 
 class _DeviceDriver(Driver):
@@ -86,12 +96,19 @@ class _DeviceDriver(Driver):
         optimizer: FusedOptimizer,
         schedule: Schedule | Sequence[Schedule],
         stop_flag: Tensor | None,
+        start: int,
     ) -> None:
         super().__init__(optimizer)
         self._own_scale = optimizer._rate_scale
         optimizer._scale_rates(None)
+        self._stop_flag = stop_flag
         optimizer.set_schedule(schedule)
+        if start:
+            optimizer._set_schedule_step(start)
         optimizer._watch(stop_flag)
+
+    def watch(self) -> None:
+        self._optimizer._watch(self._stop_flag)
 
     def before_step(self) -> None:
         pass
@@ -105,7 +122,11 @@ class _DeviceDriver(Driver):
     def applied(self) -> Tensor:
         engine = self._optimizer._engine
         clocks = [] if engine is None else engine.clocks()
-        return clocks[0][0].clone() if clocks else torch.zeros((), dtype=torch.int64)
+        start = self._optimizer._clock_at_start[0]
+        return clocks[0][0].clone() if clocks else torch.tensor(start)
+
+    def own(self, group: int) -> tuple[float, float | None]:
+        return float(self._optimizer.param_groups[group]["lr"]), None
 
     def detach(self) -> None:
         self._optimizer._watch(None)
@@ -115,7 +136,11 @@ class _DeviceDriver(Driver):
 
 class _HostDriver(Driver):
     def __init__(
-        self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], total_steps: int
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule | Sequence[Schedule],
+        total_steps: int,
+        start: int,
     ) -> None:
         super().__init__(optimizer)
         groups = optimizer.param_groups
@@ -126,7 +151,7 @@ class _HostDriver(Driver):
         tables = {each: (each.values(steps), each.momentum(steps)) for each in set(schedules)}
         self._tables = [tables[each] for each in schedules]
         self._last = total_steps - 1
-        self._next = 0
+        self._next = start
         self._has_stepped = False
         self._found_inf: Tensor | None = None
         self._hook = optimizer.register_step_post_hook(self._note_step)
@@ -151,6 +176,12 @@ class _HostDriver(Driver):
 
     def applied(self) -> Tensor:
         return torch.tensor(self._next)
+
+    def own(self, group: int) -> tuple[float, float | None]:
+        return self._own_rates[group], self._own_momenta[group]
+
+    def watch(self) -> None:
+        pass
 
     def _note_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._has_stepped = True

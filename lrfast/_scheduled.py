@@ -102,6 +102,12 @@ class Scheduled(torch.optim.Optimizer):
         if self._engine is not None:
             self._engine.scale_rates(scale)
 
+    def _set_schedule_step(self, applied: int) -> None:
+        """Let the next step be that one of the schedules. Waits for the device."""
+        self._clock_at_start = (applied, self._clock()[1])
+        if self._engine is not None:
+            self._engine.set_clock(*self._clock_at_start)
+
     def _leave_rates(self) -> None:
         """Make the rates that the schedules have reached the groups' own."""
         rates = self._scheduled_rates() if any(self._schedules) else []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +28,8 @@ class Stage:
         rates: Rates used, [steps, groups]; NaN in a frozen group's column.
         momentum: Momentum or beta1 used, [steps], or None where the schedule set none.
         epochs: One row per epoch: number of steps until its end, then what validation measured.
-        outcome: "completed", "non-finite" (a loss that is not finite ended it; it caused no update)
-            or "interrupted" (by an exception).
+        outcome: "completed", "non-finite" (a loss that is not finite ended it; it caused no
+            update), "stopped" (on request, as by an early stop) or "interrupted" (by an exception).
         seconds: What it took.
     """
 
@@ -38,6 +40,32 @@ class Stage:
     epochs: tuple[dict[str, float], ...]
     outcome: str
     seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stage as plain numbers, strings, lists and tensors, for checkpoints."""
+        return {
+            "name": self.name,
+            "losses": torch.from_numpy(self.losses),
+            "rates": torch.from_numpy(self.rates),
+            "momentum": None if self.momentum is None else torch.from_numpy(self.momentum),
+            "epochs": [dict(row) for row in self.epochs],
+            "outcome": self.outcome,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Stage:
+        """Return the stage that :meth:`to_dict` described."""
+        momentum = data["momentum"]
+        return cls(
+            name=data["name"],
+            losses=data["losses"].numpy(),
+            rates=data["rates"].numpy(),
+            momentum=None if momentum is None else momentum.numpy(),
+            epochs=tuple(dict(row) for row in data["epochs"]),
+            outcome=data["outcome"],
+            seconds=data["seconds"],
+        )
 
 
 @dataclass
@@ -75,6 +103,15 @@ class History:
                     momentum = "" if stage.momentum is None else float(stage.momentum[k])
                     writer.writerow([stage.name, step, loss, momentum, *stage.rates[k].tolist()])
                     step += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all stages as plain numbers, strings, lists and tensors, for checkpoints."""
+        return {"stages": [stage.to_dict() for stage in self.stages]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> History:
+        """Return the history that :meth:`to_dict` described."""
+        return cls([Stage.from_dict(stage) for stage in data["stages"]])
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw losses, rates and validation over the steps; needs matplotlib.

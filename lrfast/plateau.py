@@ -1,8 +1,8 @@
 """A schedule that waits for the loss: cut the rates where it stops improving.
 
 The state stays on the device, as does the factor that the fused step multiplies the rates by:
-neither an observation nor a cut waits for the device, and a captured step obeys both. The factor
-comes on top of whatever schedule the optimizer has.
+neither an observation nor a cut waits for the device. The factor comes on top of whatever schedule
+the optimizer has. It rests while a range test or a stage of a fine-tuner plans the rates.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lrfast._batches import generators_of
 from lrfast._copies import Copies, bytes_of, owned, tensors_in
 
 
@@ -90,7 +91,7 @@ def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, i
 
 
 @dataclass(frozen=True)
-class _GlobalRandom:
+class GlobalRandom:
     """The states of the process-wide random number generators."""
 
     python: Any
@@ -99,7 +100,8 @@ class _GlobalRandom:
     cuda: list[Tensor]
 
     @classmethod
-    def take(cls) -> _GlobalRandom:
+    def take(cls) -> GlobalRandom:
+        """Return the states as they are now."""
         # Asking for CUDA's states would initialise CUDA: slow, and fatal to a later fork.
         initialized = torch.cuda.is_initialized()
         cuda = torch.cuda.get_rng_state_all() if initialized else []
@@ -107,6 +109,7 @@ class _GlobalRandom:
         return cls(random.getstate(), numpy, torch.get_rng_state(), cuda)
 
     def put_back(self) -> None:
+        """Set the generators to these states."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
@@ -165,7 +168,7 @@ class Snapshot:
             self._take_gradients(model, optimizer)
             self._take_others(others)
         self._take_loaders(loaders)
-        self._random = _GlobalRandom.take()
+        self._random = GlobalRandom.take()
 
     def _take_model(self, model: nn.Module) -> None:
         self._training = [(module, module.training) for module in model.modules()]
@@ -205,9 +208,8 @@ class Snapshot:
             if isinstance(loader, DataLoader):
                 # Persistent workers, once started, no longer draw a seed at each epoch.
                 self._iterators.append((loader, loader._iterator))
-                inner = getattr(loader.batch_sampler, "sampler", None)
-                for owner in (loader, loader.sampler, inner):
-                    self._copies.keep(getattr(owner, "generator", None))
+                for generator in generators_of(loader):
+                    self._copies.keep(generator)
 
     def restore(self) -> None:
         """Put everything back; may be called again later.

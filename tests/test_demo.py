@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 
 import lrfast
-from lrfast import RangeTest, cli, demo, finetune
+from lrfast import RangeTest, cli, demo
+from lrfast.finetune import _trainer
 from lrfast.range_test import Sweep
 from lrfast.suggest import Suggestion
 
@@ -59,7 +60,7 @@ class Oracle:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
         self.asked: list[Any] = []
         self._rates: Iterator[float] = iter(rates)
-        monkeypatch.setattr(finetune, "lr_find", self)
+        monkeypatch.setattr(_trainer, "lr_find", self)
 
     def __call__(self, model: Any, optimizer: Any, data: Any, loss_fn: Any, **options: Any) -> Any:
         groups = optimizer.param_groups

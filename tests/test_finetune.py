@@ -28,23 +28,10 @@ from tiny import (
 )
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tuners import STEPS, make_tuner
 
 import lrfast
 from lrfast import FineTuner, accuracy, schedules
-
-STEPS = 5  # per epoch
-
-
-def make_tuner(kind: str = "adamw", **options: Any) -> FineTuner:
-    options = {
-        "train": make_batches(STEPS),
-        "valid": make_batches(2),
-        "loss_fn": cross_entropy,
-        "optimizer": OPTIMIZERS[kind],
-        "metrics": {"accuracy": accuracy},
-        "progress": False,
-    } | options
-    return FineTuner(make_model(), options.pop("train"), options.pop("valid"), **options)
 
 
 def parameters(tuner: FineTuner, group: int) -> Any:

@@ -1,0 +1,14 @@
+"""Fine-tuning: layer groups with their own rates, freezing, range tests and scheduled training.
+
+A :class:`FineTuner` puts the parts together: groups (:mod:`lrfast.groups`), a fused optimizer
+(:mod:`lrfast.optim`), schedules (:mod:`lrfast.schedules`), the range test and the loss curve. Its
+training loop waits for the device once per epoch, when validation is read (with an optimizer of
+torch.optim on a GPU at every step, to keep a loss that is not finite from the weights).
+"""
+
+from lrfast.finetune._callbacks import Callback, EarlyStop
+from lrfast.finetune._metrics import Metric, accuracy
+from lrfast.finetune._run import Run
+from lrfast.finetune._tuner import FineTuner
+
+__all__ = ["Callback", "EarlyStop", "FineTuner", "Metric", "Run", "accuracy"]

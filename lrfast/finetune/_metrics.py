@@ -1,0 +1,88 @@
+"""Metrics and validation, all on the device until the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrfast._batches import (
+    ComputeLoss,
+    LossFunction,
+    device_of,
+    evaluating,
+    size_of,
+    split_pair,
+    to_device,
+)
+
+Metric = Callable[[Any, Any], Tensor]
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the share of rows whose largest output is the target class.
+
+    Args:
+        outputs: Scores, [batch, classes].
+        targets: Class indices, [batch].
+
+    Returns:
+        A scalar tensor on the device.
+
+    Example:
+        >>> import torch
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).item()
+        0.5
+    """
+    return (outputs.argmax(-1) == targets).double().mean()
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_of: ComputeLoss,
+    loss_fn: LossFunction | None,
+    metrics: Mapping[str, Metric],
+) -> dict[str, float]:
+    """Return loss and metrics over the batches in evaluation mode; waits for the device once.
+
+    Args:
+        model: The module.
+        batches: What it is judged on; a batch counts by its rows.
+        loss_of: ``loss_of(model, batch)``, used where there are no metrics.
+        loss_fn: ``loss_fn(outputs, targets)``, used where there are metrics.
+        metrics: Functions ``(outputs, targets) -> scalar tensor`` by name.
+
+    Raises:
+        ValueError: If there are no batches.
+    """
+    device = device_of(model)
+    sums = torch.zeros(1 + len(metrics), dtype=torch.float64, device=device)
+    rows = 0
+    with evaluating(model), torch.no_grad():
+        for batch in batches:
+            moved = to_device(batch, device)
+            if loss_fn is None:
+                values, count = [loss_of(model, moved)], size_of(moved)
+            else:
+                inputs, targets = split_targets(moved)
+                outputs = model(*inputs)
+                values = [loss_fn(outputs, targets)]
+                values += [metric(outputs, targets) for metric in metrics.values()]
+                count = size_of(targets)
+            sums += count * torch.stack([value.double().reshape(()) for value in values])
+            rows += count
+    if rows == 0:
+        raise ValueError("valid must yield at least one batch, got none")
+    means = (sums / rows).cpu().numpy()
+    return dict(zip(["valid_loss", *metrics], means.tolist(), strict=True))
+
+
+def split_targets(batch: Any) -> tuple[list[Any], Any]:
+    """Return the model's inputs, all entries of a batch but the last, and the targets."""
+    if isinstance(batch, list | tuple) and len(batch) > 2:
+        return list(batch[:-1]), batch[-1]
+    inputs, targets = split_pair(batch)
+    return [inputs], targets
