@@ -141,7 +141,7 @@ class Plateau:
             counts = cooldown == 0
             before = torch.where(state["cooldown"] == 0, state["bad"], 0.0)
             bad = torch.where(is_better, 0.0, before + counts)
-            is_cut = counts & ~is_better & (bad >= self.patience)
+            is_cut = ~is_better & (bad >= self.patience)
         lower = (state["scale"] * self.factor).clamp(min=self.min_factor)
         state["best"].copy_(torch.where(is_better, seen, state["best"]))
         state["cuts"].add_(is_cut & (lower < state["scale"]))
