@@ -214,7 +214,7 @@ CASES: list[Case] = [
         "one group",
         lambda b: b.tuned(model=b.one_layer).freeze(),
         ValueError,
-        "at least 2 group",
+        "a body before the head, got one layer group",
     ),
     ("no group", lambda b: b.tuner.freeze_to(3), ValueError, "from -3 to 2 for 3 groups, got 3"),
     ("option", lambda b: b.tuner.lr_find(num_itr=9), TypeError, "num_itr"),
