@@ -168,8 +168,7 @@ StepTables Plan::tables() {
   t.group_chunks = group_chunks.data();
   t.schedules = {segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()};
   t.values = values.as<ScheduleValues>();
-  t.lacks_values = !has_values;
-  has_values = true;
+  t.lacks_values = clock.as<Clock>()->steps == options.steps;
   t.clock = clock.as<Clock>();
   t.rates = rates.as<double>();
   t.rate_scale = has_rate_scale ? &rate_scale : nullptr;

@@ -118,8 +118,7 @@ class Plan {
   Options options;
   GuardedBytes clock{sizeof(Clock)};
   GuardedBytes rates;
-  GuardedBytes values;  // [groups]
-  bool has_values = false;
+  GuardedBytes values;   // [groups]
   GuardedBytes norms;    // [groups + 2]
   GuardedBytes records;  // [telemetry][groups][kRecordFields]
   bool has_stop = false;
