@@ -15,8 +15,7 @@ from torch import nn
 from tuners import STEPS, Scripted, make_tuner
 
 from lrfast import FineTuner, RangeTest
-from lrfast.finetune import Callback
-from lrfast.finetune._recipe import Recipe
+from lrfast.finetune import Callback, Recipe
 from lrfast.suggest import Suggestion
 
 KINDS: tuple[dict[str, Any], ...] = (
