@@ -233,6 +233,14 @@ def test_the_report() -> None:
         plan.run()
 
 
+def test_the_peaks_applied_are_those_of_the_history() -> None:
+    (head, _) = make_tuner().recipe((1, 1)).run()
+    half = replace(head, stage=replace(head.stage, rates=head.stage.rates / 2))
+    np.testing.assert_allclose(half.peaks, np.array(head.rates) / 2, rtol=1e-12)
+    none = replace(head.stage, losses=np.empty(0), rates=np.empty((0, 3)))
+    assert all(math.isnan(peak) for peak in replace(head, stage=none).peaks)
+
+
 def test_without_validation_data() -> None:
     plan = make_tuner(valid=None).recipe((1, 1))
     assert [each.after for each in plan.run()] == [{}, {}]
