@@ -1,8 +1,8 @@
 """The demo: find rates and fine-tune a network with them, on real handwritten digits.
 
 A small CNN is pretrained on the digits 0 to 4, gets a new head for 5 to 9 and few labels, and is
-fine-tuned: range test and one-cycle on the head, range test and discriminative one-cycle on all of
-it. No rate is typed in anywhere. Three baselines get the same number of steps.
+fine-tuned by the recipe: the head, then all layers, at rates that range tests find. No rate is
+typed in anywhere. Three baselines get the same number of steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import lrfast
-from lrfast.finetune import FineTuner, accuracy
+from lrfast.finetune import FineTuner, Recipe, accuracy
 from lrfast.history import Stage
 from lrfast.plot import plot_schedule
 from lrfast.range_test import RangeTest
@@ -28,7 +28,7 @@ from lrfast.range_test import RangeTest
 LABELS_PER_DIGIT = 10
 JUDGED_PER_DIGIT = 200
 BATCH = 25
-EPOCHS = 3  # of each of the two stages
+EPOCHS = (2, 4)  # of the head, and of all layers
 PASSES = 10  # over the few labelled digits, in what the fine-tuner takes for an epoch
 SEEDS = (0, 1, 2)
 
@@ -163,45 +163,17 @@ def transplant(body: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The two-stage fine-tuning and all that it found on the way."""
-
-    tuner: FineTuner
-    head_test: RangeTest
-    full_test: RangeTest
-    reason: str  # for the rates of the second stage
-
-
-def fine_tune(model: nn.Module, task: Task, seed: int) -> Recipe:
-    """Train the head, then all layer groups, each stage at rates from a range test."""
+def fine_tune(model: nn.Module, task: Task, seed: int) -> tuple[FineTuner, Recipe]:
+    """Return a fine-tuner and its recipe, before it runs."""
     tuner = make_tuner(model, Batches(task.train, BATCH, seed, PASSES), task.valid)
-    tuner.freeze()
-    head_test = tuner.lr_find()
-    tuner.fit_one_cycle(EPOCHS, max_lr=head_test.rates())
-    tuner.unfreeze()
-    full_test = tuner.lr_find()
-    rates, reason = second_stage_rates(head_test, full_test)
-    tuner.fit_one_cycle(EPOCHS, max_lr=rates)
-    return Recipe(tuner, head_test, full_test, reason)
+    return tuner, tuner.recipe(EPOCHS)
 
 
-def second_stage_rates(head_test: RangeTest, full_test: RangeTest) -> tuple[slice, str]:
-    """Return the rates for all layers, first to last, with the reason in a sentence.
-
-    What is pretrained is worth keeping, so the head's rate falls to a tenth; never above a tenth
-    of the rate at which the second range test starts to get worse, which rule "minimum" names.
-    """
-    top = head_test.rates()[-1] / 10
-    reason = f"the head's rate is a tenth of stage 1's, {top:.1e}"
-    limit = full_test.suggestions["minimum"].lr
-    if limit is not None and limit < top:
-        top = limit
-        reason = f"the loss gets worse from {10 * limit:.1e} on, and the head stays at a tenth"
-    return slice(top / 10, top), (
-        f"Rates {top / 10:.1e} to {top:.1e}: {reason}; early layers, which hold what all digits "
-        "share, get a tenth of the head's."
-    )
+def run_recipe(model: nn.Module, task: Task, seed: int) -> FineTuner:
+    """Train by the recipe."""
+    tuner, plan = fine_tune(model, task, seed)
+    plan.run()
+    return tuner
 
 
 def uniform(model: nn.Module, task: Task, seed: int, head_only: bool = False) -> FineTuner:
@@ -209,16 +181,14 @@ def uniform(model: nn.Module, task: Task, seed: int, head_only: bool = False) ->
     tuner = make_tuner(model, Batches(task.train, BATCH, seed, PASSES), task.valid)
     if head_only:
         tuner.freeze()
-    tuner.fit_one_cycle(2 * EPOCHS, max_lr=tuner.lr_find().rates())
+    tuner.fit_one_cycle(sum(EPOCHS), max_lr=tuner.lr_find().rates())
     return tuner
 
 
 def compare(digits: Digits, body: nn.Module, seeds: Iterable[int]) -> dict[str, list[float]]:
     """Return the validation accuracy of each method, one per seed."""
     methods: dict[str, Callable[[Task, int], FineTuner]] = {
-        "two stages, discriminative rates": lambda task, seed: (
-            fine_tune(transplant(body, seed), task, seed).tuner
-        ),
+        "recipe": lambda task, seed: run_recipe(transplant(body, seed), task, seed),
         "one uniform rate": lambda task, seed: uniform(transplant(body, seed), task, seed),
         "head only": lambda task, seed: uniform(transplant(body, seed), task, seed, True),
         "from scratch": lambda task, seed: uniform(_scratch(seed), task, seed),
@@ -242,20 +212,18 @@ def run(out: Path, console: Console) -> None:
     _show_choice(console, test)
     _show_stage(console, "all layers", pretrained, stage)
     console.rule(f"Fine-tuning on 5 to 9, {LABELS_PER_DIGIT} labels each")
-    recipe = fine_tune(transplant(body, 0), make_task(digits, 0), 0)
-    head, full = recipe.tuner.history.stages
-    _show_choice(console, recipe.head_test)
-    _show_stage(console, "1: new head", recipe.tuner, head)
-    _show_test(console, recipe.full_test)
-    console.print(recipe.reason)
-    _show_stage(console, "2: all layers", recipe.tuner, full)
-    recipe.head_test.plot(out / "range_test_head.png")
-    recipe.full_test.plot(out / "range_test_all.png")
-    recipe.tuner.history.plot(out / "history.png")
+    tuner, plan = fine_tune(transplant(body, 0), make_task(digits, 0), 0)
+    _show_table(console, plan.describe())
+    plan.run()
+    _show_table(console, plan.report())
+    for name, found in plan.tests.items():
+        found.plot(out / f"range_test_{name.replace(' ', '_')}.png")
+    tuner.history.plot(out / "history.png")
+    full = tuner.history.stages[-1]
     plot_schedule(
         lrfast.schedules.one_cycle(len(full.losses)),
         out / "schedule.png",
-        [group["lr"] for group in recipe.tuner.optimizer.param_groups],
+        [group["lr"] for group in tuner.optimizer.param_groups],
     )
     console.rule(f"Same number of steps, {len(SEEDS)} draws of the labels")
     _show_comparison(console, compare(digits, body, SEEDS))
@@ -267,12 +235,13 @@ def _scratch(seed: int) -> nn.Module:
     return make_model()
 
 
-def _show_test(console: Console, test: RangeTest) -> None:
-    console.print(f"Range test: {len(test.lrs)} steps, {test.outcome}, {test.seconds:.1f} s.")
+def _show_table(console: Console, text: str) -> None:
+    """Show lines at their full width, which a terminal may break; columns stay as they are."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _show_choice(console: Console, test: RangeTest) -> None:
-    _show_test(console, test)
+    console.print(f"Range test: {len(test.lrs)} steps, {test.outcome}, {test.seconds:.1f} s.")
     console.print(f"Rate {test.rates()[-1]:.1e}: {test.suggestion.reason}.")
 
 

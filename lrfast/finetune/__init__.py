@@ -8,7 +8,8 @@ torch.optim on a GPU at every step, to keep a loss that is not finite from the w
 
 from lrfast.finetune._callbacks import Callback, EarlyStop
 from lrfast.finetune._metrics import Metric, accuracy
+from lrfast.finetune._recipe import Recipe
 from lrfast.finetune._run import Run
 from lrfast.finetune._tuner import FineTuner
 
-__all__ = ["Callback", "EarlyStop", "FineTuner", "Metric", "Run", "accuracy"]
+__all__ = ["Callback", "EarlyStop", "FineTuner", "Metric", "Recipe", "Run", "accuracy"]

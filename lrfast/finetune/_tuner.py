@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lrfast.finetune import _checkpoint
 from lrfast.finetune._fits import Fits
+from lrfast.finetune._recipe import Recipe
+from lrfast.finetune._recipe_plan import Numbers, Top
 from lrfast.finetune._run import Run
 from lrfast.finetune._setup import check_trains, check_whole, group_schedules
 from lrfast.history import Stage
@@ -73,6 +76,60 @@ class FineTuner(Fits):
         >>> [stage.name for stage in tuner.history.stages]
         ['one-cycle', 'one-cycle']
     """
+
+    def recipe(
+        self,
+        epochs: tuple[int, int] = (2, 4),
+        *,
+        top: Top = "before",
+        head_drop: float = 10.0,
+        spread: float = 3.0,
+        feature_epochs: int = 0,
+        plain: Iterable[Any] | None = None,
+        cycle_mult: float | None = None,
+    ) -> Recipe:
+        """Return a plan: the head, then all layers, at rates that range tests find.
+
+        Nothing runs before the plan does. Print it to see its stages, its ``report()`` to see what
+        became of them.
+
+        Args:
+            epochs: Of the head alone and of all layers, 1 or more each.
+            top: Where the head's rate in the second stage comes from: "before", a range test on all
+                layers before anything trains; "head", its rate in the first stage over
+                ``head_drop``, within what a range test on all layers after that stage allows.
+            head_drop: 1 or more; for ``top="head"``.
+            spread: The head's rate over the first layer group's in the second stage, 1 or more.
+            feature_epochs: Epochs of the head, before all others, on features that the frozen body
+                computes once; the model must be an nn.Sequential, see :meth:`fit`.
+            plain: Training data without augmentation for these epochs; None: the tuner's.
+            cycle_mult: None: each stage is one cycle. 1 or more: warm restarts, each ``cycle_mult``
+                times as long as the one before, until validation gets worse from cycle to cycle;
+                ``epochs[1]`` holds whole cycles, such as 7 = 1 + 2 + 4. The head's last one epoch.
+
+        Returns:
+            The plan.
+
+        Raises:
+            TypeError, ValueError: If an argument is out of range or does not fit, or there is one
+                layer group only.
+
+        Example:
+            >>> import torch, lrfast
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(),
+            ...                             torch.nn.Linear(4, 2))
+            >>> batch = (torch.randn(8, 2), torch.randint(2, (8,)))
+            >>> tuner = lrfast.FineTuner(model, [batch] * 10, [batch], progress=False,
+            ...                          loss_fn=torch.nn.functional.cross_entropy)
+            >>> plan = tuner.recipe(epochs=(1, 3))
+            >>> [(stage.name, stage.steps) for stage in plan.stages]
+            [('head', 10), ('all layers', 30)]
+
+        Reference:
+            Howard & Ruder, arXiv:1801.06146.
+        """
+        numbers = Numbers(epochs, top, head_drop, spread, feature_epochs, plain, cycle_mult)
+        return Recipe(self, numbers)
 
     def resume(
         self,
