@@ -20,6 +20,7 @@ from lrfast.schedules._basic import (
     rex,
     sweep,
 )
+from lrfast.schedules._clock import per_epoch
 from lrfast.schedules._cycles import cyclic, one_cycle, sgdr
 from lrfast.schedules._imported import from_function, from_torch
 from lrfast.schedules._schedule import Schedule
@@ -43,6 +44,7 @@ __all__ = [
     "linear",
     "multistep",
     "one_cycle",
+    "per_epoch",
     "polynomial",
     "rex",
     "sgdr",
