@@ -58,13 +58,15 @@ def test_extended_it_is_the_same_until_then_and_ends_later(
         assert extended.at(end + more) == pytest.approx(schedule.at(end), abs=1e-15)
 
 
-def test_extended_one_cycle_still_hits_peak_and_end() -> None:
-    extended = schedules.one_cycle(100).extend_to(250, step=10)
-    assert extended.values(range(250)).max() == 1.0
-    assert extended.at(249) == 1 / 25 / 1e4 == extended.at(10**6) < extended.at(248)
+@pytest.mark.parametrize("total", [173, 250])
+def test_extended_one_cycle_still_hits_peak_and_end(total: int) -> None:
+    extended = schedules.one_cycle(100).extend_to(total, step=10)
+    assert extended.values(range(total)).max() == 1.0
+    last = total - 1
+    assert extended.at(last) == 1 / 25 / 1e4 == extended.at(10**6) < extended.at(last - 1)
     assert extended.at(10) == schedules.one_cycle(100).at(10)
-    momentum = extended.momentum(range(250))
-    assert momentum is not None and momentum.min() == 0.85 and momentum[249] == 0.95
+    momentum = extended.momentum(range(total))
+    assert momentum is not None and momentum.min() == 0.85 and momentum[last] == 0.95
 
 
 def test_what_repeats_goes_on_and_milestones_move() -> None:
