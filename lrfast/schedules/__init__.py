@@ -11,10 +11,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from lrfast.schedules._basic import constant, cosine, exponential, linear, sweep
-from lrfast.schedules._cycles import one_cycle
+from lrfast.schedules._basic import (
+    constant,
+    cosine,
+    exponential,
+    linear,
+    polynomial,
+    rex,
+    sweep,
+)
+from lrfast.schedules._clock import per_epoch
+from lrfast.schedules._cycles import cyclic, one_cycle, sgdr
+from lrfast.schedules._imported import from_function, from_torch
 from lrfast.schedules._schedule import Schedule
+from lrfast.schedules._stairs import multistep, staircase, step
 from lrfast.schedules._tables import Segment, Table
+from lrfast.schedules._warm import flat_cosine, inverse_sqrt, slanted_triangular, warmup, wsd
 
 __all__ = [
     "Schedule",
@@ -22,11 +34,26 @@ __all__ = [
     "Table",
     "constant",
     "cosine",
+    "cyclic",
     "exponential",
+    "flat_cosine",
+    "from_function",
+    "from_torch",
     "get",
+    "inverse_sqrt",
     "linear",
+    "multistep",
     "one_cycle",
+    "per_epoch",
+    "polynomial",
+    "rex",
+    "sgdr",
+    "slanted_triangular",
+    "staircase",
+    "step",
     "sweep",
+    "warmup",
+    "wsd",
 ]
 
 
@@ -34,7 +61,7 @@ def get(name: str) -> Callable[..., Schedule]:
     """Return the function that makes schedules of that name.
 
     Args:
-        name: One of ``constant``, ``cosine``, ``exponential``, ``linear``, ``one_cycle``.
+        name: That of any function of this module that makes one schedule, such as "one_cycle".
 
     Raises:
         ValueError: If there is none; the message names the nearest one.
@@ -44,7 +71,14 @@ def get(name: str) -> Callable[..., Schedule]:
         >>> schedules.get("cosine")(T_max=10).at(10)
         0.0
     """
-    makers = {maker.__name__: maker for maker in (constant, cosine, exponential, linear, one_cycle)}
+    makers: dict[str, Callable[..., Schedule]] = {
+        maker.__name__: maker
+        for maker in (
+            *(constant, cosine, cyclic, exponential, flat_cosine, from_function, inverse_sqrt),
+            *(linear, multistep, one_cycle, polynomial, rex, sgdr, slanted_triangular),
+            *(staircase, step, sweep, warmup, wsd),
+        )
+    }
     if name in makers:
         return makers[name]
     near = difflib.get_close_matches(str(name), makers, n=1)

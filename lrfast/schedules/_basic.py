@@ -1,4 +1,4 @@
-"""Schedules of one stretch: constant, linear, cosine, exponential."""
+"""Schedules of one stretch: constant, linear, cosine, exponential, polynomial, REX."""
 
 from __future__ import annotations
 
@@ -87,6 +87,56 @@ def exponential(total_steps: int, gamma: float) -> Schedule:
         )
     segment = Segment(0, 0.0, total_steps, 1.0, gamma**total_steps, "exponential")
     return Schedule("exponential", total_steps, (track(segment),))
+
+
+def polynomial(total_steps: int, power: float = 1.0, end: float = 0.0) -> Schedule:
+    """Return ``end + (1 - end) * (1 - step / total_steps) ** power``: torch's PolynomialLR.
+
+    Args:
+        total_steps: Steps until ``end``, which is held, 1 or more.
+        power: Exponent, above 0.
+        end: Last multiplier, 0 or more; torch has none.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from lrfast import schedules
+        >>> schedules.polynomial(4, power=2.0).values(range(6)).tolist()
+        [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
+    """
+    total_steps = check_steps("total_steps", total_steps)
+    if not (math.isfinite(power) and power > 0):
+        raise ValueError(f"power must be finite and above 0, got {power}")
+    check_factor("end", end)
+    segment = Segment(0, 0.0, total_steps, 1.0, end, "polynomial", power)
+    return Schedule("polynomial", total_steps, (track(segment),))
+
+
+def rex(total_steps: int, end: float = 0.0) -> Schedule:
+    """Return REX: ``end + (1 - end) * (1 - u) / (1 - u / 2)`` with ``u = step / total_steps``.
+
+    Args:
+        total_steps: Steps until ``end``, which is held, 1 or more.
+        end: Last multiplier, 0 or more.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from lrfast import schedules
+        >>> [round(schedules.rex(10).at(step), 6) for step in (0, 5, 10, 11)]
+        [1.0, 0.666667, 0.0, 0.0]
+
+    Reference:
+        Chen, Wolfe & Kyrillidis, "REX: Revisiting Budgeted Training with an Improved Schedule",
+        arXiv:2107.04197.
+    """
+    total_steps = check_steps("total_steps", total_steps)
+    check_factor("end", end)
+    return Schedule(
+        "rex", total_steps, (track(Segment(0, 0.0, total_steps, 1.0, end, "rex", 0.5)),)
+    )
 
 
 def sweep(start: float, end: float, num_iter: int) -> Schedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,10 +13,22 @@ def check_factor(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
-def check_steps(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}")
+def check_steps(name: str, value: int, least: int = 1) -> int:
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
     return int(value)
+
+
+def check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        wanted = ", ".join(repr(choice) for choice in choices[:-1])
+        raise ValueError(f"{name} must be {wanted} or {choices[-1]!r}, got {value!r}")
 
 
 def check_momentum(momentum: tuple[float, float]) -> tuple[float, float]:

@@ -1,40 +1,64 @@
-"""Schedules that go up and down: one-cycle."""
+"""Schedules that go up and down: one-cycle, cyclic, warm restarts."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
 
-from lrfast.schedules._checks import check_momentum, check_steps
+from lrfast.schedules._checks import (
+    check_choice,
+    check_factor,
+    check_momentum,
+    check_share,
+    check_steps,
+)
+from lrfast.schedules._compat import COMPATS, FINAL_DIV, PCT_START, Compat, phase_ends, phases
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._tables import Segment, Shape, Track, track
+from lrfast.schedules._tables import Segment, Shape, Table, Track, chain, hold, track
 
 Anneal = Literal["cos", "linear"]
+Mode = Literal["triangular", "triangular2", "exp_range"]
+
+_MODES = ("triangular", "triangular2", "exp_range")
+_MAX_CYCLES = 4096  # segments that a table without end may hold
+_MAX_STEPS = 2**53
 
 
 def one_cycle(
     total_steps: int,
-    pct_start: float = 0.3,
+    pct_start: float | None = None,
     div: float = 25.0,
-    final_div: float = 1e4,
+    final_div: float | None = None,
     momentum: tuple[float, float] | None = (0.95, 0.85),
     anneal: Anneal = "cos",
+    three_phase: bool = False,
+    compat: Compat | None = None,
 ) -> Schedule:
     """Return the one-cycle policy: up to the group's rate, then down far below its start.
 
     The multiplier goes from ``1 / div`` to 1 and on to ``1 / (div * final_div)``, while the
     momentum mirrors it. Peak and end are hit exactly, at whole steps: the peak at step
-    ``max(round(pct_start * total_steps) - 1, 0)``, the end at step ``total_steps - 1``. torch's
+    ``p = max(round(pct_start * total_steps) - 1, 0)``, the end at step ``total_steps - 1``. torch's
     OneCycleLR has the same values where ``pct_start * total_steps`` is a whole number; elsewhere it
-    never reaches its peak.
+    never reaches its peak. With three phases the multiplier is back at ``1 / div`` at step
+    ``2 * p`` and goes on to its end from there, the momentum at its highest.
+
+    ``compat`` puts the ends of the phases where a peer has them: "torch" at fractions of a step,
+    "fastai" (where the end is one step after the last) at ``pct_start * total_steps`` and
+    ``total_steps``, "optax" at the whole numbers below those and, with three phases, at
+    ``0.85 * total_steps``. The end is held in all of them.
 
     Args:
         total_steps: Optimizer steps of the cycle, 1 or more.
-        pct_start: Fraction of the steps spent going up, in [0, 1].
+        pct_start: Fraction of the steps spent going up, in [0, 1], and at most 0.5 with three
+            phases. None: 0.3; 0.25 with "fastai".
         div: Peak over first multiplier, 1 or more.
-        final_div: First over last multiplier, 1 or more.
+        final_div: First over last multiplier, 1 or more. None: 1e4; 4e3 with "fastai", whose own
+            ``div_final`` is ``div * final_div``.
         momentum: (highest, lowest) momentum or beta1, each in [0, 1); None leaves it alone.
         anneal: "cos" or "linear".
+        three_phase: Whether to come back to the first multiplier before the last fall.
+        compat: None, "torch", "fastai" or "optax".
 
     Raises:
         ValueError: If an argument is out of range.
@@ -49,29 +73,160 @@ def one_cycle(
         Smith & Topin, "Super-Convergence", arXiv:1708.07120.
     """
     total_steps = check_steps("total_steps", total_steps)
-    if not 0 <= pct_start <= 1:
-        raise ValueError(f"pct_start must lie in [0, 1], got {pct_start}")
+    if compat is not None:
+        check_choice("compat", compat, COMPATS)
+    pct_start = PCT_START[compat] if pct_start is None else pct_start
+    final_div = FINAL_DIV[compat] if final_div is None else final_div
+    check_share("pct_start", pct_start)
+    if three_phase and pct_start > 0.5:
+        raise ValueError(
+            f"pct_start must be 0.5 or less with three phases, two of that length, got {pct_start}"
+        )
     for name, value in (("div", div), ("final_div", final_div)):
         if not (math.isfinite(value) and value >= 1):
             raise ValueError(f"{name} must be finite and 1 or more, got {value}")
-    if anneal not in ("cos", "linear"):
-        raise ValueError(f"anneal must be 'cos' or 'linear', got {anneal!r}")
+    check_choice("anneal", anneal, ("cos", "linear"))
     shape: Shape = "cosine" if anneal == "cos" else "linear"
-    peak = max(round(pct_start * total_steps) - 1, 0)
-    last = total_steps - 1
-    rate = _up_and_down(peak, last, (1 / div, 1.0, 1 / (div * final_div)), shape)
+    ends = phase_ends(total_steps, pct_start, three_phase, compat)
+    back = [1 / div] if three_phase else []
+    rate = phases(ends, [1 / div, 1.0, *back, 1 / (div * final_div)], shape)
     momenta: Track | None = None
     if momentum is not None:
         high, low = check_momentum(momentum)
-        momenta = _up_and_down(peak, last, (high, low, high), shape)
+        momenta = phases(ends, [high, low, *([high] if three_phase else []), high], shape)
     return Schedule("one-cycle", total_steps, (rate,), momenta)
 
 
-def _up_and_down(peak: int, last: int, values: tuple[float, float, float], shape: Shape) -> Track:
-    """Two segments that meet at step ``peak``; a phase of no steps is left out."""
-    first, middle, end = values
-    up = Segment(0, 0.0, peak, first, middle, shape)
-    down = Segment(peak, peak, last - peak, middle, end, shape)
-    if last == peak:
-        return track(up)
-    return track(up, down) if peak > 0 else track(down)
+def cyclic(
+    step_size_up: int,
+    step_size_down: int | None = None,
+    base: float = 0.1,
+    mode: Mode = "triangular",
+    gamma: float = 1.0,
+    momentum: tuple[float, float] | None = None,
+) -> Schedule:
+    """Return triangles between ``base`` and 1, without end: torch's CyclicLR.
+
+    The value is ``base + (1 - base) * s * e``, where s rises linearly from 0 to 1 and falls back,
+    and e is 1 ("triangular"), ``2 ** -cycle`` ("triangular2") or ``gamma ** step`` ("exp_range").
+    Its ``total_steps`` are those of one cycle.
+
+    Args:
+        step_size_up: Steps from ``base`` to 1, 1 or more.
+        step_size_down: Steps back, 1 or more; None: as many.
+        base: Lowest multiplier, in [0, 1]: a fraction of the group's rate, which is the highest.
+        mode: "triangular", "triangular2" or "exp_range".
+        gamma: Factor per step of "exp_range", above 0 and at most 1.
+        momentum: (highest, lowest) momentum or beta1, each in [0, 1); the lowest where the rate is
+            highest. None leaves it alone.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from lrfast import schedules
+        >>> schedules.cyclic(2, base=0.2, mode="triangular2").values(range(8)).round(6).tolist()
+        [0.2, 0.6, 1.0, 0.6, 0.2, 0.4, 0.6, 0.4]
+
+    Reference:
+        Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
+    """
+    up = check_steps("step_size_up", step_size_up)
+    down = up if step_size_down is None else check_steps("step_size_down", step_size_down)
+    check_share("base", base)
+    check_choice("mode", mode, _MODES)
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma must lie above 0 and be 1 or less, got {gamma}")
+    gain = 0.5 if mode == "triangular2" else 1.0
+    decay = gamma if mode == "exp_range" else 1.0
+
+    def triangles(low: float, high: float) -> Track:
+        rise = Segment(0, 0.0, up, low, high, "linear")
+        fall = Segment(up, up, down, high, low, "linear")
+        return (Table((rise, fall), period=up + down, gain=gain, decay=decay, floor=low),)
+
+    momenta: Track | None = None
+    if momentum is not None:
+        momenta = triangles(*check_momentum(momentum))
+    return Schedule(f"cyclic {mode}", up + down, (triangles(base, 1.0),), momenta)
+
+
+def sgdr(
+    cycle_len: int,
+    cycle_mult: float = 1.0,
+    cycles: int | None = None,
+    eta_min: float = 0.0,
+    warmup: int = 0,
+) -> Schedule:
+    """Return half cosines from 1 to ``eta_min``, one after the other: SGDR.
+
+    Cycle i lasts ``round(cycle_len * cycle_mult ** i)`` steps. torch's
+    CosineAnnealingWarmRestarts for a whole ``cycle_mult``. With a number of cycles ``eta_min`` is
+    reached at the end of the last one and held; ``total_steps`` is their sum, or ``cycle_len``
+    without end (until 2**53 steps).
+
+    Args:
+        cycle_len: Steps of the first cycle, 1 or more.
+        cycle_mult: Factor from each cycle's length to the next one's, 1 or more.
+        cycles: Number of cycles, 1 or more; None: without end.
+        eta_min: Lowest multiplier, 0 or more.
+        warmup: Steps of each cycle, the first one too, that rise linearly from ``eta_min`` to 1
+            before the cosine; 0 or more, and less than ``cycle_len``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from lrfast import schedules
+        >>> schedules.sgdr(2, cycle_mult=2, cycles=2).values(range(8)).round(3).tolist()
+        [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+
+    Reference:
+        Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
+        arXiv:1608.03983.
+    """
+    cycle_len = check_steps("cycle_len", cycle_len)
+    if not (math.isfinite(cycle_mult) and cycle_mult >= 1):
+        raise ValueError(f"cycle_mult must be finite and 1 or more, got {cycle_mult}")
+    if cycles is not None:
+        cycles = check_steps("cycles", cycles)
+    check_factor("eta_min", eta_min)
+    warmup = check_steps("warmup", warmup, least=0)
+    if warmup >= cycle_len:
+        raise ValueError(f"warmup must be less than {cycle_len} (cycle_len), got {warmup}")
+    if cycle_mult > 1:
+        return _growing_cycles(cycle_len, cycle_mult, cycles, eta_min, warmup)
+    cycle = tuple(_cycle(0, cycle_len, eta_min, warmup))
+    if cycles == 1:
+        return Schedule("sgdr", cycle_len, (track(*cycle),))
+    rate: Track = (Table(cycle, period=cycle_len),)
+    total = cycle_len * (cycles or 1)
+    if cycles is not None:
+        rate = chain(rate, hold(eta_min), total)
+    return Schedule("sgdr", total, (rate,))
+
+
+def _growing_cycles(
+    cycle_len: int, cycle_mult: float, cycles: int | None, eta_min: float, warmup: int
+) -> Schedule:
+    """Cycles of growing length, one by one: a formula for the current one is off at its ends."""
+    segments: list[Segment] = []
+    begin, count = 0, 0
+    while count != cycles and begin < _MAX_STEPS:
+        if count == _MAX_CYCLES:
+            raise ValueError(
+                f"cycles must be {_MAX_CYCLES} or less with a cycle_mult of {cycle_mult}, got "
+                f"{cycles}"
+            )
+        length = round(cycle_len * cycle_mult**count)
+        segments += _cycle(begin, length, eta_min, warmup)
+        begin, count = begin + length, count + 1
+    if count != (cycles or count):
+        raise ValueError(f"cycles must end before step 2**53, got {cycles}")
+    return Schedule("sgdr", begin if cycles else cycle_len, (track(*segments),))
+
+
+def _cycle(begin: int, steps: int, low: float, warmup: int) -> list[Segment]:
+    rise = [Segment(begin, begin, warmup, low, 1.0, "linear")] if warmup else []
+    top = begin + warmup
+    return [*rise, Segment(top, top, steps - warmup, 1.0, low, "cosine")]

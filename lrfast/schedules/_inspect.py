@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lrfast.schedules._tables import Table, Track
 
 if TYPE_CHECKING:
     from lrfast.schedules._schedule import Schedule
+
+_SAMPLES = 100_000  # steps at which two schedules are compared
 
 
 def describe(schedule: Schedule) -> str:
@@ -38,3 +45,79 @@ def _table_lines(label: str, table: Table, end: int) -> list[str]:
             f"x {table.decay:.6g} per step, towards {table.floor:.6g}"
         )
     return lines
+
+
+def table(
+    schedule: Schedule, steps: Sequence[int] | None, rates: Sequence[float]
+) -> list[dict[str, float]]:
+    """Return one row per step: step, factor, rate of each group, momentum and decay if set."""
+    if steps is None:
+        steps = _turns(schedule)
+    columns = {"factor": schedule.values(steps)}
+    for index, rate in enumerate(rates):
+        columns[f"rate {index}"] = columns["factor"] * rate
+    for name in ("momentum", "weight_decay"):
+        values = getattr(schedule, name)(steps)
+        if values is not None:
+            columns[name] = values
+    return [
+        {"step": step, **{name: float(values[row]) for name, values in columns.items()}}
+        for row, step in enumerate(steps)
+    ]
+
+
+def fingerprint(schedule: Schedule) -> str:
+    """Return 16 hexadecimal digits of the hash of all that the schedule consists of."""
+    text = json.dumps(_plain(schedule.to_dict()), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(one: Schedule, other: Schedule) -> str:
+    """Return in words what differs, one line each; nothing if the two are equal."""
+    lines = []
+    if one.name != other.name:
+        lines.append(f"name: {one.name} against {other.name}")
+    if one.total_steps != other.total_steps:
+        lines.append(f"total steps: {one.total_steps} against {other.total_steps}")
+    end = max(one.total_steps, other.total_steps)
+    stride = max(end // _SAMPLES, 1)
+    steps = np.arange(0, end + stride, stride)
+    for label, name in (("rate", "values"), ("momentum", "momentum"), ("decay", "weight_decay")):
+        ours, theirs = getattr(one, name)(steps), getattr(other, name)(steps)
+        if ours is None and theirs is None:
+            continue
+        if ours is None or theirs is None:
+            lines.append(f"{label}: only {'the second' if ours is None else 'the first'} sets it")
+            continue
+        gaps = np.abs(ours - theirs)
+        if gaps.any():
+            first, most = int(np.argmax(gaps > 0)), int(np.argmax(gaps))
+            lines.append(
+                f"{label}: differs from step {steps[first]}, most at step {steps[most]}: "
+                f"{ours[most]:.6g} against {theirs[most]:.6g}"
+            )
+    if not lines and one != other:
+        lines.append(f"the tables differ, their values at steps 0 to {end} do not")
+    return "\n".join(lines)
+
+
+def _turns(schedule: Schedule) -> list[int]:
+    """The steps at which a segment begins, the last step and the one after it."""
+    total = schedule.total_steps
+    tracks = [*schedule.factors, schedule.momentum_track, schedule.weight_decay_track]
+    begins = {
+        table.begin + segment.begin
+        for track in tracks
+        for table in track or ()
+        for segment in table.segments
+    }
+    return sorted({step for step in begins if step <= total} | {0, total - 1, total})
+
+
+def _plain(value: Any) -> Any:
+    """All numbers as floats, so that what JSON or a checkpoint gave back has the same hash."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, str) else float(value)

@@ -221,6 +221,58 @@ class Schedule:
 
         return describe(self)
 
+    def table(
+        self, steps: Sequence[int] | None = None, rates: Sequence[float] = ()
+    ) -> list[dict[str, float]]:
+        """Return one row per step: "step", "factor", and "momentum" and "weight_decay" if set.
+
+        Args:
+            steps: Which; None: where a segment begins, the last step and the one after it.
+            rates: The groups' own rates, for columns "rate 0", "rate 1" and so on.
+
+        Raises:
+            ValueError: If a step is negative.
+        """
+        from lrfast.schedules._inspect import table
+
+        return table(self, steps, rates)
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that are the same for equal schedules only."""
+        from lrfast.schedules._inspect import fingerprint
+
+        return fingerprint(self)
+
+    def difference(self, other: Schedule) -> str:
+        """Return in words what differs from another schedule; nothing if the two are equal."""
+        from lrfast.schedules._inspect import difference
+
+        return difference(self, other)
+
+    def extend_to(self, total_steps: int, step: int = 0) -> Schedule:
+        """Return the schedule with another length, the same up to ``step``.
+
+        What lies after ``step`` is stretched in time, so that the last change comes as much later
+        as the total is longer; a segment under way goes on from where it is. What repeats goes on
+        as it is.
+
+        Args:
+            total_steps: The new length, 1 or more; it may be shorter.
+            step: Where training stands, 0 or more.
+
+        Raises:
+            ValueError: If an argument is out of range, nothing is left after ``step`` to shorten,
+                or a lookup would have to be stretched.
+
+        Example:
+            >>> from lrfast import schedules
+            >>> schedules.linear(1.0, 0.0, 4).extend_to(6, step=2).values(range(7)).tolist()
+            [1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0]
+        """
+        from lrfast.schedules._clock import extend_to
+
+        return extend_to(self, total_steps, step)
+
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw multiplier and momentum over the steps; needs matplotlib.
 
