@@ -67,6 +67,7 @@ Plan::Plan(int rule, const std::vector<TensorSpec>& specs, const std::vector<Gro
   chunk_squares_ = GuardedBytes(chunks.size() * sizeof(double));
   chunk_changes_ = GuardedBytes(2 * chunks.size() * sizeof(double));
   clock.as<Clock>()->steps = options.steps;
+  fill(values, NAN);    // until a step has left some
   fill(records, -7.0);  // no sum is negative: an entry that no step has written shows
 }
 
@@ -168,7 +169,7 @@ StepTables Plan::tables() {
   t.group_chunks = group_chunks.data();
   t.schedules = {segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()};
   t.values = values.as<ScheduleValues>();
-  t.lacks_values = clock.as<Clock>()->steps == options.steps;
+  t.lacks_values = !groups.empty() && std::isnan(t.values[0].rate);
   t.clock = clock.as<Clock>();
   t.rates = rates.as<double>();
   t.rate_scale = has_rate_scale ? &rate_scale : nullptr;
