@@ -127,10 +127,14 @@ class Plateau:
             ValueError: If it is not a scalar.
         """
         state = self._state
-        seen = torch.as_tensor(value, dtype=torch.float64, device=state["best"].device).detach()
-        if seen.numel() != 1:
-            raise ValueError(f"value must be a scalar, got shape {list(seen.shape)}")
-        seen = seen.reshape(()) if self.mode == "min" else -seen.reshape(())
+        device = state["best"].device
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"value must be a scalar, got shape {list(value.shape)}")
+        if isinstance(value, Tensor) and (value.device == device or not value.is_cpu):
+            seen = value.detach().reshape(()).to(device, torch.float64)
+        else:  # filled in by a kernel: a copy from the host's memory would wait
+            seen = torch.full((), float(value), dtype=torch.float64, device=device)
+        seen = seen if self.mode == "min" else -seen
         is_better = seen < self._limit(state["best"])
         cooldown = (state["cooldown"] - 1).clamp(min=0)
         if self.counting == "torch":
