@@ -17,6 +17,7 @@ from lrfast.history import History, Stage
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
 from lrfast.plateau import Plateau
 from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
+from lrfast.sharded import ShardedState
 from lrfast.telemetry import Telemetry
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "RangeTest",
     "Retest",
     "RetestEntry",
+    "ShardedState",
     "Stage",
     "Telemetry",
     "Timetable",

@@ -20,6 +20,7 @@ from lrfast import _states
 from lrfast._extension import extension
 from lrfast._options import Options, StepOptions, check_group, check_saved_groups
 from lrfast._scheduled import Scheduled
+from lrfast._shards import find_shards
 from lrfast.schedules import Schedule
 from lrfast.telemetry import Telemetry
 
@@ -215,7 +216,22 @@ class FusedOptimizer(Scheduled):
     def _complete_load(self, state_dict: dict[str, Any]) -> None:
         """Do what torch's load_state_dict leaves: dtypes, the schedule, its step."""
         self._restore_dtypes(state_dict)
-        entry = state_dict.get(_ENGINE_ENTRY, {})
+        self._load_entry(state_dict.get(_ENGINE_ENTRY, {}))
+
+    def _entry(self) -> dict[str, Any]:
+        """What a state dict holds beside torch's entries: numbers, strings, lists and dicts."""
+        applied, steps = self._clock()
+        entry: dict[str, Any] = {}
+        if any(self._schedules):
+            schedules = self._padded_schedules()
+            entry["schedules"] = [each.to_dict() if each else None for each in schedules]
+            entry["schedule_step"] = applied
+        if self._options.stochastic_rounding or self._options.telemetry:
+            entry["steps"] = steps
+        return entry
+
+    def _load_entry(self, entry: dict[str, Any]) -> None:
+        """Take the schedule and the step counts from our entry in a state dict."""
         applied, steps = self._clock()
         if "schedules" in entry:
             self._schedules = [Schedule.from_dict(s) if s else None for s in entry["schedules"]]
@@ -258,7 +274,7 @@ class FusedOptimizer(Scheduled):
         return hooked(self) if closure is None else hooked(self, closure)
 
     def _make_engine(self) -> _C.Engine:
-        engine: _C.Engine = extension().Engine(self._rule)
+        engine: _C.Engine = extension().Engine(self._rule, find_shards)
         self._send_schedules(engine)
         engine.set_options(self._options.encode())
         engine.set_clock(*self._clock_at_start)
@@ -371,14 +387,7 @@ class FusedOptimizer(Scheduled):
 def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     assert isinstance(optimizer, FusedOptimizer)
     optimizer._mark_unbegun_buffers(state)
-    applied, steps = optimizer._clock()
-    entry: dict[str, Any] = {}
-    if any(optimizer._schedules):
-        schedules = optimizer._padded_schedules()
-        entry["schedules"] = [schedule.to_dict() if schedule else None for schedule in schedules]
-        entry["schedule_step"] = applied
-    if optimizer._options.stochastic_rounding or optimizer._options.telemetry:
-        entry["steps"] = steps
+    entry = optimizer._entry()
     if entry:
         state[_ENGINE_ENTRY] = entry
 

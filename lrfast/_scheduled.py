@@ -104,9 +104,12 @@ class Scheduled(torch.optim.Optimizer):
 
     def _set_schedule_step(self, applied: int) -> None:
         """Let the next step be that one of the schedules. Waits for the device."""
-        self._clock_at_start = (applied, self._clock()[1])
+        self._set_clock(applied, self._clock()[1])
+
+    def _set_clock(self, applied: int, steps: int) -> None:
+        self._clock_at_start = (applied, steps)
         if self._engine is not None:
-            self._engine.set_clock(*self._clock_at_start)
+            self._engine.set_clock(applied, steps)
 
     def _leave_rates(self) -> None:
         """Make the rates that the schedules have reached the groups' own."""

@@ -38,7 +38,7 @@ PYBIND11_MODULE(_C, m) {
            arg("seed"), arg("telemetry"));
 
   py::class_<Engine>(m, "Engine")
-      .def(py::init<const std::string&>(), arg("rule"))
+      .def(py::init<const std::string&, py::object>(), arg("rule"), arg("find_shards"))
       .def("step", &Engine::step, arg("param_groups"), arg("state"), arg("grad_scale"),
            arg("found_inf"))
       .def("set_schedules", &Engine::set_schedules, arg("schedules"), arg("group_schedules"))

@@ -20,6 +20,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) norm_kernel(con
   norm_body(t, shared, block);
 }
 
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) finish_norms_kernel(
+    const StepTables t) {
+  CudaBlock block;
+  finish_norms_body(t, block);
+}
+
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) schedule_kernel(
     const StepTables t) {
   CudaBlock block;
@@ -64,12 +70,17 @@ bool has_passes(const StepTables& t) {
 }  // namespace
 
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
+  if (tables.totals.chunk_squares && tables.part != Part::kUpdate) {
+    if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
+  }
+  if (tables.part == Part::kSquares) return cudaSuccess;
+  if (tables.part == Part::kUpdate) {
+    finish_norms_kernel<<<1, 1, 0, stream>>>(tables);
+    if (cudaError_t error = cudaGetLastError()) return error;
+  }
   if (tables.lacks_values) {
     schedule_kernel<<<1, kThreads, 0, stream>>>(tables);
     if (cudaError_t error = cudaGetLastError()) return error;
-  }
-  if (tables.totals.chunk_squares) {
-    if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
   }
   cudaError_t error = cudaErrorInvalidValue;
   Rules::visit(rule, [&]<class Rule>() {
