@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -125,25 +125,30 @@ def test_no_kernels_no_tests(
 def test_results_that_can_be_committed(
     broken: bool, check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Named by date, device and commit; what cannot be turned into them stays as it is."""
-
-    def keep(raw: Any) -> list[dict[str, Any]]:
-        if broken:
-            raise KeyError("device")
-        return [{"device": "NVIDIA H200 NVL", "commit": raw["commit_info"]["id"], "rows": [1, 2]}]
-
-    monkeypatch.setitem(sys.modules, "benchmarks.report", SimpleNamespace(keep=keep))
-    raw = tmp_path / f"{NAME}-benchmarks.json"
+    """By the report's own command, with the commit, whatever becomes of its plots."""
+    results, out = tmp_path / "results", tmp_path / "out"
+    results.mkdir()
+    out.mkdir()
+    (results / "old.json").write_text("{}")
+    package = tmp_path / "benchmarks"
+    package.mkdir()
+    (package / "report.py").write_text(f"""
+import json, pathlib, sys
+commit = json.loads(pathlib.Path(sys.argv[2]).read_text())["commit_info"]["id"]
+pathlib.Path({str(results)!r}, "new.json").write_text(commit)
+if {broken}:
+    raise ImportError("no matplotlib")
+""")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    monkeypatch.setattr(check, "RESULTS", results)
+    raw = out / f"{NAME}-benchmarks.json"
     script = f"import pathlib; pathlib.Path({str(raw)!r}).write_text('{{\"commit_info\": {{}}}}')"
     steps = [check.Step("benchmarks", 30, [python(script)])]
     monkeypatch.setattr(check, "all_steps", lambda out, raw, rehearse: steps)
-    assert check.check(tmp_path, FACTS, [], 60) == 0
-    outcome = summary(tmp_path)["results"]["outcome"]
-    if broken:
-        assert outcome == "failed: KeyError: 'device'" and raw.exists()
-    else:
-        assert outcome == f"2 rows in {NAME}.json"
-        assert json.loads((tmp_path / f"{NAME}.json").read_text())["commit"] == FACTS["commit"]
+    assert check.check(out, FACTS, [], 60) == 0
+    outcome = summary(out)["results"]["outcome"]
+    assert outcome == "new.json kept" + ("; ImportError: no matplotlib" if broken else "")
+    assert (out / "new.json").read_text() == FACTS["commit"] and not (out / "old.json").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -5,9 +5,10 @@ kernel once under compute-sanitizer's memcheck, racecheck and initcheck: the mos
 each within its share of nine minutes, so that what a cut-off run leaves is of use. Uses the Python
 that runs it, with the packages installed there, and no network.
 
-The folder of results holds a log per step and, named by date, device and commit: STAMP.json, which
-`python -m benchmarks.report` renders once it lies in benchmarks/results/; STAMP-benchmarks.json,
-pytest-benchmark's own output that it comes from; and STAMP-summary.json, the steps' outcomes.
+The folder of results holds a log per step and, named by date, device and commit: the file that
+belongs into benchmarks/results/, of which `python -m benchmarks.report` renders the tables;
+STAMP-benchmarks.json, pytest-benchmark's own output that it comes from; and STAMP-summary.json, the
+steps' outcomes.
 
 `--dry-run` prints the steps and, on any machine, does what can be done of them: builds where torch
 has CUDA and there is a toolkit, counts the tests and benchmarks, compiles the kernels alone and
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import importlib.util
 import json
 import os
@@ -28,12 +28,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 LEAST_SECONDS = 5  # for a step to be worth its start
 NEEDED = ("torch", "numpy", "tqdm", "setuptools", "pytest")
 SECONDS = 535.0  # in all; a run of nine minutes may be cut off at the end
@@ -116,7 +117,9 @@ def build_step(rehearse: bool, out: Path) -> Step:
     build = [sys.executable, "setup.py", "build_ext"]
     build += ["--build-lib", str(out / "lib")] if rehearse else ["--inplace", "--force"]
     env = {"LRFAST_CUDA": "1", "MAX_JOBS": str(os.cpu_count() or 1)}
-    return Step("build", 200, [build], env, lacks_toolkit() if rehearse else None)
+    if rehearse:  # for all architectures, on however few cores
+        return Step("build", 3000, [build], env, lacks_toolkit())
+    return Step("build", 200, [build], env)
 
 
 def lacks_toolkit() -> str | None:
@@ -289,19 +292,22 @@ def total(tails: list[str]) -> dict[str, int]:
 
 
 def keep_results(raw: Path, out: Path, facts: dict[str, str]) -> str:
-    """Writes what benchmarks/results/ takes; returns what came of it."""
+    """Turns what was measured into the files that benchmarks/results/ holds; says what came."""
     if not raw.exists() or not raw.read_text().strip():
         return "no benchmark has finished"
-    sys.path.insert(0, str(ROOT))
-    report = importlib.import_module("benchmarks.report")
     measured = json.loads(raw.read_text())
     measured["commit_info"] = {"dirty": False, **(measured.get("commit_info") or {})}
     measured["commit_info"]["id"] = facts["commit"]
-    results = report.keep(measured)
-    for result in results:
-        named = facts if result["device"] != "cpu" else facts | {"gpu": "cpu"}
-        (out / f"{stamp(named)}.json").write_text(json.dumps(result, indent=1) + "\n")
-    return f"{sum(len(result['rows']) for result in results)} rows in {stamp(facts)}.json"
+    raw.write_text(json.dumps(measured) + "\n")
+    before = {path: path.stat().st_mtime_ns for path in RESULTS.glob("*.json")}
+    command = [sys.executable, "-m", "benchmarks.report", "--add", str(raw)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    new = [p for p in RESULTS.glob("*.json") if p.stat().st_mtime_ns != before.get(p)]
+    for path in new:
+        shutil.copy(path, out / path.name)
+    # It may lack what draws the plots: what is kept comes before them.
+    problem = f"; {done.stderr.strip().splitlines()[-1]}" if done.returncode else ""
+    return f"{', '.join(sorted(path.name for path in new)) or 'nothing'} kept{problem}"
 
 
 def check(out: Path, facts: dict[str, str], chosen: list[str], seconds: float) -> int:
@@ -317,16 +323,8 @@ def check(out: Path, facts: dict[str, str], chosen: list[str], seconds: float) -
         if step.name == "build" and not done:
             return 1
         if step.name == "benchmarks":
-            runner.note("results", guarded(lambda: keep_results(raw, out, facts)))
+            runner.note("results", keep_results(raw, out, facts))
     return int(runner.failed)
-
-
-def guarded(call: Callable[[], str]) -> str:
-    """Returns what a call returns, or its error: what is on disk by then is not to be lost."""
-    try:
-        return call()
-    except Exception as error:
-        return f"failed: {type(error).__name__}: {error}"
 
 
 def rehearse(out: Path, facts: dict[str, str], chosen: list[str]) -> int:
@@ -351,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print and rehearse the steps")
     given = parser.parse_args(arguments)
     missing = [name for name in NEEDED if not has(name)]
-    if missing:
+    if missing and not given.dry_run:
         raise SystemExit(f"gpu-check: {sys.executable} lacks {', '.join(missing)}.")
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
