@@ -71,8 +71,9 @@ bench: build ## the benchmarks, to build/bench.json (BENCH_ARGS="-k name" for a 
 		--benchmark-json=build/bench.json benchmarks $(BENCH_ARGS)
 
 # GPU machines bring their own torch, and often no network: PYTHON as it is, and no installation.
-gpu-check: ## on a machine with a GPU: build, GPU tests, memcheck, benchmarks (OUT=folder for results)
-	$(PYTHON) tools/gpu_check.py --out $(OUT)
+# GPU_CHECK_ARGS=--dry-run rehearses it anywhere; --commit=... names the sources where .git is not.
+gpu-check: ## on a machine with a GPU: build, GPU tests, benchmarks, sanitizers (OUT=folder for results)
+	$(PYTHON) tools/gpu_check.py --out $(OUT) $(GPU_CHECK_ARGS)
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build

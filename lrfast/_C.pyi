@@ -16,7 +16,13 @@ _Schedule = tuple[Sequence[_Track], _Track | None, _Track | None]
 
 torch_version: str
 has_cuda: bool
+cuda_toolkit: int
+cuda_architectures: list[int]
+compiler: str
+instruction_set: str
+has_dict_versions: bool
 rules: list[str]
+rule_states: dict[str, list[list[str]]]
 curve_state_size: int
 
 def evaluate_schedule(

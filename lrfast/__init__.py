@@ -1,6 +1,7 @@
 """lrfast finds, schedules and applies learning rates on the device that trains."""
 
 from lrfast import schedules, suggest
+from lrfast.bench import BenchResult, bench
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy
 from lrfast.groups import (
@@ -26,6 +27,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BenchResult",
     "CurveStatus",
     "FineTuner",
     "History",
@@ -42,6 +44,7 @@ __all__ = [
     "Telemetry",
     "Timetable",
     "accuracy",
+    "bench",
     "discriminative",
     "freeze",
     "freeze_to",

@@ -90,4 +90,10 @@ cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream)
   return error;
 }
 
+std::vector<int> architectures() {
+  std::vector<int> found;
+  for (const int arch : {__CUDA_ARCH_LIST__}) found.push_back(arch / 10);
+  return found;
+}
+
 }  // namespace lrfast::cuda
