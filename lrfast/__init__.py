@@ -14,8 +14,8 @@ from lrfast.groups import (
     unfreeze,
 )
 from lrfast.history import History, Stage
+from lrfast.loss_schedules import Greedy, Plateau
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
-from lrfast.plateau import Plateau
 from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
 from lrfast.telemetry import Telemetry
 
@@ -27,6 +27,7 @@ __all__ = [
     "AdamW",
     "CurveStatus",
     "FineTuner",
+    "Greedy",
     "History",
     "Lion",
     "LossCurve",
