@@ -15,8 +15,8 @@ from lrfast.groups import (
     unfreeze,
 )
 from lrfast.history import History, Stage
+from lrfast.loss_schedules import Greedy, Plateau
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
-from lrfast.plateau import Plateau
 from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
 from lrfast.sharded import ShardedState
 from lrfast.telemetry import Telemetry
@@ -30,6 +30,7 @@ __all__ = [
     "BenchResult",
     "CurveStatus",
     "FineTuner",
+    "Greedy",
     "History",
     "Lion",
     "LossCurve",

@@ -114,7 +114,7 @@ class LossCurve:
         self.device = self._state.device
         self._recorded = 0  # while no step may have been skipped
         self._may_skip = False
-        self._mirror = _Mirror(self._state)
+        self._mirror = Mirror(self._state)
 
     def record(
         self,
@@ -340,7 +340,7 @@ _OUTCOMES: tuple[Literal["running", "diverged", "non-finite"], ...] = (
 )
 
 
-class _Mirror:
+class Mirror:
     """A host copy of a small device tensor that is refreshed without waiting."""
 
     def __init__(self, source: Tensor) -> None:
@@ -352,6 +352,7 @@ class _Mirror:
             self._event: torch.cuda.Event | None = None
 
     def newest(self) -> Tensor:
+        """Return the newest copy that has arrived, in host memory."""
         if self._on_host:
             return self._source
         if self._event is None or self._event.query():

@@ -138,8 +138,9 @@ LEVELS = (
     {"_extension", "_shards", "groups", "_copies", "suggest", "_batches", "telemetry", "_traffic"},
     {"snapshot", "schedules", "curve", "_options", "_states"},
     {"_scheduled"},
+    {"loss_schedules"},
     {"_fused"},
-    {"optim", "plateau", "sharded"},
+    {"optim", "sharded"},
     {"bench", "doctor"},
     {"_drive"},
     {"history", "plot"},
@@ -191,7 +192,9 @@ def test_imports_go_one_way(path: Path) -> None:
     assert ours <= below | siblings
 
 
-@pytest.mark.parametrize("package", ["bench", "finetune", "range_test", "suggest"])
+@pytest.mark.parametrize(
+    "package", ["bench", "finetune", "loss_schedules", "range_test", "suggest"]
+)
 def test_the_modules_of_a_package_import_each_other_one_way(package: str) -> None:
     own = f"lrfast.{package}."
     paths = (PACKAGE / package).glob("*.py")
