@@ -28,6 +28,11 @@ def facts() -> dict[str, Any]:
     }
 
 
+def tree(folder: str) -> str:
+    """Returns git's name for the committed content of a folder."""
+    return _git("rev-parse", f"HEAD:{folder}")
+
+
 def sentence(result: dict[str, Any]) -> str:
     """Returns those facts of a result file as a sentence."""
     dirty = ", with uncommitted changes" if result["dirty"] else ""

@@ -8,7 +8,8 @@ import numpy as np
 
 from benchmarks import provenance
 from benchmarks.claims.experiments import EXPERIMENTS, Claim, Experiment
-from benchmarks.claims.verdicts import CONFIDENCE, RULE, Difference, claim_verdict, difference
+from benchmarks.claims.verdicts import RULE, Difference, claim_verdict, difference
+from benchmarks.intervals import CONFIDENCE
 from benchmarks.provenance import table
 
 RESULTS = provenance.RESULTS / "claims"

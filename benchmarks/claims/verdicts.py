@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-CONFIDENCE = 0.95
+from benchmarks.intervals import t_interval
+
 RULE = (
     "A claim is reproduced if its side is better on more than half of the tasks and worse on none, "
     "not reproduced if it is worse on more tasks than it is better on, and undecided otherwise"
@@ -46,10 +46,7 @@ class Difference:
 def difference(losses: Sequence[float], rival: Sequence[float]) -> Difference:
     """Returns the paired difference of losses, one per seed, the same seeds in both."""
     logs = np.log(np.array(losses) / np.array(rival))
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1)
-    mean = float(logs.mean())
-    half = float(quantile * logs.std(ddof=1) / math.sqrt(len(logs)))
-    return Difference(*(math.expm1(value) for value in (mean, mean - half, mean + half)))
+    return Difference(*(math.expm1(value) for value in t_interval(logs)))
 
 
 def claim_verdict(verdicts: Sequence[str]) -> str:
