@@ -221,7 +221,7 @@ class FusedOptimizer(Scheduled):
         self._load_entry(state_dict.get(_ENGINE_ENTRY, {}))
 
     def _entry(self) -> dict[str, Any]:
-        """What a state dict holds beside torch's entries: numbers, strings, lists and dicts."""
+        """What a state dict holds beside torch's entries. Waits for the device."""
         entry = self._schedule_entry()
         if self._options.stochastic_rounding or self._options.telemetry:
             entry["steps"] = self._clock()[1]

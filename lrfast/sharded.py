@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import io
 from typing import Any
 
 import torch
 
 from lrfast._fused import FusedOptimizer
+from lrfast.loss_schedules import check_saved
 
 
 class ShardedState:
@@ -51,18 +52,21 @@ class ShardedState:
         clock = self._optimizer._clock()
         model, states = get_state_dict(self._model, self._optimizer)
         self._optimizer._set_clock(*clock)
-        entry = json.dumps(self._optimizer._entry())
-        return {"model": model, "optimizer": states, "lrfast": entry}
+        entry = io.BytesIO()
+        torch.save(self._optimizer._entry(), entry)
+        return {"model": model, "optimizer": states, "lrfast": entry.getvalue()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, here or in another number of processes.
 
         Raises:
             KeyError: If an entry is missing.
+            ValueError: If a loss-driven schedule is attached that is not the saved one.
         """
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
-        entry = json.loads(state_dict["lrfast"])
+        entry = torch.load(io.BytesIO(state_dict["lrfast"]), weights_only=True)
+        check_saved(self._optimizer, entry.get("loss_schedule"))
         set_state_dict(
             self._model,
             self._optimizer,
