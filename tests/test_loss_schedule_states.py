@@ -144,6 +144,20 @@ def test_copies_keep_it(make: Maker, copied: Callable[[Any], Any]) -> None:
         make(other)
 
 
+def test_the_one_that_takes_over_stays_where_the_loaded_one_was() -> None:
+    """In the same memory, which captured graphs may know; the loaded one has no say any more."""
+    one, other = make_optimizer(), make_optimizer()
+    MAKERS["greedy"](one)
+    other.load_state_dict(saved(one))
+    loaded, address = other.loss_schedule, other._rate_scale.data_ptr()
+    made = MAKERS["greedy"](other)
+    assert other._rate_scale.data_ptr() == address
+    loaded.detach()
+    assert other.loss_schedule is made
+    made.detach()
+    assert other.loss_schedule is None and other.current_rates() == [0.1, 0.02 * 0.2]
+
+
 def test_a_copy_of_the_schedule_drives_a_copy_of_the_optimizer() -> None:
     optimizer = make_optimizer()
     plateau = lrfast.Plateau(optimizer, factor=0.5, patience=0)

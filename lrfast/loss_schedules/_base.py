@@ -81,11 +81,12 @@ class LossSchedule(ABC):
     def observe(self, value: Tensor | float) -> None:
         """Take note of a value, such as a validation loss; never waits for the device.
 
-        A value that is not a number is a bad one. Some twenty small operations on the device: made
-        for once per epoch or every few dozen steps.
+        A value that is not a number is a bad one. It takes 30 (Plateau) to 66 (Greedy with a
+        window) small operations on the device: show it something each epoch or every few dozen
+        steps, not at every step.
 
         Args:
-            value: A scalar.
+            value: A scalar; where several processes train one model, the same one in all of them.
 
         Raises:
             ValueError: If it is not a scalar.
