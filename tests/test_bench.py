@@ -257,6 +257,11 @@ import torch
 def good():
     model = torch.nn.Linear(3, 2)
     return model, torch.optim.SGD(model.parameters(), 0.1)
+def scheduled():
+    model, optimizer = good()
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 9, cycle_momentum=False)
+    loss = torch.nn.functional.mse_loss
+    return model, optimizer, (torch.ones(4, 3), torch.ones(4, 2)), loss, scheduler
 def bad():
     return 3
 """
@@ -266,6 +271,8 @@ def bad():
     ("arguments", "status", "message"),
     [
         (["mlp", "--clip", "0.1", "--ema", "0.9", "--optimizer", "SGD"], 0, "per step"),
+        (["mlp", "--one-cycle", "--optimizer", "Adagrad"], 0, "scheduler"),
+        (["subject:scheduled"], 0, "scheduler .*in the step"),
         (["subject:good"], 0, "torch's SGD on cpu: 8 parameters"),
         (["subject:bad"], 1, r"must return \(model, optimizer\).*got int"),
         (["subject:none"], 1, "must name a function, got 'subject:none'"),
