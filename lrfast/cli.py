@@ -47,17 +47,18 @@ def main() -> None:
         target: str = typer.Argument(
             "transformer",
             help="mlp, cnn or transformer; or module:function of yours that takes nothing and "
-            "returns (model, optimizer) or (model, optimizer, batch, loss_fn).",
+            "returns (model, optimizer), then (batch, loss_fn), then a scheduler, if you like.",
         ),
         optimizer: str = typer.Option("AdamW", help="Class of torch.optim, for built-in models."),
         device: str = typer.Option("", help="For built-in models; a GPU if there is one."),
+        one_cycle: bool = typer.Option(False, help="With OneCycleLR, for built-in models."),
         clip: float = typer.Option(0.0, help="Norm to clip gradients to; 0: none."),
         ema: float = typer.Option(0.0, help="Decay of an average of the weights; 0: none."),
         seconds: float = typer.Option(3.0, help="To spend on timing."),
     ) -> None:
         """Time an optimizer and a model against lrfast's fused step."""
-        result = _bench(target, optimizer, device, clip, ema, seconds)
-        _print_bench(result)
+        options = {"max_grad_norm": clip or None, "ema_decay": ema or None, "seconds": seconds}
+        _print_bench(_bench(target, optimizer, device, one_cycle, options))
 
     @app.command()
     def doctor() -> None:
@@ -68,28 +69,39 @@ def main() -> None:
 
 
 def _bench(
-    target: str, optimizer: str, device: str, clip: float, ema: float, seconds: float
+    target: str, optimizer: str, device: str, one_cycle: bool, options: dict[str, float | None]
 ) -> BenchResult:
-    import torch
-
     from lrfast.bench import bench
-    from lrfast.bench._models import PROBLEMS
 
-    options = {"max_grad_norm": clip or None, "ema_decay": ema or None, "seconds": seconds}
     try:
-        if ":" in target:
-            return bench(*_call(target), **options)  # type: ignore[arg-type]
-        if target not in PROBLEMS:
-            known = ", ".join(PROBLEMS)
-            raise ValueError(f"target must be {known} or module:function, got {target!r}")
-        problem = PROBLEMS[target](device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        cls: Any = getattr(torch.optim, optimizer, None)
-        if cls is None:
-            raise ValueError(f"optimizer must be a class of torch.optim, got {optimizer!r}")
-        made = cls(problem.model.parameters(), lr=1e-3)
-        return bench(problem.model, made, problem.batch, problem.loss_fn, **options)  # type: ignore[arg-type]
+        make = _call(target) if ":" in target else _built_in(target, optimizer, device, one_cycle)
+        *given, scheduler = make
+        return bench(*given, scheduler=scheduler, **options)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
         sys.exit(f"lrfast bench: {error}")
+
+
+def _built_in(target: str, optimizer: str, device: str, one_cycle: bool) -> tuple[Any, ...]:
+    """A model of ours with an optimizer of torch's: model, optimizer, batch, loss, scheduler."""
+    import torch
+
+    from lrfast.bench._models import PROBLEMS
+
+    if target not in PROBLEMS:
+        known = ", ".join(PROBLEMS)
+        raise ValueError(f"target must be {known} or module:function, got {target!r}")
+    cls: Any = getattr(torch.optim, optimizer, None)
+    if cls is None:
+        raise ValueError(f"optimizer must be a class of torch.optim, got {optimizer!r}")
+    problem = PROBLEMS[target](device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    made = cls(problem.model.parameters(), lr=1e-3)
+    scheduler = None
+    if one_cycle:
+        cycles = any(name in made.defaults for name in ("momentum", "betas"))
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            made, 1e-2, total_steps=1000, cycle_momentum=cycles
+        )
+    return problem.model, made, problem.batch, problem.loss_fn, scheduler
 
 
 def _call(target: str) -> tuple[Any, ...]:
@@ -102,12 +114,13 @@ def _call(target: str) -> tuple[Any, ...]:
     if not callable(found):
         raise ValueError(f"target must name a function, got {target!r}")
     made = found()
-    if not isinstance(made, tuple) or len(made) not in (2, 4):
+    if not isinstance(made, tuple) or len(made) not in (2, 4, 5):
+        got = f"{len(made)} entries" if isinstance(made, tuple) else type(made).__name__
         raise TypeError(
-            f"{target} must return (model, optimizer) or (model, optimizer, batch, loss_fn), got "
-            f"{f'{len(made)} entries' if isinstance(made, tuple) else type(made).__name__}"
+            f"{target} must return (model, optimizer), (model, optimizer, batch, loss_fn) or these "
+            f"and a scheduler, got {got}"
         )
-    return made
+    return made if len(made) == 5 else (*made, None)
 
 
 def _print_bench(result: BenchResult) -> None:

@@ -93,18 +93,17 @@ def diagnose() -> Diagnosis:
         >>> [finding.status for finding in diagnose().findings if finding.name == "torch"]
         ['ok']
     """
-    findings = [_python(), _torch()]
     engine, loaded = _load()
-    findings.append(loaded)
+    findings = [_python(engine), _torch(), loaded]
     if engine is not None:
         findings += [_build(engine), _processor(engine), _step("cpu")]
     findings += [*_gpus(engine), *_tools(engine), *_packages()]
     return Diagnosis(tuple(findings))
 
 
-def _python() -> Finding:
+def _python(engine: ModuleType | None) -> Finding:
     version = platform.python_version()
-    if sys.version_info < (3, 14):
+    if sys.version_info < (3, 14) if engine is None else engine.has_dict_versions:
         return Finding("Python", "ok", f"{version}, whose dicts tell at once whether they changed")
     return Finding(
         "Python",

@@ -112,7 +112,7 @@ def test_the_rates_are_those_of_the_schedule(kind: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(_timing, "ROUNDS", (2, 2))
     bench(model, optimizer, scheduler=scheduler, **FAST)
     ours, theirs = held["lrfast"].optimizer, held["torch"].optimizer
-    rounds = _timing.WARM_UP + 1 + 2
+    rounds = _timing.WARM_UP + 2
     assert ours._clock()[0] == rounds
     assert theirs.param_groups[0]["lr"] == pytest.approx(ours.current_rates()[0])
     assert theirs.param_groups[0]["lr"] != optimizer.param_groups[0]["lr"]
@@ -173,6 +173,13 @@ def test_unequal_work_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     with pytest.raises(RuntimeError, match="lrfast does not do the same as the optimizer given"):
         bench(model, UPDATES["adamw"](model.parameters()), **FAST)
+
+
+def test_not_a_number_is_not_the_same() -> None:
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, torch.nan)
+    with pytest.raises(RuntimeError, match="a parameter is nan times"):
+        bench(model, UPDATES["sgd"](model.parameters()), **FAST)
 
 
 def odd(p: Any) -> torch.optim.Optimizer:
@@ -250,6 +257,11 @@ import torch
 def good():
     model = torch.nn.Linear(3, 2)
     return model, torch.optim.SGD(model.parameters(), 0.1)
+def scheduled():
+    model, optimizer = good()
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 9, cycle_momentum=False)
+    loss = torch.nn.functional.mse_loss
+    return model, optimizer, (torch.ones(4, 3), torch.ones(4, 2)), loss, scheduler
 def bad():
     return 3
 """
@@ -259,6 +271,8 @@ def bad():
     ("arguments", "status", "message"),
     [
         (["mlp", "--clip", "0.1", "--ema", "0.9", "--optimizer", "SGD"], 0, "per step"),
+        (["mlp", "--one-cycle", "--optimizer", "Adagrad"], 0, "scheduler"),
+        (["subject:scheduled"], 0, "scheduler .*in the step"),
         (["subject:good"], 0, "torch's SGD on cpu: 8 parameters"),
         (["subject:bad"], 1, r"must return \(model, optimizer\).*got int"),
         (["subject:none"], 1, "must name a function, got 'subject:none'"),

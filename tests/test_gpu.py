@@ -128,7 +128,8 @@ def kernels_of(call: Callable[[], Any]) -> list[str]:
         probe.mul_(2)
         call()
         torch.cuda.synchronize()
-    names = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    names = [event.name for event in sorted(events, key=lambda event: event.time_range.start)]
     if not names:
         pytest.skip("torch's profiler sees no kernels on this machine")
     return [name for name in names if "vectorized_elementwise" not in name]

@@ -46,7 +46,7 @@ ONCE = ["tests/test_gpu.py", "-k", "every_kernel_once", "-m", "gpu"]
 # Of compute-sanitizer, by versions: check our kernels alone, which is what makes it bearable.
 FILTERS = (["--kernel-name", "kns=lrfast"], ["--filter", "kns=lrfast"])
 # Those that answer most come first; whatever else there is follows.
-BENCHMARKS = ("test_optimizer_step.py", "test_whole_update.py", "test_training.py")
+BENCHMARKS = ("test_optimizer_step.py", "test_training.py", "test_range_test.py")
 BENCHMARK_SECONDS = "0.3"  # per case; a GPU's times vary little
 # pytest ends an interrupted run with all its reports.
 INTERRUPT = ["timeout", "--signal=INT", "--kill-after=20"]
