@@ -21,6 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--store", type=Path, default=Path("build/claims"))
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs=2,
+        default=(len(Plan().choosing), len(Plan().judging)),
+        metavar=("CHOOSING", "JUDGING"),
+        help="how many; those that are measured already are kept",
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps each, as a check")
     parser.add_argument("--keep", action="store_true", help=f"write a result file to {RESULTS}")
     parser.add_argument("--page", action="store_true", help=f"only write {PAGE} anew")
@@ -28,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.page:
         PAGE.write_text(markdown(provenance.newest(RESULTS)))
         return 0
-    found = collect(chosen.store, QUICK if chosen.quick else Plan(), chosen.workers)
+    plan = QUICK if chosen.quick else Plan.of(*chosen.seeds)
+    found = collect(chosen.store, plan, chosen.workers)
     (chosen.store / "report.md").write_text(markdown(found))
     if chosen.keep:
         provenance.write(found, RESULTS)

@@ -18,6 +18,8 @@ from benchmarks.suggestions.store import Record, Store
 from benchmarks.suggestions.tasks import Task
 from benchmarks.suggestions.train import Result
 
+FIRST_JUDGE = 10  # the first of the seeds that judge; those that choose come before
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -31,9 +33,19 @@ class Plan:
     """
 
     choosing: tuple[int, ...] = (0, 1, 2)
-    judging: tuple[int, ...] = tuple(range(10, 18))
+    judging: tuple[int, ...] = tuple(range(FIRST_JUDGE, FIRST_JUDGE + 8))
     growths: int = 4
     shrink: int = 1
+
+    @classmethod
+    def of(cls, choosing: int, judging: int) -> Plan:
+        """Returns the plan with so many seeds, of which none both chooses and judges."""
+        if not (1 <= choosing <= FIRST_JUDGE and judging >= 2):
+            raise ValueError(
+                f"seeds must be 1 to {FIRST_JUDGE} that choose and 2 or more that judge, got "
+                f"{choosing} and {judging}"
+            )
+        return cls(tuple(range(choosing)), tuple(range(FIRST_JUDGE, FIRST_JUDGE + judging)))
 
 
 QUICK = Plan(choosing=(0,), judging=(10, 11), growths=0, shrink=28)

@@ -36,11 +36,12 @@ def section(result: dict[str, Any]) -> str:
         [
             HEADING,
             f"Mean validation accuracy over {len(first)} draws of the labels, {STEPS} steps each: "
-            "the demo's CNN, pretrained on half of the digits and fine-tuned on the other half, "
-            f"with {demo.LABELS_PER_DIGIT} labels each. `a + b`: epochs of the head and of all layers; "
-            '"before": the rate of a range test on all layers before training; "head / 10": a '
-            "tenth of the head's rate. The rows share their range tests, made once per draw; head "
-            "only and from scratch have their own. The default is in bold.",
+            "the demo's CNN, pretrained on half of the digits and fine-tuned on the other with "
+            f"{demo.LABELS_PER_DIGIT} labels each. "
+            '`a + b`: epochs of the head and of all layers; "before": the rate of a range test on '
+            'all layers before training; "head / 10": a tenth of the head\'s rate. The rows share '
+            "their range tests, made once per draw; head only and from scratch have their own. The "
+            "default is in bold.",
             "",
             *table(["stages", *titles], _choice_rows(found, first)),
             "",
