@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from importlib import metadata
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -14,8 +14,19 @@ import torch
 from benchmarks import counting, timing
 
 # Whose versions results state, where they are installed.
-PACKAGES = ("bitsandbytes", "deepspeed", "fastai", "lightning", "numpy", "pandas", "pytorch-ignite")
-PACKAGES += ("scipy", "torch-lr-finder", "torch-optimi", "torchao")
+PACKAGES = (
+    "bitsandbytes",
+    "deepspeed",
+    "fastai",
+    "lightning",
+    "numpy",
+    "pandas",
+    "pytorch-ignite",
+    "scipy",
+    "torch-lr-finder",
+    "torch-optimi",
+    "torchao",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import Work
@@ -28,13 +29,13 @@ def counts(work: Work, device: str) -> dict[str, int]:
         work.step()
     # The parsed events cost a hundred times as much as the raw ones.
     events = profiled.profiler.kineto_results.events()
-    names = [event.name() for event in events]
+    calls = [event.name() for event in events if event.device_type() == DeviceType.CPU]
     memory = [event.nbytes() for event in events if event.name() == "[memory]"]
     found = {
-        "ops": sum("::" in name and not name.startswith("cuda") for name in names),
+        "ops": sum("::" in name for name in calls),
         "allocations": sum(num_bytes > 0 for num_bytes in memory),
         "peak_bytes": max(accumulate(memory, initial=0)),
     }
     if device == "cuda":
-        found["launches"] = sum(name.startswith(LAUNCHES) for name in names)
+        found["launches"] = sum(name.startswith(LAUNCHES) for name in calls)
     return found

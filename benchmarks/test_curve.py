@@ -58,11 +58,12 @@ def _filters() -> Any:
 
 def _numpy_mean(losses: Array) -> Array:
     sums = np.cumsum(np.concatenate([[0.0], losses]))
-    return (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
+    means: Array = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
+    return np.pad(means, WINDOW // 2)
 
 
-def _uncentred(values: Any) -> Array:
-    """What a centred window of pandas found, as an array."""
+def _array(values: Any) -> Array:
+    """What pandas found."""
     found: Array = values.to_numpy()
     return found
 
@@ -73,18 +74,18 @@ ANALYSES: dict[str, dict[str, Analysis]] = {
     "ema": {
         "lrfast": lambda c: c.ours.smoothed("ema", beta=BETA),
         "scipy": lambda c: _filters().lfilter([1 - BETA], [1, -BETA], c.losses),
-        "pandas": lambda c: _uncentred(_pandas(c.losses).ewm(alpha=1 - BETA).mean()),
+        "pandas": lambda c: _array(_pandas(c.losses).ewm(alpha=1 - BETA).mean()),
     },
     "sma": {
         "lrfast": lambda c: c.ours.smoothed("sma", window=WINDOW),
-        "numpy": lambda c: np.pad(_numpy_mean(c.losses), WINDOW // 2),
+        "numpy": lambda c: _numpy_mean(c.losses),
         "scipy": lambda c: import_module("scipy.ndimage").uniform_filter1d(c.losses, WINDOW),
-        "pandas": lambda c: _uncentred(_pandas(c.losses).rolling(WINDOW, center=True).mean()),
+        "pandas": lambda c: _array(_pandas(c.losses).rolling(WINDOW, center=True).mean()),
     },
     "median": {
         "lrfast": lambda c: c.ours.smoothed("median", window=WINDOW),
         "scipy": lambda c: import_module("scipy.ndimage").median_filter(c.losses, WINDOW),
-        "pandas": lambda c: _uncentred(_pandas(c.losses).rolling(WINDOW, center=True).median()),
+        "pandas": lambda c: _array(_pandas(c.losses).rolling(WINDOW, center=True).median()),
     },
     "savgol": {
         "lrfast": lambda c: c.ours.smoothed("savgol", window=WINDOW, order=ORDER),

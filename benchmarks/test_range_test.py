@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import finder_loops, timing
+from benchmarks import finder_loops, finder_peers, timing
 from benchmarks.conftest import Measure
 
 CASES = [(model, rule) for model in finder_loops.MODELS for rule in ("SGD", "AdamW")]
@@ -27,6 +27,6 @@ def test_sweep(measure: Measure, model: str, rule: str) -> None:
         "model": model,
         "batch": finder_loops.MODELS[model][1],
         "optimizer": rule,
-        "steps": finder_loops.STEPS,
+        "steps": finder_peers.STEPS,
     }
     measure("sweeps", row, works, ways=("turns",), refused=refused)

@@ -135,7 +135,7 @@ def _torch(model: nn.Module, batch: Batch, *, reads: bool, **flags: bool) -> Tra
     """torch's parts; `reads` the loss at each step, as most loops do, and default optimizers."""
     groups = groups_of(model)
     params = [param for group in groups for param in group["params"]]
-    optimizer = torch.optim.AdamW(groups, **HYPERS["AdamW"], **flags)
+    optimizer = torch.optim.AdamW(groups, **(HYPERS["AdamW"] | flags))
     scheduler = torch_one_cycle(optimizer, [group["lr"] for group in groups])
     averages = [param.detach().clone() for param in params]
     average = get_ema_multi_avg_fn(DECAY)

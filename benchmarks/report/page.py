@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import finder_loops, timing
+from benchmarks import finder_peers, timing
 from benchmarks.report import plots, tables
 from benchmarks.report.results import ROOT, Result, Row, rows_of, source
-from benchmarks.training import CAPTURED, EAGER
+from benchmarks.training import CAPTURED, EAGER, FASTEST
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
@@ -39,9 +39,9 @@ the same weights as torch; who does not is listed with the reason.
 **Order.** Implementations are interleaved in one process. In `turns` they take turns step by step,
 so that each finds the caches full of the others' data. In `runs` they take turns in runs of
 {timing.RUN} steps, the first {timing.UNCOUNTED} of which are not counted, so that caches are warm,
-as in a loop that does little between steps. Over large parameters {timing.FLUSHED >> 20} MB are written before
-each step, so that nothing of use is left in the caches, and the slow ones take part in every fourth
-round only. (Results of before 27 November 2026 were made without clearing them.)
+as in a loop that does little between steps. Over large parameters, {timing.FLUSHED >> 20} MB are
+written before each step, so that nothing of use is left in the caches, and slow ones take part in
+every fourth round only. (Results of before 27 November 2026 were made without clearing them.)
 
 **Ratio** is the fastest of torch's implementations over lrfast: above 1 where lrfast is faster. The
 floor is what it should reach.
@@ -59,13 +59,13 @@ what fits in caches is above it.
 allocated by torch, and how far the memory in use rose. An extension's own work is in none of them.
 
 **Training.** A step is forward, backward, clipping by the global norm, AdamW with one param group
-per layer, one-cycle schedule, average of the weights. `{tables.FASTEST}` has the fused optimizer,
+per layer, one-cycle schedule, average of the weights. `{FASTEST}` has the fused optimizer,
 foreach clipping and averages, and never reads the loss; `{EAGER}` has the defaults and
 `loss.item()`. The update's share is that of everything behind the backward pass in torch's fastest,
 timed alone; the floor holds where it is more than a quarter. `resnet18` is a quarter as wide as
 usual over 32 x 32; `transformer` has six layers of width 256 over sequences of 16.
 
-**Range test.** Median seconds of a whole call with {finder_loops.STEPS} steps: snapshot, sweep,
+**Range test.** Median seconds of a whole call with {finder_peers.STEPS} steps: snapshot, sweep,
 restore, and in lrfast also the smoothing and every rule's suggestion, against the bare loop: as
 many steps of `zero_grad`, forward, loss, backward and `step` with torch.optim's default
 implementation, between a copy of the state dicts of model and optimizer and their loading. `cnn`
@@ -99,29 +99,34 @@ def section(name: str, result: Result) -> str:
 Finder = Callable[[Result], float | None]
 
 
-def _step(result: Result, work: str, parameters: str, groups: int) -> Row | None:
+def _step(result: Result, parameters: str, groups: int) -> Row | None:
+    """The row of AdamW over these parameters."""
     for row in rows_of(result, "steps"):
-        if (row["work"], row["parameters"], row["groups"]) == (work, parameters, groups):
+        if (row["work"], row["parameters"], row["groups"]) == ("AdamW", parameters, groups):
             return row
     return None
 
 
 def _copy_share(result: Result) -> float | None:
-    row = _step(result, "AdamW", "hundred_million", 1)
+    row = _step(result, "hundred_million", 1)
     if row is None:
         return None
     rates = {name: row["bytes"][name] / row["turns_us"][name][1] for name in ("lrfast", "copy")}
-    return rates["lrfast"] / rates["copy"]
+    return float(rates["lrfast"] / rates["copy"])
 
 
 def _launches(result: Result) -> float | None:
-    row = _step(result, "AdamW", "lora", 224)
-    return row and row["counts"]["lrfast"].get("launches")
+    row = _step(result, "lora", 224)
+    return row["counts"]["lrfast"].get("launches") if row else None
 
 
 def _over_fused(result: Result) -> float | None:
-    row = _step(result, "AdamW", "lora", 224)
-    return row and row["runs_us"]["torch-fused"][1] / row["runs_us"]["lrfast"][1]
+    row = _step(result, "lora", 224)
+    return _ratio(row["runs_us"], "torch-fused", "lrfast") if row else None
+
+
+def _ratio(times: dict[str, list[float]], name: str, other: str) -> float:
+    return times[name][1] / times[other][1]
 
 
 def _captured(result: Result) -> Row | None:
@@ -131,12 +136,12 @@ def _captured(result: Result) -> Row | None:
 
 def _captured_host(result: Result) -> float | None:
     row = _captured(result)
-    return row and row["runs_host_us"][CAPTURED][1]
+    return float(row["runs_host_us"][CAPTURED][1]) if row else None
 
 
 def _over_usual(result: Result) -> float | None:
     row = _captured(result)
-    return row and row["runs_us"][EAGER][1] / row["runs_us"][CAPTURED][1]
+    return _ratio(row["runs_us"], EAGER, CAPTURED) if row else None
 
 
 GPU_AIMS: list[tuple[str, str, Finder, str]] = [

@@ -31,17 +31,18 @@ def draw(result: Result, path: Path) -> bool:
     # Texts stay texts, and names of elements do not depend on chance.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lrfast"}):
         figure, axes = pyplot.subplots(1, len(AXES), figsize=(11, 3.6), layout="constrained")
+        lines = {}
         for axis, title in zip(axes, AXES, strict=True):
             points = [row for row in rows if row["axis"] == title]
             for name, colour in COLOURS.items():
                 line = sorted((row["count"], _microseconds(row, name)) for row in points)
                 known = [(count, time) for count, time in line if time]
                 if known:
-                    axis.loglog(*zip(*known, strict=True), "o-", color=colour, label=name)
+                    (lines[name],) = axis.loglog(*zip(*known, strict=True), "o-", color=colour)
             axis.set_xlabel(title)
             axis.grid(which="major", alpha=0.3)
         axes[0].set_ylabel("µs per AdamW step")
-        axes[0].legend()
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=len(lines))
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
     return True

@@ -139,7 +139,7 @@ def _counts(found: dict[str, int] | None) -> str:
     if found is None:
         return ""
     counts = [found[name] for name in ("launches", "ops", "allocations") if name in found]
-    return " · ".join([*(f"{count:,}" for count in counts), f"{found['peak_bytes'] / 1e6:.3g}"])
+    return " · ".join([*(f"{count:,}" for count in counts), f"{found['peak_bytes'] / 1e3:,.1f}"])
 
 
 def sweeps(result: Result) -> Lines:
@@ -283,7 +283,7 @@ SECTIONS: dict[str, Callable[[Result], Lines]] = {
     "Steps, in microseconds:": steps,
     "Bandwidth in GB/s:": bandwidths,
     "What a step moves, and sets in motion (launches on a GPU · operations of torch · "
-    "allocations · MB at the peak):": counted,
+    "allocations · kB at the peak):": counted,
     "Training, in milliseconds per step:": training,
     "Range tests:": sweeps,
     "Schedules, in microseconds per step:": schedulers,
