@@ -13,8 +13,8 @@ CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cp
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test lint format sources-check cuda-check sanitize bench gpu-check clean \
-	distclean
+.PHONY: help env build demo test lint format sources-check cuda-check sanitize bench \
+	bench-quick peers gpu-check clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,10 +65,20 @@ cuda-check: ## compile the kernels, without a GPU; fail on spills and too many r
 sanitize: $(VENV)/.env ## the C++ tests alone: sanitizers, clones, kernels' bodies on the host
 	$(BIN)/python -m pytest tests/test_cpp.py
 
-bench: build ## the benchmarks, to build/bench.json (BENCH_ARGS="-k name" for a part)
-	mkdir -p build
-	$(BIN)/python -m pytest -o addopts="--strict-markers" --benchmark-only \
-		--benchmark-json=build/bench.json benchmarks $(BENCH_ARGS)
+# ninja is looked up on PATH. Peers may warn of what the project itself may not.
+BENCH = mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest \
+	-o addopts="--strict-markers" -W default -q --benchmark-only \
+	--benchmark-json=build/bench.json benchmarks
+
+bench: build ## the benchmarks on the CPU, to build/bench.json (BENCH_ARGS="-k name" for a part)
+	$(BENCH) -m "not gpu" $(BENCH_ARGS)
+
+bench-quick: build ## some of them, in less than a minute
+	$(BENCH) -m "quick and not gpu" --seconds 0.1 $(BENCH_ARGS)
+
+peers: $(VENV)/.env ## install what the benchmarks compare with beside torch
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation -r requirements/peers.txt
 
 # GPU machines bring their own torch, and often no network: PYTHON as it is, and no installation.
 # GPU_CHECK_ARGS=--dry-run rehearses it anywhere; --commit=... names the sources where .git is not.
