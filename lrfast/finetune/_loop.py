@@ -153,7 +153,8 @@ class Loop:
             status = self._curve.status() if self._must_wait else self._curve.poll()
             if self._progress:
                 rate = f"{self._shown[min(run.step, len(self._shown) - 1)]:.1e}"
-                bar.set_postfix(epoch=run.epoch + 1, lr=rate, loss=f"{status.smoothed:.4g}")
+                smoothed = f"{status.smoothed:.4g}"
+                bar.set_postfix(epoch=run.epoch + 1, lr=rate, loss=smoothed, refresh=run.used == 0)
                 bar.update()
             if status.outcome != "running":
                 return
