@@ -20,6 +20,7 @@ from transformers.optimization import get_scheduler
 from lrfast import range_test, schedules
 from lrfast._fused import FusedOptimizer
 from lrfast.groups import Rates, discriminative
+from lrfast.integrations._found import Finder
 from lrfast.integrations._late import LateReader
 from lrfast.integrations._unwrap import fused_optimizer, inner_optimizer
 from lrfast.integrations.accelerate import clip_in_step, undisturbed
@@ -106,7 +107,7 @@ def optimizer_cls_and_kwargs(
     return optimizer, found | options
 
 
-def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule | list[Schedule]:
+def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule:
     """Return the schedule that TrainingArguments describe.
 
     Args:
@@ -136,7 +137,9 @@ def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule | list[Sc
         return schedules.warmup(warmup).then(after) if warmup else after
     stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     theirs = get_scheduler(kind, stand_in, warmup, total_steps, args.lr_scheduler_kwargs)
-    return schedules.from_torch(theirs, total_steps + 1)
+    recorded = schedules.from_torch(theirs, total_steps + 1)
+    assert isinstance(recorded, Schedule)  # a list were one per group
+    return recorded
 
 
 def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
@@ -167,7 +170,9 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
 
     def compute_loss(model: nn.Module, batch: Any) -> Tensor:
         with trainer.compute_loss_context_manager(), accelerator.autocast():
-            loss: Tensor = trainer.compute_loss(model, dict(batch))  # label smoothing takes some out
+            loss: Tensor = trainer.compute_loss(
+                model, dict(batch)
+            )  # label smoothing takes some out
         return loss
 
     settings = {
@@ -182,7 +187,7 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
         return range_test.lr_find(model, inner, loader, **(settings | options))
 
 
-class LRFindCallback(TrainerCallback):  # type: ignore[misc]
+class LRFindCallback(Finder, TrainerCallback):  # type: ignore[misc]
     """Runs a range test at the beginning of some epochs, and trains on at the rates it suggests.
 
     A suggested rate becomes the highest rate of the schedule. Where the rule declines, rates stay.
@@ -205,10 +210,9 @@ class LRFindCallback(TrainerCallback):  # type: ignore[misc]
         rule: str | None = None,
         **options: Any,
     ) -> None:
-        self.results: list[RangeTest] = []
+        Finder.__init__(self, rule)
         self._trainer = trainer
         self._epochs = frozenset(epochs)
-        self._rule = rule
         self._options = options
 
     def on_epoch_begin(
@@ -218,10 +222,7 @@ class LRFindCallback(TrainerCallback):  # type: ignore[misc]
         if (state.epoch or 0) not in self._epochs:
             return
         optimizer = fused_optimizer(self._trainer.optimizer)
-        result = lr_find(self._trainer, **self._options)
-        self.results.append(result)
-        if result.suggestions[self._rule or result.rule].lr is not None:
-            result.apply(optimizer, self._rule)
+        self._take(lr_find(self._trainer, **self._options), optimizer)
 
 
 class LateLogs(TrainerCallback):  # type: ignore[misc]
@@ -294,9 +295,7 @@ class _SchedulerMaker:
         self._clips = clips
         self._plain: Callable[..., LRScheduler] = trainer.create_scheduler
 
-    def __call__(
-        self, num_training_steps: int, optimizer: Optimizer | None = None
-    ) -> LRScheduler:
+    def __call__(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         trainer, args = self._trainer, self._trainer.args
         given = trainer.optimizer if optimizer is None else optimizer
         if self._clips:
@@ -308,8 +307,6 @@ class _SchedulerMaker:
                 made = schedule_of(args, num_training_steps)
             elif not isinstance(made, Schedule):
                 made = made(num_training_steps)
-            if isinstance(made, list):
-                made = made[0]
             trainer.lr_scheduler = DeviceScheduler(given, made)
             trainer._created_lr_scheduler = True  # the next train() starts a new one
         return self._plain(num_training_steps, optimizer)

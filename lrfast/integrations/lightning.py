@@ -20,10 +20,10 @@ from torchmetrics import Metric
 
 from lrfast import range_test
 from lrfast.groups import NormPolicy, Timetable, set_norm_mode
+from lrfast.integrations._found import Finder
 from lrfast.integrations._late import LateReader
 from lrfast.integrations._unwrap import fused_optimizer, inner_optimizer
 from lrfast.integrations.scheduler import DeviceScheduler
-from lrfast.range_test import RangeTest
 
 if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -70,12 +70,21 @@ class ClipInStep(Callback):  # type: ignore[misc]
             optimizer.max_grad_norm = float(self._asked)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give it back, also after an exception."""
+        """Give it back."""
+        self._give_back(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give it back."""
+        self._give_back(trainer)
+
+    def _give_back(self, trainer: Trainer) -> None:
         if self._asked is not None:
             self._asked, trainer.gradient_clip_val = None, self._asked
 
 
-class LRFindCallback(Callback):  # type: ignore[misc]
+class LRFindCallback(Finder, Callback):  # type: ignore[misc]
     """Runs a range test at the beginning of some epochs, and trains on at the rates it suggests.
 
     A suggested rate becomes the highest rate of the schedule, and ratios between param groups stay.
@@ -103,9 +112,8 @@ class LRFindCallback(Callback):  # type: ignore[misc]
         data: Iterable[Any] | None = None,
         **options: Any,
     ) -> None:
-        self.results: list[RangeTest] = []
+        Finder.__init__(self, rule)
         self._epochs = frozenset(epochs)
-        self._rule = rule
         self._data = data
         self._options = options
 
@@ -131,9 +139,7 @@ class LRFindCallback(Callback):  # type: ignore[misc]
         data = _loader_of(trainer) if self._data is None else self._data
         with _silent(pl_module):
             result = range_test.lr_find(model, optimizer, data, **(settings | self._options))
-        self.results.append(result)
-        if result.suggestions[self._rule or result.rule].lr is not None:
-            result.apply(optimizer, self._rule)
+        self._take(result, optimizer)
 
 
 class GradualUnfreezing(Callback):  # type: ignore[misc]

@@ -68,7 +68,7 @@ class DeviceScheduler(LRScheduler):
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._step_count += 1
 
-    def get_last_lr(self) -> list[float]:
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rate of each group at the step that :meth:`step` has counted to."""
         schedules = self.optimizer._padded_schedules()
         factors = {each: each.at(self.last_epoch) for each in set(schedules) if each is not None}
