@@ -22,13 +22,13 @@ help: ## list the targets
 env: $(VENV)/.env ## .venv with the pinned tools and torch
 build: $(VENV)/.build ## lrfast, compiled and installed in place
 
-$(VENV)/.env: requirements/dev.txt requirements/examples.txt
+$(VENV)/.env: requirements/dev.txt requirements/examples.txt requirements/integrations.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and \
 		'lrfast needs Python 3.10 or newer; name one: make PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements/examples.txt
+		-r requirements/examples.txt -r requirements/integrations.txt
 	touch $@
 
 # --no-deps, as the environment is already complete; ninja is looked up on PATH. pip shows what the

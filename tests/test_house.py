@@ -35,6 +35,8 @@ for name in lrfast.__all__:
     getattr(lrfast, name)
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 assert not new & {"matplotlib", "rich", "typer", "mlxtend", "sklearn", "pandas"}, new
+assert not new & {"transformers", "lightning", "accelerate", "timm", "ignite", "fastai"}, new
+assert not [name for name in sys.modules if name.startswith("lrfast.integrations")]
 assert not [name for name in sys.modules if name.endswith("_C") and name.startswith("lrfast")]
 assert "lrfast.demo" not in sys.modules and "lrfast.cli" not in sys.modules
 """)
@@ -146,8 +148,15 @@ LEVELS = (
     {"history", "plot"},
     {"range_test"},
     {"finetune"},
+    {"integrations"},
     {"demo", "cli"},
 )
+
+# Imported nowhere else at the head of a module: an integration is imported by who uses it.
+LIBRARIES = {
+    *("accelerate", "fastai", "ignite", "lightning", "pytorch_lightning", "pandas", "timm"),
+    *("tensorboard", "transformers", "wandb"),
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -176,6 +185,8 @@ def test_imports_go_one_way(path: Path) -> None:
     if inside != ("demo",):
         modules = {name.split(".")[0] for name in names}
         assert not modules & {"matplotlib", "rich", "typer", "mlxtend"}
+    if inside[0] != "integrations":
+        assert not modules & LIBRARIES
     if inside == ("__init__",):
         return
     below: set[str] = set()

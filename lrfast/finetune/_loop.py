@@ -157,9 +157,9 @@ class Loop:
             self._curve.record(loss, self.driver.scale(), skip=skip)
             status = self._curve.status() if self._must_wait else self._curve.poll()
             if self._progress:
-                bar.set_postfix(
-                    epoch=run.epoch + 1, lr=self._rate_shown(), loss=f"{status.smoothed:.4g}"
-                )
+                smoothed = f"{status.smoothed:.4g}"
+                rate = self._rate_shown()
+                bar.set_postfix(epoch=run.epoch + 1, lr=rate, loss=smoothed, refresh=run.used == 0)
                 bar.update()
             if status.outcome != "running":
                 return
