@@ -108,7 +108,7 @@ class _DeviceDriver(Driver):
         scaled: bool,
     ) -> None:
         super().__init__(optimizer)
-        self._rested = optimizer._rest_scale(not scaled)
+        optimizer._scale_rests = not scaled  # the engine hears of it with the schedule
         self._stop_flag = stop_flag
         optimizer.set_schedule(schedule)
         if start:
@@ -142,8 +142,8 @@ class _DeviceDriver(Driver):
 
     def detach(self) -> None:
         self._optimizer._watch(None)
+        self._optimizer._scale_rests = False
         self._optimizer._attach([None] * len(self._optimizer.param_groups))
-        self._optimizer._rest_scale(self._rested)
 
 
 class _HostDriver(Driver):

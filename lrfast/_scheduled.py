@@ -118,13 +118,6 @@ class Scheduled(torch.optim.Optimizer):
         if self._engine is not None:
             self._engine.scale_rates(self._rate_scale)
 
-    def _rest_scale(self, rests: bool) -> bool:
-        """Let the factor rest or work from now on, and return whether it rested."""
-        rested, self._scale_rests = self._scale_rests, rests
-        if self._engine is not None:
-            self._engine.scale_rates(self._rate_scale)
-        return rested
-
     def _schedule_entry(self) -> dict[str, Any]:
         """What a state dict says of the schedules. Waits for the device."""
         entry: dict[str, Any] = {}

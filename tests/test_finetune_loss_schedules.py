@@ -61,12 +61,12 @@ def test_the_validation_loss_by_default() -> None:
 @pytest.mark.parametrize("every", [1, 3, 7])
 def test_the_mean_training_loss_of_some_updates(every: int) -> None:
     tuner = make_tuner("sgd")
-    greedy = lrfast.Greedy(tuner.optimizer, factor=0.8, patience=0, warmup=1)  # type: ignore[arg-type]
+    greedy = lrfast.Greedy(tuner.optimizer, factor=0.8, patience=0, threshold=0.08)  # type: ignore[arg-type]
     tuner.callbacks.append(Observe(greedy, every=every))
     used = used_rates(tuner.optimizer)
     stage = tuner.fit(4, schedules.cosine(25), lr=0.1)
     assert stage.rates.tolist() == used
-    again = lrfast.Greedy(make_tuner("sgd").optimizer, factor=0.8, patience=0, warmup=1)  # type: ignore[arg-type]
+    again = lrfast.Greedy(make_tuner("sgd").optimizer, factor=0.8, patience=0, threshold=0.08)  # type: ignore[arg-type]
     factors = []
     for step in range(4 * STEPS):
         factors.append(float(again.scale))
@@ -85,6 +85,15 @@ def test_each_stage_begins_anew() -> None:
     assert first.rates[-1, 0] == 0.05 and float(plateau.scale) == 0.25
     second = tuner.fit(2, schedules.constant(), lr=0.1)
     assert second.rates[:, 0].tolist() == [0.1] * 2 * STEPS and float(plateau.scale) == 0.5
+
+
+def test_each_stage_forgets_the_losses_that_were_not_shown() -> None:
+    tuner = make_tuner("sgd")
+    plateau = plateau_of(tuner)
+    tuner.callbacks.append(Observe(plateau, every=3))
+    tuner.fit(1, schedules.constant(), lr=0.1)  # two of five losses are left
+    losses = tuner.fit(1, schedules.constant(), lr=0.1).losses
+    assert float(plateau.state_dict()["best"]) == sum(losses[:3]) / 3
 
 
 def test_one_that_nobody_shows_anything_keeps_its_factor() -> None:
