@@ -190,6 +190,14 @@ def scheduled(b: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     return bench(b, optimizer, scheduler=ExponentialLR(optimizer, 0.5))
 
 
+def ended(b: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    scheduler = OneCycleLR(optimizer, 0.1, 4)
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    return bench(b, optimizer, scheduler=scheduler)
+
+
 Call = Callable[[nn.Module], Any]
 ERRORS: list[tuple[str, Call, type[Exception], str]] = [
     ("rule", lambda m: bench(m, odd(m.parameters())), TypeError, "torch.optim SGD, .*Rprop"),
@@ -211,6 +219,12 @@ ERRORS: list[tuple[str, Call, type[Exception], str]] = [
         lambda m: scheduled(m, UPDATES["ours"](m.parameters())),
         ValueError,
         "scheduler, .* must be None",
+    ),
+    (
+        "no steps left",
+        lambda m: ended(m, UPDATES["sgd"](m.parameters())),
+        ValueError,
+        "scheduler must have 3 steps left, got one at 2",
     ),
     *[
         (
