@@ -150,6 +150,7 @@ def test_a_loss_is_called_a_loss() -> None:
     assert "is 2.50 times faster and saves 15.0 us per step." in wins.table()
     assert "torch's SGD on cpu: 7 parameters in 2 tensors, 1 group; 9 rounds" in wins.table()
     assert "25.0 (12.5 to 50.0)" in wins.table()
+    assert "1,600 (800.0 to 3,200)" in made(ours=1.0, theirs=1600.0).table()
 
 
 def test_torchs_faster_way_is_named() -> None:
