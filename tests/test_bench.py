@@ -150,6 +150,7 @@ def test_a_loss_is_called_a_loss() -> None:
     assert "is 2.50 times faster and saves 15.0 us per step." in wins.table()
     assert "torch's SGD on cpu: 7 parameters in 2 tensors, 1 group; 9 rounds" in wins.table()
     assert "25.0 (12.5 to 50.0)" in wins.table()
+    assert "1,600 (800.0 to 3,200)" in made(ours=1.0, theirs=1600.0).table()
 
 
 def test_torchs_faster_way_is_named() -> None:
@@ -190,6 +191,14 @@ def scheduled(b: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     return bench(b, optimizer, scheduler=ExponentialLR(optimizer, 0.5))
 
 
+def ended(b: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    scheduler = OneCycleLR(optimizer, 0.1, 4)
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    return bench(b, optimizer, scheduler=scheduler)
+
+
 Call = Callable[[nn.Module], Any]
 ERRORS: list[tuple[str, Call, type[Exception], str]] = [
     ("rule", lambda m: bench(m, odd(m.parameters())), TypeError, "torch.optim SGD, .*Rprop"),
@@ -211,6 +220,12 @@ ERRORS: list[tuple[str, Call, type[Exception], str]] = [
         lambda m: scheduled(m, UPDATES["ours"](m.parameters())),
         ValueError,
         "scheduler, .* must be None",
+    ),
+    (
+        "no steps left",
+        lambda m: ended(m, UPDATES["sgd"](m.parameters())),
+        ValueError,
+        "scheduler must have 3 steps left, got one at 2",
     ),
     *[
         (

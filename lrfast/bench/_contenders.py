@@ -192,11 +192,16 @@ def _start_over(contender: Contender, scheduler: LRScheduler) -> None:
 
 
 def steps_left(scheduler: LRScheduler) -> int:
-    """Return how many steps can be taken, as far as that matters."""
+    """Return how many steps can be taken, as far as that matters.
+
+    Raises:
+        ValueError: If there are hardly any.
+    """
     total = getattr(scheduler, "total_steps", None)
-    if total is None:
-        return SCHEDULE_STEPS
-    return max(2, min(SCHEDULE_STEPS, int(total) - scheduler.last_epoch - 1))
+    left = SCHEDULE_STEPS if total is None else int(total) - scheduler.last_epoch - 1
+    if left < 2:
+        raise ValueError(f"scheduler must have 3 steps left, got one at {scheduler.last_epoch}")
+    return min(left, SCHEDULE_STEPS)
 
 
 def _our_way(subject: Subject) -> Contender:

@@ -111,8 +111,8 @@ class BenchResult:
     def _cell(self, name: str, part: str) -> str:
         if part not in self.times[name]:
             return "in the step" if name == OURS else "-"
-        low, median, high = self.times[name][part]
-        return f"{median:,.1f} ({low:,.1f} to {high:,.1f})"
+        low, median, high = (_short(time) for time in self.times[name][part])
+        return f"{median} ({low} to {high})"
 
     def summary(self) -> list[str]:
         """Return in sentences what it comes to, also where lrfast loses."""
@@ -153,3 +153,8 @@ class BenchResult:
             first, *rest = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             lines.append("  ".join([first, *rest]).rstrip())
         return "\n".join([*lines, "", *self.summary()])
+
+
+def _short(time: float) -> str:
+    """Microseconds with the digits that mean something."""
+    return f"{time:,.1f}" if time < 1000 else f"{time:,.0f}"
