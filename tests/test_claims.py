@@ -172,7 +172,7 @@ def test_a_loss_is_at_most_the_untrained_models(
     side = found["sides"][experiment.sides[0].name]
     assert side["accuracies"] is None
     np.testing.assert_allclose(np.mean(side["losses"]), found["untrained"])
-    assert 2 < found["untrained"] < 3  # ten classes
+    assert 2 < found["untrained"] < 3 and found["untrained_accuracy"] < 0.3  # ten classes
 
 
 def test_gradual_unfreezing_ends_after_half_of_the_steps() -> None:
@@ -199,6 +199,7 @@ def made_up(gains: dict[str, float]) -> dict[str, Any]:
             for side in experiment.sides
         }
         task = {"optimizer": "SGD", "batch_size": 32, "tags": ["text"], "untrained": 2.0}
+        task |= {"untrained_accuracy": 0.125}
         return task | {"rates": [0.01, 0.1, 1.0], "sides": sides}
 
     return provenance.facts() | {
@@ -218,6 +219,7 @@ def test_a_page_says_of_every_claim_what_was_measured() -> None:
     assert text.count("| -50.0 % | -50.0 to -50.0 % | better |") == 5
     assert text.count("| +100.0 % | +100.0 to +100.0 % | worse |") == 10
     assert "| digits-mlp | 0.210 ± 0.014 (1e-01) | 0.105 ± 0.007 (1e-01) |" in text
+    assert "| digits-mlp | SGD | 32 | 2.000 | 12.5% | 1.0e-02 to 1.0e+00 | text |" in text
     assert "| digits-mlp | 75.0% |" in text and "| digits-mlp | 0.600 |" in text
 
 
@@ -245,20 +247,20 @@ def test_a_small_run_of_the_recipe_that_is_not_repeated(
     monkeypatch.setattr(demo, "make_model", tiny_model)
     monkeypatch.setattr(demo, "PASSES", 1)
     monkeypatch.setattr(choices, "CHOICES", choices.CHOICES[:2])
-    monkeypatch.setattr(recipe_measure, "HALVES", recipe_measure.HALVES[1:])
-    (half,) = recipe_measure.HALVES
-    parts = list(recipe_measure.fill(tmp_path, range(1)))
+    half = recipe_measure.HALVES[1]
+    parts = list(recipe_measure.fill(tmp_path, halves=[half], draws=range(1)))
     assert parts == [f"{part}, reversed, draw 0" for part in recipe_measure.PARTS]
-    found = recipe_measure.collect(tmp_path, [half])["accuracies"][half.name]
+    found = recipe_measure.collect(tmp_path, halves=[half])["parts"]
+    found = {name: part["accuracies"][half.name] for name, part in found.items()}
     assert set(found["methods"]) == {recipe_measure.RECIPE, *recipe_measure.BASELINES}
     assert list(found["choices"]) == [choice.name for choice in choices.CHOICES]
     assert set(found["variants"]) == set(recipe_measure.VARIANTS)
     values = [row for part in found.values() for row in part.values()]
     assert all(len(row) == 1 and 0.2 < row[0] < 1 for row in values)
     monkeypatch.setattr(recipe_measure, "_pretrained", None)
-    assert list(recipe_measure.fill(tmp_path, range(1))) == parts
+    assert list(recipe_measure.fill(tmp_path, halves=[half], draws=range(1))) == parts
     with pytest.raises(TypeError):  # a draw is missing
-        list(recipe_measure.fill(tmp_path, range(2)))
+        list(recipe_measure.fill(tmp_path, halves=[half], draws=range(2)))
 
 
 def test_the_halves_are_swapped() -> None:
@@ -269,22 +271,30 @@ def test_the_halves_are_swapped() -> None:
 
 
 def test_the_recipes_table_by_hand() -> None:
-    def half(recipe: list[float], uniform: list[float]) -> dict[str, Any]:
+    def half(recipe: list[float], uniform: list[float]) -> dict[str, list[float]]:
         methods = {recipe_measure.RECIPE: recipe, "one uniform rate": uniform}
-        methods |= {name: [0.1] * 4 for name in ("head only", "from scratch")}
-        choices = {recipe_report.DEFAULT: [0.9, 0.7], "another": [0.7, 0.8]}
-        return {"methods": methods, "choices": choices, "variants": {}}
+        return methods | {name: [0.1] * 4 for name in ("head only", "from scratch")}
 
-    result = provenance.facts() | {
-        "titles": {"a": "digits 5 to 9", "b": "digits 0 to 4"},
-        "chosen_on": [0, 1],
-        "accuracies": {
+    parts = {
+        "methods": {
             "a": half([0.92, 0.94, 0.5, 0.5], [0.9, 0.9, 0.6, 0.6]),
             "b": half([0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]),
         },
+        "choices": {
+            key: {"another": [0.7, 0.8], recipe_report.DEFAULT: [0.9, 0.7]} for key in "ab"
+        },
+        "variants": {key: {"recipe, spread=1": [0.3, 0.4, None, None]} for key in "ab"},
+    }
+    facts = provenance.facts()
+    result = facts | {
+        "titles": {"a": "digits 5 to 9", "b": "digits 0 to 4"},
+        "chosen_on": [0, 1],
+        "parts": {name: facts | {"accuracies": found} for name, found in parts.items()},
     }
     lines = recipe_report.section(result).splitlines()
-    half_width = 12.706204736432095 * 1.0  # t with one degree of freedom, times 1.414 / 1.414
+    half_width = (
+        12.706204736432095  # t with one degree of freedom; 2 and 4 deviate by the root of 2
+    )
     wanted = f"+3.00 | {3 - half_width:+.2f} to {3 + half_width:+.2f} | yes |"
     assert f"| to digits 5 to 9 | 0 to 1 | 93.00% | one uniform rate, 90.00% | {wanted}" in lines
     assert any(line.startswith("| to digits 5 to 9 | 2 to 3 | 50.00%") for line in lines)
@@ -292,6 +302,7 @@ def test_the_recipes_table_by_hand() -> None:
     stages = [line.split(" | ")[0] for line in lines]
     default = f"| **{recipe_report.DEFAULT}**"
     assert stages.index(default) < stages.index("| another") < stages.index("| head only")
+    assert "| recipe, spread=1 | 35.0% |  | 35.0% |  |" in lines
     assert recipe_report.DEFAULT in {each.name for each in choices.CHOICES}
 
 

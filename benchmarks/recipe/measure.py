@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -102,12 +102,18 @@ PARTS: Final[Mapping[str, tuple[Callable[[Digits, nn.Module, int], Found], range
 )
 
 
-def fill(folder: Path, draws: range = DRAWS) -> Iterator[str]:
+def fill(
+    folder: Path,
+    parts: Iterable[str] = tuple(PARTS),
+    halves: Sequence[Half] = HALVES,
+    draws: range = DRAWS,
+) -> Iterator[str]:
     """Measures what the store lacks, and yields the name of every part of a draw that is there."""
     kept = Store(folder, fingerprint)
-    for part, (run, wanted) in PARTS.items():
+    for part in parts:
+        run, wanted = PARTS[part]
         for draw in (draw for draw in wanted if draw in draws):
-            for half in HALVES:
+            for half in halves:
                 if draw not in {found["draw"] for found in kept.records(half, part)}:
                     digits, body = _pretrained(half)
                     accuracies = dict(run(digits, body, draw))
@@ -121,18 +127,27 @@ def _pretrained(half: Half) -> tuple[Digits, nn.Module]:
     return digits, demo.pretrain(digits)[0].model
 
 
-def collect(folder: Path, halves: Iterable[Half] = HALVES) -> dict[str, Any]:
-    """Returns what a result file holds: accuracies by half, part and name, one per draw."""
+def collect(
+    folder: Path, parts: Iterable[str] = tuple(PARTS), halves: Sequence[Half] = HALVES
+) -> dict[str, Any]:
+    """Returns what a result file holds: accuracies by part, half and name, one per draw.
+
+    Each part has the facts of where it was measured, for one may be measured later than another.
+    """
     kept = Store(folder, fingerprint)
-    found = {half.name: {part: _by_name(kept, half, part) for part in PARTS} for half in halves}
-    return provenance.facts() | {
+    facts = provenance.facts()
+    return facts | {
         "titles": {half.name: half.title for half in halves},
         "chosen_on": list(CHOSEN_ON),
-        "accuracies": found,
+        "parts": {
+            part: facts | {"accuracies": {half.name: _by_name(kept, half, part) for half in halves}}
+            for part in parts
+        },
     }
 
 
 def _by_name(kept: Store, half: Half, part: str) -> dict[str, list[float]]:
     draws = sorted(kept.records(half, part), key=lambda record: record["draw"])
-    names = draws[0]["accuracies"] if draws else {}
-    return {name: [record["accuracies"][name] for record in draws] for name in names}
+    return {
+        name: [record["accuracies"][name] for record in draws] for name in draws[0]["accuracies"]
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ HEADING = "## What its defaults were chosen on\n"
 DEFAULT = Choice(demo.EPOCHS[0], "before", spread=3).name
 STEPS = EPOCHS * demo.PASSES * 5 * demo.LABELS_PER_DIGIT // demo.BATCH
 
-Accuracies = dict[str, dict[str, list[float]]]  # by part and name, one per draw
+# By half and name, one per draw; None where a variant has not run.
+Accuracies = dict[str, dict[str, list[float | None]]]
 
 
 def page(text: str, result: dict[str, Any]) -> str:
@@ -29,7 +31,9 @@ def page(text: str, result: dict[str, Any]) -> str:
 
 def section(result: dict[str, Any]) -> str:
     """Returns the section, which is the last one."""
-    found: dict[str, Accuracies] = result["accuracies"]
+    found: dict[str, Accuracies] = {
+        name: part["accuracies"] for name, part in result["parts"].items()
+    }
     titles = [f"to {title}" for title in result["titles"].values()]
     first, others = _draws(result)
     return "\n".join(
@@ -40,10 +44,9 @@ def section(result: dict[str, Any]) -> str:
             f"{demo.LABELS_PER_DIGIT} labels each. "
             '`a + b`: epochs of the head and of all layers; "before": the rate of a range test on '
             'all layers before training; "head / 10": a tenth of the head\'s rate. The rows share '
-            "their range tests, made once per draw; head only and from scratch have their own. The "
-            "default is in bold.",
+            "their range tests, made once per draw. The default is in bold.",
             "",
-            *table(["stages", *titles], _choice_rows(found, first)),
+            *table(["stages", *titles], _choice_rows(found["choices"], first)),
             "",
             f"The recipe itself, with its own range tests, and on the {len(others)} draws "
             f"{others[0]} to {others[-1]} that nothing was chosen on:",
@@ -56,13 +59,14 @@ def section(result: dict[str, Any]) -> str:
             "",
             *table(
                 ["", "draws", "recipe", "best baseline", "difference", "interval", "reached"],
-                _verdict_rows(found, titles, first, others),
+                _verdict_rows(found["methods"], titles, first, others),
             ),
             "",
             "Made by `python -m benchmarks.recipe --keep` and, from the result file alone, by "
             "`python -m benchmarks.recipe --page`; all values by draw are in "
-            "[benchmarks/results/recipe](../benchmarks/results/recipe). One thread; "
-            + provenance.sentence(result),
+            "[benchmarks/results/recipe](../benchmarks/results/recipe). One thread.",
+            "",
+            *(f"- {name}: {provenance.sentence(part)}" for name, part in result["parts"].items()),
             "",
         ]
     )
@@ -71,20 +75,18 @@ def section(result: dict[str, Any]) -> str:
 def _draws(result: dict[str, Any]) -> tuple[range, range]:
     """Returns the draws that the defaults were chosen on, and the others."""
     first = len(result["chosen_on"])
-    accuracies = next(iter(result["accuracies"].values()))["methods"][RECIPE]
+    accuracies = next(iter(result["parts"]["methods"]["accuracies"].values()))[RECIPE]
     return range(first), range(first, len(accuracies))
 
 
-def _choice_rows(found: dict[str, Accuracies], first: range) -> list[list[str]]:
-    rows = {}
-    for name in next(iter(found.values()))["choices"]:
-        rows[name] = [_mean(half["choices"][name], first) for half in found.values()]
-    for name in BASELINES[1:]:
-        rows[name] = [_mean(half["methods"][name], first) for half in found.values()]
-    ranked = sorted(rows, key=lambda name: -rows[name][0])
+def _choice_rows(choices: Accuracies, first: range) -> list[list[str]]:
+    rows = {
+        name: [_mean(half[name], first) for half in choices.values()]
+        for name in next(iter(choices.values()))
+    }
     return [
         [f"**{name}**" if name == DEFAULT else name, *(f"{value:.1%}" for value in rows[name])]
-        for name in ranked
+        for name in sorted(rows, key=lambda name: -rows[name][0])
     ]
 
 
@@ -96,25 +98,26 @@ def _method_header(titles: list[str], first: range, others: range) -> list[str]:
 def _method_rows(found: dict[str, Accuracies], first: range, others: range) -> list[list[str]]:
     rows = []
     for part in ("methods", "variants"):
-        for name in next(iter(found.values()))[part]:
-            values = [half[part][name] for half in found.values()]
+        for name in next(iter(found[part].values())):
+            values = [half[name] for half in found[part].values()]
             means = [_mean(each, draws) for each in values for draws in (first, others)]
-            rows.append([name, *(f"{mean:.1%}" for mean in means)])
+            rows.append([name, *("" if math.isnan(mean) else f"{mean:.1%}" for mean in means)])
     return rows
 
 
 def _verdict_rows(
-    found: dict[str, Accuracies], titles: list[str], first: range, others: range
+    methods: Accuracies, titles: list[str], first: range, others: range
 ) -> list[list[str]]:
     return [
-        [title, *_verdict(half["methods"], draws)]
-        for title, half in zip(titles, found.values(), strict=True)
+        [title, *_verdict(half, draws)]
+        for title, half in zip(titles, methods.values(), strict=True)
         for draws in (first, others, range(others.stop))
     ]
 
 
-def _verdict(methods: dict[str, list[float]], draws: range) -> list[str]:
-    best = max(BASELINES, key=lambda name: _mean(methods[name], draws))
+def _verdict(methods: dict[str, list[float | None]], draws: range) -> list[str]:
+    known = [name for name in BASELINES if not math.isnan(_mean(methods[name], draws))]
+    best = max(known, key=lambda name: _mean(methods[name], draws))
     mean, low, high = t_interval(
         [100 * (methods[RECIPE][draw] - methods[best][draw]) for draw in draws]
     )
@@ -128,5 +131,7 @@ def _verdict(methods: dict[str, list[float]], draws: range) -> list[str]:
     ]
 
 
-def _mean(values: list[float], draws: range) -> float:
-    return float(np.mean([values[draw] for draw in draws]))
+def _mean(values: list[float | None], draws: range) -> float:
+    """Returns the mean; NaN if a draw is missing."""
+    known = [values[draw] for draw in draws]
+    return math.nan if None in known else float(np.mean(known))
