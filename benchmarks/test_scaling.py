@@ -58,7 +58,7 @@ def test_scaling(measure: Measure, case: Case) -> None:
     works = {name: timing.Work(entry.step) for name, entry in contenders.items()}
     moved = dict.fromkeys(works, 4 * ACCESSES["AdamW"] * start.count)
     row = {"axis": case.axis, "count": case.count}
-    way = "turns" if start.count > LARGE else "runs"
+    way = "turns" if start.count > LARGE or len(case.layers) > GROUPED else "runs"
     measure("scaling", row, works, ways=(way,), moved=moved, clear=start.count > LARGE)
 
 
