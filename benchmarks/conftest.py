@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seconds",
         type=float,
-        default=1.0,
+        default=0.5,
         help="per case and way of timing, once the fewest rounds are made",
     )
     parser.addoption("--threads", type=int, default=2, help="that torch works with on a CPU")

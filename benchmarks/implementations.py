@@ -33,8 +33,11 @@ RULES = tuple(HYPERS)
 ACCESSES = {"SGD": 5, "Adam": 7, "AdamW": 7, "NAdam": 7, "RMSprop": 5, "Adagrad": 5, "Lion": 5}
 
 # Relative to the largest value: of weights, a fraction of what a step moves them by, and of states,
-# which depend on the norm, that torch sums in single precision.
-TOLERANCES = {torch.float32: (2e-6, 1e-4), torch.bfloat16: (2e-3, 1e-2)}
+# which depend on the norm, that torch sums in single precision. bfloat16's roundings are of 2^-8;
+# torch's for-loop makes more of them than others do.
+TOLERANCES = {torch.float32: (2e-6, 1e-4), torch.bfloat16: (2**-7, 2**-6)}
+# What the others are compared with: the first of these that takes part.
+REFERENCES = ("torch-forloop", "torch-foreach", "torch-fused")
 
 
 @dataclass
@@ -183,24 +186,23 @@ def participants(
 ) -> tuple[dict[str, Contender], dict[str, str]]:
     """Makes contenders, of whom those that do not do the same work are refused with the reason.
 
-    Ours and torch's have to do the same; other libraries may fail, or define a rule otherwise.
+    Ours has to do what the plainest of torch's does. Others may fail, or do something else.
     """
-    found: dict[str, Contender] = {}
+    reference = next((name for name in REFERENCES if name in make), "lrfast")
+    found = {name: make[name]() for name in {"lrfast": None, reference: None} if name in make}
+    expected = assert_equal_work(found, start)
     refused: dict[str, str] = {}
-    steady = {name: fn for name, fn in make.items() if name.startswith(("lrfast", "torch-"))}
-    for name, build in steady.items():
-        found[name] = build()
-    # States have the same names only there.
-    reference = assert_equal_work(found, start)
-    for name in make.keys() - steady.keys():
+    for name in make.keys() - found.keys():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found[name] = make[name]()
-                _take_steps(found[name])
-            _compare({"weight": found[name].params}, reference, start.dtype, name)
+                entry = make[name]()
+                _take_steps(entry)
+            # Only torch's states are named, and defined, as torch's are.
+            values = entry.values() if name.startswith("torch-") else {"weight": entry.params}
+            _compare(values, expected, start.dtype, name)
+            found[name] = entry
         except Exception as error:  # whatever keeps a library from running here
-            found.pop(name, None)
             refused[name] = " ".join(str(error).split())[:200] or type(error).__name__
     return {name: found[name] for name in make if name in found}, refused
 
@@ -210,7 +212,7 @@ def assert_equal_work(contenders: dict[str, Contender], start: Start) -> dict[st
     for entry in contenders.values():
         _take_steps(entry)
     found = {name: entry.values() for name, entry in contenders.items()}
-    expected = found[next((name for name in found if name.startswith("torch-")), "lrfast")]
+    expected = found[next((name for name in REFERENCES if name in found), "lrfast")]
     for param, weight in zip(expected["weight"], start.weights, strict=True):
         assert not torch.equal(param, weight)
     for name, values in found.items():

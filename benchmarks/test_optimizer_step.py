@@ -71,9 +71,10 @@ CASES = [
         Case(parameters, True, rule)
         for rule in RULES
         if rule != "AdamW"
-        for parameters in ("lora", "mlp", "vectors")
+        for parameters in ("mlp", "vectors")
     ),
     *(Case("vit_small", True, rule) for rule in RULES if rule not in ("AdamW", "SGD")),
+    Case("lora", True, "SGD"),
     Case("vit_small", False, floor=2.5, dtype=BF16),
     Case("lora", True, dtype=BF16),
     Case("vit_small", True, "SGD", dtype=BF16),

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 RUN, UNCOUNTED = 15, 5  # steps of a run, and how many of them come first and are not counted
-# Fewest and most rounds of either way.
+# Fewest and most rounds of either way, and fewest where they take PATIENCE times as long as asked.
 LIMITS = {"turns": (9, 301), "runs": (3, 41)}
+FEWEST, PATIENCE = 5, 10
 FLUSHED = 256 << 20  # bytes written to clear the caches, several times the largest of them
 
 
@@ -80,7 +81,9 @@ def interleaved(works: Works, way: str, seconds: float, clock: Clock) -> dict[st
     found = {name: Samples([], []) for name in works}
     start = time.perf_counter()
     for number in range(most):
-        if number >= fewest and time.perf_counter() - start > seconds:
+        spent = time.perf_counter() - start
+        enough = min(fewest, FEWEST) if spent > PATIENCE * seconds else fewest
+        if number >= enough and spent > seconds:
             break
         for name, work in works.items():
             if number % work.every:
