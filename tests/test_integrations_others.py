@@ -143,11 +143,17 @@ def test_accelerates_clipping_where_the_step_cannot_do_it() -> None:
     assert accelerator.clip_grad_norm_([], 1.0) == 0
     before = weights(model)[0].clone()
     grad = model[0].weight.grad.clone()
+    accelerator.clip_grad_norm_(model.parameters(), 1e-3)
+    assert torch.equal(model[0].weight.grad, grad)
+    optimizer.optimizer.max_grad_norm = None
     norm = accelerator.clip_grad_norm_(model.parameters(), math.inf)
     optimizer.step()
     torch.testing.assert_close(weights(model)[0], before - 0.1 * grad)
     whole = torch.cat([weight.grad.flatten() for weight in model.parameters()])
     assert norm == pytest.approx(float(torch.linalg.vector_norm(whole)))
+    optimizer.optimizer.max_grad_norm = 0.25  # its own stays
+    accelerator.clip_grad_norm_(model.parameters(), math.inf)
+    assert optimizer.optimizer.max_grad_norm == 0.25
 
 
 def test_accelerate_waits_for_nothing_more_than_without_steps() -> None:
