@@ -252,6 +252,15 @@ def test_a_range_test_with_trainers_own_optimizer(tmp_path: Path) -> None:
     train(trainer)
 
 
+def test_several_processes_need_the_callback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = huggingface.use(make_trainer(tmp_path))
+    monkeypatch.setattr(transformers.TrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="several processes: use LRFindCallback"):
+        huggingface.lr_find(trainer)
+
+
 def test_the_callback_applies_what_it_finds(tmp_path: Path) -> None:
     trainer = huggingface.use(make_trainer(tmp_path))
     finder = huggingface.LRFindCallback(trainer, epochs=(0, 1), rule="steep", num_iter=30)
