@@ -251,6 +251,14 @@ def test_progress_shows_epoch_and_loss(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == ""
 
 
+def test_progress_is_not_drawn_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bool] = []
+    bar = "lrfast.finetune._loop.tqdm.set_postfix"
+    monkeypatch.setattr(bar, lambda self, refresh, **values: drawn.append(refresh))
+    make_tuner(progress=True).fit_one_cycle(2, 0.01)
+    assert drawn == 2 * ([True] + [False] * (STEPS - 1))
+
+
 # Validation.
 
 

@@ -182,8 +182,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 def test_imports_go_one_way(path: Path) -> None:
     names = imported(path)
     inside = path.relative_to(PACKAGE).with_suffix("").parts
+    modules = {name.split(".")[0] for name in names}
     if inside != ("demo",):
-        modules = {name.split(".")[0] for name in names}
         assert not modules & {"matplotlib", "rich", "typer", "mlxtend"}
     if inside[0] != "integrations":
         assert not modules & LIBRARIES

@@ -189,6 +189,24 @@ def test_training_again_starts_the_schedule_again(tmp_path: Path) -> None:
     assert len(trainer.optimizer.optimizer._optimizer_step_post_hooks) == hooks == 1
 
 
+def test_a_model_init_and_arguments_that_change(tmp_path: Path) -> None:
+    """As a search for hyperparameters has them: a new model and optimizer in each training."""
+    trainer = make_trainer(tmp_path)
+    trainer.model_init = make_model
+    huggingface.use(trainer)
+    train(trainer)
+    first = trainer.optimizer.optimizer
+    trainer.args.learning_rate, trainer.args.max_grad_norm = 1e-3, 0.2
+    train(trainer)
+    second = trainer.optimizer.optimizer
+    assert second is not first and (first.max_grad_norm, second.max_grad_norm) == (0.5, 0.2)
+    assert second.param_groups[0]["lr"] == 1e-3 and second.schedule_step == STEPS
+    theirs = make_trainer(tmp_path, learning_rate=1e-3, max_grad_norm=0.2)
+    theirs.model_init = make_model
+    train(theirs)
+    assert furthest(trainer.model.parameters(), theirs.model.parameters()) < 2e-5
+
+
 def test_layer_groups_and_a_schedule_of_ours(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     huggingface.use(trainer, lr=slice(1e-5, 1e-3), schedule=schedules.one_cycle)
@@ -206,9 +224,17 @@ def test_layer_groups_and_a_schedule_of_ours(tmp_path: Path) -> None:
     assert schedule == schedules.one_cycle(STEPS)
 
 
+class DrawingTrainer(transformers.Trainer):  # type: ignore[misc]
+    """Draws random numbers where it makes a loader, as some samplers do."""
+
+    def get_train_dataloader(self) -> Any:
+        torch.rand(3)
+        return super().get_train_dataloader()
+
+
 def test_a_range_test_leaves_no_trace(tmp_path: Path) -> None:
-    plain = train(huggingface.use(make_trainer(tmp_path)))
-    tested = huggingface.use(make_trainer(tmp_path))
+    plain = train(huggingface.use(make_trainer(tmp_path, DrawingTrainer)))
+    tested = huggingface.use(make_trainer(tmp_path, DrawingTrainer))
     known = tested.accelerator.gradient_state.dataloader_references
     result = huggingface.lr_find(tested, num_iter=25)
     assert len(result.lrs) > 5
@@ -224,6 +250,15 @@ def test_a_range_test_with_trainers_own_optimizer(tmp_path: Path) -> None:
     result = huggingface.lr_find(trainer, num_iter=10, stop=None)
     assert len(result.lrs) == 10 and type(trainer.optimizer) is not lrfast.AdamW
     train(trainer)
+
+
+def test_several_processes_need_the_callback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = huggingface.use(make_trainer(tmp_path))
+    monkeypatch.setattr(transformers.TrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="several processes: use LRFindCallback"):
+        huggingface.lr_find(trainer)
 
 
 def test_the_callback_applies_what_it_finds(tmp_path: Path) -> None:
@@ -332,6 +367,16 @@ ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
         ),
         ValueError,
         "trainer must not use DeepSpeed",
+    ),
+    (
+        lambda trainer: huggingface.use(trainer, max_grad_norm=0.5),
+        ValueError,
+        "max_grad_norm must be set in the trainer's arguments",
+    ),
+    (
+        lambda trainer: huggingface.LRFindCallback(trainer, rule="valey"),
+        ValueError,
+        "did you mean|must be one of",
     ),
 ]
 

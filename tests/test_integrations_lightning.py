@@ -88,9 +88,9 @@ def make_trainer(callbacks: Sequence[Any] = (), **options: Any) -> Any:
     return pl.Trainer(callbacks=list(callbacks), **(given | options))
 
 
-def make_loader() -> DataLoader[Any]:
+def make_loader(**options: Any) -> DataLoader[Any]:
     inputs = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), 8, shuffle=True)
+    return DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), 8, shuffle=True, **options)
 
 
 def fit(
@@ -175,15 +175,23 @@ def test_the_trainer_gets_its_clipping_back_after_an_exception() -> None:
     assert trainer.gradient_clip_val == 0.3 and trainer.optimizers[0].max_grad_norm == 0.3
 
 
-@pytest.mark.parametrize("precision", ["full", "half"])
-def test_a_range_test_leaves_no_trace(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["full", "half", "workers"])
+def test_a_range_test_leaves_no_trace(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At two epochs' beginnings, with Dropout and BatchNorm; rates are left alone here."""
-    options = {"plugins": half_on_cpu()} if precision == "half" else {}
-    plain = fit(ours, accumulate_grad_batches=2, **options)
+
+    def run(callbacks: Sequence[Any]) -> Any:
+        module = Classifier(ours)
+        plugins = half_on_cpu() if kind == "half" else None
+        trainer = make_trainer(callbacks, accumulate_grad_batches=2, plugins=plugins)
+        torch.manual_seed(5)
+        options = {"num_workers": 1, "persistent_workers": True} if kind == "workers" else {}
+        trainer.fit(module, make_loader(**options))
+        return module
+
+    plain = run([])
     monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given: None)
     finder = integration.LRFindCallback(epochs=(0, 2), num_iter=12)
-    options = {"plugins": half_on_cpu()} if precision == "half" else {}
-    tested = fit(ours, [finder], accumulate_grad_batches=2, **options)
+    tested = run([finder])
     assert [len(result.lrs) > 3 for result in finder.results] == [True, True]
     for one, other in zip(tested.state_dict().values(), plain.state_dict().values(), strict=True):
         assert torch.equal(one, other)

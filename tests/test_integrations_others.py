@@ -28,6 +28,7 @@ from trainers import (
 import lrfast
 from lrfast import schedules
 from lrfast.integrations import trackers
+from lrfast.integrations._late import LateReader
 from lrfast.integrations.scheduler import DeviceScheduler
 
 # The scheduler's face.
@@ -81,6 +82,15 @@ def test_a_scheduler_needs_an_optimizer_of_ours() -> None:
     theirs = torch.optim.AdamW(make_model().parameters())
     with pytest.raises(TypeError, match=r"one of lrfast, got torch.optim.adamw.AdamW; lrfast.wrap"):
         DeviceScheduler(theirs)
+
+
+def test_numbers_arrive_late_and_in_order(device: torch.device) -> None:
+    reader = LateReader()
+    for number in range(5):
+        values = [torch.full((1,), 2.0 * number, device=device), torch.ones((), device=device)]
+        reader.ask(number, values)
+    assert list(reader.arrived(wait=True)) == [(k, [2.0 * k, 1.0]) for k in range(5)]
+    assert list(reader.arrived()) == []
 
 
 # Accelerate.
@@ -143,11 +153,17 @@ def test_accelerates_clipping_where_the_step_cannot_do_it() -> None:
     assert accelerator.clip_grad_norm_([], 1.0) == 0
     before = weights(model)[0].clone()
     grad = model[0].weight.grad.clone()
+    accelerator.clip_grad_norm_(model.parameters(), 1e-3)
+    assert torch.equal(model[0].weight.grad, grad)
+    optimizer.optimizer.max_grad_norm = None
     norm = accelerator.clip_grad_norm_(model.parameters(), math.inf)
     optimizer.step()
     torch.testing.assert_close(weights(model)[0], before - 0.1 * grad)
     whole = torch.cat([weight.grad.flatten() for weight in model.parameters()])
     assert norm == pytest.approx(float(torch.linalg.vector_norm(whole)))
+    optimizer.optimizer.max_grad_norm = 0.25  # its own stays
+    accelerator.clip_grad_norm_(model.parameters(), math.inf)
+    assert optimizer.optimizer.max_grad_norm == 0.25
 
 
 def test_accelerate_waits_for_nothing_more_than_without_steps() -> None:

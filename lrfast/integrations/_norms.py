@@ -32,14 +32,16 @@ class NormOfStep:
         return all(id(param) in self._params for param in params if param.requires_grad)
 
     def clip(self, max_norm: float) -> Tensor:
-        """Let the coming step clip to ``max_norm``; infinity: measure only.
+        """Let the coming step clip to ``max_norm``; infinity: as the optimizer was told otherwise.
 
         Returns:
             One float32 on the device, which the step fills with the norm before clipping.
         """
-        # The largest number clips nothing; None would not measure either.
-        limit = float(max_norm) if math.isfinite(max_norm) else sys.float_info.max
-        if self._optimizer.max_grad_norm != limit:  # setting it binds all parameters anew
+        own = self._optimizer.max_grad_norm
+        limit = max_norm if math.isfinite(max_norm) else own
+        if limit is None:
+            limit = sys.float_info.max  # clips nothing; None would not measure either
+        if own != limit:  # setting it binds all parameters anew
             self._optimizer.max_grad_norm = limit
         return self.value
 

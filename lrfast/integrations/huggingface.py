@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,34 +61,36 @@ def use(
             metric stay Trainer's own.
         clip: Whether the step clips to ``args.max_grad_norm``, and finds the norm that Trainer
             logs, instead of a pass of its own. Trainer does so itself under FSDP.
-        **options: More arguments of the optimizer, such as ``ema_decay``.
+        **options: More arguments of the optimizer, such as ``ema_decay``, but ``max_grad_norm``.
 
     Returns:
         The trainer.
 
     Raises:
         TypeError: If it already has an optimizer of another kind.
-        ValueError: Under DeepSpeed, which brings its own optimizer, and for ``lr`` or ``decay`` for
-            a trainer with an optimizer or a ``model_init``.
+        ValueError: Under DeepSpeed, which brings its own optimizer; for ``max_grad_norm``, which is
+            the arguments'; and for ``lr`` or ``decay`` for a trainer with an optimizer or a
+            ``model_init``.
     """
     if trainer.is_deepspeed_enabled:
         raise ValueError("trainer must not use DeepSpeed, whose engine has the optimizer's step")
-    args = trainer.args
+    if "max_grad_norm" in options:
+        raise ValueError("max_grad_norm must be set in the trainer's arguments, got it beside them")
     has_own_groups = lr is not None or decay is not None
-    clips = clip and not trainer.is_fsdp_enabled
     if trainer.optimizer is not None:
         fused_optimizer(trainer.optimizer)
         if has_own_groups or options:
             given = ", ".join(["lr, decay"] * has_own_groups + list(options))
             raise ValueError(f"{given} must be left out where the trainer has its optimizer")
-    else:
-        if clips and args.max_grad_norm > 0:
-            options = {"max_grad_norm": args.max_grad_norm, **options}
-        cls, made = optimizer_cls_and_kwargs(args, optimizer, **options)
+    clips = clip and not trainer.is_fsdp_enabled
+    maker = _Maker(trainer, schedule, clips)
+    trainer.create_scheduler = maker.create_scheduler
+    if trainer.optimizer is None:
+        groups = None
         if has_own_groups:
-            made["params"] = _layer_groups(trainer, args.learning_rate if lr is None else lr, decay)
-        trainer.optimizer_cls_and_kwargs = (cls, made)
-    trainer.create_scheduler = _SchedulerMaker(trainer, schedule, clips)
+            rate = trainer.args.learning_rate if lr is None else lr
+            groups = _layer_groups(trainer, rate, decay)
+        trainer.create_optimizer = partial(maker.create_optimizer, optimizer, groups, options)
     return trainer
 
 
@@ -121,7 +124,7 @@ def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule:
     Raises:
         ValueError: For a type that follows a metric.
     """
-    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    kind = _kind_of(args)
     if kind in _FOLLOWS_A_METRIC:
         raise ValueError(f"lr_scheduler_type must follow the step alone, got {kind!r}")
     warmup = 0 if kind == "constant" else args.get_warmup_steps(total_steps)
@@ -230,7 +233,8 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
 
     At a logging step, Trainer reads the loss and the gradient's norm, and waits for both. This puts
     its log off (``control.should_log``), asks for copies, and logs them at the first step that
-    finds them arrived; "measured_at" is the step that they belong to. The rate is the device's own.
+    finds them arrived; "measured_at" is the step that they belong to. The rate is the device's own;
+    of several processes each logs its own loss.
 
     Args:
         trainer: Trains with an optimizer of lrfast, see :func:`use`. Its ``training_step`` is
@@ -281,27 +285,49 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
             self._trainer.log({**dict(named), "measured_at": step})
 
 
-class _SchedulerMaker:
-    """Trainer's ``create_scheduler``: it is called when the number of updates is known."""
+class _Maker:
+    """Trainer's ``create_optimizer`` and ``create_scheduler``: it calls them when it knows enough.
+
+    For each training: by then arguments may have changed, and a ``model_init`` made a new model.
+    """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        schedule: Schedule | Callable[[int], Schedule] | None,
-        clips: bool,
+        self, trainer: Trainer, schedule: Schedule | Callable[[int], Schedule] | None, clips: bool
     ) -> None:
         self._trainer = trainer
         self._schedule = schedule
         self._clips = clips
-        self._plain: Callable[..., LRScheduler] = trainer.create_scheduler
+        self._clipping: FusedOptimizer | None = None
+        self._make_optimizer: Callable[..., Optimizer] = trainer.create_optimizer
+        self._make_scheduler: Callable[..., LRScheduler] = trainer.create_scheduler
 
-    def __call__(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+    def create_optimizer(
+        self,
+        cls: type[FusedOptimizer],
+        groups: list[dict[str, Any]] | None,
+        options: dict[str, Any],
+        model: nn.Module | None = None,
+    ) -> Optimizer:
+        trainer = self._trainer
+        if trainer.optimizer is None:
+            norm = trainer.args.max_grad_norm
+            clipped = {"max_grad_norm": norm} if self._clips and norm > 0 else {}
+            made = optimizer_cls_and_kwargs(trainer.args, cls, **options, **clipped)
+            if groups is not None:
+                made[1]["params"] = groups
+            trainer.optimizer_cls_and_kwargs = made
+        return self._make_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LRScheduler:
         trainer, args = self._trainer, self._trainer.args
-        given = trainer.optimizer if optimizer is None else optimizer
-        if self._clips:
+        given = fused_optimizer(trainer.optimizer if optimizer is None else optimizer)
+        if self._clips and self._clipping is not given:
             clip_in_step(trainer.accelerator, given)
-            self._clips = False
-        if trainer.lr_scheduler is None and self._has_one(args):
+            self._clipping = given
+        follows_steps = _kind_of(args) not in _FOLLOWS_A_METRIC
+        if trainer.lr_scheduler is None and (self._schedule is not None or follows_steps):
             made = self._schedule
             if made is None:
                 made = schedule_of(args, num_training_steps)
@@ -309,11 +335,11 @@ class _SchedulerMaker:
                 made = made(num_training_steps)
             trainer.lr_scheduler = DeviceScheduler(given, made)
             trainer._created_lr_scheduler = True  # the next train() starts a new one
-        return self._plain(num_training_steps, optimizer)
+        return self._make_scheduler(num_training_steps, optimizer)
 
-    def _has_one(self, args: TrainingArguments) -> bool:
-        kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-        return self._schedule is not None or kind not in _FOLLOWS_A_METRIC
+
+def _kind_of(args: TrainingArguments) -> str:
+    return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
 
 
 def _layer_groups(trainer: Trainer, lr: Rates, decay: float | None) -> list[dict[str, Any]]:
