@@ -172,7 +172,7 @@ def test_a_loss_is_at_most_the_untrained_models(
     side = found["sides"][experiment.sides[0].name]
     assert side["accuracies"] is None
     np.testing.assert_allclose(np.mean(side["losses"]), found["untrained"])
-    assert 2 < found["untrained"] < 3  # ten classes
+    assert 2 < found["untrained"] < 3 and found["untrained_accuracy"] < 0.3  # ten classes
 
 
 def test_gradual_unfreezing_ends_after_half_of_the_steps() -> None:
@@ -199,6 +199,7 @@ def made_up(gains: dict[str, float]) -> dict[str, Any]:
             for side in experiment.sides
         }
         task = {"optimizer": "SGD", "batch_size": 32, "tags": ["text"], "untrained": 2.0}
+        task |= {"untrained_accuracy": 0.125}
         return task | {"rates": [0.01, 0.1, 1.0], "sides": sides}
 
     return provenance.facts() | {
@@ -218,6 +219,7 @@ def test_a_page_says_of_every_claim_what_was_measured() -> None:
     assert text.count("| -50.0 % | -50.0 to -50.0 % | better |") == 5
     assert text.count("| +100.0 % | +100.0 to +100.0 % | worse |") == 10
     assert "| digits-mlp | 0.210 ± 0.014 (1e-01) | 0.105 ± 0.007 (1e-01) |" in text
+    assert "| digits-mlp | SGD | 32 | 2.000 | 12.5% | 1.0e-02 to 1.0e+00 | text |" in text
     assert "| digits-mlp | 75.0% |" in text and "| digits-mlp | 0.600 |" in text
 
 

@@ -110,7 +110,8 @@ def measure(experiment: Experiment, task: Task, folder: Path, plan: Plan) -> Rec
     """
     trials = [Trial(task, side, plan, experiment.name) for side in experiment.sides]
     kept = Store(folder, fingerprint)
-    untrained = _untrained(trials[0], kept)
+    starts = _untrained(trials[0], kept)
+    untrained = {seed: start["valid_loss"] for seed, start in starts.items()}
     powers = list(FIRST_RATES[task.optimizer.__name__])
     least, most = powers[0] - plan.growths, powers[-1] + plan.growths
     while True:
@@ -126,6 +127,7 @@ def measure(experiment: Experiment, task: Task, folder: Path, plan: Plan) -> Rec
         "batch_size": task.batch_size,
         "tags": list(task.tags),
         "untrained": float(np.mean([untrained[seed] for seed in plan.judging])),
+        "untrained_accuracy": _accuracy([starts[seed] for seed in plan.judging]),
         "rates": [_rate(power) for power in powers],
         "sides": {
             trial.side.name: _judged(trial, kept, grid, powers[index], untrained)
@@ -148,15 +150,20 @@ def _judged(
     }
 
 
-def _untrained(trial: Trial, kept: Store) -> dict[int, float]:
-    """Returns the losses of the models as they are before any side trains them, by seed."""
+def _untrained(trial: Trial, kept: Store) -> dict[int, Record]:
+    """Returns how the models are judged before any side trains them, by seed."""
     starts = {start["seed"]: start for start in kept.records(trial, "start")}
     for seed in (*trial.plan.choosing, *trial.plan.judging):
         if seed not in starts:
             result = asdict(train.judge(trial.task.make(seed)))
             starts[seed] = {"kind": "start", "seed": seed} | result
             kept.add(trial, starts[seed])
-    return {seed: start["valid_loss"] for seed, start in starts.items()}
+    return starts
+
+
+def _accuracy(starts: list[Record]) -> float | None:
+    accuracies = [start["valid_accuracy"] for start in starts]
+    return None if None in accuracies else float(np.mean(accuracies))
 
 
 def _fill(trial: Trial, kept: Store, seeds: Iterable[int], powers: list[int]) -> list[Record]:

@@ -43,7 +43,7 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [_summary(claim, result["experiments"][each.name]) for each, claim in found]
     lines = [
         HEAD,
-        f"Seeds that choose: {seeds['choosing']}; seeds that judge: {seeds['judging']}. "
+        f"Seeds that choose: {seeds['choosing']}; that judge: {seeds['judging']} (`--seeds`). "
         + provenance.sentence(result),
         "",
         "## The claims",
@@ -76,14 +76,18 @@ def _experiment(experiment: Experiment, tasks: dict[str, Any]) -> list[str]:
     lines = [
         f"## {experiment.name.capitalize()}",
         "",
-        *table(["task", "optimizer", "batch", "untrained", "rates", ""], _task_rows(tasks)),
+        *table(
+            ["task", "optimizer", "batch", "loss untrained", "accuracy untrained", "rates", ""],
+            _task_rows(tasks),
+        ),
         "",
         "Validation loss at the best rate, mean and standard deviation over the seeds that judge;",
         "in brackets that rate, and an asterisk where it is at an end of the grid:",
         "",
         *table(["task", *names], [_losses(task, names, name) for name, task in tasks.items()]),
         "",
-        "Accuracy there:",
+        "Accuracy there; a task on which it stays at the untrained one has taught nothing, and its",
+        "rows mean little:",
         "",
         *table(["task", *names], [_accuracies(task, names, name) for name, task in tasks.items()]),
         "",
@@ -104,6 +108,7 @@ def _task_rows(tasks: dict[str, Any]) -> list[list[str]]:
             task["optimizer"],
             str(task["batch_size"]),
             f"{task['untrained']:.3f}",
+            _percent(task["untrained_accuracy"]),
             f"{task['rates'][0]:.1e} to {task['rates'][-1]:.1e}",
             ", ".join(task["tags"]),
         ]
@@ -123,7 +128,11 @@ def _losses(task: dict[str, Any], sides: list[str], name: str) -> list[str]:
 
 def _accuracies(task: dict[str, Any], sides: list[str], name: str) -> list[str]:
     found = [task["sides"][each]["accuracies"] for each in sides]
-    return [name, *("" if each is None else f"{np.mean(each):.1%}" for each in found)]
+    return [name, *(_percent(None if each is None else float(np.mean(each))) for each in found)]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _medians(task: dict[str, Any], sides: list[str], name: str) -> list[str]:
