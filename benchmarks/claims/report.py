@@ -29,10 +29,10 @@ at most the untrained model's. Rows that judge are those that the rates were cho
 same for both.
 
 A difference is that of the losses, seed by seed, in percent: the geometric mean and the t interval
-of its logarithm ({CONFIDENCE:.0%}, not corrected for their number). Where the interval lies below 0
-the first way is better on the task, above 0 worse. {RULE}.
-The rule was written down before anything was measured. What is true of small models in a few
-hundred steps need not be true of large ones in many.
+of its logarithm ({CONFIDENCE:.0%}, not corrected for their number). Where the interval lies below
+0 the first way is better on the task, above 0 worse. {RULE}
+The rule was written down before any result was seen. What is true of small models in a few hundred
+steps need not be true of large ones in many.
 """
 
 
