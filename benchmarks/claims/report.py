@@ -30,7 +30,9 @@ same for both.
 
 A difference is that of the losses, seed by seed, in percent: the geometric mean and the t interval
 of its logarithm ({CONFIDENCE:.0%}, not corrected for their number). Where the interval lies below
-0 the first way is better on the task, above 0 worse. {RULE}
+0 the first way is better on the task, above 0 worse.
+
+{RULE}
 The rule was written down before any result was seen. What is true of small models in a few hundred
 steps need not be true of large ones in many.
 """
