@@ -29,10 +29,12 @@ at most the untrained model's. Rows that judge are those that the rates were cho
 same for both.
 
 A difference is that of the losses, seed by seed, in percent: the geometric mean and the t interval
-of its logarithm ({CONFIDENCE:.0%}, not corrected for their number). Where the interval lies below 0
-the first way is better on the task, above 0 worse. {RULE}.
-The rule was written down before anything was measured. What is true of small models in a few
-hundred steps need not be true of large ones in many.
+of its logarithm ({CONFIDENCE:.0%}, not corrected for their number). Where the interval lies below
+0 the first way is better on the task, above 0 worse.
+
+{RULE}
+The rule was written down before any result was seen. What is true of small models in a few hundred
+steps need not be true of large ones in many.
 """
 
 
@@ -43,7 +45,7 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [_summary(claim, result["experiments"][each.name]) for each, claim in found]
     lines = [
         HEAD,
-        f"Seeds that choose: {seeds['choosing']}; seeds that judge: {seeds['judging']} (`--seeds`). "
+        f"Seeds that choose: {seeds['choosing']}; that judge: {seeds['judging']} (`--seeds`). "
         + provenance.sentence(result),
         "",
         "## The claims",

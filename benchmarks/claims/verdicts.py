@@ -1,4 +1,4 @@
-"""When a claim counts as reproduced. Written down before anything was measured.
+"""When a claim counts as reproduced. Written down before any result was seen.
 
 On a task: the differences of ln(loss), seed by seed, between the side that is said to be better and
 its rival, and the t interval of their mean. The side is "better" where the whole interval is below
@@ -15,10 +15,8 @@ import numpy as np
 
 from benchmarks.intervals import t_interval
 
-RULE = (
-    "A claim is reproduced if its side is better on more than half of the tasks and worse on none, "
-    "not reproduced if it is worse on more tasks than it is better on, and undecided otherwise"
-)
+RULE = """A claim is reproduced if its side is better on more than half of the tasks and worse on
+none, not reproduced if it is worse on more tasks than it is better on, and undecided otherwise."""
 
 
 @dataclass(frozen=True)
