@@ -45,10 +45,27 @@ def test_flat_cosine() -> None:
 )
 def test_warm_restarts(cycle_mult: float, lengths: list[int]) -> None:
     stage = make_tuner("sgd").fit_sgdr(3, 1, slice(1e-4, 1e-2), cycle_mult=cycle_mult, eta_min=0.1)
-    parts = [0.1 + 0.9 * cosine(np.arange(n * STEPS) / (n * STEPS)) for n in lengths]
+    spans = [n * STEPS for n in lengths]
+    spans[-1] -= 1  # the last step is made at the lowest rate
+    parts = [
+        0.1 + 0.9 * cosine(np.arange(n * STEPS) / m) for n, m in zip(lengths, spans, strict=True)
+    ]
     np.testing.assert_allclose(stage.rates[:, 2], 1e-2 * np.concatenate(parts), rtol=1e-12)
     np.testing.assert_allclose(stage.rates[:, 0], stage.rates[:, 2] / 100, rtol=1e-12)
     assert len(stage.epochs) == sum(lengths) and stage.name == "sgdr"
+    assert stage.rates[-1, 2] == 1e-2 * 0.1
+
+
+def test_stages_by_name_have_the_schedules_of_that_name() -> None:
+    """One rule for both: where a phase begins, and that the end is hit at the last step."""
+    for pct_start in (0.0, 0.4, 0.75, 0.9, 1.0):
+        stage = make_tuner("sgd").fit_flat_cos(3, 0.1, pct_start=pct_start, final_div=50.0)
+        schedule = schedules.flat_cosine(3 * STEPS, pct_start, 1 / 50)
+        assert stage.rates[:, 0].tolist() == (0.1 * schedule.values(range(3 * STEPS))).tolist()
+    stage = make_tuner("sgd").fit_sgdr(3, 2, 0.1, cycle_mult=1.3, eta_min=0.2)
+    schedule = schedules.sgdr(2 * STEPS, 1.3, 3, 0.2, unit=STEPS)
+    assert len(stage.losses) == schedule.total_steps == (2 + 3 + 3) * STEPS
+    assert stage.rates[:, 0].tolist() == (0.1 * schedule.values(range(8 * STEPS))).tolist()
 
 
 def test_fine_tune_is_fastais() -> None:
