@@ -56,18 +56,6 @@ def test_warm_restarts(cycle_mult: float, lengths: list[int]) -> None:
     assert stage.rates[-1, 2] == 1e-2 * 0.1
 
 
-def test_stages_by_name_have_the_schedules_of_that_name() -> None:
-    """One rule for both: where a phase begins, and that the end is hit at the last step."""
-    for pct_start in (0.0, 0.4, 0.75, 0.9, 1.0):
-        stage = make_tuner("sgd").fit_flat_cos(3, 0.1, pct_start=pct_start, final_div=50.0)
-        schedule = schedules.flat_cosine(3 * STEPS, pct_start, 1 / 50)
-        assert stage.rates[:, 0].tolist() == (0.1 * schedule.values(range(3 * STEPS))).tolist()
-    stage = make_tuner("sgd").fit_sgdr(3, 2, 0.1, cycle_mult=1.3, eta_min=0.2)
-    schedule = schedules.sgdr(2 * STEPS, 1.3, 3, 0.2, unit=STEPS)
-    assert len(stage.losses) == schedule.total_steps == (2 + 3 + 3) * STEPS
-    assert stage.rates[:, 0].tolist() == (0.1 * schedule.values(range(8 * STEPS))).tolist()
-
-
 def test_fine_tune_is_fastais() -> None:
     """Peaks, first and last rates by fastai's formulas, as fractions of the peak."""
     tuner = make_tuner("adamw")
