@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrfast._fused import FusedOptimizer
-from lrfast._scheduled import set_rate
+from lrfast._scheduled import momentum_of, set_rate
 from lrfast.schedules import Schedule
 
 
@@ -110,9 +110,7 @@ class _DeviceDriver(Driver):
         super().__init__(optimizer)
         optimizer._scale_rests = not scaled  # the engine hears of it with the schedule
         self._stop_flag = stop_flag
-        optimizer.set_schedule(schedule)
-        if start:
-            optimizer._set_schedule_step(start)
+        optimizer._attach(optimizer._one_per_group(schedule), start)
         optimizer._watch(stop_flag)
 
     def watch(self) -> None:
@@ -157,7 +155,7 @@ class _HostDriver(Driver):
         super().__init__(optimizer)
         groups = optimizer.param_groups
         self._own_rates = [float(group["lr"]) for group in groups]
-        self._own_momenta = [_momentum(group) for group in groups]
+        self._own_momenta = [momentum_of(group) for group in groups]
         schedules = [schedule] * len(groups) if isinstance(schedule, Schedule) else list(schedule)
         steps = np.arange(total_steps)
         tables = {each: (each.values(steps), each.momentum(steps)) for each in set(schedules)}
@@ -206,14 +204,6 @@ class _HostDriver(Driver):
             set_rate(group, rate)
             if momentum is not None:
                 _set_momentum(group, momentum)
-
-
-def _momentum(group: dict[str, Any]) -> float | None:
-    betas = group.get("betas")
-    if isinstance(betas, tuple):
-        return float(betas[0])
-    momentum = group.get("momentum")
-    return float(momentum) if isinstance(momentum, int | float) else None
 
 
 def _set_momentum(group: dict[str, Any], momentum: float) -> None:

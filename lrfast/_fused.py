@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +18,11 @@ from torch.optim import optimizer as torch_optimizer
 from lrfast import _states
 from lrfast._extension import extension
 from lrfast._options import Options, StepOptions, check_group, check_saved_groups
-from lrfast._scheduled import Scheduled, ScheduleSnapshot
+from lrfast._scheduled import Scheduled, ScheduleSnapshot, saved_schedules
 from lrfast._shards import find_shards
 from lrfast.loss_schedules import check_saved, load_saved
 from lrfast.schedules import Schedule
+from lrfast.schedules._checks import check_choice
 from lrfast.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -190,23 +190,49 @@ class FusedOptimizer(Scheduled):
         finally:
             handle.remove()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(
+        self, state_dict: dict[str, Any], *, schedule: Literal["saved", "own"] | None = None
+    ) -> None:
         """Load torch.optim's state dict or ours; float32 states of half parameters stay float32.
 
-        A state dict without a schedule, or a loss schedule, leaves the one that is attached.
+        Its schedules are attached, and go on where they stood. A state dict without a schedule,
+        or a loss schedule, leaves the one that is attached.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned, or torch.optim's optimizer of that name.
+            schedule: Whose schedules go on, at the step where the saved ones stood, if the saved
+                ones and those attached differ: the "saved" ones, or the optimizer's "own". None
+                refuses such a state dict.
+
+        Raises:
+            ValueError: If the groups or states do not fit, ``schedule`` is another word, or it is
+                None and the schedules differ. Nothing has been changed then.
+
+        Example:
+            >>> import torch, lrfast
+            >>> parameters, cosine = [torch.zeros(3, requires_grad=True)], lrfast.schedules.cosine
+            >>> saved = lrfast.SGD(parameters, lr=0.5, schedule=cosine(100)).state_dict()
+            >>> longer = cosine(100).extend_to(150, saved["lrfast"]["schedule_step"])
+            >>> optimizer = lrfast.SGD(parameters, lr=0.5, schedule=longer)
+            >>> optimizer.load_state_dict(saved, schedule="own")
         """
+        if schedule is not None:
+            check_choice("schedule", schedule, ("saved", "own"))
         # Between the user's hooks: theirs before may replace the dict, theirs after see it loaded.
         given: list[dict[str, Any]] = []
 
         def check_and_note(state: dict[str, Any]) -> None:
             check_saved_groups(set(self.defaults), state)
-            check_saved(self, state.get(_ENGINE_ENTRY, {}).get("loss_schedule"))
+            entry = state.get(_ENGINE_ENTRY, {})
+            check_saved(self, entry.get("loss_schedule"))
+            if schedule is None:
+                self._check_saved_schedules(saved_schedules(entry))
             given.append(state)
 
         handles = [
             self.register_load_state_dict_pre_hook(lambda _, state: check_and_note(state)),
             self.register_load_state_dict_post_hook(
-                lambda _: self._complete_load(given[0]), prepend=True
+                lambda _: self._complete_load(given[0], schedule == "own"), prepend=True
             ),
         ]
         try:
@@ -215,10 +241,11 @@ class FusedOptimizer(Scheduled):
             for handle in handles:
                 handle.remove()
 
-    def _complete_load(self, state_dict: dict[str, Any]) -> None:
+    def _complete_load(self, state_dict: dict[str, Any], keeps_own: bool) -> None:
         """Do what torch's load_state_dict leaves: dtypes, the schedule, its step."""
-        self._restore_dtypes(state_dict)
-        self._load_entry(state_dict.get(_ENGINE_ENTRY, {}))
+        _states.restore_dtypes(self, state_dict)
+        self._choose_dtypes()
+        self._load_entry(state_dict.get(_ENGINE_ENTRY, {}), keeps_own)
 
     def _entry(self) -> dict[str, Any]:
         """What a state dict holds beside torch's entries. Waits for the device."""
@@ -227,14 +254,17 @@ class FusedOptimizer(Scheduled):
             entry["steps"] = self._clock()[1]
         return entry
 
-    def _load_entry(self, entry: dict[str, Any]) -> None:
-        """Take the schedule and the step counts from our entry in a state dict."""
+    def _load_entry(self, entry: dict[str, Any], keeps_own: bool = False) -> None:
+        """Take the schedules, unless its own are kept, and the step counts from our entry."""
         applied, steps = self._clock()
-        if "schedules" in entry:
-            self._schedules = [Schedule.from_dict(s) if s else None for s in entry["schedules"]]
+        saved = saved_schedules(entry)
+        if saved is not None:
             applied = entry["schedule_step"]
+            if not keeps_own:
+                self._schedules = saved
         self._engine = None
         self._clock_at_start = (applied, entry.get("steps", steps))
+        self._loaded_clock = None if saved is None else self._clock_at_start
         load_saved(self, entry.get("loss_schedule"))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -243,6 +273,7 @@ class FusedOptimizer(Scheduled):
             "_loss_schedule": self._loss_schedule,
             "_options": self._options,
             "_clock_at_start": self._clock(),
+            "_loaded_clock": self._loaded_clock,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -313,48 +344,10 @@ class FusedOptimizer(Scheduled):
         """The product of the momenta of the steps so far, where none was kept."""
         return float(float(group["betas"][0]) ** steps)
 
-    def _mark_unbegun_buffers(self, state: dict[str, Any]) -> None:
-        """Tell a buffer that no step has filled yet from one of zeros: the first one was skipped.
-
-        torch's SGD says so by None; the engine by a count that torch has no place for.
-        """
-        counts = [] if self._engine is None else self._engine.private_counts()
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        ids = {id(param): index for index, param in enumerate(params)}
-        began = torch.stack([count.cpu() for _, count in counts]).tolist() if counts else []
-        for (param, _), count in zip(counts, began, strict=True):
-            packed = state["state"].get(ids.get(id(param)), {})
-            if count == 0 and packed.get("momentum_buffer") is not None:
-                state["state"][ids[id(param)]] = packed | {"momentum_buffer": None}
-
-    def _restore_dtypes(self, state_dict: dict[str, Any]) -> None:
-        """Undo torch's cast of states to the parameter's dtype where it loses digits.
-
-        float32 moments of a half parameter stay float32, and so does the float64 product of beta1;
-        a state too wide for the engine is narrowed when it is first used.
-        """
-        saved_ids: Iterable[int] = chain.from_iterable(
-            group["params"] for group in state_dict["param_groups"]
-        )
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for saved_id, param in zip(saved_ids, params, strict=True):
-            loaded = self.state.get(param, {})
-            for name, value in state_dict["state"].get(saved_id, {}).items():
-                if not isinstance(value, Tensor) or not isinstance(loaded.get(name), Tensor):
-                    continue
-                if value.dtype.itemsize > loaded[name].dtype.itemsize:
-                    loaded[name] = value.to(param.device, copy=True)
-        self._choose_dtypes()
-
     def _choose_dtypes(self) -> None:
         """Bring the moments that are there into ``state_dtype``, where that is given."""
-        if self._options.state_dtype is None:
-            return
-        for param, state in self.state.items():
-            chosen = self._options.state_dtype_of(param, [])
-            for name, value in state.items():
-                if isinstance(value, Tensor) and name not in _states.NOT_MOMENTS:
-                    state[name] = value.to(chosen)
+        if self._options.state_dtype is not None:
+            _states.choose_dtypes(self, lambda param: self._options.state_dtype_of(param, []))
 
     def _watch(self, flag: Tensor | None) -> None:
         """Let steps change nothing while ``flag``, one float64 on the device, is not zero."""
@@ -385,7 +378,8 @@ class FusedOptimizer(Scheduled):
 
 def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     assert isinstance(optimizer, FusedOptimizer)
-    optimizer._mark_unbegun_buffers(state)
+    counts = [] if optimizer._engine is None else optimizer._engine.private_counts()
+    _states.mark_unbegun_buffers(optimizer, counts, state)
     entry = optimizer._entry()
     if entry:
         state[_ENGINE_ENTRY] = entry

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lrfast.schedules import Schedule
+from lrfast.schedules._checks import check_steps
 
 if TYPE_CHECKING:
     from lrfast import _C
     from lrfast.loss_schedules import LossSchedule
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the schedules will do to every group, if nothing is changed on the way.
+
+    Args:
+        steps: Schedule steps, int64 [steps].
+        rates: Learning rates, float64 [steps, groups].
+        momenta: Momentum or beta1, float64 [steps, groups]; NaN where the rule has none.
+        weight_decays: Weight decay, float64 [steps, groups]; NaN where the rule has none.
+    """
+
+    steps: npt.NDArray[np.int64]
+    rates: Floats
+    momenta: Floats
+    weight_decays: Floats
 
 
 class Scheduled(torch.optim.Optimizer):
@@ -23,19 +47,31 @@ class Scheduled(torch.optim.Optimizer):
     _clock_at_start: tuple[int, int]  # of an engine yet to be made: see _clock
     _loss_schedule: LossSchedule | None = None
     _scale_rests = False  # whether somebody plans the rates who wants no factor on top
+    _loaded_clock: tuple[int, int] | None = None  # where a state dict has put it
 
-    def set_schedule(self, schedule: Schedule | Sequence[Schedule | None] | None) -> None:
+    def set_schedule(
+        self,
+        schedule: Schedule | Sequence[Schedule | None] | None,
+        *,
+        step: int | None = None,
+    ) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.
 
         The schedule multiplies ``param_groups[i]["lr"]``, which stays what the user set. It is
         evaluated on the device, once per group and step.
 
+        Between :meth:`load_state_dict` and the first step the schedule that was loaded goes on
+        where it stands when it is set once more; for another one ``step`` must say where it begins.
+
         Args:
             schedule: One schedule for all groups, a sequence with one (or None) per group, or None
                 to detach and leave every group's rate where the schedule has brought it.
+            step: The schedule's step that the next applied step makes, 0 or more. None: 0, or where
+                the loaded schedule stands.
 
         Raises:
-            ValueError: If a sequence has not one entry per group.
+            ValueError: If a sequence has not one entry per group, ``step`` is out of range, or it
+                is None for another schedule than the one just loaded.
             TypeError: If an entry is not a :class:`lrfast.schedules.Schedule`.
 
         Example:
@@ -46,6 +82,59 @@ class Scheduled(torch.optim.Optimizer):
             >>> optimizer.current_rates()
             [0.004]
         """
+        schedules = self._one_per_group(schedule)
+        if step is not None:
+            step = check_steps("step", step, least=0)
+        elif schedule is not None and self._loaded_clock is not None:
+            step = self._step_of_loaded(schedules)
+        if schedule is None:
+            self._leave_rates()
+        self._attach(schedules, step or 0)
+        self._loaded_clock = None
+
+    @property
+    def schedules(self) -> list[Schedule | None]:
+        """The schedules that are attached, one entry per group; None where there is none."""
+        return self._padded_schedules()
+
+    def planned(self, steps: int | None = None) -> Planned:
+        """Return rates, momenta and weight decays of every group over the schedules' steps.
+
+        A factor that losses drive is not in them.
+
+        Args:
+            steps: How many from step 0 on, 1 or more. None: up to the end of the longest schedule.
+
+        Raises:
+            ValueError: If ``steps`` is out of range, or None without a schedule.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer, one_cycle = torch.nn.Linear(2, 1), lrfast.schedules.one_cycle
+            >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.5, schedule=one_cycle(100))
+            >>> planned = optimizer.planned()
+            >>> planned.rates.shape, float(planned.rates.max())
+            ((100, 1), 0.5)
+        """
+        schedules = self._padded_schedules()
+        if steps is None:
+            if not any(schedules):
+                raise ValueError("steps must be given for an optimizer without a schedule")
+            steps = max(schedule.total_steps for schedule in schedules if schedule)
+        moments = np.arange(check_steps("steps", steps))
+        columns = [
+            _planned(group, schedule, moments)
+            for group, schedule in zip(self.param_groups, schedules, strict=True)
+        ]
+        rates, momenta, decays = (
+            np.stack(channel, axis=1) for channel in zip(*columns, strict=True)
+        )
+        return Planned(moments, rates, momenta, decays)
+
+    def _one_per_group(
+        self, schedule: Schedule | Sequence[Schedule | None] | None
+    ) -> list[Schedule | None]:
+        """What the user gave, checked, as a list with one entry per group."""
         count = len(self.param_groups)
         if isinstance(schedule, str):
             raise TypeError(
@@ -66,9 +155,21 @@ class Scheduled(torch.optim.Optimizer):
                 raise TypeError(
                     f"schedule must be made by lrfast.schedules, got {type(entry).__name__}"
                 )
-        if schedule is None:
-            self._leave_rates()
-        self._attach(schedules)
+        return schedules
+
+    def _step_of_loaded(self, schedules: list[Schedule | None]) -> int:
+        """Where schedules go on that are set right after loading, if they are the loaded ones."""
+        if self._loaded_clock != self._clock():
+            return 0  # steps have been made since
+        stands = self.schedule_step
+        differs = difference(schedules, self._padded_schedules())
+        if differs:
+            raise ValueError(
+                "step must say where another schedule than the one just loaded begins (0 to start "
+                f"it, {stands} to go on where that one stands), got None; set against loaded: "
+                f"{differs}"
+            )
+        return stands
 
     def current_rates(self) -> list[float]:
         """Return the rate that the next step will use, per group. Waits for the device."""
@@ -157,12 +258,25 @@ class Scheduled(torch.optim.Optimizer):
             if schedule is not None:
                 set_rate(group, rate)
 
-    def _attach(self, schedules: list[Schedule | None]) -> None:
+    def _check_saved_schedules(self, saved: list[Schedule | None] | None) -> None:
+        """Refuse another schedule than the attached one: which is meant, the user must say."""
+        if saved is None or not any(self._schedules) or len(saved) != len(self.param_groups):
+            return  # torch refuses another number of groups
+        differs = difference(saved, self._padded_schedules())
+        if differs:
+            raise ValueError(
+                'schedule must be "saved" or "own" where the saved one and the attached one '
+                f"differ, got None; saved against own: {differs}"
+            )
+
+    def _attach(self, schedules: list[Schedule | None], step: int = 0) -> None:
         """Put schedules, one per group, in charge from the next step on; rates stay as set."""
         self._schedules = schedules
         self._clock_at_start = (0, self._clock_at_start[1])
         if self._engine is not None:
             self._send_schedules(self._engine)
+        if step:
+            self._set_schedule_step(step)
 
     def _send_schedules(self, engine: _C.Engine) -> None:
         distinct = list(dict.fromkeys(s for s in self._padded_schedules() if s is not None))
@@ -182,6 +296,59 @@ class Scheduled(torch.optim.Optimizer):
 ScheduleSnapshot = tuple[
     list[Schedule | None], tuple[int, int], "LossSchedule | None", dict[str, Any]
 ]
+
+
+def momentum_of(group: dict[str, Any]) -> float | None:
+    """Return a param group's momentum or beta1; None if its rule has none."""
+    betas = group.get("betas")
+    if isinstance(betas, tuple):
+        return float(betas[0])
+    momentum = group.get("momentum")
+    return float(momentum) if isinstance(momentum, int | float) else None
+
+
+def saved_schedules(entry: dict[str, Any]) -> list[Schedule | None] | None:
+    """Return the schedules in our entry of a state dict, one per group; None if there are none."""
+    entries = entry.get("schedules")
+    if entries is None:
+        return None
+    return [Schedule.from_dict(entry) if entry else None for entry in entries]
+
+
+def _planned(
+    group: dict[str, Any], schedule: Schedule | None, steps: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats, Floats]:
+    """Rates, momenta and weight decays of one group."""
+    momentum = momentum_of(group)
+    own = (
+        float(group["lr"]),
+        math.nan if momentum is None else momentum,
+        float(group.get("weight_decay", math.nan)),
+    )
+    rates, momenta, decays = (np.full(len(steps), value) for value in own)
+    if schedule is None:
+        return rates, momenta, decays
+    cycled, faded = schedule.momentum(steps), schedule.weight_decay(steps)
+    return (
+        rates * schedule.values(steps),
+        momenta if cycled is None or momentum is None else cycled,
+        decays if faded is None else decays * faded,
+    )
+
+
+def difference(ours: Sequence[Schedule | None], theirs: Sequence[Schedule | None]) -> str:
+    """Return in words how the schedules of each group differ; nothing where they are equal."""
+    lines: dict[str, list[str]] = {}  # of what differs, the groups in which it does
+    for group, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if one == other:
+            continue
+        if one is None or other is None:
+            names = ["none" if each is None else each.name for each in (one, other)]
+            text = f"{names[0]} against {names[1]}"
+        else:
+            text = one.difference(other).replace("\n", ", ")
+        lines.setdefault(text, []).append(str(group))
+    return "; ".join(f"group {', '.join(groups)}: {text}" for text, groups in lines.items())
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from lrfast._scheduled import Scheduled
     from lrfast.history import History
     from lrfast.range_test import RangeTest
 
@@ -32,6 +33,8 @@ _MARKERS = {
     "valley": "o",
     "slide": "D",
 }
+_MOST_LABELS = 14  # lines that a legend names
+_DECADES = 30.0  # between largest and smallest rate, from which on a linear axis hides the latter
 _MORE_MARKERS = ("P", "X", "^", "<", ">", "h", "d", "p")
 
 
@@ -179,9 +182,12 @@ def plot_schedule(
         ImportError: If matplotlib is not installed.
     """
     steps = np.arange(schedule.total_steps)
-    momentum = schedule.momentum(steps)
-    figure = _new_figure(8.0, 3.5 if momentum is None else 5.0)
-    panels = figure.subplots(1 if momentum is None else 2, 1, sharex=True, squeeze=False)[:, 0]
+    channels = {
+        "momentum": schedule.momentum(steps),
+        "weight decay, multiplier": schedule.weight_decay(steps),
+    }
+    others = {name: values for name, values in channels.items() if values is not None}
+    figure, panels = _panels(1 + len(others))
     multipliers = schedule.values(steps)
     for group, rate in enumerate(rates):
         panels[0].plot(steps, rate * multipliers, _LINES[group % 4], label=f"group {group}")
@@ -189,12 +195,97 @@ def plot_schedule(
         panels[0].set_yscale("log")
         panels[0].legend(fontsize="small")
     panels[0].set_ylabel("learning rate" if rates != (1.0,) else "multiplier")
-    if momentum is not None:
-        panels[1].plot(steps, momentum, "k--")
-        panels[1].set_ylabel("momentum")
+    for axes, (name, values) in zip(panels[1:], others.items(), strict=True):
+        axes.plot(steps, values, "k--")
+        axes.set_ylabel(name)
     panels[0].set_title(schedule.name)
-    panels[-1].set_xlabel("step")
     return _finish(figure, path)
+
+
+def plot_schedules(
+    optimizer: Scheduled, steps: int | None = None, path: str | Path | None = None
+) -> Figure:
+    """Draw what an optimizer's schedules will do: rate, momentum and weight decay of every group.
+
+    Groups that share a curve share a line. A vertical line marks the step that comes next.
+
+    Args:
+        optimizer: Any of lrfast, with a schedule.
+        steps: How many to draw, 1 or more; None: up to the end of the longest schedule.
+        path: Where to save the figure too; the suffix names the format.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If ``steps`` is out of range, or None without a schedule.
+
+    Example:
+        >>> import torch, lrfast
+        >>> from lrfast.plot import plot_schedules
+        >>> layer, one_cycle = torch.nn.Linear(2, 1), lrfast.schedules.one_cycle
+        >>> optimizer = lrfast.AdamW(layer.parameters(), lr=0.01, schedule=one_cycle(100))
+        >>> [axes.get_ylabel() for axes in plot_schedules(optimizer).axes]
+        ['learning rate', 'momentum', 'weight decay']
+    """
+    planned = optimizer.planned(steps)
+    names = [
+        str(group.get("name", index)) + (" (frozen)" if group.get("frozen") else "")
+        for index, group in enumerate(optimizer.param_groups)
+    ]
+    channels = {
+        "learning rate": planned.rates,
+        "momentum": planned.momenta,
+        "weight decay": planned.weight_decays,
+    }
+    shown = {label: values for label, values in channels.items() if not np.isnan(values).all()}
+    figure, panels = _panels(len(shown), width=10.0)
+    for axes, (label, values) in zip(panels, shown.items(), strict=True):
+        _draw_groups(axes, planned.steps, values, names)
+        axes.set_ylabel(label)
+        if optimizer.schedule_step:
+            axes.axvline(optimizer.schedule_step, color="0.6", linewidth=0.8)
+    first = planned.rates[planned.rates > 0]
+    if len(first) and first.max() > _DECADES * first.min():
+        panels[0].set_yscale("log")
+    schedules = dict.fromkeys("none" if s is None else s.name for s in optimizer.schedules)
+    panels[0].set_title(f"Planned: {'; '.join(schedules)}")
+    return _finish(figure, path)
+
+
+def _draw_groups(
+    axes: Axes, steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64], names: list[str]
+) -> None:
+    """Draw one line for each distinct column; four styles by eight markers tell them apart."""
+    groups: dict[bytes, list[int]] = {}
+    for index, column in enumerate(values.T):
+        groups.setdefault(column.tobytes(), []).append(index)
+    lines = list(groups.values())
+    stride = -(-len(lines) // _MOST_LABELS)
+    every = max(len(steps) // 12, 1)
+    for line, members in enumerate(lines):
+        marker = "" if len(lines) <= 4 else _MORE_MARKERS[line // 4 % len(_MORE_MARKERS)]
+        is_named = line % stride == 0 or line == len(lines) - 1
+        axes.plot(
+            steps,
+            values[:, members[0]],
+            _LINES[line % 4],
+            color=f"C{line}",
+            marker=marker,
+            markersize=4,
+            markevery=(line * every // len(lines), every),
+            label=_group_label(members, names) if is_named else None,
+        )
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _group_label(members: list[int], names: list[str]) -> str:
+    if len(members) == len(names) > 1:
+        return "all groups"
+    shown = ", ".join(names[index] for index in members[:4])
+    more = f" and {len(members) - 4} more" if len(members) > 4 else ""
+    return f"group{'s' if len(members) > 1 else ''} {shown}{more}"
 
 
 def plot_history(history: History, path: str | Path | None = None) -> Figure:
@@ -252,6 +343,14 @@ def _new_figure(width: float, height: float) -> Figure:
             "plots need matplotlib: install it with `pip install lrfast[plot]`"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _panels(count: int, width: float = 8.0) -> tuple[Figure, list[Axes]]:
+    """A figure with panels one above the other, over the same steps."""
+    figure = _new_figure(width, 1.0 + 2.2 * count)
+    panels: list[Axes] = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+    panels[-1].set_xlabel("step")
+    return figure, panels
 
 
 def limits(values: npt.NDArray[np.float64]) -> tuple[float, float] | None:

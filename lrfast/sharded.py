@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lrfast._fused import FusedOptimizer
+from lrfast._scheduled import saved_schedules
 from lrfast.loss_schedules import check_saved
+from lrfast.schedules._checks import check_choice
 
 
 class ShardedState:
@@ -21,9 +23,12 @@ class ShardedState:
     Args:
         model: The module, sharded or not.
         optimizer: One of ours over the model's parameters.
+        schedule: What a load does where the saved schedules and the optimizer's differ, as
+            ``optimizer.load_state_dict`` does it: "saved", "own", or None, which refuses.
 
     Raises:
         TypeError: If ``optimizer`` is not one of ours.
+        ValueError: If ``schedule`` is another word.
 
     Example:
         >>> import tempfile, torch, lrfast
@@ -38,9 +43,17 @@ class ShardedState:
         0
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Literal["saved", "own"] | None = None,
+    ) -> None:
         if not isinstance(optimizer, FusedOptimizer):
             raise TypeError(f"optimizer must be one of lrfast's, got {type(optimizer).__name__}")
+        if schedule is not None:
+            check_choice("schedule", schedule, ("saved", "own"))
+        self._schedule = schedule
         self._model = model
         self._optimizer = optimizer
 
@@ -61,16 +74,19 @@ class ShardedState:
 
         Raises:
             KeyError: If an entry is missing.
-            ValueError: If a loss-driven schedule is attached that is not the saved one.
+            ValueError: If another schedule is attached than the saved one, and nobody said which
+                one goes on; nothing has been changed then.
         """
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         entry = torch.load(io.BytesIO(state_dict["lrfast"]), weights_only=True)
         check_saved(self._optimizer, entry.get("loss_schedule"))
+        if self._schedule is None:
+            self._optimizer._check_saved_schedules(saved_schedules(entry))
         set_state_dict(
             self._model,
             self._optimizer,
             model_state_dict=state_dict["model"],
             optim_state_dict=state_dict["optimizer"],
         )
-        self._optimizer._load_entry(entry)
+        self._optimizer._load_entry(entry, keeps_own=self._schedule == "own")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import OPTIMIZERS, bits, cross_entropy, failing, make_batches
 from torch import Tensor, nn
-from tuners import make_tuner
+from tuners import STEPS, make_tuner
 
 import lrfast
 from lrfast import FineTuner, accuracy, schedules
@@ -253,3 +253,18 @@ def test_several_inputs() -> None:
     tuner.fit_one_cycle(4, 0.1)
     rows = tuner.history.epochs
     assert rows[-1]["valid_loss"] < rows[0]["valid_loss"] and 0 <= rows[-1]["accuracy"] <= 1
+
+
+# The schedules of the stages by name.
+
+
+def test_stages_by_name_have_the_schedules_of_that_name() -> None:
+    """One rule for both: where a phase begins, and that the end is hit at the last step."""
+    for pct_start in (0.0, 0.4, 0.75, 0.9, 1.0):
+        stage = make_tuner("sgd").fit_flat_cos(3, 0.1, pct_start=pct_start, final_div=50.0)
+        schedule = schedules.flat_cosine(3 * STEPS, pct_start, 1 / 50)
+        assert stage.rates[:, 0].tolist() == (0.1 * schedule.values(range(3 * STEPS))).tolist()
+    stage = make_tuner("sgd").fit_sgdr(3, 2, 0.1, cycle_mult=1.3, eta_min=0.2)
+    schedule = schedules.sgdr(2 * STEPS, 1.3, 3, 0.2, unit=STEPS)
+    assert len(stage.losses) == schedule.total_steps == (2 + 3 + 3) * STEPS
+    assert stage.rates[:, 0].tolist() == (0.1 * schedule.values(range(8 * STEPS))).tolist()

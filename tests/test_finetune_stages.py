@@ -45,10 +45,15 @@ def test_flat_cosine() -> None:
 )
 def test_warm_restarts(cycle_mult: float, lengths: list[int]) -> None:
     stage = make_tuner("sgd").fit_sgdr(3, 1, slice(1e-4, 1e-2), cycle_mult=cycle_mult, eta_min=0.1)
-    parts = [0.1 + 0.9 * cosine(np.arange(n * STEPS) / (n * STEPS)) for n in lengths]
+    spans = [n * STEPS for n in lengths]
+    spans[-1] -= 1  # the last step is made at the lowest rate
+    parts = [
+        0.1 + 0.9 * cosine(np.arange(n * STEPS) / m) for n, m in zip(lengths, spans, strict=True)
+    ]
     np.testing.assert_allclose(stage.rates[:, 2], 1e-2 * np.concatenate(parts), rtol=1e-12)
     np.testing.assert_allclose(stage.rates[:, 0], stage.rates[:, 2] / 100, rtol=1e-12)
     assert len(stage.epochs) == sum(lengths) and stage.name == "sgdr"
+    assert stage.rates[-1, 2] == 1e-2 * 0.1
 
 
 def test_fine_tune_is_fastais() -> None:

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lrfast import History, RangeTest, Stage, schedules
-from lrfast.plot import limits, plot_comparison, plot_history, plot_range_test, plot_schedule
+from lrfast.plot import limits, plot_comparison, plot_history, plot_range_test
 from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
 
@@ -264,35 +264,6 @@ def test_comparison_counts_runs_and_labels() -> None:
         result.compare()
     with pytest.raises(ValueError, match="labels must be one per range test, 2 of them, got 1"):
         plot_comparison([result, result], labels=["one"])
-
-
-# Schedules.
-
-
-def test_schedule_shows_multiplier_and_momentum(tmp_path: Path) -> None:
-    schedule = schedules.one_cycle(50)
-    rate, momentum = panels(schedule.plot(tmp_path / "schedule.png"), 2)
-    steps = np.arange(50)
-    np.testing.assert_array_equal(curve(rate, "group 0"), (steps, schedule.values(steps)))
-    np.testing.assert_array_equal(
-        momentum.lines[0].get_xydata().T, (steps, schedule.momentum(steps))
-    )
-    assert (rate.get_ylabel(), momentum.get_ylabel()) == ("multiplier", "momentum")
-    assert rate.get_yscale() == "linear" and rate.get_title() == "one-cycle"
-    assert momentum.get_xlabel() == "step" and rate.get_legend() is None
-    assert_is_png(tmp_path / "schedule.png")
-
-
-def test_schedule_of_several_groups() -> None:
-    schedule = schedules.cosine(30, eta_min=0.1)
-    (axes,) = panels(plot_schedule(schedule, rates=[1e-4, 1e-3, 1e-2]), 1)
-    for group, rate in enumerate((1e-4, 1e-3, 1e-2)):
-        _, shown = curve(axes, f"group {group}")
-        np.testing.assert_allclose(shown, rate * schedule.values(range(30)), rtol=1e-14)
-    assert axes.get_yscale() == "log" and axes.get_ylabel() == "learning rate"
-    assert axes.get_legend() is not None and len({line.get_linestyle() for line in axes.lines}) == 3
-    (same,) = panels(plot_schedule(schedule, rates=[1e-3, 1e-3]), 1)
-    assert same.get_yscale() == "linear" and same.get_legend() is None
 
 
 # Histories.

@@ -56,11 +56,14 @@ class Run:
         (self.frozen.add if frozen else self.frozen.discard)(group)
 
     def load(self) -> None:
-        """Into a new optimizer over the same parameters, which knows the groups' flags alone."""
+        """Into a new optimizer over the same parameters, which knows the groups' flags alone.
+
+        Its schedule is for all groups, that of the run not for those that were added.
+        """
         old = self.optimizer
         groups = [{**g, "params": list(g["params"])} for g in old.param_groups]
         self.optimizer = self.case.ours(groups, **self.case.options, schedule=self.schedule)
-        self.optimizer.load_state_dict(copy.deepcopy(old.state_dict()))
+        self.optimizer.load_state_dict(copy.deepcopy(old.state_dict()), schedule="saved")
 
     def add_group(self, params: list[Tensor]) -> None:
         self.optimizer.add_param_group({"params": params})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,41 @@ def test_steps_jump_where_an_epoch_begins() -> None:
     assert values.tolist() == [1.0] * 6 + [0.5] * 6 + [0.25] * 6
 
 
+@pytest.mark.parametrize("schedule", KINDS, ids=lambda s: s.name)
+def test_stairs_are_schedules_like_any_other(schedule: Schedule) -> None:
+    """Chained, multiplied, stretched once more, described, through JSON, and in a checkpoint."""
+    epochs = np.arange(30)
+    stairs = schedules.per_epoch(schedule, 3, stepwise=True)
+    wanted = schedule.values(epochs)
+    assert stairs.values(epochs * 3 + 2).tolist() == wanted.tolist()
+    later = schedules.constant(0.5).lasting(4).then(stairs)
+    assert later.values(4 + 3 * epochs).tolist() == wanted.tolist()
+    bare = replace(stairs, momentum_track=None)
+    np.testing.assert_allclose((bare * stairs).values(3 * epochs), wanted**2, rtol=1e-14)
+    twice = schedules.per_epoch(stairs, 2)
+    assert twice.values(6 * epochs + 5).tolist() == wanted.tolist()
+    assert "held for 3 steps each" in stairs.describe()
+    assert Schedule.from_dict(json.loads(json.dumps(stairs.to_dict()))) == stairs
+    assert stairs.fingerprint() != schedules.per_epoch(schedule, 3).fingerprint()
+    assert max(row["step"] for row in stairs.table()) == stairs.total_steps
+
+
+def test_stairs_repeat() -> None:
+    stairs = schedules.per_epoch(schedules.linear(0.0, 1.0, 2), 3, stepwise=True)
+    values = stairs.repeat().values(range(12)).tolist()
+    assert values == ([0.0] * 3 + [0.5] * 3) * 2
+    with pytest.raises(ValueError, match="times must be a number for a schedule that repeats"):
+        stairs.lasting(7).repeat()
+
+
+def test_tables_of_before_there_were_strides_load() -> None:
+    old = schedules.cosine(5).to_dict()
+    begin, period, gain, decay, floor, stride, segments = old["rate"][0][0]
+    assert stride == 1
+    old["rate"] = [[(begin, period, gain, decay, floor, segments)]]
+    assert Schedule.from_dict(old) == schedules.cosine(5)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(0, 19), st.integers(1, 60))
 def test_extended_it_is_the_same_until_then_and_ends_later(
@@ -82,10 +118,22 @@ def test_extension_that_cannot_be() -> None:
         schedules.cosine(20).extend_to(10, step=15)
     with pytest.raises(ValueError, match="step must be a whole number, 0 or more, got -1"):
         schedules.cosine(20).extend_to(30, step=-1)
+    with pytest.raises(ValueError, match="total_steps must be a whole number, 1 or more, got 0"):
+        schedules.cosine(20).extend_to(0)
+    with pytest.raises(ValueError, match="steps_per_epoch must be a whole number, 1 or more, got"):
+        schedules.per_epoch(schedules.cosine(20), 0)
     looked_up = schedules.from_function(lambda t: 1 / (1 + t), 9)
     for call in (lambda: looked_up.extend_to(20), lambda: schedules.per_epoch(looked_up, 2)):
         with pytest.raises(ValueError, match="got one with a lookup"):
             call()
+
+
+def test_stairs_are_extended_in_epochs() -> None:
+    stairs = schedules.per_epoch(schedules.cosine(5), 3, stepwise=True)
+    with pytest.raises(
+        ValueError, match=r"extended in epochs before per_epoch.*got cosine of held"
+    ):
+        stairs.extend_to(30)
 
 
 def test_table_has_a_row_per_turn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,10 +40,13 @@ ROWS: list[tuple[str, Schedule, Callable[[int], float]]] = [
         for total in (9, 93)
         for linear in (False, True)
     ),
-    (
-        "flat-cosine",
-        schedules.flat_cosine(100, 0.75, 1e-5),
-        lambda t: peers.fastai_flat_cosine(t, 100, 0.75, 1e-5),
+    *(
+        (
+            f"flat-cosine-{total}-{pct}",
+            schedules.flat_cosine(total, pct, 1e-5, compat="fastai"),
+            lambda t, total=total, pct=pct: peers.fastai_flat_cosine(t, total, pct, 1e-5),
+        )
+        for total, pct in ((100, 0.75), (93, 0.41), (7, 0.0))
     ),
     *(
         (
@@ -118,6 +122,28 @@ def test_cycles_with_an_end(mult: float) -> None:
     starts = [0, lengths[0], lengths[0] + lengths[1]]
     assert schedule.values(starts).tolist() == [1.0] * 3
     assert schedule.values([sum(lengths), sum(lengths) + 1, 2**40]).tolist() == [0.1] * 3
+
+
+def test_the_flat_cosine_ends_at_the_last_step() -> None:
+    for total, pct in ((100, 0.75), (93, 0.41), (7, 0.0), (5, 0.5)):
+        schedule = schedules.flat_cosine(total, pct, 0.01)
+        flat = round(pct * total)
+        assert schedule.values(range(flat + 1)).tolist() == [1.0] * (flat + 1)
+        assert schedule.values([total - 1, total, 2**40]).tolist() == [0.01] * 3
+        fall = schedules.cosine(total - 1 - flat, 0.01).values(range(total - flat))
+        np.testing.assert_allclose(schedule.values(range(flat, total)), fall, rtol=TINY)
+    # No step is left for a fall.
+    for total, pct in ((1, 0.0), (2, 0.5), (9, 1.0)):
+        assert set(schedules.flat_cosine(total, pct, 0.01).values(range(total + 3))) == {1.0}
+
+
+def test_cycles_of_whole_epochs() -> None:
+    """Lengths are rounded to epochs, not to steps: 2, 3 and 4.5 of 7 steps."""
+    schedule = schedules.sgdr(14, 1.5, cycles=3, unit=7)
+    assert schedule.total_steps == (2 + 3 + 4) * 7
+    assert schedule.values([0, 14, 35]).tolist() == [1.0] * 3
+    assert schedule.values([62, 63, 10**9]).tolist() == [0.0] * 3
+    assert schedules.sgdr(14, 1.5, cycles=3).total_steps == 14 + 21 + 32
 
 
 def test_warm_up_at_each_restart() -> None:
@@ -200,6 +226,30 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: schedules.slanted_triangular(5, ratio=0.5), "ratio must be finite and 1 or more"),
     (lambda: schedules.from_function(lambda t: -1.0 * t, 3), "got -1.0 at step 1"),
     (lambda: schedules.one_cycle(5, 0.6, three_phase=True), "pct_start must be 0.5 or less"),
+    (lambda: schedules.sgdr(5, math.nan), "cycle_mult must be finite and 1 or more, got nan"),
+    (lambda: schedules.sgdr(5, math.inf), "cycle_mult must be finite and 1 or more, got inf"),
+    (lambda: schedules.sgdr(6, unit=4), r"unit must divide 6 \(cycle_len\), got 4"),
+    (lambda: schedules.sgdr(6, unit=0), "unit must be a whole number, 1 or more, got 0"),
+    (lambda: schedules.sgdr(5, warmup=-1), "warmup must be a whole number, 0 or more, got -1"),
+    (lambda: schedules.sgdr(5, eta_min=-1), "eta_min must be finite and not negative, got -1"),
+    (lambda: schedules.flat_cosine(0), "total_steps must be a whole number, 1 or more, got 0"),
+    (lambda: schedules.flat_cosine(5, end=-1), "end must be finite and not negative, got -1"),
+    (lambda: schedules.flat_cosine(5, compat="torch"), "compat must be 'fastai', got 'torch'"),  # type: ignore[arg-type]
+    (lambda: schedules.slanted_triangular(0), "total_steps must be a whole number, 1 or more"),
+    (lambda: schedules.staircase(0, 1, 0.5), "total_steps must be a whole number, 1 or more"),
+    (lambda: schedules.staircase(5, 0, 0.5), "decay_steps must be a whole number, 1 or more"),
+    (lambda: schedules.staircase(5, 1, -0.5), "gamma must be finite and not negative, got -0.5"),
+    (lambda: schedules.wsd(5, -1, 1), "warmup_steps must be a whole number, 0 or more, got -1"),
+    (lambda: schedules.wsd(5, 1, 1, end=-1), "end must be finite and not negative, got -1"),
+    (lambda: schedules.inverse_sqrt(-1, 8), "warmup_steps must be a whole number, 0 or more"),
+    (lambda: schedules.inverse_sqrt(0, 0), "total_steps must be a whole number, 1 or more, got 0"),
+    (lambda: schedules.rex(0), "total_steps must be a whole number, 1 or more, got 0"),
+    (lambda: schedules.one_cycle(5, -0.1), r"pct_start must lie in \[0, 1\], got -0.1"),
+    (lambda: schedules.one_cycle(5, math.nan), r"pct_start must lie in \[0, 1\], got nan"),
+    (lambda: schedules.from_function(float, 0), "total_steps must be a whole number, 1 or more"),
+    (lambda: schedules.cosine(5).repeat(0), "times must be a whole number, 1 or more, or None"),
+    (lambda: schedules.step(3).repeat(), "times must be a number for a schedule that repeats"),
+    (lambda: schedules.cosine(5).lasting(0), "steps must be a whole number, 1 or more, got 0"),
     (lambda: schedules.one_cycle(5, compat="timm"), "compat must be .* got 'timm'"),  # type: ignore[arg-type]
 ]
 

@@ -138,6 +138,48 @@ def test_an_imported_scheduler_has_its_values(name: str, schedule: Schedule, mak
     assert imported.at(10**6) == imported.at(STEPS - 1)
 
 
+ONCE_PER_EPOCH: list[tuple[str, Schedule, Make]] = [
+    *ROWS,
+    (
+        "one-cycle",
+        schedules.one_cycle(STEPS, 0.3, compat="torch"),
+        lambda o: lrs.OneCycleLR(o, 1.0, STEPS, pct_start=0.3),
+    ),
+    (
+        "multiplicative",
+        schedules.from_function(lambda t: math.prod(1 / (1 + i) for i in range(1, t + 1)), STEPS),
+        lambda o: lrs.MultiplicativeLR(o, lambda t: 1 / (1 + t)),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "make"), ONCE_PER_EPOCH, ids=[row[0] for row in ONCE_PER_EPOCH]
+)
+@pytest.mark.parametrize("imported", [False, True], ids=["made", "imported"])
+def test_stepwise_it_is_torchs_that_steps_once_per_epoch(
+    name: str, schedule: Schedule, make: Make, imported: bool
+) -> None:
+    """All of torch's classes: the value of an epoch is held until the next one, momentum too."""
+    rates, momenta = torch_run(make)
+    scale = 1.0
+    if imported:
+        optimizer = torch_optimizer()
+        found = schedules.from_torch(make(optimizer), STEPS)
+        scale = optimizer.param_groups[0]["initial_lr"]
+        assert isinstance(found, Schedule)
+        schedule = found
+    stairs = schedules.per_epoch(schedule, 5, stepwise=True)
+    assert stairs.total_steps == 5 * schedule.total_steps
+    steps = range(5 * STEPS)
+    np.testing.assert_allclose(
+        stairs.values(steps) * scale, np.repeat(rates, 5), rtol=0, atol=TINY * scale
+    )
+    momentum = stairs.momentum(steps)
+    if momentum is not None:
+        np.testing.assert_allclose(momentum, np.repeat(momenta, 5), rtol=0, atol=TINY)
+
+
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
 @pytest.mark.parametrize("three_phase", [False, True])
 @pytest.mark.parametrize("compat", [None, "torch"])

@@ -58,6 +58,7 @@ bool Engine::is_current(const py::list& param_groups) {
       if (found == nullptr || !PyList_CheckExact(found)) return false;
       held.params = py::reinterpret_borrow<py::object>(found);
       held.version = version;
+      groups_unread_ = true;
     }
     PyObject* params = held.params.ptr();
     const Py_ssize_t count = PyList_GET_SIZE(params);
@@ -137,13 +138,15 @@ void Engine::rebuild(const py::list& param_groups) {
   held_groups_ = std::move(held_groups);
   groups_.assign(held_groups_.size(), GroupRow{});
   needs_.assign(held_groups_.size(), Needs{});
-  groups_changed_ = true;
+  groups_unread_ = groups_changed_ = true;
   group_schedules_.resize(held_groups_.size(), -1);
   reader_.reset(held_groups_.size());
   rebuilds_ += 1;
 }
 
 void Engine::read_groups(const py::list& param_groups) {
+  if (!groups_unread_ && reader_.all_fixed()) return;
+  groups_unread_ = true;  // until all of them are read: one may hold a bad value
   for (size_t g = 0; g < groups_.size(); ++g) {
     PyObject* group = PyList_GET_ITEM(param_groups.ptr(), g);
     const bool is_rescheduled = groups_[g].schedule != group_schedules_[g];
@@ -154,8 +157,11 @@ void Engine::read_groups(const py::list& param_groups) {
     groups_[g] = row;
     groups_changed_ = true;
     const bool cycles = schedules_.cycles_momentum(row.schedule);
-    needs_[g] = {rule_.form(row.hypers, cycles), rule_.needs_product(cycles)};
+    needs_[g] = {rule_.form(row.hypers, cycles), rule_.needs_product(cycles), row.frozen != 0};
   }
+  groups_clip_ = std::any_of(groups_.begin(), groups_.end(),
+                             [](const GroupRow& group) { return group.max_norm > 0.0; });
+  groups_unread_ = false;
 }
 
 void Engine::write_groups() {
@@ -218,7 +224,7 @@ void Engine::prefetch(size_t next) const {
 Engine::Readiness Engine::prepare(Slot& slot, const py::dict& state) {
   const Needs needs = needs_[slot.group];
   void* grad = nullptr;
-  if (!slot.is_bound || groups_[slot.group].frozen || slot.form != needs.form ||
+  if (!slot.is_bound || needs.frozen || slot.form != needs.form ||
       (needs.product && !slot.product.defined()) || slot.uses_staged_grad || !is_unchanged(slot) ||
       !has_plain_grad(slot, &grad) || (grad != nullptr && !has_same_states(slot))) {
     return prepare_changed(slot, state);
@@ -231,7 +237,7 @@ Engine::Readiness Engine::prepare(Slot& slot, const py::dict& state) {
 // The same where something is not as it was, or never is.
 Engine::Readiness Engine::prepare_changed(Slot& slot, const py::dict& state) {
   DevicePlan& plan = plans_[slot.device];
-  const bool is_frozen = groups_[slot.group].frozen;
+  const bool is_frozen = needs_[slot.group].frozen;
   if (!is_unchanged(slot)) {
     // Rows, chunks and devices no longer fit.
     if (slot.param.device() != plan.device || elements_of(slot.param) != slot.elements) {

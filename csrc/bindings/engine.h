@@ -131,10 +131,13 @@ class Engine {
   struct Needs {  // what the group's parameters need of their slots
     uint8_t form;
     bool product;
+    bool frozen;
   };
   std::vector<Needs> needs_;  // [groups]
+  bool groups_unread_ = true;
   bool groups_changed_ = true;
-  std::vector<Slot> slots_;  // in the order of param_groups
+  bool groups_clip_ = false;  // whether any has a norm of its own
+  std::vector<Slot> slots_;   // in the order of param_groups
   std::vector<DevicePlan> plans_;
   std::optional<at::Tensor> stop_flag_;
   std::optional<at::Tensor> rate_scale_;

@@ -1,8 +1,6 @@
 // The engine's second half: from the tables to the launch, and what Python sets and reads.
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
-
 #include "bindings/device.h"
 #include "bindings/engine.h"
 
@@ -31,10 +29,8 @@ void check_number(const std::optional<at::Tensor>& scalar, const char* name) {
 // ---- the launch ------------------------------------------------------------------------------
 
 bool Engine::wants_norms() const {
-  if (options_.max_grad_norm > 0.0 || options_.skip_nonfinite || options_.telemetry > 0)
-    return true;
-  return std::any_of(groups_.begin(), groups_.end(),
-                     [](const GroupRow& group) { return group.max_norm > 0.0; });
+  return options_.max_grad_norm > 0.0 || options_.skip_nonfinite || options_.telemetry > 0 ||
+         groups_clip_;
 }
 
 // Records hold norms of updates and weights, which are not added up.
@@ -162,7 +158,7 @@ void Engine::finish_launch() {
   for (Slot& slot : slots_) {
     if (plans_[slot.device].grads.rows()[slot.row] == nullptr) continue;
     if (options_.zero_grads && slot.uses_staged_grad) grad_of(slot).zero_();
-    if (groups_[slot.group].frozen) continue;
+    if (needs_[slot.group].frozen) continue;
     if (slot.staged_param.defined()) slot.param.detach().copy_(slot.staged_param);
     // Lets autograd notice a backward pass through values that are gone.
     if (!slot.param.is_inference()) slot.param.unsafeGetTensorImpl()->bump_version();
@@ -181,6 +177,7 @@ void Engine::set_schedules(const std::vector<ScheduleTuple>& schedules,
   schedules_.assign(schedules);
   group_schedules_ = group_schedules;
   for (GroupRow& group : groups_) group.schedule = kUnread;
+  groups_unread_ = true;
   initial_clock_[0] = 0;
   for (DevicePlan& plan : plans_) {
     plan.clock.narrow(0, 0, 1).fill_(0);

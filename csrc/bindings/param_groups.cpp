@@ -50,6 +50,7 @@ ParamGroupReader::ParamGroupReader(const RuleInfo& rule)
 
 void ParamGroupReader::reset(size_t count) {
   seen_.assign(count, Seen{});
+  unfixed_ = count;
   device_hypers_.clear();
 }
 
@@ -84,6 +85,7 @@ bool ParamGroupReader::read(size_t index, PyObject* group, GroupRow& row) {
                        fresh.max_norm != row.max_norm ||
                        !std::equal(fresh.hypers, fresh.hypers + kMaxHypers, row.hypers);
   row = fresh;
+  unfixed_ += static_cast<size_t>(seen.is_fixed) - static_cast<size_t>(all_fixed);
   seen = {version, all_fixed};
   return changed;
 }

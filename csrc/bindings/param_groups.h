@@ -37,6 +37,9 @@ class ParamGroupReader {
   // negative rate.
   bool read(size_t index, PyObject* group, GroupRow& row);
 
+  // Whether every group has been read, and holds no value that can change without its dict.
+  bool all_fixed() const { return unfixed_ == 0; }
+
   // Hyperparameters to be copied on the device at each step; their places in the rows hold zeros.
   const std::vector<DeviceHyper>& device_hypers() const { return device_hypers_; }
 
@@ -56,6 +59,7 @@ class ParamGroupReader {
   py::object frozen_key_;
   py::object max_norm_key_;
   std::vector<Seen> seen_;  // [groups]
+  size_t unfixed_ = 0;      // how many of them are not
   std::vector<DeviceHyper> device_hypers_;
 };
 

@@ -61,11 +61,15 @@ void ScheduleArrays::add_segment(const SegmentTuple& tuple) {
 void ScheduleArrays::add_track(Channel channel, const TrackTuples& tuples) {
   if (tuples.empty()) throw py::value_error("a schedule's track needs one table at least, got 0");
   tracks_.edit().push_back({size_of(tables_), static_cast<int32_t>(tuples.size()), channel});
-  for (const auto& [begin, period, gain, decay, floor, segments] : tuples) {
+  for (const auto& [begin, period, gain, decay, floor, stride, segments] : tuples) {
     if (segments.empty()) {
       throw py::value_error("a schedule's table needs one segment at least, got 0");
     }
-    tables_.edit().push_back({begin, period, floor, finite_log(gain), finite_log(decay),
+    if (stride < 1) {
+      throw py::value_error("a schedule's table needs a stride of 1 or more, got " +
+                            std::to_string(stride));
+    }
+    tables_.edit().push_back({begin, stride, period, floor, finite_log(gain), finite_log(decay),
                               size_of(segments_), static_cast<int32_t>(segments.size())});
     for (const SegmentTuple& segment : segments) add_segment(segment);
   }

@@ -18,8 +18,9 @@ namespace lrfast::bindings {
 // (begin, t0, span, from, to, shape, power, values), as lrfast.schedules.Segment lists its fields.
 using SegmentTuple =
     std::tuple<int64_t, double, double, double, double, std::string, double, std::vector<double>>;
-// (begin, period, gain, decay, floor, segments)
-using TableTuple = std::tuple<int64_t, int64_t, double, double, double, std::vector<SegmentTuple>>;
+// (begin, period, gain, decay, floor, stride, segments)
+using TableTuple =
+    std::tuple<int64_t, int64_t, double, double, double, int64_t, std::vector<SegmentTuple>>;
 using TrackTuples = std::vector<TableTuple>;
 // (tracks whose product multiplies the rate, track of the momentum, of the weight decay's factor)
 using ScheduleTuple =

@@ -3,6 +3,7 @@
 // and applies them to one element. It owns every formula; the drivers own loops, types and memory.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "core/math.h"
@@ -30,6 +31,10 @@ struct TensorClock {
 struct PlainPowers {
   LRFAST_HD double operator()(double base, int64_t exponent) const {
     return integer_power(base, exponent);
+  }
+  // What undoes the bias of the root of a mean of squares.
+  LRFAST_HD double root_weight(double base, int64_t exponent) const {
+    return 1.0 / std::sqrt(1.0 - integer_power(base, exponent));
   }
 };
 

@@ -2,7 +2,8 @@
 // them for Python, the CPU step and the CUDA kernels alike.
 //
 //   segment   one stretch along a shape, from one value to another
-//   table     segments in order; may repeat with a period, and fade towards a floor
+//   table     segments in order; may repeat with a period, fade towards a floor, and hold each
+//             value for a stride of steps
 //   track     tables in order, each with a clock of its own, for one channel
 //   schedule  tracks: a product for the rate, perhaps one for the momentum and the weight decay
 //
@@ -43,8 +44,9 @@ struct Segment {
 
 struct Table {    // segments [first, first + count), ordered by begin; their steps count from begin
   int64_t begin;  // first step at which this table applies
-  int64_t period;    // steps after which its segments start again; 0: never
-  double floor;      // in cycle k, t steps after begin, a value's distance from the floor
+  int64_t stride;    // steps for which it stands still: what it counts as one; 1 or more
+  int64_t period;    // strides after which its segments start again; 0: never
+  double floor;      // in cycle k, t strides after begin, a value's distance from the floor
   double log_gain;   // is multiplied by e^(k log_gain)
   double log_decay;  // and by e^(t log_decay)
   int32_t first;
@@ -122,8 +124,9 @@ LRFAST_HD double interpolate(const Segment& s, const double* values, int64_t ste
 }
 
 LRFAST_HD double evaluate(const ScheduleTables& data, const Table& table, int64_t step) {
-  const int64_t elapsed = step > table.begin ? step - table.begin : 0;
   // Exact below 2^52 steps; a division of integers takes a kernel's registers.
+  const double steps = step > table.begin ? static_cast<double>(step - table.begin) : 0.0;
+  const int64_t elapsed = static_cast<int64_t>(std::floor(steps / table.stride));
   const double cycle =
       table.period > 0 ? std::floor(static_cast<double>(elapsed) / table.period) : 0.0;
   const int64_t local = elapsed - static_cast<int64_t>(cycle) * table.period;

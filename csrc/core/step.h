@@ -66,11 +66,10 @@ LRFAST_HD double gradient_factor(const StepTables& t, int32_t group) {
 
 template <class Rule, class T, class Powers>
 LRFAST_HD Update<Rule, T> prepare(const StepTables& t, const TensorRow& row, const double* hypers,
-                                  Powers&& powers) {
+                                  const Noise& noise, Powers&& powers) {
   const TensorClock clock{*row.count, row.product ? *row.product : -1.0};
   return {Rule::template prepare<T>(hypers, clock, powers),
-          static_cast<T>(gradient_factor(t, row.group)),
-          Noise::at(t.seed, row.number, t.clock->steps)};
+          static_cast<T>(gradient_factor(t, row.group)), noise};
 }
 
 // ---- sums ------------------------------------------------------------------------------------

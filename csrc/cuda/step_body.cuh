@@ -184,10 +184,11 @@ LRFAST_HD void prepare_tensor(const StepTables& t, int32_t tensor, StepMemory<Ru
     const TensorRow& row = t.tensors[tensor];
     resolve_group<Rule>(t, row.group, shared.hypers);
     forget_registers();
+    const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
     if (row.kind == Kind::kFloat64) {
-      shared.doubles = prepare<Rule, double>(t, row, shared.hypers, PlainPowers());
+      shared.doubles = prepare<Rule, double>(t, row, shared.hypers, noise, PlainPowers());
     } else {
-      shared.floats = prepare<Rule, float>(t, row, shared.hypers, PlainPowers());
+      shared.floats = prepare<Rule, float>(t, row, shared.hypers, noise, PlainPowers());
     }
     shared.tensor = tensor;
   });

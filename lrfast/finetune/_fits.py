@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from lrfast import schedules
@@ -122,6 +121,9 @@ class Fits(Trainer):
     ) -> Stage:
         """Train at constant rates, then let them fall along half a cosine.
 
+        The schedule is :func:`lrfast.schedules.flat_cosine`: the last step is made at the last
+        rate.
+
         Args:
             epochs: Passes over the training data, 1 or more.
             lr: Rates of the layer groups, as for :meth:`fit_one_cycle`.
@@ -136,11 +138,10 @@ class Fits(Trainer):
             ValueError: If an argument is out of range.
         """
         total_steps = check_whole("epochs", epochs) * self.epoch_steps
-        if not 0 <= pct_start <= 1:
-            raise ValueError(f"pct_start must lie in [0, 1], got {pct_start}")
         if not 1 <= final_div < float("inf"):
             raise ValueError(f"final_div must be finite and 1 or more, got {final_div}")
-        return self.fit(epochs, _flat_cosine(total_steps, pct_start, final_div), lr, **options)
+        schedule = schedules.flat_cosine(total_steps, pct_start, 1 / final_div)
+        return self.fit(epochs, schedule, lr, **options)
 
     def fit_sgdr(
         self,
@@ -155,7 +156,9 @@ class Fits(Trainer):
         """Train with warm restarts: cosines from the peak rates down, one after another.
 
         With an :class:`EarlyStop` ``(patience=1, at="cycle")`` among the callbacks it trains until
-        the end of a cycle is no better than that of the one before.
+        the end of a cycle is no better than that of the one before. The schedule is
+        :func:`lrfast.schedules.sgdr` with whole epochs as its unit: the last step is made at the
+        lowest rate.
 
         Args:
             cycles: Cycles, 1 or more.
@@ -176,15 +179,10 @@ class Fits(Trainer):
             Loshchilov & Hutter, arXiv:1608.03983.
         """
         check_whole("cycles", cycles)
-        check_whole("cycle_len", cycle_len)
-        if not 1 <= cycle_mult < float("inf"):
-            raise ValueError(f"cycle_mult must be finite and 1 or more, got {cycle_mult}")
-        lengths = [round(cycle_len * cycle_mult**cycle) for cycle in range(cycles)]
-        parts = [schedules.cosine(length * self.epoch_steps, eta_min) for length in lengths]
-        schedule = parts[0]
-        for part in parts[1:]:
-            schedule = schedule.then(part)
-        return self.fit(sum(lengths), replace(schedule, name="sgdr"), max_lr, **options)
+        steps = self.epoch_steps
+        length = check_whole("cycle_len", cycle_len) * steps
+        schedule = schedules.sgdr(length, cycle_mult, cycles, eta_min, unit=steps)
+        return self.fit(schedule.total_steps // steps, schedule, max_lr, **options)
 
     def fine_tune(
         self,
@@ -261,11 +259,3 @@ def _check_fine_tune(base_lr: float, lr_mult: float, pct_start: float, div: floa
         raise ValueError(f"div must lie within 1 and {_FASTAI_PEAK_OVER_LAST:g}, got {div}")
     if not 0 <= pct_start <= 1:
         raise ValueError(f"pct_start must lie in [0, 1], got {pct_start}")
-
-
-def _flat_cosine(total_steps: int, pct_start: float, final_div: float) -> Schedule:
-    """1 for a while, then down to ``1 / final_div``, hit at the last step."""
-    flat = min(round(pct_start * total_steps), total_steps - 1)
-    fall = schedules.cosine(max(total_steps - 1 - flat, 1), 1 / final_div)
-    schedule = schedules.linear(1.0, 1.0, flat).then(fall) if flat else fall
-    return replace(schedule, name="flat-cosine", total_steps=total_steps)

@@ -11,6 +11,7 @@ from torch import nn
 
 from lrfast.finetune._setup import check_whole, epoch_batches
 from lrfast.groups._norms import statistics_layers
+from lrfast.schedules._cycles import cycle_length
 
 if TYPE_CHECKING:
     from lrfast.finetune._trainer import Trainer
@@ -63,7 +64,7 @@ class Numbers:
             return 1
         count = length = 0
         while length < self.epochs[1]:
-            length += round(self.cycle_mult**count)
+            length += cycle_length(1, self.cycle_mult, count)
             count += 1
         return count if length == self.epochs[1] else 0
 
@@ -86,7 +87,7 @@ class Numbers:
         if not 1 <= self.cycle_mult < math.inf:
             raise ValueError(f"cycle_mult must be finite and 1 or more, got {self.cycle_mult}")
         if self.cycles == 0:
-            lengths = [round(self.cycle_mult**k) for k in range(4)]
+            lengths = [cycle_length(1, self.cycle_mult, k) for k in range(4)]
             sums = ", ".join(str(sum(lengths[: k + 1])) for k in range(4))
             raise ValueError(
                 f"epochs[1] must hold whole cycles ({sums} and so on for "

@@ -27,8 +27,9 @@ def check_share(name: str, value: float) -> None:
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        wanted = ", ".join(repr(choice) for choice in choices[:-1])
-        raise ValueError(f"{name} must be {wanted} or {choices[-1]!r}, got {value!r}")
+        *others, last = (repr(choice) for choice in choices)
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
 def check_momentum(momentum: tuple[float, float]) -> tuple[float, float]:

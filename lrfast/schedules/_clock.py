@@ -12,29 +12,37 @@ from lrfast.schedules._tables import Segment, Table, Track
 Clock = Callable[[float], float]
 
 
-def per_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
-    """Return a schedule made in epochs, stretched to steps: its curve, not its stairs.
+def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = False) -> Schedule:
+    """Return a schedule made in epochs, stretched to steps: its curve, or its stairs.
 
-    A step in the middle of an epoch has the value in the middle of two; every epoch begins with
-    the value that the schedule has for it. Schedules that are constant between jumps (``step``,
-    ``multistep``) jump where an epoch begins, as torch's do when they step once per epoch.
+    Every epoch begins with the value that the schedule has for it. A step in the middle of an epoch
+    has the value in the middle of two: the curve. With ``stepwise`` it has that of the epoch's
+    first step, as where torch's schedulers step once per epoch.
 
     Args:
-        schedule: Made with epochs where its maker says steps; no lookup.
+        schedule: Made with epochs where its maker says steps; no lookup, unless ``stepwise``.
         steps_per_epoch: Optimizer steps of an epoch, 1 or more.
+        stepwise: Whether each epoch holds one value.
 
     Raises:
-        ValueError: If ``steps_per_epoch`` is out of range, or ``schedule`` holds a lookup.
+        ValueError: If ``steps_per_epoch`` is out of range, or a lookup would have to be stretched.
 
     Example:
         >>> from lrfast import schedules
         >>> schedule = schedules.per_epoch(schedules.multistep([1, 3], 0.5), steps_per_epoch=2)
         >>> schedule.values(range(7)).tolist()
         [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25]
+        >>> line = schedules.linear(0.0, 1.0, 2)
+        >>> schedules.per_epoch(line, 2).values(range(5)).tolist()
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+        >>> schedules.per_epoch(line, 2, stepwise=True).values(range(5)).tolist()
+        [0.0, 0.0, 0.5, 0.5, 1.0]
     """
     scale = check_steps("steps_per_epoch", steps_per_epoch)
 
     def stretched(table: Table) -> Table:
+        if stepwise or table.stride > 1:  # stairs stay stairs
+            return replace(table, begin=table.begin * scale, stride=table.stride * scale)
         return replace(
             table,
             segments=tuple(_moved(s, lambda step: step * scale) for s in table.segments),
@@ -51,6 +59,11 @@ def extend_to(schedule: Schedule, total_steps: int, step: int) -> Schedule:
     """See :meth:`Schedule.extend_to`."""
     total_steps = check_steps("total_steps", total_steps)
     step = check_steps("step", step, least=0)
+    if any(table.stride > 1 for track in _tracks(schedule) for table in track):
+        raise ValueError(
+            "schedule must be extended in epochs before per_epoch(..., stepwise=True), got "
+            f"{schedule.name} of held values"
+        )
     last = max((_last_change(track) for track in _tracks(schedule)), default=0.0)
     end = last + total_steps - schedule.total_steps
     if last <= step:

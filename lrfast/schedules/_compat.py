@@ -21,7 +21,8 @@ def phase_ends(
     """Return the steps at which the phases end; torch's and fastai's need not be whole.
 
     Ours are whole, so that a step stands on the peak; the last phase ends at the last step, as in
-    torch, where those of fastai and optax end one step later.
+    torch, where those of fastai and optax end one step later. Where no step is left for the way
+    back between a peak and the last step, ours has two phases.
     """
     share = pct_start * total_steps
     if compat == "fastai":
@@ -29,8 +30,11 @@ def phase_ends(
     if compat == "optax":
         final = [int(_OPTAX_PCT_FINAL * total_steps)] if three_phase else []
         return [int(share), *final, total_steps]
-    peak = share - 1 if compat == "torch" else max(round(share) - 1, 0)
-    return [peak, *([2 * peak] if three_phase else []), total_steps - 1]
+    if compat == "torch":
+        return [share - 1, *([2 * (share - 1)] if three_phase else []), total_steps - 1]
+    peak = max(round(share) - 1, 0)
+    back = min(2 * peak, total_steps - 2)
+    return [peak, *([back] if three_phase and 0 < peak < back else []), total_steps - 1]
 
 
 def phases(ends: list[float], values: list[float], shape: Shape) -> Track:

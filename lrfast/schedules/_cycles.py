@@ -14,7 +14,7 @@ from lrfast.schedules._checks import (
 )
 from lrfast.schedules._compat import COMPATS, FINAL_DIV, PCT_START, Compat, phase_ends, phases
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._tables import Segment, Shape, Table, Track, chain, hold, track
+from lrfast.schedules._tables import Segment, Shape, Table, Track, chain, track
 
 Anneal = Literal["cos", "linear"]
 Mode = Literal["triangular", "triangular2", "exp_range"]
@@ -41,7 +41,8 @@ def one_cycle(
     ``p = max(round(pct_start * total_steps) - 1, 0)``, the end at step ``total_steps - 1``. torch's
     OneCycleLR has the same values where ``pct_start * total_steps`` is a whole number; elsewhere it
     never reaches its peak. With three phases the multiplier is back at ``1 / div`` at step
-    ``2 * p`` and goes on to its end from there, the momentum at its highest.
+    ``2 * p``, or one step before the end, and goes on to its end from there, the momentum at its
+    highest; where no step is left between peak and end there are two phases.
 
     ``compat`` puts the ends of the phases where a peer has them: "torch" at fractions of a step,
     "fastai" (where the end is one step after the last) at ``pct_start * total_steps`` and
@@ -88,12 +89,13 @@ def one_cycle(
     check_choice("anneal", anneal, ("cos", "linear"))
     shape: Shape = "cosine" if anneal == "cos" else "linear"
     ends = phase_ends(total_steps, pct_start, three_phase, compat)
-    back = [1 / div] if three_phase else []
+    comes_back = len(ends) == 3
+    back = [1 / div] if comes_back else []
     rate = phases(ends, [1 / div, 1.0, *back, 1 / (div * final_div)], shape)
     momenta: Track | None = None
     if momentum is not None:
         high, low = check_momentum(momentum)
-        momenta = phases(ends, [high, low, *([high] if three_phase else []), high], shape)
+        momenta = phases(ends, [high, low, *([high] if comes_back else []), high], shape)
     return Schedule("one-cycle", total_steps, (rate,), momenta)
 
 
@@ -157,13 +159,15 @@ def sgdr(
     cycles: int | None = None,
     eta_min: float = 0.0,
     warmup: int = 0,
+    unit: int = 1,
 ) -> Schedule:
     """Return half cosines from 1 to ``eta_min``, one after the other: SGDR.
 
-    Cycle i lasts ``round(cycle_len * cycle_mult ** i)`` steps. torch's
-    CosineAnnealingWarmRestarts for a whole ``cycle_mult``. With a number of cycles ``eta_min`` is
-    reached at the end of the last one and held; ``total_steps`` is their sum, or ``cycle_len``
-    without end (until 2**53 steps).
+    Cycle i lasts ``round(cycle_len * cycle_mult ** i)`` steps, and the next one begins where it
+    would reach ``eta_min``: torch's CosineAnnealingWarmRestarts for a whole ``cycle_mult``. With a
+    number of cycles there is a last step, ``total_steps - 1``: there ``eta_min`` is hit, and held
+    from then on. ``total_steps`` is the sum of the cycles, or ``cycle_len`` without end (until
+    2**53 steps).
 
     Args:
         cycle_len: Steps of the first cycle, 1 or more.
@@ -172,6 +176,8 @@ def sgdr(
         eta_min: Lowest multiplier, 0 or more.
         warmup: Steps of each cycle, the first one too, that rise linearly from ``eta_min`` to 1
             before the cosine; 0 or more, and less than ``cycle_len``.
+        unit: What the lengths of cycles are rounded to multiples of, such as the steps of an epoch;
+            ``cycle_len`` must be one.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -179,7 +185,7 @@ def sgdr(
     Example:
         >>> from lrfast import schedules
         >>> schedules.sgdr(2, cycle_mult=2, cycles=2).values(range(8)).round(3).tolist()
-        [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+        [1.0, 0.5, 1.0, 0.75, 0.25, 0.0, 0.0, 0.0]
 
     Reference:
         Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
@@ -191,26 +197,33 @@ def sgdr(
     if cycles is not None:
         cycles = check_steps("cycles", cycles)
     check_factor("eta_min", eta_min)
+    unit = check_steps("unit", unit)
+    if cycle_len % unit:
+        raise ValueError(f"unit must divide {cycle_len} (cycle_len), got {unit}")
     warmup = check_steps("warmup", warmup, least=0)
     if warmup >= cycle_len:
         raise ValueError(f"warmup must be less than {cycle_len} (cycle_len), got {warmup}")
     if cycle_mult > 1:
-        return _growing_cycles(cycle_len, cycle_mult, cycles, eta_min, warmup)
-    cycle = tuple(_cycle(0, cycle_len, eta_min, warmup))
-    if cycles == 1:
-        return Schedule("sgdr", cycle_len, (track(*cycle),))
-    rate: Track = (Table(cycle, period=cycle_len),)
-    total = cycle_len * (cycles or 1)
-    if cycles is not None:
-        rate = chain(rate, hold(eta_min), total)
-    return Schedule("sgdr", total, (rate,))
+        return _growing_cycles(cycle_len, cycle_mult, cycles, (eta_min, warmup, unit))
+    rate: Track = (Table(tuple(_cycle(0, cycle_len, eta_min, warmup)), period=cycle_len),)
+    if cycles is None:
+        return Schedule("sgdr", cycle_len, (rate,))
+    last = track(*_cycle(0, cycle_len, eta_min, warmup, is_last=True))
+    rate = chain(rate, last, (cycles - 1) * cycle_len) if cycles > 1 else last
+    return Schedule("sgdr", cycles * cycle_len, (rate,))
+
+
+def cycle_length(cycle_len: int, cycle_mult: float, index: int, unit: int = 1) -> int:
+    """Return the steps of a cycle, rounded to a multiple of ``unit``."""
+    return round(cycle_len / unit * cycle_mult**index) * unit
 
 
 def _growing_cycles(
-    cycle_len: int, cycle_mult: float, cycles: int | None, eta_min: float, warmup: int
+    cycle_len: int, cycle_mult: float, cycles: int | None, form: tuple[float, int, int]
 ) -> Schedule:
     """Cycles of growing length, one by one: a formula for the current one is off at its ends."""
     segments: list[Segment] = []
+    eta_min, warmup, unit = form
     begin, count = 0, 0
     while count != cycles and begin < _MAX_STEPS:
         if count == _MAX_CYCLES:
@@ -218,15 +231,20 @@ def _growing_cycles(
                 f"cycles must be {_MAX_CYCLES} or less with a cycle_mult of {cycle_mult}, got "
                 f"{cycles}"
             )
-        length = round(cycle_len * cycle_mult**count)
-        segments += _cycle(begin, length, eta_min, warmup)
+        length = cycle_length(cycle_len, cycle_mult, count, unit)
+        segments += _cycle(begin, length, eta_min, warmup, is_last=count + 1 == cycles)
         begin, count = begin + length, count + 1
     if count != (cycles or count):
         raise ValueError(f"cycles must end before step 2**53, got {cycles}")
     return Schedule("sgdr", begin if cycles else cycle_len, (track(*segments),))
 
 
-def _cycle(begin: int, steps: int, low: float, warmup: int) -> list[Segment]:
+def _cycle(
+    begin: int, steps: int, low: float, warmup: int, *, is_last: bool = False
+) -> list[Segment]:
     rise = [Segment(begin, begin, warmup, low, 1.0, "linear")] if warmup else []
     top = begin + warmup
-    return [*rise, Segment(top, top, steps - warmup, 1.0, low, "cosine")]
+    fall = steps - warmup
+    if is_last and fall > 1:  # a single step stands on the peak
+        fall -= 1
+    return [*rise, Segment(top, top, fall, 1.0, low, "cosine")]

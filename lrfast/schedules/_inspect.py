@@ -32,18 +32,22 @@ def describe(schedule: Schedule) -> str:
 
 
 def _table_lines(label: str, table: Table, end: int) -> list[str]:
-    stop = table.begin + table.period if table.period else end
-    ends = [table.begin + segment.begin for segment in table.segments[1:]] + [stop]
+    stride = table.stride
+    begins = [table.begin + segment.begin * stride for segment in table.segments]
+    stop = table.begin + table.period * stride if table.period else end
     lines = [
-        f"  {label:8} steps {table.begin + segment.begin:>6} to {to:>6}  {segment.shape:11} "
+        f"  {label:8} steps {begin:>6} to {to:>6}  {segment.shape:11} "
         f"{segment.first:.6g} -> {segment.last:.6g}"
-        for segment, to in zip(table.segments, ends, strict=True)
+        for segment, begin, to in zip(table.segments, begins, [*begins[1:], stop], strict=True)
     ]
-    if not table.is_plain:
+    if not table.is_single:
         lines.append(
-            f"  {'':8} every {table.period} steps, x {table.gain:.6g} per cycle, "
-            f"x {table.decay:.6g} per step, towards {table.floor:.6g}"
+            f"  {'':8} every {table.period * stride} steps, x {table.gain:.6g} per cycle, "
+            f"x {table.decay:.6g} per {'step' if stride == 1 else f'{stride} steps'}, towards "
+            f"{table.floor:.6g}"
         )
+    if stride > 1:
+        lines.append(f"  {'':8} held for {stride} steps each")
     return lines
 
 
@@ -106,7 +110,7 @@ def _turns(schedule: Schedule) -> list[int]:
     total = schedule.total_steps
     tracks = [*schedule.factors, schedule.momentum_track, schedule.weight_decay_track]
     begins = {
-        table.begin + segment.begin
+        table.begin + segment.begin * table.stride
         for track in tracks
         for table in track or ()
         for segment in table.segments

@@ -321,9 +321,10 @@ def _part(factors: tuple[Track, ...], index: int, one: Track) -> Track:
 
 
 def _periodic(schedule: Schedule, track: Track) -> Track:
-    if len(track) > 1 or not track[0].is_plain:
+    total, stride = schedule.total_steps, track[0].stride
+    if len(track) > 1 or not track[0].is_single or total % stride:
         raise ValueError(
             f"times must be a number for a schedule that repeats already, got None for "
             f"{schedule.name}"
         )
-    return (replace(track[0], period=schedule.total_steps),)
+    return (replace(track[0], period=total // stride),)

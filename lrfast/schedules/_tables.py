@@ -83,16 +83,17 @@ class Segment:
 class Table:
     """Segments in order, on a clock of their own, once or with a period.
 
-    In cycle k, and t steps after ``begin``, a segment's value v becomes
-    ``floor + (v - floor) * gain**k * decay**t``.
+    The clock counts strides of ``stride`` steps since ``begin``. In cycle k, and t strides after
+    ``begin``, a segment's value v becomes ``floor + (v - floor) * gain**k * decay**t``.
 
     Args:
-        segments: Ordered by their ``begin``, which counts from the table's.
+        segments: Ordered by their ``begin``, which counts strides.
         begin: First step at which the table applies.
-        period: Steps after which the segments start again; 0: never.
+        period: Strides after which the segments start again; 0: never.
         gain: Factor per cycle.
-        decay: Factor per step.
+        decay: Factor per stride.
         floor: What ``gain`` and ``decay`` lead to.
+        stride: Steps for which each value is held, 1 or more.
     """
 
     segments: tuple[Segment, ...]
@@ -101,10 +102,16 @@ class Table:
     gain: float = 1.0
     decay: float = 1.0
     floor: float = 0.0
+    stride: int = 1
 
     @property
     def is_plain(self) -> bool:
         """Whether the segments say all."""
+        return self.is_single and self.stride == 1
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the segments come once, as they are."""
         return self.period == 0 and self.gain == 1.0 and self.decay == 1.0
 
     @property
@@ -122,7 +129,8 @@ class Table:
     def encode(self) -> tuple[Any, ...]:
         """Return the fields in the order that the engine reads."""
         segments = [segment.encode() for segment in self.segments]
-        return (self.begin, self.period, self.gain, self.decay, self.floor, segments)
+        numbers = (self.begin, self.period, self.gain, self.decay, self.floor, self.stride)
+        return (*numbers, segments)
 
     @classmethod
     def decode(cls, row: Sequence[Any]) -> Table:

@@ -33,31 +33,44 @@ def warmup(steps: int, start_factor: float = 0.0) -> Schedule:
     return Schedule("warm-up", steps, (track(_ramp(0, steps, start_factor, 1.0, "linear")),))
 
 
-def flat_cosine(total_steps: int, pct_start: float = 0.72, end: float = 0.0) -> Schedule:
+def flat_cosine(
+    total_steps: int,
+    pct_start: float = 0.72,
+    end: float = 0.0,
+    compat: Literal["fastai"] | None = None,
+) -> Schedule:
     """Return 1 for a share of the steps, then half a cosine to ``end``: fastai's fit_flat_cos.
 
-    The fall begins at step ``round(pct_start * total_steps)`` and ends at ``total_steps``.
+    The fall begins at step ``round(pct_start * total_steps)``, and ``end`` is hit at the last step,
+    ``total_steps - 1``; where no step is left to fall, 1 is held. With ``compat="fastai"`` it
+    begins at ``pct_start * total_steps``, which need not be whole, and ends at ``total_steps``,
+    which no step of a run of that length reaches.
 
     Args:
-        total_steps: Steps until ``end``, which is held, 1 or more.
+        total_steps: Optimizer steps in all, 1 or more.
         pct_start: Fraction of the steps at the full rate, in [0, 1]; fastai's default is 0.75.
-        end: Last multiplier, 0 or more; fastai's default is 1e-5.
+        end: Last multiplier, which is held, 0 or more; fastai's default is 1e-5.
+        compat: None or "fastai".
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
         >>> from lrfast import schedules
-        >>> schedules.flat_cosine(4, pct_start=0.5).values(range(6)).round(6).tolist()
+        >>> schedules.flat_cosine(5, pct_start=0.4).values(range(6)).round(6).tolist()
         [1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
     """
     total_steps = check_steps("total_steps", total_steps)
     check_share("pct_start", pct_start)
     check_factor("end", end)
-    fall = round(pct_start * total_steps)
-    segments = [Segment(0, 0.0, 0.0, 1.0, 1.0, "constant")] if fall else []
-    if fall < total_steps:
-        segments.append(_ramp(fall, total_steps - fall, 1.0, end, "cosine"))
+    if compat is not None:
+        check_choice("compat", compat, ("fastai",))
+    fall, last = float(round(pct_start * total_steps)), total_steps - 1
+    if compat == "fastai":
+        fall, last = pct_start * total_steps, total_steps
+    segments = [Segment(0, 0.0, 0.0, 1.0, 1.0, "constant")] if fall or fall >= last else []
+    if fall < last:
+        segments.append(Segment(math.ceil(fall), fall, last - fall, 1.0, end, "cosine"))
     return Schedule("flat-cosine", total_steps, (track(*segments),))
 
 

@@ -84,7 +84,7 @@ void Plan::add_schedule(const ScheduleSpec& spec) {
 
 void Plan::add_track(Channel channel, const std::vector<Segment>& segments) {
   tracks_.push_back({static_cast<int32_t>(tables_.size()), 1, channel});
-  tables_.push_back({0, 0, 0.0, 0.0, 0.0, static_cast<int32_t>(segments_.size()),
+  tables_.push_back({0, 1, 0, 0.0, 0.0, 0.0, static_cast<int32_t>(segments_.size()),
                      static_cast<int32_t>(segments.size())});
   segments_.insert(segments_.end(), segments.begin(), segments.end());
 }

@@ -27,7 +27,7 @@ Segment make_segment(Shape shape, double from, double to, double t0, double span
 }
 
 Table make_table(int32_t first, int32_t count, int64_t begin = 0) {
-  return {begin, 0, 0.0, 0.0, 0.0, first, count};
+  return {begin, 1, 0, 0.0, 0.0, 0.0, first, count};
 }
 
 double value_at(const Segment& segment, int64_t step) {
@@ -159,6 +159,30 @@ void test_repeats() {
   EXPECT_EQ(evaluate(data, table, 3 + 5 * int64_t{1000000000}), 0.0);
 }
 
+// A table that stands still for seven steps at a time has the values of one that does not, in
+// their order: cycles, gain and decay too.
+void test_strides() {
+  const Segment tooth = make_segment(Shape::kCosine, 1.0, 0.0, 0, 5);
+  const ScheduleTables data{&tooth, nullptr, nullptr, nullptr, nullptr};
+  Table plain = make_table(0, 1);
+  plain.period = 5;
+  plain.log_gain = std::log(0.8);
+  plain.log_decay = std::log(0.9);
+  plain.floor = 0.1;
+  Table still = plain;
+  still.begin = 3;
+  still.stride = 7;
+  for (int64_t step = 0; step < 300; ++step) {
+    const int64_t epoch = step > 3 ? (step - 3) / 7 : 0;
+    EXPECT_EQ(evaluate(data, still, step), evaluate(data, plain, epoch));
+  }
+  still.begin = 0;
+  for (int64_t epoch = kFar / 7 - 3; epoch <= kFar / 7; ++epoch) {
+    EXPECT_EQ(evaluate(data, still, 7 * epoch), evaluate(data, plain, epoch));
+    EXPECT_EQ(evaluate(data, still, 7 * epoch - 1), evaluate(data, plain, epoch - 1));
+  }
+}
+
 void test_tracks() {
   const Segment segments[] = {make_segment(Shape::kConstant, 0.5, 0.5, 0, 10),
                               make_segment(Shape::kLinear, 1, 0, 0, 10),
@@ -196,6 +220,7 @@ int main() {
   test_lookup();
   test_search();
   test_repeats();
+  test_strides();
   test_tracks();
   return report("test_schedule");
 }

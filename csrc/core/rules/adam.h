@@ -72,7 +72,6 @@ struct Adam {
     const int64_t t = static_cast<int64_t>(clock.count) + 1;
     const double beta1_power =
         clock.product >= 0.0 ? clock.product * hypers[kMomentum] : powers(hypers[kMomentum], t);
-    const double beta2_power = powers(hypers[kBeta2], t);
     Scalars<T> s;
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
     s.penalty = decoupled ? T(0) : static_cast<T>(hypers[kWeightDecay]);
@@ -81,7 +80,7 @@ struct Adam {
     s.beta2 = static_cast<T>(hypers[kBeta2]);
     s.square_weight = static_cast<T>(1.0 - hypers[kBeta2]);
     s.step_size = static_cast<T>(rate / (1.0 - beta1_power));
-    s.root_weight = static_cast<T>(1.0 / std::sqrt(1.0 - beta2_power));
+    s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
     s.eps = static_cast<T>(hypers[kEps]);
     return s;
   }

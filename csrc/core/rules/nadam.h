@@ -79,7 +79,7 @@ struct NAdam {
     Scalars<T> s;
     s.grad_step = static_cast<T>(rate * (1.0 - mu) / (1.0 - product));
     s.mean_step = static_cast<T>(rate * next_mu / (1.0 - product * next_mu));
-    s.root_weight = static_cast<T>(1.0 / std::sqrt(1.0 - powers(hypers[kBeta2], t)));
+    s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
     s.penalty = decoupled ? T(0) : static_cast<T>(hypers[kWeightDecay]);
     s.shrink = decoupled ? static_cast<T>(1.0 - rate * hypers[kWeightDecay]) : T(1);
