@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 import lrfast
@@ -44,7 +43,9 @@ def reviews_lstm(seed: int) -> Problem:
 
 
 def reviews_bag(seed: int) -> Problem:
-    return problems.classify(data.split(*unseen_data.reviews(5000)), lambda: models.WordBag(2), seed)
+    return problems.classify(
+        data.split(*unseen_data.reviews(5000)), lambda: models.WordBag(2), seed
+    )
 
 
 def mnist_patches(seed: int) -> Problem:
@@ -104,7 +105,7 @@ def new_digits(seed: int) -> Problem:
     weights = problems.pretrained(old_digits)
     images, labels = data.mnist()
     rows = problems.few(data.split(images[labels > 4], labels[labels > 4] - 5), 400)
-    build: partial[nn.Module] = partial(unseen_models.VisionTransformer, 5)
+    build = partial(unseen_models.VisionTransformer, 5)
     return problems.tuned(problems.classify(rows, build, seed), weights, new_head="head.")
 
 
