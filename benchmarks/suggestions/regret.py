@@ -43,12 +43,21 @@ CAP = 10.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """A range test: rates and raw losses, [points], and what was known before it."""
+    """A range test.
+
+    Args:
+        seed: Of data order and new weights.
+        lrs: Rates, [points].
+        losses: Raw losses, [points].
+        context: What is known besides.
+        endless: What is where the data do not say how many they are.
+    """
 
     seed: int
     lrs: FloatArray
     losses: FloatArray
     context: Context
+    endless: Context
 
 
 Rule = Callable[[Sweep], float | None]
@@ -158,10 +167,13 @@ def _load(store: Store, task: Task, kept: Mapping[str, Any]) -> Landscape | None
     if grid is None or "targets" not in named or not curves:
         return None
     size = Size(**{name: named[name] for name in Size.__dataclass_fields__})
-    known = context(task, size.parameters, Amounts(size.batch_size, size.targets))
+    known, endless = (
+        context(task, size.parameters, Amounts(size.batch_size, targets))
+        for targets in (size.targets, None)
+    )
     rates: FloatArray = np.geomspace(START_LR, END_LR, NUM_ITER)
     sweeps = [
-        Sweep(seed, rates[: len(curves[seed])], np.array(curves[seed]), known)
+        Sweep(seed, rates[: len(curves[seed])], np.array(curves[seed]), known, endless)
         for seed in SWEEP_SEEDS
     ]
     return Landscape(task, size, grid, tuple(sweeps))

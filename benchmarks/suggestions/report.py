@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from benchmarks.suggestions.tasks import TASKS
 from benchmarks.suggestions.train import STEPS
 from benchmarks.suggestions.unseen import UNSEEN
 from benchmarks.suggestions.verified import verdicts
+from lrfast.range_test._context import Context
 
 CHOSEN_ON = """\
 What `auto` is made of was chosen with these in view: its constants with the first 27 of them, and
@@ -35,7 +36,6 @@ They were written down before anything was measured on them, and looked at once,
 is."""
 
 ROOT = Path(__file__).resolve().parents[2]
-CURVE_ALONE = "auto, curve alone"
 # In a folder of its own: benchmarks.report takes every file beside it for timings.
 RESULTS = ROOT / "benchmarks" / "results" / "suggestions"
 
@@ -47,9 +47,11 @@ validation loss gets than at the best rate of the grid, as a fraction of the lat
 {regret.CAP:g}, and a rule that declines is charged the regret of the worst rate. Losses above the
 untrained model's count as that. The share is the part of the gain from untrained to best that is
 lost. lrfast's rules are those of `lrfast.suggest`, and `auto` knows the optimizer, the number of
-parameters, the size of the batches and the number of targets, as in `lr_find` from a DataLoader;
-the others are formulas of what their libraries do, on the same raw losses. Loss and accuracy are
-means over the seeds at the best rate, and the spread is the standard deviation of the loss there.
+parameters, the size of the batches and the number of targets, as in `lr_find` from a DataLoader.
+Of endless data it does not know the number of targets; with amounts unknown it does not know the
+size of batches either. The others are formulas of what their libraries do, on the same raw losses.
+Loss and accuracy are means over the seeds at the best rate, and the spread is the standard
+deviation of the loss there.
 """
 
 
@@ -57,16 +59,21 @@ def rules() -> dict[str, Rule]:
     """Returns lrfast's rules and then the peers', by name."""
     ours = {name: partial(_ours, name) for name in lrfast.suggest.names()}
     theirs = {name: partial(_theirs, rule) for name, rule in peers.RULES.items()}
-    return {**ours, CURVE_ALONE: _curve_alone, **theirs}
+    return {
+        **ours,
+        "auto, endless data": lambda sweep: _auto(sweep, sweep.endless),
+        "auto, amounts unknown": lambda sweep: _auto(sweep, replace(sweep.context, scale=1.0)),
+        "auto, curve alone": lambda sweep: _auto(sweep, Context()),
+        **theirs,
+    }
 
 
 def _ours(name: str, sweep: Sweep) -> float | None:
     return suggestions_from_curve(sweep.lrs, sweep.losses, sweep.context)[name]
 
 
-def _curve_alone(sweep: Sweep) -> float | None:
-    """What "auto" says to those who pass it nothing but the curve."""
-    return lrfast.suggest.auto(sweep.lrs, sweep.losses).lr
+def _auto(sweep: Sweep, known: Context) -> float | None:
+    return lrfast.suggest.auto(sweep.lrs, sweep.losses, **asdict(known)).lr
 
 
 def _theirs(rule: peers.Rule, sweep: Sweep) -> float | None:
