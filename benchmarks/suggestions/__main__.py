@@ -45,6 +45,7 @@ def report(folder: Path, *, keep: bool) -> None:
     result = summarise(Store(folder), newest(RESULTS))
     if not result["tasks"]:
         raise SystemExit(f"no task is complete in {folder}: run without --only first")
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(markdown(result))
     plot(result, folder / "report.png")
     if keep:
