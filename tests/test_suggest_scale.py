@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lrfast
 from lrfast import suggest
 from lrfast.range_test._context import Amounts, context_of
+from lrfast.range_test._training import Training
 
 LRS = rates()
 
@@ -157,3 +159,10 @@ def test_lr_find_counts_rows_and_targets(source: str, kind: str) -> None:
     )
     assert ("for the size of the batches" in result.suggestion.reason) == (known.scale != 1.0)
     assert (known.scale == 1.0) == (source == "no tensors")
+
+
+def test_all_processes_count() -> None:
+    model = nn.Linear(5, 3)
+    three: Any = SimpleNamespace(count=3)
+    training = Training(model, lrfast.SGD(model.parameters()), in_batches(), named_loss, ranks=three)
+    assert training.amounts(in_batches()[:2]) == Amounts(48, 432)
