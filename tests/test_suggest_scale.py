@@ -164,5 +164,6 @@ def test_lr_find_counts_rows_and_targets(source: str, kind: str) -> None:
 def test_all_processes_count() -> None:
     model = nn.Linear(5, 3)
     three: Any = SimpleNamespace(count=3)
-    training = Training(model, lrfast.SGD(model.parameters()), in_batches(), named_loss, ranks=three)
+    optimizer = lrfast.SGD(model.parameters())
+    training = Training(model, optimizer, in_batches(), named_loss, ranks=three)
     assert training.amounts(in_batches()[:2]) == Amounts(48, 432)
