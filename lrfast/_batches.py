@@ -161,16 +161,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def size_of(batch: Any) -> int:
     """Return the rows of the first tensor in a batch; 1 if there is none."""
-    return _rows(batch) or 1
+    return rows_of(batch) or 1
 
 
-def _rows(batch: Any) -> int:
+def rows_of(batch: Any) -> int:
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 0
     items = batch.values() if isinstance(batch, Mapping) else batch
     if not isinstance(batch, Mapping | list | tuple):
         return 0
-    return next((rows for item in items if (rows := _rows(item))), 0)
+    return next((rows for item in items if (rows := rows_of(item))), 0)
+
+
+def targets_of(batch: Any) -> int:
+    """Return the elements of the last tensor in a batch, its targets; 0 if there is none."""
+    if isinstance(batch, Tensor):
+        return batch.numel()
+    if not isinstance(batch, Mapping | list | tuple):
+        return 0
+    items = list(batch.values() if isinstance(batch, Mapping) else batch)
+    return next((count for item in reversed(items) if (count := targets_of(item))), 0)
 
 
 def length_of(data: Iterable[Any]) -> int | None:

@@ -70,6 +70,15 @@ class Watch:
         return cross_entropy(model(batch[0]), batch[1])
 
 
+def mean_loss(model: nn.Module, judge: list[Batch]) -> float:
+    """The mean over all rows, without dropout."""
+    model.eval()
+    with torch.no_grad():
+        losses = [cross_entropy(model(x), y, reduction="sum").item() for x, y in judge]
+    model.train()
+    return sum(losses) / sum(len(y) for _, y in judge)
+
+
 def race(
     model: nn.Module, optimizer: Any, data: Any, compute_loss: Any = None, **options: Any
 ) -> RangeTest:
@@ -127,7 +136,7 @@ def test_the_lowest_final_loss_wins(kind: str, digits: Any) -> None:
     lrs = [candidate.lr for candidate in candidates]
     assert {round(4 * step, 9) for step in np.diff(np.log10(lrs))} <= {1.0, 2.0}
     assert [c.rule for c in candidates].count("neighbour") == len(candidates) - 1
-    winner = wins_by_simpson(candidates)
+    winner = wins_by_simpson(candidates, mean_loss(model, judge))
     assert [c.winner for c in candidates] == [k == winner for k in range(len(candidates))]
     best = result.suggestion
     assert (result.rule, best.rule, best.lr) == ("verified", "verified", lrs[winner])
@@ -261,14 +270,18 @@ def test_what_diverges_or_lags_is_dropped_early(kind: str) -> None:
 # Who wins.
 
 
-def wins_by_simpson(candidates: Sequence[Candidate]) -> int:
-    """The inner candidate, a quarter of a decade from both neighbours, with the lowest mean."""
+def wins_by_simpson(candidates: Sequence[Candidate], initial: float) -> int:
+    """The finished one between two others a quarter of a decade away with the lowest mean.
+
+    A run that was dropped counts with its last loss, and none for more than the initial loss.
+    """
     means = {}
     for k in range(1, len(candidates) - 1):
         around = candidates[k - 1 : k + 2]
         near = candidates[k + 1].lr / candidates[k - 1].lr < 3.2
-        if near and all(len(c.losses) == 2 and math.isfinite(c.losses[-1]) for c in around):
-            below, own, above = (c.losses[-1] for c in around)
+        if near and len(around[1].losses) == 2 and math.isfinite(around[1].losses[-1]):
+            last = [c.losses[-1] for c in around]
+            below, own, above = (min(x, initial) if math.isfinite(x) else initial for x in last)
             means[k] = (below + 4 * own + above) / 6
     return min(means, key=lambda k: means[k])
 

@@ -14,7 +14,7 @@ from torch import nn
 import lrfast
 from lrfast import suggest
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._context import Context, context_of
+from lrfast.range_test._context import Amounts, Context, context_of
 
 LRS = rates()
 
@@ -173,7 +173,7 @@ def test_the_context_of_an_optimizer(
     library: Any, name: str, options: dict[str, Any], momentum: bool
 ) -> None:
     optimizer = getattr(library, name)(parameters(600, 400), lr=0.1, **options)
-    found = context_of(optimizer, 0)
+    found = context_of(optimizer, 0, Amounts())
     assert found.typical == suggest.typical_rate(name, 1000, options.get("momentum", 0.0))
     assert found.typical is not None and found.momentum is momentum
 
@@ -185,8 +185,10 @@ def test_the_context_of_a_subclass_and_of_a_stranger() -> None:
     class Strange(torch.optim.Optimizer):
         pass
 
-    assert context_of(Mine(parameters(10)), 0).typical == suggest.typical_rate("AdamW", 10)
-    assert context_of(Strange(parameters(10), {"lr": 0.1}), 0).typical is None
+    assert context_of(Mine(parameters(10)), 0, Amounts()).typical == suggest.typical_rate(
+        "AdamW", 10
+    )
+    assert context_of(Strange(parameters(10), {"lr": 0.1}), 0, Amounts()).typical is None
 
 
 def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
@@ -194,8 +196,8 @@ def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
     body.requires_grad_(False)
     groups = [{"params": [body], "momentum": 0.5}, {"params": [head], "momentum": 0.9}]
     optimizer = torch.optim.RMSprop(groups, lr=0.1)
-    assert context_of(optimizer, 1).typical == suggest.typical_rate("RMSprop", 10, 0.9)
-    assert context_of(optimizer, 0).typical == suggest.typical_rate("RMSprop", 10, 0.5)
+    assert context_of(optimizer, 1, Amounts()).typical == suggest.typical_rate("RMSprop", 10, 0.9)
+    assert context_of(optimizer, 0, Amounts()).typical == suggest.typical_rate("RMSprop", 10, 0.5)
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
@@ -212,13 +214,15 @@ def test_lr_find_passes_it_on(kind: str) -> None:
         result.losses,
         typical=suggest.typical_rate(kind, count),
         momentum=kind == "Adam",
+        scale=suggest.rate_scale(kind, batch_size=64, parameters=count, targets=64),
     )
     assert result.suggestion == expected and expected.lr is not None
     assert result.suggestion != suggest.auto(result.lrs, result.losses)
 
 
-def test_a_result_passes_on_both() -> None:
+def test_a_result_passes_on_all() -> None:
     curve = s_curve(LRS, 1e-3, 1.0)
-    found = suggest_all(LRS, curve, curve, 100, Context(0.05, False))["auto"]
-    assert found == suggest.auto(LRS, curve, typical=0.05, momentum=False)
-    assert found != suggest.auto(LRS, curve, typical=0.05)
+    found = suggest_all(LRS, curve, curve, 100, Context(0.05, False, 0.7))["auto"]
+    assert found == suggest.auto(LRS, curve, typical=0.05, momentum=False, scale=0.7)
+    assert found != suggest.auto(LRS, curve, typical=0.05, scale=0.7)
+    assert found != suggest.auto(LRS, curve, typical=0.05, momentum=False)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from benchmarks import provenance
 from benchmarks.suggestions.measure import ALL, MEASURED, measure
 from benchmarks.suggestions.plot import plot
-from benchmarks.suggestions.report import RESULTS, markdown, summarise
+from benchmarks.suggestions.report import RESULTS, markdown, newest, summarise
 from benchmarks.suggestions.store import Store
 
 PARTS = (*MEASURED, "report")
@@ -43,9 +43,10 @@ def main() -> int:
 
 def report(folder: Path, *, keep: bool) -> None:
     """Writes report.md and report.png next to the measurements, and a result file if wanted."""
-    result = summarise(Store(folder))
+    result = summarise(Store(folder), newest(RESULTS))
     if not result["tasks"]:
         raise SystemExit(f"no task is complete in {folder}: run without --only first")
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(markdown(result))
     plot(result, folder / "report.png")
     if keep:

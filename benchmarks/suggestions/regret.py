@@ -7,22 +7,34 @@ task whose best loss is near 0 would outweigh all others. A rule that declines i
 of the worst rate of the grid. The share is (L(rate) - best) / (untrained - best): 0 for the best
 rate and 1 for a model as good as untrained.
 
-Nothing is trained here: rules can be tuned with `evaluate`.
+Nothing is trained here: rules can be tuned with `evaluate`, on what a result file keeps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.suggestions.store import Record, Store
-from benchmarks.suggestions.sweeps import GRID, GRID_SEEDS, SWEEP_SEEDS, Runs, context, is_complete
-from benchmarks.suggestions.tasks import TASKS, Task
-from lrfast.range_test._context import Context
+from benchmarks.suggestions.sweeps import (
+    END_LR,
+    GRID,
+    GRID_SEEDS,
+    NUM_ITER,
+    START_LR,
+    SWEEP_SEEDS,
+    Runs,
+    Size,
+    context,
+    is_complete,
+)
+from benchmarks.suggestions.tasks import Task
+from lrfast.range_test._context import Amounts, Context
 
 FloatArray = NDArray[np.float64]
 
@@ -31,15 +43,47 @@ CAP = 10.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """A range test: rates and raw losses, [points], and what was known before it."""
+    """A range test.
+
+    Args:
+        seed: Of data order and new weights.
+        lrs: Rates, [points].
+        losses: Raw losses, [points].
+        context: What is known besides.
+        endless: What is where the data do not say how many they are.
+    """
 
     seed: int
     lrs: FloatArray
     losses: FloatArray
     context: Context
+    endless: Context
 
 
 Rule = Callable[[Sweep], float | None]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What training at the rates of the grid came to, as a result file keeps it.
+
+    Losses are means over seeds, and at most those of the untrained model.
+
+    Args:
+        untrained: Validation loss of the untrained model.
+        rates: Peak rates, [rates].
+        valid_losses: Validation losses, [rates].
+        valid_spread: Their standard deviations over seeds, [rates].
+        train_losses: Training losses, [rates].
+        best_accuracy: Validation accuracy at the best rate; None where it has none.
+    """
+
+    untrained: float
+    rates: list[float]
+    valid_losses: list[float]
+    valid_spread: list[float]
+    train_losses: list[float]
+    best_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -48,43 +92,32 @@ class Landscape:
 
     Args:
         task: The task.
-        rates: Peak rates of the grid, [rates].
-        valid: Validation losses, at most those of the untrained model, [rates, seeds].
-        train: Training losses, capped likewise, [rates, seeds].
-        accuracy: Mean validation accuracy, NaN where it has none, [rates].
-        untrained: Validation losses of the untrained model, [seeds].
+        size: What there is to learn.
+        grid: What training came to.
         sweeps: The range tests.
     """
 
     task: Task
-    rates: FloatArray
-    valid: FloatArray
-    train: FloatArray
-    accuracy: FloatArray
-    untrained: FloatArray
+    size: Size
+    grid: Grid
     sweeps: tuple[Sweep, ...]
-
-    @property
-    def means(self) -> FloatArray:
-        """Mean validation losses, [rates]."""
-        means: FloatArray = self.valid.mean(1)
-        return means
 
     @property
     def best(self) -> float:
         """The lowest mean validation loss."""
-        return float(self.means.min())
+        return min(self.grid.valid_losses)
 
     @property
     def best_rate(self) -> float:
         """The rate of the grid with that loss."""
-        return float(self.rates[self.means.argmin()])
+        return self.grid.rates[int(np.argmin(self.grid.valid_losses))]
 
     def loss(self, rate: float | None) -> float:
         """The loss to expect at a rate; without one, the worst of the grid."""
+        losses = self.grid.valid_losses
         if rate is None:
-            return float(self.means.max())
-        return float(np.interp(math.log10(rate), np.log10(self.rates), self.means))
+            return max(losses)
+        return float(np.interp(math.log10(rate), np.log10(self.grid.rates), losses))
 
     def regret(self, rate: float | None) -> float:
         """The relative loss beyond the best, at most `CAP`."""
@@ -92,12 +125,20 @@ class Landscape:
 
     def share(self, rate: float | None) -> float:
         """The share of what training can gain that is not gained."""
-        return (self.loss(rate) - self.best) / (float(self.untrained.mean()) - self.best)
+        return (self.loss(rate) - self.best) / (self.grid.untrained - self.best)
 
 
-def load(store: Store, tasks: Iterable[Task] = TASKS) -> list[Landscape]:
-    """Returns what was measured of the tasks, those left out of which the store lacks anything."""
-    found = (_load(store, task) for task in tasks)
+def load(
+    store: Store, tasks: Iterable[Task], kept: Mapping[str, Any] | None = None
+) -> list[Landscape]:
+    """Returns what was measured of the tasks, without those of which anything is lacking.
+
+    Args:
+        store: What was measured here.
+        tasks: The tasks.
+        kept: Entries of a result file, by task, for what the store lacks.
+    """
+    found = (_load(store, task, (kept or {}).get(task.name, {})) for task in tasks)
     return [landscape for landscape in found if landscape is not None]
 
 
@@ -114,26 +155,54 @@ def suggested(landscapes: Sequence[Landscape], rule: Rule) -> list[list[float | 
     return [[rule(sweep) for sweep in landscape.sweeps] for landscape in landscapes]
 
 
-def _load(store: Store, task: Task) -> Landscape | None:
+def _load(store: Store, task: Task, kept: Mapping[str, Any]) -> Landscape | None:
+    grid = _grid(store, task)
+    if grid is None and kept:
+        grid = Grid(**{name: kept[name] for name in Grid.__dataclass_fields__})
+    sizes = store.records(task, "size")
+    named = sizes[0] if sizes else kept
+    curves = {record["seed"]: record["losses"] for record in store.records(task, "sweep")}
+    if len(curves) < len(SWEEP_SEEDS):
+        curves = dict(enumerate(read_curves(kept.get("curves", ()))))
+    if grid is None or "targets" not in named or not curves:
+        return None
+    size = Size(**{name: named[name] for name in Size.__dataclass_fields__})
+    known, endless = (
+        context(task, size.parameters, Amounts(size.batch_size, targets))
+        for targets in (size.targets, None)
+    )
+    rates: FloatArray = np.geomspace(START_LR, END_LR, NUM_ITER)
+    sweeps = [
+        Sweep(seed, rates[: len(curves[seed])], np.array(curves[seed]), known, endless)
+        for seed in SWEEP_SEEDS
+    ]
+    return Landscape(task, size, grid, tuple(sweeps))
+
+
+def written_curves(sweeps: Iterable[Sweep]) -> list[str]:
+    """Returns raw losses as a result file keeps them, one line per range test."""
+    return [" ".join(f"{loss:.6g}" for loss in sweep.losses) for sweep in sweeps]
+
+
+def read_curves(lines: Iterable[str]) -> list[list[float]]:
+    """Returns the losses that `written_curves` has written."""
+    return [[float(loss) for loss in line.split()] for line in lines]
+
+
+def _grid(store: Store, task: Task) -> Grid | None:
     starts = {record["seed"]: record for record in store.records(task, "start")}
     runs = {(record["rate"], record["seed"]): record for record in store.records(task, "run")}
-    sweeps = {record["seed"]: record for record in store.records(task, "sweep")}
-    models = store.records(task, "model")
-    if len(sweeps) < len(SWEEP_SEEDS) or not is_complete(runs) or not models:
+    if not is_complete(runs):
         return None
-    known = context(task, models[0]["parameters"])
-    accuracies = [_accuracy(runs, rate) for rate in GRID]
-    return Landscape(
-        task,
-        np.array(GRID),
-        _losses(starts, runs, "valid_loss"),
-        _losses(starts, runs, "train_loss"),
-        np.array(accuracies),
-        np.array([starts[seed]["valid_loss"] for seed in GRID_SEEDS]),
-        tuple(
-            Sweep(seed, np.array(sweeps[seed]["lrs"]), np.array(sweeps[seed]["losses"]), known)
-            for seed in SWEEP_SEEDS
-        ),
+    valid = _losses(starts, runs, "valid_loss")
+    accuracy = _accuracy(runs, GRID[int(valid.mean(1).argmin())])
+    return Grid(
+        float(np.mean([starts[seed]["valid_loss"] for seed in GRID_SEEDS])),
+        list(GRID),
+        valid.mean(1).tolist(),
+        valid.std(1, ddof=1).tolist(),
+        _losses(starts, runs, "train_loss").mean(1).tolist(),
+        None if math.isnan(accuracy) else accuracy,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,18 @@ from benchmarks.suggestions.held_out import HELD_OUT
 from benchmarks.suggestions.regret import Landscape, Rule, Sweep
 from benchmarks.suggestions.store import Store
 from benchmarks.suggestions.sweeps import suggestions_from_curve
+from benchmarks.suggestions.tasks import TASKS
 from benchmarks.suggestions.train import STEPS
+from benchmarks.suggestions.unseen import UNSEEN
 from benchmarks.suggestions.verified import verdicts
+from lrfast.range_test._context import Context
+
+CHOSEN_ON = """\
+What `auto` is made of was chosen with these in view: its constants with the first 27 of them, and
+with all of them what it makes of the size of batches and data."""
+NOT_CHOSEN_ON = """\
+They were written down before anything was measured on them, and looked at once, with `auto` as it
+is."""
 
 CURVE_ALONE = "auto, curve alone"
 # In a folder of its own: benchmarks.report takes every file beside it for timings.
@@ -32,9 +43,11 @@ its rate is then read off 10 range tests by every rule. The regret of a rate is 
 validation loss gets than at the best rate of the grid, as a fraction of the latter. It is at most
 {regret.CAP:g}, and a rule that declines is charged the regret of the worst rate. Losses above the
 untrained model's count as that. The share is the part of the gain from untrained to best that is
-lost. lrfast's rules are those of `lrfast.suggest`, and `auto` knows the optimizer and the number of
-parameters, as in `lr_find`; the others are formulas of what their libraries do, on the same raw
-losses. Loss and accuracy are means over the seeds at the best rate, and the spread is the standard
+lost. lrfast's rules are those of `lrfast.suggest`, and `auto` knows the optimizer, the number of
+parameters, the size of the batches and the number of targets, as in `lr_find` from a DataLoader.
+Of endless data it does not know the number of targets; with amounts unknown it does not know the
+size of batches either. The others are formulas of what their libraries do, on the same raw losses.
+Loss and accuracy are means over the seeds at the best rate, and the spread is the standard
 deviation of the loss there.
 """
 
@@ -43,32 +56,56 @@ def rules() -> dict[str, Rule]:
     """Returns lrfast's rules and then the peers', by name."""
     ours = {name: partial(_ours, name) for name in lrfast.suggest.names()}
     theirs = {name: partial(_theirs, rule) for name, rule in peers.RULES.items()}
-    return {**ours, CURVE_ALONE: _curve_alone, **theirs}
+    return {
+        **ours,
+        "auto, endless data": lambda sweep: _auto(sweep, sweep.endless),
+        "auto, amounts unknown": lambda sweep: _auto(sweep, replace(sweep.context, scale=1.0)),
+        "auto, curve alone": lambda sweep: _auto(sweep, Context()),
+        **theirs,
+    }
 
 
 def _ours(name: str, sweep: Sweep) -> float | None:
     return suggestions_from_curve(sweep.lrs, sweep.losses, sweep.context)[name]
 
 
-def _curve_alone(sweep: Sweep) -> float | None:
-    """What "auto" says to those who pass it nothing but the curve."""
-    return lrfast.suggest.auto(sweep.lrs, sweep.losses).lr
+def _auto(sweep: Sweep, known: Context) -> float | None:
+    return lrfast.suggest.auto(sweep.lrs, sweep.losses, **asdict(known)).lr
 
 
 def _theirs(rule: peers.Rule, sweep: Sweep) -> float | None:
     return rule(sweep.lrs, sweep.losses)
 
 
-def summarise(store: Store) -> dict[str, Any]:
-    """Returns what a result file holds; no task where none is complete."""
-    landscapes, others = regret.load(store), regret.load(store, HELD_OUT)
+def newest(folder: Path) -> dict[str, Any]:
+    """Returns the newest result file of a folder; nothing where there is none."""
+    return provenance.newest(folder) if any(folder.glob("*.json")) else {}
+
+
+def summarise(store: Store, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a result file holds; no task where none is complete.
+
+    Args:
+        store: What was measured.
+        kept: A result file, for what the store lacks.
+    """
+    landscapes, others, unseen = (
+        regret.load(store, tasks, kept.get(name))
+        for name, tasks in (("tasks", TASKS), ("held_out", HELD_OUT), ("unseen", UNSEEN))
+    )
+    earlier = {
+        name: {"commit": kept["commit"]} | verdict
+        for name, verdict in kept.get("verified", {}).items()
+    }
+    tuned = [*landscapes, *others]
     return provenance.facts() | {
         "steps": STEPS,
         "cap": regret.CAP,
         "tasks": _tasks(landscapes),
         "held_out": _tasks(others),
-        "cross_validated": cross_validate(landscapes) if len(landscapes) > 1 else {},
-        "verified": verdicts([*landscapes, *others], store),
+        "unseen": _tasks(unseen),
+        "cross_validated": cross_validate(tuned) if len(tuned) > 1 else {},
+        "verified": earlier | verdicts([*tuned, *unseen], store),
     }
 
 
@@ -83,21 +120,15 @@ def _tasks(landscapes: Sequence[Landscape]) -> dict[str, Any]:
 
 def _facts(landscape: Landscape) -> dict[str, Any]:
     task = landscape.task
-    best = int(landscape.means.argmin())
-    accuracy = float(landscape.accuracy[best])
     return {
         "kind": task.kind,
         "optimizer": task.optimizer.__name__,
         "options": dict(task.options),
-        "batch_size": task.batch_size,
         "tags": list(task.tags),
-        "untrained": float(landscape.untrained.mean()),
+        **asdict(landscape.size),
+        **asdict(landscape.grid),
         "best_rate": landscape.best_rate,
-        "best_accuracy": None if math.isnan(accuracy) else accuracy,
-        "rates": landscape.rates.tolist(),
-        "valid_losses": landscape.means.tolist(),
-        "valid_spread": landscape.valid.std(1, ddof=1).tolist(),
-        "train_losses": landscape.train.mean(1).tolist(),
+        "curves": regret.written_curves(landscape.sweeps),
         "rules": {},
     }
 
@@ -112,68 +143,68 @@ def _verdict(landscape: Landscape, rates: Sequence[float | None]) -> dict[str, A
 
 def markdown(result: dict[str, Any]) -> str:
     """Returns a result file's tables."""
-    tasks, others = result["tasks"], result["held_out"]
+    tasks, others, unseen = result["tasks"], result["held_out"], result["unseen"]
+    chosen_on = tasks | others
     return "\n".join(
         [
             HEAD,
             provenance.sentence(result),
             "",
-            f"## Regret over {len(tasks)} tasks, {_sweeps(tasks)} range tests",
-            "",
-            *_rule_table(tasks),
-            "",
+            *_regrets(chosen_on, "tasks", CHOSEN_ON),
             *_cross_validated(result["cross_validated"]),
-            *_held_out(others),
-            *_verified(result["verified"], others),
+            *_regrets(unseen, "tasks that nothing was chosen on", NOT_CHOSEN_ON),
+            *_verified(result["verified"], result["commit"]),
             "## Mean regret per task",
             "",
-            *table(["task", *_rule_names(tasks)], _task_rows(tasks | others)),
+            *table(["task", *_rule_names(tasks)], _task_rows(chosen_on | unseen)),
             "",
             "## The tasks",
             "",
             *table(
                 ["task", "optimizer", "batch", "untrained", "best", "spread", "at", "accuracy"],
-                [_fact_row(name, task) for name, task in (tasks | others).items()],
+                [_fact_row(name, task) for name, task in (chosen_on | unseen).items()],
             ),
             "",
         ]
     )
 
 
-def _cross_validated(regrets: dict[str, float]) -> list[str]:
-    if not regrets:
-        return []
-    worst = max(regrets, key=lambda task: regrets[task])
-    mean = float(np.mean(list(regrets.values())))
-    return [
-        "With the constants of `auto` chosen on all tasks but the one that it is judged on, from",
-        f"{len(CHOICES)} combinations, its mean regret is {mean:.3f} and its worst "
-        f"{regrets[worst]:.3f}",
-        f"({worst}).",
-        "",
-    ]
-
-
-def _held_out(tasks: dict[str, Any]) -> list[str]:
+def _regrets(tasks: dict[str, Any], title: str, remark: str) -> list[str]:
     if not tasks:
         return []
     return [
-        f"## Regret over {len(tasks)} other tasks, {_sweeps(tasks)} range tests",
+        f"## Regret over {len(tasks)} {title}, {_sweeps(tasks)} range tests",
         "",
-        "They were first measured when the rules and all constants were as they are.",
+        *remark.splitlines(),
         "",
         *_rule_table(tasks),
         "",
     ]
 
 
-def _verified(found: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
+def _cross_validated(families: dict[str, dict[str, float]]) -> list[str]:
+    if not families:
+        return []
+    rows = []
+    for title, regrets in families.items():
+        worst = max(regrets, key=lambda task: regrets[task])
+        mean = float(np.mean(list(regrets.values())))
+        rows.append([f"the same {title}", f"{mean:.3f}", f"{regrets[worst]:.3f}", worst])
+    return [
+        f"What `auto` does with that one of {len(CHOICES)} combinations, of constants and of what",
+        "it makes use of, which is best on all of these tasks but those with",
+        "",
+        *table(["left out", "mean", "worst", "worst task"], rows),
+        "",
+    ]
+
+
+def _verified(found: dict[str, Any], commit: str) -> list[str]:
     if not found:
         return []
-    sets = {
-        "tasks": [name for name in found if name not in held_out],
-        "other tasks": [name for name in found if name in held_out],
-    }
+    sets: dict[str, list[str]] = {}
+    for name, verdict in found.items():
+        sets.setdefault(verdict.get("commit", commit)[:10], []).append(name)
     return [
         "## Rates that a race verified",
         "",
@@ -184,9 +215,8 @@ def _verified(found: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
             ["rate", "of", "mean", "median", "worst", "runs"],
             [
                 row
-                for title, names in sets.items()
-                if names
-                for row in _verified_rows(f"{len(names)} {title}", [found[n] for n in names])
+                for at, names in sets.items()
+                for row in _verified_rows(f"{len(names)} tasks, {at}", [found[n] for n in names])
             ],
         ),
         "",

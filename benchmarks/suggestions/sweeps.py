@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,10 +14,11 @@ from torch import nn
 
 import lrfast
 from benchmarks.suggestions import train
+from benchmarks.suggestions.data import Pair
 from benchmarks.suggestions.store import Record, Store
 from benchmarks.suggestions.tasks import Task
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._context import Context, context_of
+from lrfast.range_test._context import Amounts, Context, context_of
 
 FloatArray = NDArray[np.float64]
 
@@ -23,6 +26,7 @@ GRID = tuple(10 ** (quarter / 4) for quarter in range(-22, 5))
 GRID_SEEDS = range(3)
 SWEEP_SEEDS = range(10)
 NUM_ITER = 100
+START_LR, END_LR = 1e-7, 10.0
 
 Runs = dict[tuple[float, int], Record]  # by rate and seed
 
@@ -68,14 +72,51 @@ def _run(task: Task, seed: int, rate: float) -> Record:
 
 
 def fill_sweeps(task: Task, store: Store) -> None:
-    """Counts the trained parameters and runs the range tests, as far as the store lacks them."""
-    if not store.records(task, "model"):
-        trained = [p for p in task.make(0).model.parameters() if p.requires_grad]
-        store.add(task, {"kind": "model", "parameters": sum(p.numel() for p in trained)})
+    """Counts parameters and targets, and runs the range tests, as far as the store lacks them."""
+    if not store.records(task, "size"):
+        store.add(task, {"kind": "size"} | asdict(size_of(task)))
     present = {sweep["seed"] for sweep in store.records(task, "sweep")}
     for seed in SWEEP_SEEDS:
         if seed not in present:
             store.add(task, _sweep(task, seed))
+
+
+@dataclass(frozen=True)
+class Size:
+    """What there is to learn, and to learn from.
+
+    Args:
+        parameters: Trained parameters.
+        batch_size: Rows in a batch.
+        targets: Numbers or classes to predict in an epoch.
+    """
+
+    parameters: int
+    batch_size: int
+    targets: int
+
+
+def size_of(task: Task) -> Size:
+    """Returns the size of a task."""
+    problem = task.make(0)
+    trained = [p.numel() for p in problem.model.parameters() if p.requires_grad]
+    epoch = Epochs(problem.train, task.batch_size, 0)
+    return Size(sum(trained), epoch.size, len(epoch) * epoch.size * problem.train[1][0].numel())
+
+
+class Epochs:
+    """The batches of `train.batches` as a loader has them: every pass is an epoch."""
+
+    def __init__(self, rows: Pair, batch_size: int, seed: int) -> None:
+        self.size = min(batch_size, len(rows[0]))
+        self._rows = len(rows[0])
+        self._stream = train.batches(rows, batch_size, seed)
+
+    def __len__(self) -> int:
+        return self._rows // self.size
+
+    def __iter__(self) -> Iterator[Pair]:
+        yield from islice(self._stream, len(self))
 
 
 def _sweep(task: Task, seed: int) -> Record:
@@ -84,10 +125,10 @@ def _sweep(task: Task, seed: int) -> Record:
     result = lrfast.lr_find(
         problem.model,
         task.make_optimizer(problem.model.parameters(), 1.0),
-        train.batches(problem.train, task.batch_size, seed),
+        Epochs(problem.train, task.batch_size, seed),
         problem.loss_fn,
-        start_lr=1e-7,
-        end_lr=10,
+        start_lr=START_LR,
+        end_lr=END_LR,
         num_iter=NUM_ITER,
         progress=False,
     )
@@ -102,9 +143,10 @@ def _sweep(task: Task, seed: int) -> Record:
     }
 
 
-def context(task: Task, parameters: int) -> Context:
+def context(task: Task, parameters: int, amounts: Amounts) -> Context:
     """Returns what `lrfast.lr_find` knows of a task with so many trained parameters."""
-    return context_of(task.make_optimizer([nn.Parameter(torch.zeros(parameters))], 1.0), 0)
+    optimizer = task.make_optimizer([nn.Parameter(torch.zeros(parameters))], 1.0)
+    return context_of(optimizer, 0, amounts)
 
 
 def suggestions_from_curve(

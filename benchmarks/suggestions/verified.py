@@ -14,7 +14,7 @@ import lrfast
 from benchmarks.suggestions import train
 from benchmarks.suggestions.regret import CAP, Landscape
 from benchmarks.suggestions.store import Record, Store
-from benchmarks.suggestions.sweeps import GRID_SEEDS, NUM_ITER
+from benchmarks.suggestions.sweeps import END_LR, GRID_SEEDS, NUM_ITER, START_LR
 from benchmarks.suggestions.tasks import Task
 
 SEEDS = range(3)
@@ -51,7 +51,7 @@ def _regret(landscape: Landscape, race: Record) -> float:
     """The regret of a rate that was trained with; negative where it beats the grid's best."""
     if race["rate"] is None:
         return landscape.regret(None)
-    losses = np.minimum(race["runs"], landscape.untrained)
+    losses = np.minimum(race["runs"], landscape.grid.untrained)
     return min(float(losses.mean() - landscape.best) / landscape.best, CAP)
 
 
@@ -64,8 +64,8 @@ def _race(task: Task, seed: int) -> Record:
         task.make_optimizer(problem.model.parameters(), 1.0),
         list(islice(stream, max(train.STEPS, NUM_ITER))),
         problem.loss_fn,
-        start_lr=1e-7,
-        end_lr=10,
+        start_lr=START_LR,
+        end_lr=END_LR,
         num_iter=NUM_ITER,
         verify=train.STEPS,
         judge=[tuple(rows[: train.EVALUATED] for rows in problem.valid)],

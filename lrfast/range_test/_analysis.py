@@ -110,7 +110,11 @@ def suggest_all(
         rule = suggest.get(name)
         if name == "auto":
             found[name] = suggest.auto(
-                lrs, losses, typical=context.typical, momentum=context.momentum
+                lrs,
+                losses,
+                typical=context.typical,
+                momentum=context.momentum,
+                scale=context.scale,
             )
             continue
         if suggest.reads_raw(name):

@@ -6,7 +6,20 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from lrfast.suggest import typical_rate
+from lrfast.suggest import rate_scale, typical_rate
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much data a training learns from.
+
+    Args:
+        batch_size: Rows per update; None where batches do not say.
+        targets: Numbers or classes to predict in one pass; None where the data do not say.
+    """
+
+    batch_size: int | None = None
+    targets: int | None = None
 
 
 @dataclass(frozen=True)
@@ -17,18 +30,21 @@ class Context:
         typical: Rate at which such an optimizer usually trains so many parameters; None for one
             that is not known.
         momentum: Whether it has momentum.
+        scale: Factor for its batches and data.
     """
 
     typical: float | None = None
     momentum: bool = True
+    scale: float = 1.0
 
 
-def context_of(optimizer: Optimizer, reference: int) -> Context:
+def context_of(optimizer: Optimizer, reference: int, amounts: Amounts) -> Context:
     """Read the optimizer and the number of its trainable parameters.
 
     Args:
         optimizer: Any; it is known by the name of its class, or of one that that comes from.
         reference: The param group whose rate is looked for.
+        amounts: What it learns from.
     """
     group = optimizer.param_groups[reference]
     momentum = float(group.get("momentum", 0.0))
@@ -38,6 +54,10 @@ def context_of(optimizer: Optimizer, reference: int) -> Context:
         for parameter in each["params"]
         if parameter.requires_grad
     )
-    rates = (typical_rate(base.__name__, parameters, momentum) for base in type(optimizer).__mro__)
-    typical = next((rate for rate in rates if rate is not None), None)
-    return Context(typical, momentum > 0 or "betas" in group)
+    names = [base.__name__ for base in type(optimizer).__mro__]
+    rates = {name: typical_rate(name, parameters, momentum) for name in names}
+    known = next((name for name in names if rates[name] is not None), names[0])
+    scale = rate_scale(
+        known, batch_size=amounts.batch_size, parameters=parameters, targets=amounts.targets
+    )
+    return Context(rates[known], momentum > 0 or "betas" in group, scale)

@@ -25,7 +25,7 @@ from lrfast._batches import (
     make_compute_loss,
 )
 from lrfast.range_test import _analysis
-from lrfast.range_test._context import context_of
+from lrfast.range_test._context import Amounts, context_of
 from lrfast.range_test._loop import Loop
 from lrfast.range_test._race import race
 from lrfast.range_test._ranks import ranks_of
@@ -240,6 +240,7 @@ class _Search:
     def _swept(self, sweep: Sweep) -> RangeTest:
         settings = self._settings
         recordings = []
+        amounts = Amounts()
         for repeat in range(settings.repeats):
             if not self._is_fresh:
                 self._saved.restore()
@@ -255,7 +256,8 @@ class _Search:
                 progress=settings.progress,
             )
             recordings.append(_analysis.read(loop.run(), settings.lag))
-        context = context_of(self._training.optimizer, sweep.reference)
+            amounts = loop.amounts
+        context = context_of(self._training.optimizer, sweep.reference, amounts)
         result = _analysis.summarise(sweep, recordings, settings.beta, context)
         return replace(result, notes=self._notes(result))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 from lrfast._batches import check_loss, device_of, upload
 from lrfast._drive import Driver, drive
 from lrfast.curve import LossCurve
+from lrfast.range_test._context import Amounts
 from lrfast.range_test._sweep import Sweep
 from lrfast.range_test._training import Training
 
@@ -28,7 +30,7 @@ _POINTS_BETWEEN_AGREEMENTS = 10
 
 
 class Loop:
-    """One sweep.
+    """One sweep; ``amounts`` says afterwards how much data it met.
 
     Args:
         training: How a point comes about.
@@ -64,6 +66,7 @@ class Loop:
             grace=_GRACE,
             rates=None if training.step_fn else upload(planned, device),
         )
+        self.amounts = Amounts()
 
     def run(self) -> LossCurve:
         """Train through the rates and return the curve."""
@@ -76,7 +79,7 @@ class Loop:
         schedules = [schedule for _, schedule in parts]
         driver = drive(optimizer, schedules, self._sweep.num_iter, self.curve.stop_flag)
         point = _make_point(training, driver, self.curve, self._sweep.reference)
-        windows = training.windows()
+        windows = self._counted(training.windows())
         bar = tqdm(
             desc="range test", total=len(self._rates), leave=False, disable=not self._progress
         )
@@ -93,6 +96,13 @@ class Loop:
             bar.close()
             driver.detach()
         return self.curve
+
+    def _counted(self, windows: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        """Pass the windows on, and see from the first one how much data there are."""
+        for window in islice(windows, 1):
+            self.amounts = self._training.amounts(window)
+            yield window
+        yield from windows
 
     def _steps(self) -> Iterator[int]:
         """Count the steps until every rate has its point: more of them where some are skipped."""

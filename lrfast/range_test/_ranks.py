@@ -21,9 +21,14 @@ class Ranks:
     group: dist.ProcessGroup | None = None
 
     @property
+    def count(self) -> int:
+        """How many there are."""
+        return 1 if self.group is None else dist.get_world_size(self.group)
+
+    @property
     def is_alone(self) -> bool:
         """Whether there is nobody to agree with."""
-        return self.group is None or dist.get_world_size(self.group) == 1
+        return self.count == 1
 
     @property
     def is_first(self) -> bool:
@@ -36,7 +41,7 @@ class Ranks:
             return loss
         total = loss.detach().double().clone()
         dist.all_reduce(total, group=self.group)
-        return total / dist.get_world_size(self.group)
+        return total / self.count
 
     def without_exchange(self, model: nn.Module, unless: bool) -> AbstractContextManager[None]:
         """Keep the gradients of one batch of several to this process, unless it is the last."""

@@ -18,10 +18,14 @@ from lrfast._batches import (
     cycled,
     device_of,
     evaluating,
+    length_of,
+    rows_of,
     size_of,
+    targets_of,
     to_device,
     windows,
 )
+from lrfast.range_test._context import Amounts
 from lrfast.range_test._ranks import Ranks
 
 StepFunction = Callable[[Any], Tensor]
@@ -67,6 +71,14 @@ class Training:
         """Yield the batches of one update after another, for ever."""
         batches = windows(cycled(self.data), self.accumulate)
         return repeat(next(batches)) if self.same_batch else batches
+
+    def amounts(self, window: list[Any]) -> Amounts:
+        """Return how much data the training learns from, going by the batches of one update."""
+        rows = self.ranks.count * sum(rows_of(batch) for batch in window)
+        targets = self.ranks.count * sum(targets_of(batch) for batch in window)
+        batches = length_of(self.data)
+        in_one_pass = targets * batches // len(window) if batches is not None else 0
+        return Amounts(rows or None, in_one_pass or None)
 
     def backward(self, window: list[Any]) -> Tensor:
         """Set the gradients to those of the window's mean loss, and return that loss."""

@@ -7,7 +7,8 @@ is left to the loss curve, running the sweep to the range test, and drawing to t
 `steep`, `minimum`, `valley` and `slide` read smoothed losses and compute what fastai 2.8 computes,
 in float64. Where fastai fails (too few points, an index before the first point) or answers from a
 curve that never falls, they decline. The others read raw losses, and know how noisy these are.
-`auto` also takes what is known before the sweep: the `typical_rate` of such a training.
+`auto` also takes what is known before the sweep: the `typical_rate` of such a training, and the
+`rate_scale` of its batches and data.
 
 A new rule is one function and one entry in `_rules.py`.
 """
@@ -18,6 +19,7 @@ from lrfast.suggest._descents import cyclic, last_decreasing, longest_descent
 from lrfast.suggest._fastai import minimum, slide, steep, valley
 from lrfast.suggest._flat import flat
 from lrfast.suggest._rules import get, names, reads_raw
+from lrfast.suggest._scale import rate_scale
 from lrfast.suggest._suggestion import Rule, Suggestion
 from lrfast.suggest._typical import typical_rate
 
@@ -32,6 +34,7 @@ __all__ = [
     "longest_descent",
     "minimum",
     "names",
+    "rate_scale",
     "reads_raw",
     "slide",
     "steep",

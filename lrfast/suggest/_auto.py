@@ -51,6 +51,7 @@ def auto(
     *,
     typical: float | None = None,
     momentum: bool = True,
+    scale: float = 1.0,
     constants: Constants = _CONSTANTS,
 ) -> Suggestion:
     """Suggest the middle of the valley, drawn to the rate at which such a model usually trains.
@@ -64,8 +65,10 @@ def auto(
 
     A sweep of a hundred steps sees the first moments of a training. Where ``typical`` is known, the
     answer is moved towards it by 0.6 of the way on the logarithmic scale, and by more after a fall
-    of less than a tenth of the starting loss, but never by more than a factor of 10. It exceeds
-    neither the last rate nor half of the one at which half of the fall is lost again.
+    of less than a tenth of the starting loss, but never by more than a factor of 10. ``scale``
+    then multiplies it: a sweep shows where training breaks, not how noisy small batches make it at
+    lower rates, nor how soon few data are known by heart. It exceeds neither the last rate nor half
+    of the one at which half of the fall is lost again.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
@@ -74,6 +77,7 @@ def auto(
         typical: rate at which such an optimizer usually trains such a model, as `typical_rate`
             returns it; None where nobody knows.
         momentum: whether the optimizer that swept has momentum.
+        scale: factor for batches and data that are not the usual ones, as `rate_scale` returns it.
         constants: weights and shares of the rule, for those who judge them.
 
     Returns:
@@ -82,7 +86,8 @@ def auto(
         falls by more than noise explains nor diverges.
 
     Raises:
-        ValueError: if an array is not as described, or ``typical`` not a finite rate above 0.
+        ValueError: if an array is not as described, or ``typical`` or ``scale`` not a finite number
+            above 0.
 
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
@@ -95,6 +100,8 @@ def auto(
     rates, curve = validated(lrs, losses)
     if typical is not None and not (math.isfinite(typical) and typical > 0):
         raise ValueError(f"typical must be None, or a finite rate above 0, got {typical!r}")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
     shape = read_shape(lrs, losses)
     if isinstance(shape, str):
         return declined("auto", shape, _other_range(rates, curve))
@@ -105,7 +112,7 @@ def auto(
     if shape.rises_by(0.5) is None and shape.falls_at_its_end:
         reason = f"the loss still falls at the last rate, {rates[-1]:.1e}"
         return declined("auto", reason, (same[0], same[1] * _WIDER))
-    lr, reason = answer(shape, typical, momentum, constants)
+    lr, reason = answer(shape, typical, momentum, scale, constants)
     if doubt:
         reason = f"{doubt}, but it clearly diverges; at a guess, {reason}"
     return Suggestion(lr, "auto", reason, shape.confidence, shape.nearest(lr))
@@ -128,7 +135,7 @@ def _other_range(rates: FloatArray, losses: FloatArray) -> tuple[float, float] |
 
 
 def answer(
-    shape: Shape, typical: float | None, momentum: bool, constants: Constants
+    shape: Shape, typical: float | None, momentum: bool, scale: float, constants: Constants
 ) -> tuple[float, str]:
     """The rate and why it is that."""
     down, up = shape.falls_by(0.5), shape.rises_by(0.5)
@@ -146,7 +153,9 @@ def answer(
         moved = (typical / lr) ** _weight(shape, constants)
         lr *= min(max(moved, 1 / _FARTHEST), _FARTHEST)
         reason += f", and such models usually train at {typical:.1e}"
-    return min(lr, highest), reason
+    if scale != 1.0:
+        reason += f"; times {scale:.2g} for the size of the batches and of the data"
+    return min(scale * lr, highest), reason
 
 
 def _weight(shape: Shape, constants: Constants) -> float:

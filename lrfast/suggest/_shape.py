@@ -87,8 +87,9 @@ class Shape:
     @property
     def diverges(self) -> bool:
         """Whether the loss ends broken or higher than it started, beyond doubt."""
-        end = float(self.losses[-3:].mean())
-        return self.ends_broken or end > self.start + _SIGNIFICANT * self.noise
+        last = self.losses[-3:]
+        error = self.noise / math.sqrt(len(last))
+        return self.ends_broken or float(last.mean()) > self.start + _SIGNIFICANT * error
 
     @property
     def confidence(self) -> float:

@@ -16,7 +16,7 @@ _ADAM_EXPONENT: Final = 1 / math.log10(1.75e11 / 1.25e8)
 
 # Of Adam's rate. Lion's authors advise 3 to 10 times less. Adagrad's steps shrink with the square
 # root of their number, which takes it ten times the rate to make the same ones by the hundredth.
-_OF_ADAM: Final[Mapping[str, float]] = MappingProxyType(
+ADAPTIVE: Final[Mapping[str, float]] = MappingProxyType(
     {
         **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"), 1.0),
         "Lion": 0.2,
@@ -61,7 +61,7 @@ def typical_rate(optimizer: str, parameters: int, momentum: float = 0.0) -> floa
         raise ValueError(f"momentum must be at least 0 and below 1, got {momentum!r}")
     if optimizer == "SGD":
         return _SGD * (1 - momentum)
-    if optimizer not in _OF_ADAM:
+    if optimizer not in ADAPTIVE:
         return None
     rate: float = _ADAM * (_ADAM_PARAMETERS / parameters) ** _ADAM_EXPONENT
-    return rate * _OF_ADAM[optimizer] * (1 - momentum)
+    return rate * ADAPTIVE[optimizer] * (1 - momentum)
