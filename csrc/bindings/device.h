@@ -18,12 +18,20 @@ inline int64_t chunk_size(at::Device device) { return device.is_cpu() ? kCpuChun
 // With CUDA (cuda.cpp), or an error that says it is not built in (no_cuda.cpp).
 namespace cuda_calls {
 void step(int rule, const StepTables& tables, at::Device device);
+void schedule(const StepTables& tables, at::Device device);
+// Whether what is launched now goes into a graph instead of running.
+bool is_capturing(at::Device device);
+c10::Stream current_stream(at::Device device);
 void record(const CurveRows& curve, const Scalar& loss, const double* rates, const Scalar& skip,
             at::Device device);
 void smooth_ema(const double* values, double* out, int64_t count, double beta, at::Device device);
 void evaluate(const Points& points, double* out, int64_t count, at::Device device);
 bool is_built();
 }  // namespace cuda_calls
+
+inline bool is_capturing(at::Device device) {
+  return device.is_cuda() && cuda_calls::is_capturing(device);
+}
 
 // scratch: for a step on the CPU.
 void step(int rule, const StepTables& tables, at::Device device, cpu::Scratch& scratch);

@@ -63,11 +63,12 @@ bool has_passes(const StepTables& t) {
 
 }  // namespace
 
+cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {
+  schedule_kernel<<<1, kThreads, 0, stream>>>(tables);
+  return cudaGetLastError();
+}
+
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
-  if (tables.lacks_values) {
-    schedule_kernel<<<1, kThreads, 0, stream>>>(tables);
-    if (cudaError_t error = cudaGetLastError()) return error;
-  }
   if (tables.totals.chunk_squares) {
     if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
   }

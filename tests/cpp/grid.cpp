@@ -49,7 +49,7 @@ void Grid::run_step_block(const StepTables& t, int64_t index) {
 
 void Grid::step(const StepTables& t) {
   const auto at = [&](int64_t i) { return order.empty() ? i : order[i]; };
-  if (t.lacks_values) run_schedule_block(t);
+  if (lacks_values(t)) run_schedule_block(t);
   for (int64_t i = 0; t.totals.chunk_squares && i < blocks; ++i) run_norm_block(t, at(i));
   for (int64_t i = 0; i < blocks; ++i) run_step_block(t, at(i));
 }
