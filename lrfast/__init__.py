@@ -1,6 +1,7 @@
 """lrfast finds, schedules and applies learning rates on the device that trains."""
 
 from lrfast import schedules, suggest
+from lrfast._capture import CapturedStep, RecaptureNeeded, capture
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy
 from lrfast.groups import (
@@ -25,6 +26,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "CapturedStep",
     "CurveStatus",
     "FineTuner",
     "History",
@@ -34,12 +36,14 @@ __all__ = [
     "Plateau",
     "RMSprop",
     "RangeTest",
+    "RecaptureNeeded",
     "Retest",
     "RetestEntry",
     "Stage",
     "Telemetry",
     "Timetable",
     "accuracy",
+    "capture",
     "discriminative",
     "freeze",
     "freeze_to",

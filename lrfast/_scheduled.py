@@ -21,6 +21,7 @@ class Scheduled(torch.optim.Optimizer):
     _schedules: list[Schedule | None]  # one per group
     _clock_at_start: tuple[int, int]  # of an engine yet to be made: see _clock
     _rate_scale: Tensor | None = None  # one float64 on the device that multiplies all rates
+    _captured_by: object = None  # the captured step that makes this optimizer's steps
 
     def set_schedule(self, schedule: Schedule | Sequence[Schedule | None] | None) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.

@@ -21,6 +21,7 @@ from lrfast.curve import LossCurve
 from lrfast.finetune._interrupts import Interrupts
 from lrfast.finetune._random import RandomStates
 from lrfast.finetune._run import Moment, Run
+from lrfast.range_test._captured import CapturedUpdate
 from lrfast.range_test._training import Training
 
 
@@ -84,20 +85,28 @@ class Loop:
         self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
         # Our kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
+        self._captured = CapturedUpdate(training, self._curve) if training.captures else None
         self._began = time.perf_counter()
 
     def train(self, interrupts: Interrupts) -> str:
         """Train to the end of the stage, and return how it ended."""
+        try:
+            with self._bar() as bar:
+                return self._train(bar, interrupts)
+        finally:
+            if self._captured is not None:
+                self._captured.release()
+
+    def _train(self, bar: Any, interrupts: Interrupts) -> str:
         run = self.run
-        with self._bar() as bar:
-            while run.epoch < run.epochs:
-                self._pass(self._batches(), bar, interrupts)
-                outcome = self._end_epoch()
-                if outcome == "running" and self._hooks.should_stop():
-                    outcome = "stopped"
-                if outcome != "running":
-                    return outcome
-                interrupts.check()
+        while run.epoch < run.epochs:
+            self._pass(self._batches(), bar, interrupts)
+            outcome = self._end_epoch()
+            if outcome == "running" and self._hooks.should_stop():
+                outcome = "stopped"
+            if outcome != "running":
+                return outcome
+            interrupts.check()
         return "completed"
 
     def now(self, model: nn.Module) -> Run:
@@ -146,10 +155,7 @@ class Loop:
         """Train to the end of the data, or until the stage has to end."""
         run, size = self.run, self._training.accumulate
         while not run.has_ended_pass and (window := list(islice(batches, size))):
-            loss = self._training.backward(window)
-            skip = self._training.found_inf()
-            # Before the update, which a loss that is not finite must not reach.
-            self._curve.record(loss, skip=skip)
+            loss = self._recorded_loss(window)
             status = self._curve.status() if self._must_wait else self._curve.poll()
             if self._progress:
                 rate = f"{self._shown[min(run.step, len(self._shown) - 1)]:.1e}"
@@ -157,7 +163,8 @@ class Loop:
                 bar.update()
             if status.outcome != "running":
                 return
-            self._update()
+            if self._captured is None:
+                self._update()
             run.step += 1
             run.used += len(window)
             run.has_ended_pass = len(window) < size
@@ -165,6 +172,17 @@ class Loop:
             if self._hooks.should_stop():
                 return
             interrupts.check()
+
+    def _recorded_loss(self, window: list[Any]) -> Tensor:
+        """Record the loss before the update, which one that is not finite must not reach.
+
+        A captured step comes with its update.
+        """
+        if self._captured is not None:
+            return self._captured(window).clone()  # for callbacks to keep
+        loss = self._training.backward(window)
+        self._curve.record(loss, skip=self._training.found_inf())
+        return loss
 
     def _update(self) -> None:
         if self._max_grad_norm is not None:
