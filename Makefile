@@ -13,8 +13,8 @@ CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cp
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test lint format sources-check cuda-check sanitize bench gpu-check clean \
-	distclean
+.PHONY: help env build demo test lint format sources-check cuda-check sanitize bench \
+	bench-quick peers gpu-check clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,13 +22,13 @@ help: ## list the targets
 env: $(VENV)/.env ## .venv with the pinned tools and torch
 build: $(VENV)/.build ## lrfast, compiled and installed in place
 
-$(VENV)/.env: requirements/dev.txt requirements/examples.txt
+$(VENV)/.env: requirements/dev.txt requirements/examples.txt requirements/integrations.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and \
 		'lrfast needs Python 3.10 or newer; name one: make PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements/examples.txt
+		-r requirements/examples.txt -r requirements/integrations.txt
 	touch $@
 
 # --no-deps, as the environment is already complete; ninja is looked up on PATH. pip shows what the
@@ -65,14 +65,25 @@ cuda-check: ## compile the kernels, without a GPU; fail on spills and too many r
 sanitize: $(VENV)/.env ## the C++ tests alone: sanitizers, clones, kernels' bodies on the host
 	$(BIN)/python -m pytest tests/test_cpp.py
 
-bench: build ## the benchmarks, to build/bench.json (BENCH_ARGS="-k name" for a part)
-	mkdir -p build
-	$(BIN)/python -m pytest -o addopts="--strict-markers" --benchmark-only \
-		--benchmark-json=build/bench.json benchmarks $(BENCH_ARGS)
+# ninja is looked up on PATH. Peers may warn of what the project itself may not.
+BENCH = mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest \
+	-o addopts="--strict-markers" -W default -q --benchmark-only \
+	--benchmark-json=build/bench.json benchmarks
+
+bench: build ## the benchmarks on the CPU, to build/bench.json (BENCH_ARGS="-k name" for a part)
+	$(BENCH) -m "not gpu" $(BENCH_ARGS)
+
+bench-quick: build ## some of them, in less than a minute
+	$(BENCH) -m "quick and not gpu" --seconds 0.1 $(BENCH_ARGS)
+
+peers: $(VENV)/.env ## install what the benchmarks compare with beside torch
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation -r requirements/peers.txt
 
 # GPU machines bring their own torch, and often no network: PYTHON as it is, and no installation.
-gpu-check: ## on a machine with a GPU: build, GPU tests, memcheck, benchmarks (OUT=folder for results)
-	$(PYTHON) tools/gpu_check.py --out $(OUT)
+# GPU_CHECK_ARGS=--dry-run rehearses it anywhere; --commit=... names the sources where .git is not.
+gpu-check: ## on a machine with a GPU: build, GPU tests, benchmarks, sanitizers (OUT=folder for results)
+	$(PYTHON) tools/gpu_check.py --out $(OUT) $(GPU_CHECK_ARGS)
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build

@@ -1,33 +1,36 @@
-"""What is timed: the same work done by lrfast and by torch, on tensors of the same values."""
+"""Who takes part in the benchmarks of optimizer steps: one table, and the check of equal work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import lrfast
 from benchmarks.model_sets import Layers
 
-WORKS = ("AdamW", "SGD", "whole update")
-# How torch spells each of its implementations.
-TORCH: dict[str, dict[str, bool]] = {
-    "torch-fused": {"fused": True},
-    "torch-foreach": {"foreach": True},
-    "torch-forloop": {"foreach": False},
-}
-NAMES = ("lrfast", *TORCH)
+Groups = list[dict[str, Any]]
+Hypers = dict[str, Any]
 
-ADAMW: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.01}
-SGD = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-4}
-# Far more steps than are timed: torch's scheduler raises behind the last one.
-TOTAL_STEPS = 1_000_000
-MAX_NORM, DECAY, SCALE = 0.1, 0.9, 1024.0
+# Without weight decay where libraries differ in what they make of it.
+HYPERS: dict[str, Hypers] = {
+    "SGD": {"lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-4},
+    "Adam": {"lr": 1e-2},
+    "AdamW": {"lr": 1e-2, "weight_decay": 0.01},
+    "NAdam": {"lr": 1e-2},
+    "RMSprop": {"lr": 1e-2, "alpha": 0.98},
+    "Adagrad": {"lr": 1e-2},
+    "Lion": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.01},
+}
+RULES = tuple(HYPERS)
+# Reads of gradient, weight and states and writes of all but the gradient, per element of a step.
+ACCESSES = {"SGD": 5, "Adam": 7, "AdamW": 7, "NAdam": 7, "RMSprop": 5, "Adagrad": 5, "Lion": 5}
 
 # Relative to the largest value: of weights, a fraction of what a step moves them by, and of states,
 # which depend on the norm, that torch sums in single precision.
@@ -45,15 +48,94 @@ class Contender:
     averages: list[Tensor] | None = None  # of the weights, where torch keeps them
 
     def values(self) -> dict[str, list[Tensor]]:
-        """Everything that a step changes, by name, one tensor per parameter."""
+        """Everything that a step changes, by torch's name, one tensor per parameter."""
         found: dict[str, list[Tensor]] = {"weight": self.params}
         for param in self.params:
             for name, value in self.optimizer.state[param].items():
-                if name in ("exp_avg", "exp_avg_sq", "momentum_buffer", "ema"):
+                if isinstance(value, Tensor) and value.shape == param.shape and name != "step":
                     found.setdefault(name, []).append(value)
         if self.averages is not None:
             found["ema"] = self.averages
-        return found | {"gradient": [param.grad for param in self.params if param.grad is not None]}
+        found["gradient"] = [param.grad for param in self.params if param.grad is not None]
+        return {name: [value.detach() for value in values] for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Where an optimizer's step comes from."""
+
+    make: Callable[[str, Groups, Hypers], torch.optim.Optimizer]  # of a rule's name
+    rules: tuple[str, ...] = RULES
+    device: str | None = None  # None: any
+    package: str = "torch"  # takes part where it is installed
+    compiled: bool = False  # takes long to begin with, so only where a case says so
+    slow: bool = False  # takes part in every fourth round over large tensors
+
+    def takes_part(self, rule: str, device: str, compiled: bool) -> bool:
+        return (
+            rule in self.rules
+            and self.device in (None, device)
+            and compiled >= self.compiled
+            and find_spec(self.package) is not None
+        )
+
+
+def _torch(**flags: bool) -> Callable[[str, Groups, Hypers], torch.optim.Optimizer]:
+    return lambda rule, groups, hypers: getattr(torch.optim, rule)(groups, **hypers, **flags)
+
+
+def _compiled(rule: str, groups: Groups, hypers: Hypers) -> torch.optim.Optimizer:
+    optimizer: Any = getattr(torch.optim, rule)(groups, **hypers, foreach=True)
+    optimizer.step = torch.compile(optimizer.step)
+    return optimizer  # type: ignore[no-any-return]
+
+
+def _optimi(rule: str, groups: Groups, hypers: Hypers) -> torch.optim.Optimizer:
+    given: Hypers = {"kahan_sum": False} | hypers
+    if "Adam" in rule:
+        given |= {"betas": (0.9, 0.999), "eps": 1e-8}  # its own defaults are others
+    return getattr(import_module("optimi"), rule)(groups, **given)  # type: ignore[no-any-return]
+
+
+def _torchao(rule: str, groups: Groups, hypers: Hypers) -> torch.optim.Optimizer:
+    return getattr(import_module("torchao.optim"), f"_{rule}")(groups, **hypers)  # type: ignore[no-any-return]
+
+
+def _bitsandbytes(rule: str, groups: Groups, hypers: Hypers) -> torch.optim.Optimizer:
+    module = import_module("bitsandbytes.optim")
+    return getattr(module, f"{rule}32bit")(groups, **hypers)  # type: ignore[no-any-return]
+
+
+def _deepspeed(rule: str, groups: Groups, hypers: Hypers) -> torch.optim.Optimizer:
+    cpu_adam = import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
+    return cpu_adam(groups, **hypers, adamw_mode=rule == "AdamW")  # type: ignore[no-any-return]
+
+
+_FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
+_TORCHS = tuple(rule for rule in RULES if rule != "Lion")
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "lrfast": Implementation(lambda rule, groups, hypers: getattr(lrfast, rule)(groups, **hypers)),
+    "torch-fused": Implementation(_torch(fused=True), _FUSED),
+    "torch-foreach": Implementation(_torch(foreach=True), _TORCHS, slow=True),
+    "torch-forloop": Implementation(_torch(foreach=False), _TORCHS, slow=True),
+    "torch-capturable": Implementation(
+        _torch(foreach=True, capturable=True), ("Adam", "AdamW", "NAdam", "RMSprop"), "cuda"
+    ),
+    "torch-compiled": Implementation(_compiled, _TORCHS, compiled=True),
+    "optimi": Implementation(
+        _optimi, ("SGD", "Adam", "AdamW", "Lion"), package="optimi", slow=True
+    ),
+    "torchao": Implementation(_torchao, ("AdamW",), package="torchao", compiled=True),
+    "bitsandbytes": Implementation(
+        _bitsandbytes,
+        ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Lion"),
+        package="bitsandbytes",
+        slow=True,
+    ),
+    "deepspeed": Implementation(_deepspeed, ("Adam", "AdamW"), "cpu", "deepspeed"),
+}
+NAMES = tuple(IMPLEMENTATIONS)
 
 
 class Start:
@@ -63,108 +145,96 @@ class Start:
         shapes = [shape for layer in layers for shape in layer]
         options: dict[str, Any] = {"dtype": dtype, "device": device}
         self.layers = layers
+        self.dtype = dtype
         self.weights = [torch.randn(shape, **options) for shape in shapes]
         self.grads = [torch.randn(shape, **options) for shape in shapes]
 
-    def groups(self, per_layer: bool) -> list[dict[str, Any]]:
-        """Copies of both, as one param group or as one per layer."""
-        params = []
-        for weight, grad in zip(self.weights, self.grads, strict=True):
-            param = torch.nn.Parameter(weight.clone())
-            param.grad = grad.clone()
-            params.append(param)
-        if not per_layer:
-            return [{"params": params}]
-        rest = iter(params)
-        return [{"params": [next(rest) for _ in layer]} for layer in self.layers]
+    @property
+    def count(self) -> int:
+        """Elements of all weights."""
+        return sum(weight.numel() for weight in self.weights)
+
+    def groups(self, count: int) -> Groups:
+        """Copies of both, with the layers dealt out to so many param groups, in order."""
+        rest = iter(zip(self.weights, self.grads, strict=True))
+        groups: Groups = [{"params": []} for _ in range(count)]
+        for number, layer in enumerate(self.layers):
+            for _ in layer:
+                weight, grad = next(rest)
+                param = torch.nn.Parameter(weight.clone())
+                param.grad = grad.clone()
+                groups[number * count // len(self.layers)]["params"].append(param)
+        return groups
 
 
-def contender(name: str, work: str, start: Start, per_layer: bool) -> Contender:
+def params_of(groups: Groups) -> list[Tensor]:
+    return [param for group in groups for param in group["params"]]
+
+
+def contender(name: str, rule: str, start: Start, groups: int) -> Contender:
     """Returns an implementation, by its name, ready for its first step."""
-    groups = start.groups(per_layer)
-    params = [param for group in groups for param in group["params"]]
-    if work == "whole update":
-        return _whole_update(name, groups, params, start.grads)
-    optimizers: dict[str, Any] = {
-        "AdamW": (lrfast.AdamW, torch.optim.AdamW, ADAMW),
-        "SGD": (lrfast.SGD, torch.optim.SGD, SGD),
-    }
-    ours, theirs, hypers = optimizers[work]
-    optimizer = (
-        ours(groups, **hypers) if name == "lrfast" else theirs(groups, **hypers, **TORCH[name])
-    )
-    return Contender(params, optimizer, optimizer.step)
+    made = start.groups(groups)
+    optimizer = IMPLEMENTATIONS[name].make(rule, made, HYPERS[rule])
+    return Contender(params_of(made), optimizer, optimizer.step)
 
 
-def _whole_update(
-    name: str, groups: list[dict[str, Any]], params: list[Tensor], source: list[Tensor]
-) -> Contender:
-    """Unscale, look for infinities, clip, AdamW, average weights, schedule, zero gradients.
+def participants(
+    make: Mapping[str, Callable[[], Contender]], start: Start
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Makes contenders, of whom those that do not do the same work are refused with the reason.
 
-    A GradScaler's part is done as it does it, without its bookkeeping: the scale stays.
+    Ours and torch's have to do the same; other libraries may fail, or define a rule otherwise.
     """
-    grads = [param.grad for param in params if param.grad is not None]
-
-    def refill() -> None:
-        torch._foreach_copy_(grads, source)
-
-    device = params[0].device
-    found = torch.zeros((), device=device)
-    if name == "lrfast":
-        ours = lrfast.AdamW(
-            groups,
-            **ADAMW,
-            max_grad_norm=MAX_NORM,
-            ema_decay=DECAY,
-            zero_grads=True,
-            skip_nonfinite=True,
-            schedule=lrfast.schedules.one_cycle(TOTAL_STEPS, momentum=(0.95, 0.85)),
-        )
-        ours.grad_scale = torch.full((), SCALE, device=device)  # type: ignore[attr-defined]
-        ours.found_inf = found  # type: ignore[attr-defined]
-        return Contender(params, ours, ours.step, refill)
-
-    optimizer = torch.optim.AdamW(groups, **ADAMW, **TORCH[name])  # type: ignore[arg-type]
-    scheduler = OneCycleLR(
-        optimizer, ADAMW["lr"], TOTAL_STEPS, base_momentum=0.85, max_momentum=0.95
-    )
-    inverse = torch.full((), 1 / SCALE, device=device)
-    averages = [param.detach().clone() for param in params]
-    average = get_ema_multi_avg_fn(DECAY)
-    # A GradScaler gives it to every fused optimizer, but where nothing waits, looking is faster.
-    looks = device.type == "cpu" or "fused" not in TORCH[name]
-    if not looks:
-        optimizer.found_inf = found  # type: ignore[attr-defined]
-
-    def step() -> None:
-        found.zero_()
-        torch._amp_foreach_non_finite_check_and_unscale_(grads, found, inverse)
-        torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
-        if not (looks and found.item()):
-            optimizer.step()
-        average(averages, params, 0)
-        scheduler.step()
-        torch._foreach_zero_(grads)
-
-    return Contender(params, optimizer, step, refill, averages)
+    found: dict[str, Contender] = {}
+    refused: dict[str, str] = {}
+    steady = {name: fn for name, fn in make.items() if name.startswith(("lrfast", "torch-"))}
+    for name, build in steady.items():
+        found[name] = build()
+    # States have the same names only there.
+    reference = assert_equal_work(found, start)
+    for name in make.keys() - steady.keys():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found[name] = make[name]()
+                _take_steps(found[name])
+            _compare({"weight": found[name].params}, reference, start.dtype, name)
+        except Exception as error:  # whatever keeps a library from running here
+            found.pop(name, None)
+            refused[name] = " ".join(str(error).split())[:200] or type(error).__name__
+    return {name: found[name] for name in make if name in found}, refused
 
 
-def assert_equal_work(contenders: dict[str, Contender], start: Start, steps: int = 3) -> None:
+def assert_equal_work(contenders: dict[str, Contender], start: Start) -> dict[str, list[Tensor]]:
     """Takes some steps with all, and compares all that they have changed with torch's."""
     for entry in contenders.values():
-        for _ in range(steps):
-            if entry.refill:
-                entry.refill()
-            entry.step()
+        _take_steps(entry)
     found = {name: entry.values() for name, entry in contenders.items()}
-    expected = found.pop("torch-fused")
+    expected = found[next((name for name in found if name.startswith("torch-")), "lrfast")]
     for param, weight in zip(expected["weight"], start.weights, strict=True):
         assert not torch.equal(param, weight)
     for name, values in found.items():
-        assert values.keys() == expected.keys()
-        for kind, tensors in values.items():
-            tolerance = TOLERANCES[start.weights[0].dtype][kind not in ("weight", "ema")]
-            largest = max(float(other.detach().abs().max()) for other in expected[kind])
-            for tensor, other in zip(tensors, expected[kind], strict=True):
-                difference = float((tensor.detach() - other.detach()).abs().max())
-                assert difference <= tolerance * largest, f"{kind} of {name}"
+        _compare(values, expected, start.dtype, name)
+    return expected
+
+
+def _take_steps(entry: Contender, steps: int = 3) -> None:
+    for _ in range(steps):
+        if entry.refill:
+            entry.refill()
+        entry.step()
+
+
+def _compare(
+    values: dict[str, list[Tensor]],
+    expected: dict[str, list[Tensor]],
+    dtype: torch.dtype,
+    name: str,
+) -> None:
+    for kind in values.keys() & expected.keys():
+        tolerance = TOLERANCES[dtype][kind not in ("weight", "ema")]
+        largest = max(float(other.abs().max()) for other in expected[kind])
+        for tensor, other in zip(values[kind], expected[kind], strict=True):
+            difference = float((tensor.detach() - other).abs().max())
+            message = f"{kind} of {name} differs by {difference:.1e}, the largest is {largest:.1e}"
+            assert difference <= tolerance * largest, message

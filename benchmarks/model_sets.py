@@ -54,6 +54,21 @@ def scalars() -> Layers:
     return [[(1,)]] * 10_000
 
 
+def many_groups() -> Layers:
+    """500 layers of one vector of 64."""
+    return [[(64,)]] * 500
+
+
+def transformer() -> Layers:
+    """500 layers, a weight, a bias and a norm's scale in turn, 11 million elements."""
+    return [[((256, 256), (256,), (256,))[number % 3]] for number in range(500)]
+
+
+def hundred_million() -> Layers:
+    """One tensor of 100 million elements: nothing but memory."""
+    return [[(100_000_000,)]]
+
+
 def one_large() -> Layers:
     """One tensor of 200 million elements: nothing but memory."""
     return [[(200_000_000,)]]

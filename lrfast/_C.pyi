@@ -1,11 +1,13 @@
 """Types of the compiled module; csrc/bindings/module.cpp is its definition."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+
+from lrfast._shards import Shards
 
 _Segment = tuple[int, float, float, float, float, str, float, Sequence[float]]
 _Table = tuple[int, int, float, float, float, Sequence[_Segment]]
@@ -14,7 +16,13 @@ _Schedule = tuple[Sequence[_Track], _Track | None, _Track | None]
 
 torch_version: str
 has_cuda: bool
+cuda_toolkit: int
+cuda_architectures: list[int]
+compiler: str
+instruction_set: str
+has_dict_versions: bool
 rules: list[str]
+rule_states: dict[str, list[list[str]]]
 curve_state_size: int
 
 def evaluate_schedule(
@@ -53,7 +61,9 @@ class EngineOptions:
     ) -> None: ...
 
 class Engine:
-    def __init__(self, rule: str) -> None: ...
+    def __init__(
+        self, rule: str, find_shards: Callable[[list[dict[str, Any]]], Shards | None]
+    ) -> None: ...
     def step(
         self,
         param_groups: list[dict[str, Any]],

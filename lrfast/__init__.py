@@ -2,6 +2,7 @@
 
 from lrfast import schedules, suggest
 from lrfast._capture import CapturedStep, RecaptureNeeded, capture
+from lrfast.bench import BenchResult, bench
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy
 from lrfast.groups import (
@@ -15,9 +16,10 @@ from lrfast.groups import (
     unfreeze,
 )
 from lrfast.history import History, Stage
+from lrfast.loss_schedules import Greedy, Plateau
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
-from lrfast.plateau import Plateau
 from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
+from lrfast.sharded import ShardedState
 from lrfast.telemetry import Telemetry
 
 __version__ = "0.1.0"
@@ -26,9 +28,11 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BenchResult",
     "CapturedStep",
     "CurveStatus",
     "FineTuner",
+    "Greedy",
     "History",
     "Lion",
     "LossCurve",
@@ -39,10 +43,12 @@ __all__ = [
     "RecaptureNeeded",
     "Retest",
     "RetestEntry",
+    "ShardedState",
     "Stage",
     "Telemetry",
     "Timetable",
     "accuracy",
+    "bench",
     "capture",
     "discriminative",
     "freeze",

@@ -41,6 +41,10 @@ class Driver(ABC):
     def rate_used(self, group: int) -> float | Tensor:
         """Return the rate that a group's last step used; a tensor is float64 [1] on the device."""
 
+    def scale(self) -> Tensor | None:
+        """What multiplies the schedules' rates now, float64 [1] on the device; None: nothing."""
+        return None
+
     @abstractmethod
     def applied(self) -> Tensor:
         """Return the count of steps applied so far, one int64."""
@@ -70,6 +74,8 @@ def drive(
     total_steps: int,
     stop_flag: Tensor | None = None,
     start: int = 0,
+    *,
+    scaled: bool = False,
 ) -> Driver:
     """Put a schedule in charge of an optimizer.
 
@@ -79,12 +85,14 @@ def drive(
         total_steps: Steps of the schedule that will be made at most; its last value then holds.
         stop_flag: One float64 on the device; while it is not 0 our optimizers change nothing.
         start: The schedule's step that the next step makes.
+        scaled: Whether the factor of the optimizer's loss schedule multiplies the rates; else it
+            rests until the driver is detached.
 
     Returns:
         The driver.
     """
     if isinstance(optimizer, FusedOptimizer):
-        return _DeviceDriver(optimizer, schedule, stop_flag, start)
+        return _DeviceDriver(optimizer, schedule, stop_flag, start, scaled)
     return _HostDriver(optimizer, schedule, total_steps, start)
 
 
@@ -97,10 +105,10 @@ class _DeviceDriver(Driver):
         schedule: Schedule | Sequence[Schedule],
         stop_flag: Tensor | None,
         start: int,
+        scaled: bool,
     ) -> None:
         super().__init__(optimizer)
-        self._own_scale = optimizer._rate_scale
-        optimizer._scale_rates(None)
+        self._rested = optimizer._rest_scale(not scaled)
         self._stop_flag = stop_flag
         optimizer.set_schedule(schedule)
         if start:
@@ -119,6 +127,10 @@ class _DeviceDriver(Driver):
     def rate_used(self, group: int) -> Tensor:
         return self._optimizer.last_rates[group : group + 1]
 
+    def scale(self) -> Tensor | None:
+        scale = self._optimizer._rate_scale
+        return None if scale is None else scale.reshape(1)
+
     def applied(self) -> Tensor:
         engine = self._optimizer._engine
         clocks = [] if engine is None else engine.clocks()
@@ -131,7 +143,7 @@ class _DeviceDriver(Driver):
     def detach(self) -> None:
         self._optimizer._watch(None)
         self._optimizer._attach([None] * len(self._optimizer.param_groups))
-        self._optimizer._scale_rates(self._own_scale)
+        self._optimizer._rest_scale(self._rested)
 
 
 class _HostDriver(Driver):

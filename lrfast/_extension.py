@@ -26,7 +26,7 @@ def extension() -> ModuleType:
         raise ImportError(
             f"lrfast's compiled engine cannot be loaded ({error}): build it against the installed "
             f"torch {torch.__version__} with `pip install --no-build-isolation --force-reinstall "
-            "--no-deps .` in lrfast's source folder"
+            "--no-deps .` in lrfast's source folder; `lrfast doctor` says more"
         ) from error
     built, running = module.torch_version, torch.__version__
     if _release(built) != _release(running):

@@ -19,7 +19,9 @@ from torch.optim import optimizer as torch_optimizer
 from lrfast import _states
 from lrfast._extension import extension
 from lrfast._options import Options, StepOptions, check_group, check_saved_groups
-from lrfast._scheduled import Scheduled
+from lrfast._scheduled import Scheduled, ScheduleSnapshot
+from lrfast._shards import find_shards
+from lrfast.loss_schedules import check_saved, load_saved
 from lrfast.schedules import Schedule
 from lrfast.telemetry import Telemetry
 
@@ -191,13 +193,14 @@ class FusedOptimizer(Scheduled):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load torch.optim's state dict or ours; float32 states of half parameters stay float32.
 
-        A state dict without a schedule leaves the schedule that is attached.
+        A state dict without a schedule, or a loss schedule, leaves the one that is attached.
         """
         # Between the user's hooks: theirs before may replace the dict, theirs after see it loaded.
         given: list[dict[str, Any]] = []
 
         def check_and_note(state: dict[str, Any]) -> None:
             check_saved_groups(set(self.defaults), state)
+            check_saved(self, state.get(_ENGINE_ENTRY, {}).get("loss_schedule"))
             given.append(state)
 
         handles = [
@@ -215,17 +218,29 @@ class FusedOptimizer(Scheduled):
     def _complete_load(self, state_dict: dict[str, Any]) -> None:
         """Do what torch's load_state_dict leaves: dtypes, the schedule, its step."""
         self._restore_dtypes(state_dict)
-        entry = state_dict.get(_ENGINE_ENTRY, {})
+        self._load_entry(state_dict.get(_ENGINE_ENTRY, {}))
+
+    def _entry(self) -> dict[str, Any]:
+        """What a state dict holds beside torch's entries. Waits for the device."""
+        entry = self._schedule_entry()
+        if self._options.stochastic_rounding or self._options.telemetry:
+            entry["steps"] = self._clock()[1]
+        return entry
+
+    def _load_entry(self, entry: dict[str, Any]) -> None:
+        """Take the schedule and the step counts from our entry in a state dict."""
         applied, steps = self._clock()
         if "schedules" in entry:
             self._schedules = [Schedule.from_dict(s) if s else None for s in entry["schedules"]]
             applied = entry["schedule_step"]
         self._engine = None
         self._clock_at_start = (applied, entry.get("steps", steps))
+        load_saved(self, entry.get("loss_schedule"))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
             "_schedules": self._schedules,
+            "_loss_schedule": self._loss_schedule,
             "_options": self._options,
             "_clock_at_start": self._clock(),
         }
@@ -258,7 +273,7 @@ class FusedOptimizer(Scheduled):
         return hooked(self) if closure is None else hooked(self, closure)
 
     def _make_engine(self) -> _C.Engine:
-        engine: _C.Engine = extension().Engine(self._rule)
+        engine: _C.Engine = extension().Engine(self._rule, find_shards)
         self._send_schedules(engine)
         engine.set_options(self._options.encode())
         engine.set_clock(*self._clock_at_start)
@@ -346,11 +361,11 @@ class FusedOptimizer(Scheduled):
         (self._engine or self._make_engine()).watch(flag)
 
     def _engine_snapshot(self) -> _Snapshot:
-        return list(self._schedules), self._clock_at_start, [t.clone() for t in self._memory()]
+        return self._schedule_snapshot(), [tensor.clone() for tensor in self._memory()]
 
     def _engine_restore(self, snapshot: _Snapshot) -> None:
-        schedules, self._clock_at_start, saved = snapshot
-        self._schedules = list(schedules)
+        schedules, saved = snapshot
+        self._schedule_restore(schedules)
         engine, tensors = self._engine, self._memory()
         if engine is not None and saved and _shapes(tensors) == _shapes(saved):
             self._send_schedules(engine)
@@ -371,20 +386,12 @@ class FusedOptimizer(Scheduled):
 def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     assert isinstance(optimizer, FusedOptimizer)
     optimizer._mark_unbegun_buffers(state)
-    applied, steps = optimizer._clock()
-    entry: dict[str, Any] = {}
-    if any(optimizer._schedules):
-        schedules = optimizer._padded_schedules()
-        entry["schedules"] = [schedule.to_dict() if schedule else None for schedule in schedules]
-        entry["schedule_step"] = applied
-    if optimizer._options.stochastic_rounding or optimizer._options.telemetry:
-        entry["steps"] = steps
+    entry = optimizer._entry()
     if entry:
         state[_ENGINE_ENTRY] = entry
 
 
-# Schedules, clock of an engine yet to be made, copies of the engine's memory.
-_Snapshot = tuple[list[Schedule | None], tuple[int, int], list[Tensor]]
+_Snapshot = tuple[ScheduleSnapshot, list[Tensor]]  # with copies of the engine's memory
 
 
 def _shapes(tensors: list[Tensor]) -> list[torch.Size]:

@@ -12,6 +12,7 @@ from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
     from lrfast import _C
+    from lrfast.loss_schedules import LossSchedule
 
 
 class Scheduled(torch.optim.Optimizer):
@@ -20,7 +21,8 @@ class Scheduled(torch.optim.Optimizer):
     _engine: _C.Engine | None
     _schedules: list[Schedule | None]  # one per group
     _clock_at_start: tuple[int, int]  # of an engine yet to be made: see _clock
-    _rate_scale: Tensor | None = None  # one float64 on the device that multiplies all rates
+    _loss_schedule: LossSchedule | None = None
+    _scale_rests = False  # whether somebody plans the rates who wants no factor on top
     _captured_by: object = None  # the captured step that makes this optimizer's steps
 
     def set_schedule(self, schedule: Schedule | Sequence[Schedule | None] | None) -> None:
@@ -75,6 +77,14 @@ class Scheduled(torch.optim.Optimizer):
         return [rate * scale for rate in self._scheduled_rates()]
 
     @property
+    def loss_schedule(self) -> LossSchedule | None:
+        """The Plateau or Greedy whose factor multiplies the rates, None where there is none.
+
+        Loading a state dict that holds one, where there is none, makes it.
+        """
+        return self._loss_schedule
+
+    @property
     def schedule_step(self) -> int:
         """Steps applied since the schedule was set. Waits for the device."""
         return self._clock()[0]
@@ -97,17 +107,56 @@ class Scheduled(torch.optim.Optimizer):
             for group, schedule in zip(self.param_groups, self._padded_schedules(), strict=True)
         ]
 
-    def _scale_rates(self, scale: Tensor | None) -> None:
-        """Let ``scale``, one float64 on the device, multiply every group's rate from now on."""
-        self._rate_scale = scale
+    @property
+    def _rate_scale(self) -> Tensor | None:
+        """What multiplies all rates, one float64 on the device."""
+        schedule = None if self._scale_rests else self._loss_schedule
+        return None if schedule is None else schedule._state["scale"]
+
+    def _attach_loss_schedule(self, schedule: LossSchedule | None) -> None:
+        """Let a loss-driven schedule's factor multiply every group's rate from now on."""
+        self._loss_schedule = schedule
         if self._engine is not None:
-            self._engine.scale_rates(scale)
+            self._engine.scale_rates(self._rate_scale)
+
+    def _rest_scale(self, rests: bool) -> bool:
+        """Let the factor rest or work from now on, and return whether it rested."""
+        rested, self._scale_rests = self._scale_rests, rests
+        if self._engine is not None:
+            self._engine.scale_rates(self._rate_scale)
+        return rested
+
+    def _schedule_entry(self) -> dict[str, Any]:
+        """What a state dict says of the schedules. Waits for the device."""
+        entry: dict[str, Any] = {}
+        if any(self._schedules):
+            schedules = self._padded_schedules()
+            entry["schedules"] = [each.to_dict() if each else None for each in schedules]
+            entry["schedule_step"] = self.schedule_step
+        if self._loss_schedule is not None:
+            entry["loss_schedule"] = self._loss_schedule.state_dict()
+        return entry
+
+    def _schedule_snapshot(self) -> ScheduleSnapshot:
+        schedule = self._loss_schedule
+        state = {} if schedule is None else schedule.state_dict()
+        return list(self._schedules), self._clock_at_start, schedule, state
+
+    def _schedule_restore(self, snapshot: ScheduleSnapshot) -> None:
+        schedules, self._clock_at_start, schedule, state = snapshot
+        self._schedules = list(schedules)
+        self._attach_loss_schedule(schedule)
+        if schedule is not None:
+            schedule.load_state_dict(state)
 
     def _set_schedule_step(self, applied: int) -> None:
         """Let the next step be that one of the schedules. Waits for the device."""
-        self._clock_at_start = (applied, self._clock()[1])
+        self._set_clock(applied, self._clock()[1])
+
+    def _set_clock(self, applied: int, steps: int) -> None:
+        self._clock_at_start = (applied, steps)
         if self._engine is not None:
-            self._engine.set_clock(*self._clock_at_start)
+            self._engine.set_clock(applied, steps)
 
     def _leave_rates(self) -> None:
         """Make the rates that the schedules have reached the groups' own."""
@@ -135,6 +184,12 @@ class Scheduled(torch.optim.Optimizer):
         """One entry per group; groups added after set_schedule have none."""
         missing = len(self.param_groups) - len(self._schedules)
         return (self._schedules + [None] * missing)[: len(self.param_groups)]
+
+
+# Schedules, clock of an engine yet to be made, the loss-driven schedule and a copy of its state.
+ScheduleSnapshot = tuple[
+    list[Schedule | None], tuple[int, int], "LossSchedule | None", dict[str, Any]
+]
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

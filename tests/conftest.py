@@ -8,22 +8,41 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from torch import nn
 
-# The same examples in every run; a busy machine is no reason to fail.
-settings.register_profile(
-    "lrfast", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+# GPU machines bring their own packages, and lack some: only the files that need those are left out.
+PACKAGES = ("hypothesis", "matplotlib", "mlxtend", "rich", "scipy", "sklearn", "typer")
+MISSING = [name for name in PACKAGES if find_spec(name) is None]
+_imports = re.compile(rf"^(?:from|import) (?:{'|'.join(MISSING) or '$'})\b", re.MULTILINE)
+collect_ignore = sorted(
+    path.name for path in Path(__file__).parent.glob("*.py") if _imports.search(path.read_text())
 )
-settings.load_profile("lrfast")
+
+if "hypothesis" not in MISSING:
+    from hypothesis import HealthCheck, settings
+
+    # The same examples in every run; a busy machine is no reason to fail.
+    settings.register_profile(
+        "lrfast", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("lrfast")
 
 # cuBLAS reads this when it starts; torch's deterministic mode demands it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if MISSING:
+        left_out = ", ".join(collect_ignore)
+        terminalreporter.write_line(f"without {', '.join(MISSING)}, so without {left_out}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from tiny import OPTIMIZERS, Noisy, bits, cross_entropy, make_model, trace
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+import lrfast
 from lrfast import FineTuner, Stage, accuracy, schedules
-from lrfast.finetune import Callback
+from lrfast.finetune import Callback, Observe
+from lrfast.loss_schedules import LossSchedule
 
 EPOCHS = 3
 BATCHES = 6  # per epoch
@@ -47,11 +51,15 @@ class Case:
     workers: int = 0
     generator: bool = True
     replacement: bool = False
+    loss_schedule: tuple[Callable[[Any], LossSchedule], dict[str, Any]] | None = None  # and how
 
     def steps(self) -> int:
         """Updates in all."""
         return EPOCHS * -(-BATCHES // self.options.get("accumulate", 1))
 
+
+# Bad until it is twice as good: so it cuts.
+PLATEAU = partial(lrfast.Plateau, factor=0.6, patience=0, threshold=0.5, cooldown=1)
 
 CASES = [
     Case("sgd", "sgd"),
@@ -66,6 +74,12 @@ CASES = [
     Case("per-group", "adamw", {"max_grad_norm": 0.4}, {"schedule": True}),
     Case("norms", "sgd", {"norm_mode": "adapt", "no_decay": True}, freeze_to=-1),
     Case("replacement", "sgd", replacement=True),
+    Case("plateau", "sgd", loss_schedule=(PLATEAU, {"every": 2})),
+    Case("plateau-epoch", "adamw", freeze_to=1, loss_schedule=(PLATEAU, {"monitor": "accuracy"})),
+    Case(
+        *("greedy-fp16", "sgd", {"amp": torch.float16, "max_grad_norm": 0.5}, {"schedule": True}),
+        loss_schedule=(partial(lrfast.Greedy, factor=0.7, patience=0, warmup=1), {"every": 4}),
+    ),
     Case("torch-adamw", "torch-adamw", {"max_grad_norm": 0.5, "accumulate": 4}),
     Case("torch-sgd", "torch-sgd", freeze_to=-2, generator=False),
     Case("torch-fp16", "torch-sgd", {"amp": torch.float16, "max_grad_norm": 0.5}),
@@ -104,6 +118,9 @@ def make_tuner(case: Case, folder: Path | None = None, **options: Any) -> FineTu
         callbacks=[Watch(), Saver(folder)],
         **defaults | case.options | options,
     )
+    if case.loss_schedule is not None:
+        make, options = case.loss_schedule
+        tuner.callbacks.insert(0, Observe(make(tuner.optimizer), **options))
     if tuner.scaler is not None:
         # High, and soon higher again: it skips steps at the start and in the middle.
         tuner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)

@@ -171,6 +171,12 @@ def test_divergence_stops_the_updates(device: torch.device) -> None:
     with training.capture(curve=curve) as step:
         batches = make_batches(6, device)
         step(batches[0])
+        # It drives the optimizer for a while, and has a flag of its own.
+        lrfast.lr_find(
+            *(training.model, training.optimizer, batches, nn.functional.cross_entropy),
+            num_iter=3,
+            progress=False,
+        )
         training.factor.fill_(1e6)
         step(batches[1])
         assert curve.status().outcome == "diverged"
@@ -263,6 +269,8 @@ def test_a_fresh_optimizer_stays_fresh(device: torch.device) -> None:
         for name, value in state.items():
             assert name in ("ema", "beta1_product") or not value.any(), name
     assert training.optimizer._clock() == (0, 0)
+    grads = [param.grad for param in training.model.parameters()]
+    assert all(grad is not None and not grad.any() for grad in grads)
 
 
 def test_a_module_outside_the_optimizer(device: torch.device) -> None:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from trainers import LIBRARIES, NEEDED, load, quieten
 
 import lrfast
 
@@ -30,6 +31,10 @@ def test_code_blocks_run_in_order(
     page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if page.name == "integrations.md":
+        for library in LIBRARIES:
+            load(library)
+        quieten()
     namespace: dict[str, object] = {"print": lambda *values: None}
     for block in RUNNABLE.findall(page.read_text()):
         exec(compile(block, page.name, "exec"), namespace)
@@ -41,6 +46,8 @@ def test_the_readme_has_examples() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_give_what_they_say(name: str) -> None:
+    for library in NEEDED.get(name.removeprefix("lrfast.integrations."), ()):
+        load(library)
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0
 

@@ -146,12 +146,13 @@ class Interrupter(Callback):
         signal.raise_signal(signal.SIGINT)
 
 
+OBSERVED = [case for case in CASES if case.loss_schedule is not None]
 WHERE = [{"step": 1}, {"step": 2}, {"step": 6}, {"epoch": 1}, {"begin": 0}, {"begin": 1}]
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError])
 @pytest.mark.parametrize("where", WHERE, ids=str)
-@pytest.mark.parametrize("case", CASES[2:5] + CASES[-3:], ids=by_name)
+@pytest.mark.parametrize("case", CASES[2:5] + OBSERVED + CASES[-3:], ids=by_name)
 def test_interrupted_and_resumed(case: Case, where: dict[str, int], error: Any) -> None:
     plain = make_tuner(case)
     fit(plain, case)

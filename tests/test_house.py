@@ -35,6 +35,8 @@ for name in lrfast.__all__:
     getattr(lrfast, name)
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 assert not new & {"matplotlib", "rich", "typer", "mlxtend", "sklearn", "pandas"}, new
+assert not new & {"transformers", "lightning", "accelerate", "timm", "ignite", "fastai"}, new
+assert not [name for name in sys.modules if name.startswith("lrfast.integrations")]
 assert not [name for name in sys.modules if name.endswith("_C") and name.startswith("lrfast")]
 assert "lrfast.demo" not in sys.modules and "lrfast.cli" not in sys.modules
 """)
@@ -135,17 +137,27 @@ def test_version_and_type_information() -> None:
 # Modules may import, when they are imported, only what stands on a level below theirs. A package
 # stands on one level; its own modules may not import each other in a circle.
 LEVELS = (
-    {"_extension", "groups", "_copies", "suggest", "_batches", "telemetry", "_mirror"},
+    {"_extension", "_shards", "groups", "_copies", "suggest", "_batches", "telemetry", "_traffic"},
+    {"_mirror"},
     {"snapshot", "schedules", "curve", "_options", "_states"},
     {"_scheduled"},
+    {"loss_schedules"},
     {"_fused"},
-    {"optim", "plateau"},
+    {"optim", "sharded"},
+    {"bench", "doctor"},
     {"_drive", "_capture"},
     {"history", "plot"},
     {"range_test"},
     {"finetune"},
+    {"integrations"},
     {"demo", "cli"},
 )
+
+# Imported nowhere else at the head of a module: an integration is imported by who uses it.
+LIBRARIES = {
+    *("accelerate", "fastai", "ignite", "lightning", "pytorch_lightning", "pandas", "timm"),
+    *("tensorboard", "transformers", "wandb"),
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -174,6 +186,8 @@ def test_imports_go_one_way(path: Path) -> None:
     if inside != ("demo",):
         modules = {name.split(".")[0] for name in names}
         assert not modules & {"matplotlib", "rich", "typer", "mlxtend"}
+    if inside[0] != "integrations":
+        assert not modules & LIBRARIES
     if inside == ("__init__",):
         return
     below: set[str] = set()
@@ -190,7 +204,9 @@ def test_imports_go_one_way(path: Path) -> None:
     assert ours <= below | siblings
 
 
-@pytest.mark.parametrize("package", ["_capture", "finetune", "range_test", "suggest"])
+@pytest.mark.parametrize(
+    "package", ["_capture", "bench", "finetune", "loss_schedules", "range_test", "suggest"]
+)
 def test_the_modules_of_a_package_import_each_other_one_way(package: str) -> None:
     own = f"lrfast.{package}."
     paths = (PACKAGE / package).glob("*.py")

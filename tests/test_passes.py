@@ -148,11 +148,28 @@ def test_clipping_alone_lets_nonfinite_norms_through_as_torch_does(bad: float) -
 
 
 @pytest.mark.gpu
-def test_one_norm_over_several_devices_is_refused() -> None:
+def test_one_norm_over_several_devices() -> None:
+    options = {"lr": 0.1, "momentum": 0.9, "max_grad_norm": 0.5, "skip_nonfinite": True}
+    spread = [torch.nn.Parameter(torch.ones(2, device=d)) for d in ("cpu", "cuda", "cpu")]
+    alike = [torch.nn.Parameter(torch.ones(2)) for _ in spread]
+    ours, other = lrfast.SGD(spread, **options), lrfast.SGD(alike, **options)
+    for factor in (1.0, torch.inf, 0.01):
+        grads = [grad * factor for grad in grads_of(alike)]
+        give(alike, grads)
+        give(spread, [g.to(p.device) for p, g in zip(spread, grads, strict=True)])
+        ours.step()
+        other.step()
+    for param, single in zip(spread, alike, strict=True):
+        torch.testing.assert_close(param.cpu(), single)
+    torch.testing.assert_close(ours.grad_norm.cpu(), other.grad_norm)
+
+
+@pytest.mark.gpu
+def test_telemetry_over_several_devices_is_refused() -> None:
     params = [torch.nn.Parameter(torch.ones(2, device=d)) for d in ("cpu", "cuda")]
-    optimizer = lrfast.SGD(params, lr=0.1, max_grad_norm=1.0)
+    optimizer = lrfast.SGD(params, lr=0.1, telemetry=3)
     give(params, grads_of(params))
-    with pytest.raises(ValueError, match="all parameters on one device, got parameters on 2"):
+    with pytest.raises(ValueError, match="telemetry needs all parameters on one device, got"):
         optimizer.step()
 
 

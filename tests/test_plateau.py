@@ -184,7 +184,7 @@ def test_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lrfast.Plateau(optimizer, **options)
     lrfast.Plateau(optimizer)  # nothing was attached
-    with pytest.raises(ValueError, match="one Plateau at most"):
+    with pytest.raises(ValueError, match="one Plateau or Greedy at most, got one that"):
         lrfast.Plateau(optimizer)
 
 

@@ -50,17 +50,29 @@ def test_a_shard_is_updated_as_a_tensor_of_its_size(case: OptimizerCase, mesh: A
         assert torch.equal(mine.to_local() if value.dim() else mine, value), name
 
 
-@pytest.mark.parametrize(
-    "options", [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}, {"telemetry": 4}], ids=str
-)
-def test_a_norm_of_one_shard_alone_is_refused(options: dict[str, Any], mesh: Any) -> None:
-    """Each process would clip by, or skip for, its own part, and they would drift apart."""
+def test_telemetry_of_one_shard_alone_is_refused(mesh: Any) -> None:
+    """The norms of updates and weights are not added up over the processes."""
     param = torch.nn.Parameter(shard(mesh, torch.ones(4)))
-    optimizer = lrfast.SGD([param], lr=1.0, **options)
+    optimizer = lrfast.SGD([param], lr=1.0, telemetry=4)
     param.grad = shard(mesh, torch.ones(4))
-    with pytest.raises(ValueError, match=r"need whole parameters, got a shard: .*clip_grad_norm_"):
+    with pytest.raises(ValueError, match="telemetry needs whole parameters, got some that"):
         optimizer.step()
     assert torch.equal(param.to_local(), torch.ones(4))
+
+
+def test_parameters_on_two_meshes_are_refused(mesh: Any) -> None:
+    other = torch.distributed.init_device_mesh("cpu", (2,), mesh_dim_names=("other",))
+    params = [torch.nn.Parameter(shard(each, torch.ones(4))) for each in (mesh, other)]
+    for param, each in zip(params, (mesh, other), strict=True):
+        param.grad = shard(each, torch.ones(4))
+    with pytest.raises(ValueError, match="must lie on one mesh, got parameters on "):
+        lrfast.SGD(params, lr=1.0).step()
+
+
+def test_sharded_state_wants_one_of_our_optimizers() -> None:
+    layer = torch.nn.Linear(2, 1)
+    with pytest.raises(TypeError, match="must be one of lrfast's, got SGD"):
+        lrfast.ShardedState(layer, torch.optim.SGD(layer.parameters()))
 
 
 def test_a_gradient_that_is_placed_otherwise_is_refused(mesh: Any) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks import provenance
 from benchmarks.suggestions.measure import ALL, MEASURED, measure
 from benchmarks.suggestions.plot import plot
-from benchmarks.suggestions.report import RESULTS, markdown, summarise, write
+from benchmarks.suggestions.report import RESULTS, markdown, summarise
 from benchmarks.suggestions.store import Store
 
 PARTS = (*MEASURED, "report")
@@ -48,7 +49,7 @@ def report(folder: Path, *, keep: bool) -> None:
     (folder / "report.md").write_text(markdown(result))
     plot(result, folder / "report.png")
     if keep:
-        write(result, RESULTS)
+        provenance.write(result, RESULTS)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-import subprocess
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import lrfast
+from benchmarks import provenance
+from benchmarks.provenance import table
 from benchmarks.suggestions import peers, regret
 from benchmarks.suggestions.crossvalidate import CHOICES, cross_validate
 from benchmarks.suggestions.held_out import HELD_OUT
@@ -25,10 +21,9 @@ from benchmarks.suggestions.sweeps import suggestions_from_curve
 from benchmarks.suggestions.train import STEPS
 from benchmarks.suggestions.verified import verdicts
 
-ROOT = Path(__file__).resolve().parents[2]
 CURVE_ALONE = "auto, curve alone"
 # In a folder of its own: benchmarks.report takes every file beside it for timings.
-RESULTS = ROOT / "benchmarks" / "results" / "suggestions"
+RESULTS = provenance.RESULTS / "suggestions"
 
 HEAD = f"""# How well suggested learning rates train
 
@@ -67,14 +62,7 @@ def _theirs(rule: peers.Rule, sweep: Sweep) -> float | None:
 def summarise(store: Store) -> dict[str, Any]:
     """Returns what a result file holds; no task where none is complete."""
     landscapes, others = regret.load(store), regret.load(store, HELD_OUT)
-    commit = _git("rev-parse", "HEAD")
-    return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "machine": f"{platform.machine()}, {_processor()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+    return provenance.facts() | {
         "steps": STEPS,
         "cap": regret.CAP,
         "tasks": _tasks(landscapes),
@@ -122,23 +110,13 @@ def _verdict(landscape: Landscape, rates: Sequence[float | None]) -> dict[str, A
     }
 
 
-def write(result: dict[str, Any], folder: Path) -> Path:
-    """Writes a result file, one per day and commit."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result['date']}-{result['commit'][:10]}.json"
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    return path
-
-
 def markdown(result: dict[str, Any]) -> str:
     """Returns a result file's tables."""
-    dirty = ", with uncommitted changes" if result["dirty"] else ""
     tasks, others = result["tasks"], result["held_out"]
     return "\n".join(
         [
             HEAD,
-            f"{result['machine']}; torch {result['torch']}, Python {result['python']}; commit "
-            f"{result['commit'][:10]}{dirty}; {result['date']}.",
+            provenance.sentence(result),
             "",
             f"## Regret over {len(tasks)} tasks, {_sweeps(tasks)} range tests",
             "",
@@ -149,11 +127,11 @@ def markdown(result: dict[str, Any]) -> str:
             *_verified(result["verified"], others),
             "## Mean regret per task",
             "",
-            *_table(["task", *_rule_names(tasks)], _task_rows(tasks | others)),
+            *table(["task", *_rule_names(tasks)], _task_rows(tasks | others)),
             "",
             "## The tasks",
             "",
-            *_table(
+            *table(
                 ["task", "optimizer", "batch", "untrained", "best", "spread", "at", "accuracy"],
                 [_fact_row(name, task) for name, task in (tasks | others).items()],
             ),
@@ -202,7 +180,7 @@ def _verified(found: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
         f"`lr_find(verify={STEPS})`, judged on the validation data, three times per task. Its rate",
         "is trained with, as those of the grid are; a mean that beats the grid's best counts as 0.",
         "",
-        *_table(
+        *table(
             ["rate", "of", "mean", "median", "worst", "runs"],
             [
                 row
@@ -212,7 +190,7 @@ def _verified(found: dict[str, Any], held_out: dict[str, Any]) -> list[str]:
             ],
         ),
         "",
-        *_table(
+        *table(
             ["task", "auto", "verified"],
             [[n, f"{t['first_regret']:.2f}", f"{t['regret']:.2f}"] for n, t in found.items()],
         ),
@@ -239,7 +217,7 @@ def _sweeps(tasks: dict[str, Any]) -> int:
 def _rule_table(tasks: dict[str, Any]) -> list[str]:
     columns = ["rule", "mean", "from scratch", "fine-tuning", "median", "worst", "worst task"]
     rows = (_rule_row(tasks, name) for name in _rule_names(tasks))
-    return _table([*columns, "share", "declined"], sorted(rows, key=lambda row: float(row[1])))
+    return table([*columns, "share", "declined"], sorted(rows, key=lambda row: float(row[1])))
 
 
 def _rule_names(tasks: dict[str, Any]) -> list[str]:
@@ -281,23 +259,3 @@ def _fact_row(name: str, task: dict[str, Any]) -> list[str]:
         f"{task['best_rate']:.1e}",
         "" if accuracy is None else f"{accuracy:.3f}",
     ]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    """The processor's name as Linux has it; platform knows it elsewhere only."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

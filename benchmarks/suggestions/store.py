@@ -2,6 +2,7 @@
 
 A line carries the fingerprint of its task's definition; lines of another definition are ignored,
 so that a task that changed is measured again. A run that is cut short loses one line at most.
+Other benchmarks keep what they measure here too, with a fingerprint of their own.
 """
 
 from __future__ import annotations
@@ -11,16 +12,29 @@ import hashlib
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.suggestions import train
 from benchmarks.suggestions.tasks import Task
 
-PACKAGE = __name__.rpartition(".")[0]
+PACKAGE = __name__.partition(".")[0]
 
 Record = dict[str, Any]
+
+
+class Named(Protocol):
+    """What is measured: a task, or what another benchmark calls so."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def fingerprint(task: Task) -> str:
+    """Returns a hash of all that the task and its training run through in these packages."""
+    parts = [task.optimizer.__name__, repr(sorted(task.options.items())), repr(task.batch_size)]
+    return hashed((task.make, train.run), parts)
 
 
 class Store:
@@ -28,14 +42,16 @@ class Store:
 
     Args:
         folder: Where they are; it is made when the first line is written.
+        fingerprint: Returns what changes with the definition of what is measured.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fingerprint: Callable[[Any], str] = fingerprint) -> None:
         self.folder = folder
+        self._fingerprint = fingerprint
         # Once per task: what runs is what was loaded, whatever becomes of the sources meanwhile.
         self._definitions: dict[str, str] = {}
 
-    def add(self, task: Task, record: Record) -> None:
+    def add(self, task: Named, record: Record) -> None:
         """Appends a line."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(task)
@@ -45,7 +61,7 @@ class Store:
             line = {"task": task.name, "definition": self._definition(task)} | record
             file.write(json.dumps(line).encode() + b"\n")
 
-    def records(self, task: Task, kind: str) -> list[Record]:
+    def records(self, task: Named, kind: str) -> list[Record]:
         """Returns the lines of one kind, "start", "run" or "sweep", of the task as it is now."""
         definition = self._definition(task)
         return [
@@ -54,12 +70,12 @@ class Store:
             if record["kind"] == kind and record["definition"] == definition
         ]
 
-    def _definition(self, task: Task) -> str:
+    def _definition(self, task: Named) -> str:
         if task.name not in self._definitions:
-            self._definitions[task.name] = fingerprint(task)
+            self._definitions[task.name] = self._fingerprint(task)
         return self._definitions[task.name]
 
-    def _lines(self, task: Task) -> Iterator[Record]:
+    def _lines(self, task: Named) -> Iterator[Record]:
         path = self._path(task)
         if not path.exists():
             return
@@ -69,18 +85,17 @@ class Store:
             except json.JSONDecodeError:  # cut short
                 continue
 
-    def _path(self, task: Task) -> Path:
+    def _path(self, task: Named) -> Path:
         return self.folder / f"{task.name}.jsonl"
 
 
-def fingerprint(task: Task) -> str:
-    """Returns a hash of all that the task and its training run through in this package."""
+def hashed(entries: Iterable[Any], parts: Iterable[str]) -> str:
+    """Returns a hash of functions and classes, of all that they name, and of further parts."""
     found: dict[str, str] = {}
-    for entry in (task.make, train.run):
+    for entry in entries:
         _collect(entry, found)
-    parts = [task.optimizer.__name__, repr(sorted(task.options.items())), repr(task.batch_size)]
-    parts += [f"{name} {found[name]}" for name in sorted(found)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    named = [f"{name} {found[name]}" for name in sorted(found)]
+    return hashlib.sha256("\n".join([*parts, *named]).encode()).hexdigest()[:16]
 
 
 def _collect(value: Any, found: dict[str, str], name: str = "") -> None:

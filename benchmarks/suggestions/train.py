@@ -72,14 +72,18 @@ def fit(problem: Problem, optimizer: Optimizer, batch_size: int, seed: int, step
     optimizer.set_schedule(one_cycle(optimizer, steps))
     problem.model.train()
     stream = batches(problem.train, batch_size, seed)
-    for _ in range(steps):
-        inputs, targets = next(stream)
-        optimizer.zero_grad()
-        loss = problem.loss_fn(problem.model(inputs), targets)
-        if not math.isfinite(loss.item()):
-            return False
-        loss.backward()
-        optimizer.step()
+    return all(update(problem, optimizer, next(stream)) for _ in range(steps))
+
+
+def update(problem: Problem, optimizer: Optimizer, batch: Pair) -> bool:
+    """Trains on a batch; returns False and changes nothing if the loss is not finite."""
+    inputs, targets = batch
+    optimizer.zero_grad()
+    loss = problem.loss_fn(problem.model(inputs), targets)
+    if not math.isfinite(loss.item()):
+        return False
+    loss.backward()
+    optimizer.step()
     return True
 
 

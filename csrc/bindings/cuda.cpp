@@ -51,5 +51,7 @@ void evaluate(const Points& points, double* out, int64_t count, at::Device devic
 }
 
 bool is_built() { return true; }
+int toolkit() { return CUDART_VERSION; }
+std::vector<int> architectures() { return cuda::architectures(); }
 
 }  // namespace lrfast::bindings::cuda_calls

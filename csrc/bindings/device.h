@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "core/curve.h"
 #include "core/tables.h"
 #include "cpu/step.h"
@@ -27,6 +29,8 @@ void record(const CurveRows& curve, const Scalar& loss, const double* rates, con
 void smooth_ema(const double* values, double* out, int64_t count, double beta, at::Device device);
 void evaluate(const Points& points, double* out, int64_t count, at::Device device);
 bool is_built();
+int toolkit();  // version of the CUDA toolkit, as 1000 * major + 10 * minor; or 0
+std::vector<int> architectures();  // that the kernels are compiled for: 90 for sm_90
 }  // namespace cuda_calls
 
 inline bool is_capturing(at::Device device) {

@@ -9,6 +9,8 @@
 
 namespace lrfast::bindings {
 
+constexpr bool kHasDictVersions = PY_VERSION_HEX < 0x030E0000;
+
 // A number that no dict had before its last change. From Python 3.14 on dicts have none: then every
 // answer is new, and what was read is read again.
 inline uint64_t version_of(PyObject* dict) {

@@ -36,8 +36,9 @@ void begin_group(size_t group, DevicePlan& plan) {
 
 }  // namespace
 
-Engine::Engine(const std::string& rule)
+Engine::Engine(const std::string& rule, py::object find_shards)
     : rule_(find_rule(rule)),
+      find_shards_(std::move(find_shards)),
       reader_(rule_),
       params_key_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("params"))) {}
 
@@ -92,6 +93,7 @@ DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) 
 void Engine::rebuild(const py::list& param_groups) {
   std::unordered_map<PyObject*, const Slot*> known;
   for (const Slot& slot : slots_) known.emplace(slot.object.ptr(), &slot);
+  const py::object shards = find_shards_(param_groups);
   std::vector<HeldGroup> held_groups;
   std::vector<Slot> slots;
   std::vector<DevicePlan> plans;
@@ -104,9 +106,8 @@ void Engine::rebuild(const py::list& param_groups) {
       Slot slot = old == known.end() ? Slot() : *old->second;
       slot.object = py::reinterpret_borrow<py::object>(param);
       slot.param = local_tensor(param);
-      const at::Tensor& whole = THPVariable_Unpack(param.ptr());
-      slot.is_local = !slot.param.is_same(whole);
-      slot.is_shard = slot.param.numel() != whole.numel();
+      slot.is_local = !slot.param.is_same(THPVariable_Unpack(param.ptr()));
+      slot.is_counted = shards.is_none() || shards.attr("counts")(param).cast<bool>();
       slot.group = g;
       slot.place = place++;
       slot.is_bound = false;
@@ -134,6 +135,7 @@ void Engine::rebuild(const py::list& param_groups) {
     plan.values = at::empty({static_cast<int64_t>(held_groups.size() * sizeof(ScheduleValues))},
                             at::TensorOptions().dtype(at::kByte).device(plan.device));
   }
+  shards_ = shards;
   slots_ = std::move(slots);
   plans_ = std::move(plans);
   held_groups_ = std::move(held_groups);

@@ -35,6 +35,7 @@ struct DevicePlan {
   at::Tensor values;                  // [groups] ScheduleValues at the coming step; on a GPU
   bool has_values = false;            // whether they have been left there
   at::Tensor chunk_squares;           // [chunks] float64; undefined while no norm is wanted
+  at::Tensor squares;                 // [groups] float64, likewise
   at::Tensor norms;                   // [groups + 2] float64, likewise
   at::Tensor chunk_changes;           // [chunks, 2] float64; undefined without telemetry
   at::Tensor records;                 // [telemetry, groups, kRecordFields] float64, likewise
@@ -44,7 +45,10 @@ struct DevicePlan {
 
 class Engine {
  public:
-  explicit Engine(const std::string& rule);
+  // find_shards(param_groups) says how processes share the parameters: None, or an object with
+  // counts(param), whether its squares are counted here, and add(squares), which adds the other
+  // processes'.
+  Engine(const std::string& rule, py::object find_shards);
 
   // Updates every parameter that has a gradient. Where states are missing it updates nothing and
   // returns [(group, parameter)], for Python to create them and to call again. grad_scale and
@@ -109,7 +113,7 @@ class Engine {
   Readiness prepare_changed(Slot& slot, const py::dict& state);
   bool bind(Slot& slot, const py::dict& state);
   bool wants_norms() const;
-  void check_norms() const;
+  void check_records() const;
   void make_totals();
   void update_live(DevicePlan& plan);
   StepTables fixed_tables(DevicePlan& plan) const;
@@ -124,11 +128,16 @@ class Engine {
   void record_step();
   std::string change_in_options() const;
   std::string change_in(const Slot& slot, const RecordedGradient& recorded) const;
+  void add_squares();
+  bool adds_squares() const { return !shards_.is_none() || plans_.size() > 1; }
+  void run(at::ArrayRef<StepTables> tables, Part part);
   void launch(const std::optional<at::Tensor>& grad_scale,
               const std::optional<at::Tensor>& found_inf);
   void finish_launch();
 
   RuleInfo rule_;
+  py::object find_shards_;
+  py::object shards_ = py::none();
   EngineOptions options_;
   ParamGroupReader reader_;
   ScheduleArrays schedules_;

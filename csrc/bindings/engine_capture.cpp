@@ -70,7 +70,7 @@ void Engine::note_stream(DevicePlan& plan) {
     plan.live.visit_on(plan.device, note);
     schedules_.visit_on(plan.device, note);
     for (at::Tensor* memory : {&plan.clock, &plan.rates, &plan.values, &plan.chunk_squares,
-                               &plan.norms, &plan.chunk_changes, &plan.records}) {
+                               &plan.squares, &plan.norms, &plan.chunk_changes, &plan.records}) {
       note(*memory);
     }
   }
@@ -229,6 +229,7 @@ std::vector<std::vector<int64_t>> Engine::addresses() {
           static_cast<const void*>(t.group_chunks), static_cast<const void*>(t.live),
           static_cast<const void*>(t.values), static_cast<const void*>(t.clock),
           static_cast<const void*>(t.rates), static_cast<const void*>(t.totals.chunk_squares),
+          static_cast<const void*>(t.totals.group_squares),
           static_cast<const void*>(t.totals.norms),
           static_cast<const void*>(t.totals.chunk_changes),
           static_cast<const void*>(t.totals.records)}) {

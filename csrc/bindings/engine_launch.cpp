@@ -52,21 +52,19 @@ bool Engine::wants_norms() const {
                      [](const GroupRow& group) { return group.max_norm > 0.0; });
 }
 
-// A norm that would leave elements out, or differ between processes, is worse than none.
-void Engine::check_norms() const {
-  constexpr const char* kWho = "max_grad_norm, skip_nonfinite and telemetry need ";
-  TORCH_CHECK_VALUE(plans_.size() <= 1, kWho, "all parameters on one device, got parameters on ",
+// Records hold norms of updates and weights, which are not added up.
+void Engine::check_records() const {
+  TORCH_CHECK_VALUE(options_.telemetry == 0 || plans_.size() <= 1,
+                    "telemetry needs all parameters on one device, got parameters on ",
                     plans_.size(), " devices");
-  for (const Slot& slot : slots_) {
-    TORCH_CHECK_VALUE(!slot.is_shard, kWho, "whole parameters, got a shard: ", slot.describe(),
-                      "; clip with torch.nn.utils.clip_grad_norm_, which adds up over the mesh");
-  }
+  TORCH_CHECK_VALUE(options_.telemetry == 0 || shards_.is_none(),
+                    "telemetry needs whole parameters, got some that processes share");
 }
 
 // The memory of what a step adds up, as far as it is wanted and not there yet.
 void Engine::make_totals() {
   if (!wants_norms()) return;
-  check_norms();
+  check_records();
   const int64_t groups = static_cast<int64_t>(groups_.size());
   for (DevicePlan& plan : plans_) {
     const auto numbers = at::TensorOptions().dtype(at::kDouble).device(plan.device);
@@ -79,6 +77,7 @@ void Engine::make_totals() {
         "CUDA graph is captured: make a step before, or use lrfast.capture");
     if (!plan.norms.defined()) {
       plan.chunk_squares = at::zeros({chunks + 1}, numbers);  // never empty: null means none
+      plan.squares = at::zeros({groups}, numbers);
       plan.norms = at::zeros({groups + 2}, numbers);
     }
     if (lacks_records) {
@@ -112,6 +111,7 @@ StepTables Engine::fixed_tables(DevicePlan& plan) const {
   tables.num_groups = static_cast<int32_t>(groups_.size());
   if (wants_norms()) {
     tables.totals.chunk_squares = plan.chunk_squares.mutable_data_ptr<double>();
+    tables.totals.group_squares = plan.squares.mutable_data_ptr<double>();
     tables.totals.norms = plan.norms.mutable_data_ptr<double>();
   }
   if (options_.telemetry > 0) {
@@ -138,22 +138,53 @@ StepTables Engine::current_tables(DevicePlan& plan) {
   return tables;
 }
 
+// Adds every group's squares up over the devices, and over the processes where they share
+// parameters.
+void Engine::add_squares() {
+  at::Tensor& total = plans_.front().squares;
+  for (size_t i = 1; i < plans_.size(); ++i) {
+    // The CPU waits for what a GPU has summed; between GPUs nothing does.
+    total.add_(plans_[i].squares.to(total.device(), total.scalar_type(), !total.is_cpu()));
+  }
+  if (!shards_.is_none()) shards_.attr("add")(total);
+  for (size_t i = 1; i < plans_.size(); ++i) {
+    plans_[i].squares.copy_(total, /*non_blocking=*/!plans_[i].device.is_cpu());
+  }
+}
+
+void Engine::run(at::ArrayRef<StepTables> tables, Part part) {
+  for (size_t i = 0; i < plans_.size(); ++i) {
+    DevicePlan& plan = plans_[i];
+    StepTables own = tables[i];
+    own.part = part;
+    if (plan.elements < kElementsWorthTheGil) {
+      bindings::step(rule_.place, own, plan.device, plan.scratch);
+    } else {
+      const py::gil_scoped_release release;
+      bindings::step(rule_.place, own, plan.device, plan.scratch);
+    }
+  }
+}
+
 void Engine::launch(const std::optional<at::Tensor>& grad_scale,
                     const std::optional<at::Tensor>& found_inf) {
   make_totals();
   write_groups();
   std::vector<at::Tensor> held;
+  c10::SmallVector<StepTables, 1> all;  // [plans]
   for (DevicePlan& plan : plans_) {
     StepTables tables = is_capturing(plan.device) ? captured_tables(plan) : current_tables(plan);
     copy_device_hypers(plan);
     tables.gradients.scale = float_on(grad_scale, plan.device, held);
     tables.gradients.found_inf = float_on(found_inf, plan.device, held);
-    if (plan.elements < kElementsWorthTheGil) {
-      bindings::step(rule_.place, tables, plan.device, plan.scratch);
-    } else {
-      const py::gil_scoped_release release;
-      bindings::step(rule_.place, tables, plan.device, plan.scratch);
-    }
+    all.push_back(tables);
+  }
+  if (wants_norms() && adds_squares()) {
+    run(all, Part::kSquares);
+    add_squares();
+    run(all, Part::kUpdate);
+  } else {
+    run(all, Part::kWhole);
   }
   finish_launch();
 }

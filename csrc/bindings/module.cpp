@@ -5,19 +5,55 @@
 
 #include "bindings/curve.h"
 #include "bindings/device.h"
+#include "bindings/dict_version.h"
 #include "bindings/engine.h"
+#include "bindings/rule_info.h"
 #include "bindings/schedules.h"
 #include "core/curve.h"
 #include "core/rules.h"
+#include "cpu/instruction_set.h"
+
+#if defined(__clang__)
+#define COMPILER ""  // its version begins with its name
+#else
+#define COMPILER "g++ "
+#endif
+
+namespace {
+
+// What `lrfast doctor` says of this build.
+void describe_build(pybind11::module_& m) {
+  using namespace lrfast::bindings;
+  m.attr("torch_version") = TORCH_VERSION;
+  m.attr("has_cuda") = cuda_calls::is_built();
+  m.attr("cuda_toolkit") = cuda_calls::toolkit();
+  m.attr("cuda_architectures") = cuda_calls::architectures();
+  m.attr("compiler") = COMPILER __VERSION__;
+  m.attr("instruction_set") = lrfast::cpu::instruction_set();
+  m.attr("has_dict_versions") = kHasDictVersions;
+}
+
+// Each rule's states, in each of its forms.
+std::map<std::string, std::vector<std::vector<std::string>>> rule_states() {
+  std::map<std::string, std::vector<std::vector<std::string>>> found;
+  for (const char* name : lrfast::Rules::kNames) {
+    for (const lrfast::StateNames& form : lrfast::bindings::find_rule(name).forms) {
+      found[name].emplace_back(form.names, form.names + form.count);
+    }
+  }
+  return found;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   using namespace lrfast::bindings;
   using py::arg;
 
-  m.attr("torch_version") = TORCH_VERSION;
-  m.attr("has_cuda") = cuda_calls::is_built();
+  describe_build(m);
   m.attr("rules") =
       std::vector<std::string>(std::begin(lrfast::Rules::kNames), std::end(lrfast::Rules::kNames));
+  m.attr("rule_states") = rule_states();
   m.attr("curve_state_size") = lrfast::kCurveStateDoubles;
 
   m.def("evaluate_schedule", &evaluate_schedule, arg("schedule"), arg("steps"));
@@ -38,7 +74,7 @@ PYBIND11_MODULE(_C, m) {
            arg("seed"), arg("telemetry"));
 
   py::class_<Engine>(m, "Engine")
-      .def(py::init<const std::string&>(), arg("rule"))
+      .def(py::init<const std::string&, py::object>(), arg("rule"), arg("find_shards"))
       .def("step", &Engine::step, arg("param_groups"), arg("state"), arg("grad_scale"),
            arg("found_inf"))
       .def("build", &Engine::build, arg("param_groups"))

@@ -20,5 +20,7 @@ void record(const CurveRows&, const Scalar&, const double*, const Scalar&, at::D
 void smooth_ema(const double*, double*, int64_t, double, at::Device) { refuse(); }
 void evaluate(const Points&, double*, int64_t, at::Device) { refuse(); }
 bool is_built() { return false; }
+int toolkit() { return 0; }
+std::vector<int> architectures() { return {}; }
 
 }  // namespace lrfast::bindings::cuda_calls

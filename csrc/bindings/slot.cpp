@@ -252,6 +252,7 @@ TensorRow make_row(const Slot& slot, const StateOptions& options) {
   row.number = slot.number;
   row.kind = find_kind(slot, options);
   row.form = slot.form;
+  row.counted = slot.is_counted;
   return row;
 }
 

@@ -46,7 +46,7 @@ struct Slot {
   int32_t num_state_places = 0;
   bool is_bound = false;      // states are known, the row is valid
   bool is_local = false;      // part of a DTensor: param is its local tensor
-  bool is_shard = false;      // and not all of it
+  bool is_counted = true;     // its squares, in the norms; see TensorRow
   bool starts_fresh = false;  // its states were absent when it got its first gradient
   bool uses_staged_grad = false;
   uint8_t form = 0;

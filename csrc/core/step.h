@@ -28,6 +28,10 @@ LRFAST_HD bool is_updated(const StepTables& t, int32_t tensor) {
   return t.grads[tensor] != nullptr && t.groups[t.tensors[tensor].group].frozen == 0;
 }
 
+LRFAST_HD bool is_counted(const StepTables& t, int32_t tensor) {
+  return is_updated(t, tensor) && t.tensors[tensor].counted != 0;
+}
+
 // ---- hyperparameters and scalars -------------------------------------------------------------
 
 // The group's hyperparameters with its schedule's values at this step in place.
@@ -84,16 +88,17 @@ LRFAST_HD double sum_chunks(const StepTables& t, const double* chunks, int width
   return sum;
 }
 
-// Once every norms[g] holds its group's sum of squares: turns them into norms.
+// From each group's sum of squares to the norms.
 LRFAST_HD void finish_norms(const StepTables& t) {
+  const double* squares = t.totals.group_squares;
   double all = 0.0;
   double shared = 0.0;
   const double unscale = unscaling(t.gradients);
   double* norms = t.totals.norms;
   for (int32_t g = 0; g < t.num_groups; ++g) {
-    all += norms[g];
-    if (t.groups[g].max_norm <= 0.0) shared += norms[g];
-    norms[g] = std::sqrt(norms[g]) * unscale;
+    all += squares[g];
+    if (t.groups[g].max_norm <= 0.0) shared += squares[g];
+    norms[g] = std::sqrt(squares[g]) * unscale;
   }
   norms[t.num_groups] = std::sqrt(all) * unscale;
   norms[t.num_groups + 1] = std::sqrt(shared) * unscale;

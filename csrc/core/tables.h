@@ -22,7 +22,8 @@ struct TensorRow {
   int32_t group;
   uint32_t number;  // place among the optimizer's parameters
   Kind kind;
-  uint8_t form;  // which of its rule's forms: which states it has
+  uint8_t form;     // which of its rule's forms: which states it has
+  uint8_t counted;  // 0: its squares are counted elsewhere, where the same elements lie too
 };
 
 struct GroupRow {
@@ -65,6 +66,7 @@ struct GradientOptions {
 // Sums that a step makes. Without a norm pass, chunk_squares is null, and so are all others.
 struct Totals {
   double* chunk_squares;  // [num_chunks] squares of the gradients as they lie in memory
+  double* group_squares;  // [num_groups] their sums, also over other devices and processes
   double* norms;          // [num_groups + 2] of the unscaled gradients; then of all, and of those
                           // that share a max_norm
   double* chunk_changes;  // [num_chunks][2] squares of updates and of updated weights; may be null
@@ -74,6 +76,10 @@ struct Totals {
 
 enum RecordField { kRecordRate, kRecordGradNorm, kRecordUpdateNorm, kRecordWeightNorm };
 constexpr int kRecordFields = 4;
+
+// Where gradients' squares are added up over several devices or processes, a step is two calls,
+// with that sum between them.
+enum class Part : uint8_t { kWhole, kSquares, kUpdate };
 
 struct StepTables {
   const TensorRow* tensors;
@@ -95,6 +101,7 @@ struct StepTables {
   int64_t chunk_size;
   int32_t num_tensors;
   int32_t num_groups;
+  Part part;
 };
 
 }  // namespace lrfast

@@ -50,7 +50,7 @@ LRFAST_CLONES void square_chunks(const StepTables& t, int64_t begin, int64_t end
     const ChunkRow chunk = t.chunks[c];
     double& squares = t.totals.chunk_squares[c];
     squares = 0.0;
-    if (!is_updated(t, chunk.tensor)) continue;
+    if (!is_counted(t, chunk.tensor)) continue;
     const Range range = range_of(t, chunk);
     with_types(t.tensors[chunk.tensor].kind, [&]<class Param, class State>() {
       const Param* grads = static_cast<const Param*>(t.grads[chunk.tensor]);

@@ -241,13 +241,12 @@ void resolve_groups(const StepTables& t, std::vector<Hypers>& resolved) {
   }
 }
 
-void take_norms(const StepTables& t, const Scratch& scratch, ParallelFor parallel_for) {
+void take_squares(const StepTables& t, const Scratch& scratch, ParallelFor parallel_for) {
   run_tasks(scratch.begins, parallel_for,
             [&](int64_t begin, int64_t end) { square_chunks(t, begin, end); });
   for (int32_t g = 0; g < t.num_groups; ++g) {
-    t.totals.norms[g] = sum_chunks(t, t.totals.chunk_squares, 1, g, 0, 1);
+    t.totals.group_squares[g] = sum_chunks(t, t.totals.chunk_squares, 1, g, 0, 1);
   }
-  finish_norms(t);
 }
 
 void write_records(const StepTables& t) {
@@ -261,7 +260,9 @@ void write_records(const StepTables& t) {
 template <class Rule>
 void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scratch& scratch) {
   split(t, threads, scratch.begins);
-  if (t.totals.chunk_squares) take_norms(t, scratch, parallel_for);
+  if (t.totals.chunk_squares && t.part != Part::kUpdate) take_squares(t, scratch, parallel_for);
+  if (t.part == Part::kSquares) return;
+  if (t.totals.chunk_squares) finish_norms(t);
   if (is_skipped(t)) {
     if (!t.gradients.zero) return;
     return run_tasks(scratch.begins, parallel_for,

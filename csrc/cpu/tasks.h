@@ -9,6 +9,7 @@
 // The compiler makes one copy of the element loops per instruction set and picks at load time.
 // Sanitizers cannot: their runtime is not up yet when the picking runs.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(LRFAST_NO_CLONES)
+#define LRFAST_HAS_CLONES
 #define LRFAST_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), flatten))
 #else

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 #include "core/curve.h"
 #include "core/tables.h"
 
@@ -23,5 +25,9 @@ cudaError_t launch_record(const CurveRows& curve, const Scalar& loss, const doub
 cudaError_t launch_smooth_ema(const double* values, double* out, int64_t count, double beta,
                               cudaStream_t stream);
 cudaError_t launch_points(const Points& points, double* out, int64_t count, cudaStream_t stream);
+
+// That the kernels are compiled for: 90 for sm_90. Later ones run what is compiled of the last
+// one's PTX, if that was asked for.
+std::vector<int> architectures();
 
 }  // namespace lrfast::cuda

@@ -20,6 +20,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) norm_kernel(con
   norm_body(t, shared, block);
 }
 
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) finish_norms_kernel(
+    const StepTables t) {
+  CudaBlock block;
+  finish_norms_body(t, block);
+}
+
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) schedule_kernel(
     const StepTables t) {
   CudaBlock block;
@@ -69,8 +75,13 @@ cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {
 }
 
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
-  if (tables.totals.chunk_squares) {
+  if (tables.totals.chunk_squares && tables.part != Part::kUpdate) {
     if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
+  }
+  if (tables.part == Part::kSquares) return cudaSuccess;
+  if (tables.part == Part::kUpdate) {
+    finish_norms_kernel<<<1, 1, 0, stream>>>(tables);
+    if (cudaError_t error = cudaGetLastError()) return error;
   }
   cudaError_t error = cudaErrorInvalidValue;
   Rules::visit(rule, [&]<class Rule>() {
@@ -78,6 +89,12 @@ cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream)
     error = launch(kernel, tables, stream);
   });
   return error;
+}
+
+std::vector<int> architectures() {
+  std::vector<int> found;
+  for (const int arch : {__CUDA_ARCH_LIST__}) found.push_back(arch / 10);
+  return found;
 }
 
 }  // namespace lrfast::cuda

@@ -93,9 +93,9 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
   for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     const TensorRow& row = t.tensors[chunk.tensor];
-    const bool is_counted = is_updated(t, chunk.tensor);
+    const bool counts = is_counted(t, chunk.tensor);
     with_types(row.kind, [&]<class Param, class State>() {
-      if (is_counted) {
+      if (counts) {
         block.once([&] {
           shared.at = locate_grad<Param>(row, t.grads[chunk.tensor], chunk.index * t.chunk_size,
                                          t.chunk_size);
@@ -103,7 +103,7 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
       }
       block.each([&](int thread) {
         shared.sums.values[thread] =
-            is_counted ? square_chunk<Param>(shared.at, thread, block.threads()) : 0.0;
+            counts ? square_chunk<Param>(shared.at, thread, block.threads()) : 0.0;
       });
     });
     shared.sums.add_parts(block);
@@ -112,11 +112,18 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
   block.once([&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
   if (!shared.is_last) return;
   sum_groups(t, t.totals.chunk_squares, 1, shared.sums, block,
-             [&](int32_t group, double sum) { t.totals.norms[group] = sum; });
+             [&](int32_t group, double sum) { t.totals.group_squares[group] = sum; });
   block.once([&] {
-    finish_norms(t);
+    if (t.part == Part::kWhole) finish_norms(t);
     t.clock->blocks_done = 0;
   });
+}
+
+// The same once other devices and processes have added their squares.
+template <class Block>
+LRFAST_HD void finish_norms_body(const StepTables& t, Block& block) {
+  if (is_stopped(t)) return;
+  block.once([&] { finish_norms(t); });
 }
 
 // The schedules' values at the coming step, once for each group: evaluated where a tensor's scalars

@@ -111,6 +111,8 @@ class Parts:
         if len(devices) != 1:
             got = ", ".join(map(str, devices))
             raise ValueError(f"optimizer must have all parameters on one device, got {got}")
+        if any(hasattr(param, "_local_tensor") for param in self.parameters()):
+            raise ValueError("optimizer must hold whole parameters, got some that processes share")
         curve, groups = self.curve, len(self.optimizer.param_groups)
         if curve is None:
             return

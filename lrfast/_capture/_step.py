@@ -122,7 +122,7 @@ class CapturedStep:
         self._odd: StaticBatch | None = None  # of another kind, as the call before had it
         self._is_released = False
         self._captures = 0
-        self._flag = None if parts.curve is None else parts.curve.stop_flag
+        self._flag: Tensor | None = None  # the curve's
 
     @property
     def captures(self) -> int:
@@ -259,6 +259,7 @@ class CapturedStep:
         parts, optimizer = self._parts, self._parts.optimizer
         parts.check()  # groups may have been added since
         self._drop()
+        self._flag = None if parts.curve is None else parts.curve.stop_flag
         self._batch = StaticBatch(batch, parts.device)
         engine = optimizer._engine or optimizer._make_engine()
         if self._flag is not None:

@@ -6,10 +6,10 @@ training loop waits for the device once per epoch, when validation is read (with
 torch.optim on a GPU at every step, to keep a loss that is not finite from the weights).
 """
 
-from lrfast.finetune._callbacks import Callback, EarlyStop
+from lrfast.finetune._callbacks import Callback, EarlyStop, Observe
 from lrfast.finetune._metrics import Metric, accuracy
 from lrfast.finetune._recipe import Recipe
 from lrfast.finetune._run import Run
 from lrfast.finetune._tuner import FineTuner
 
-__all__ = ["Callback", "EarlyStop", "FineTuner", "Metric", "Recipe", "Run", "accuracy"]
+__all__ = ["Callback", "EarlyStop", "FineTuner", "Metric", "Observe", "Recipe", "Run", "accuracy"]

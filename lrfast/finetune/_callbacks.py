@@ -1,4 +1,4 @@
-"""What users hang into a stage: callbacks, and the one that ends it early."""
+"""What users hang into a stage: callbacks, and those that end it early or steer its rates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
+
+from lrfast.finetune._setup import check_whole
+from lrfast.loss_schedules import LossSchedule
 
 if TYPE_CHECKING:
     from lrfast.finetune._tuner import FineTuner
@@ -141,6 +144,87 @@ class EarlyStop(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.best, self.waited = state["best"], state["waited"]
+
+
+class Observe(Callback):
+    """Shows a loss-driven schedule what a stage measures; its factor multiplies the stage's rates.
+
+    Each stage begins anew, with the factor 1. Nothing is read from the device.
+
+    Args:
+        schedule: A :class:`lrfast.Plateau` or :class:`lrfast.Greedy` of the tuner's optimizer; its
+            ``mode`` says whether lower or higher is better.
+        monitor: "valid_loss" or the name of a metric, observed at each epoch's end.
+        every: Instead: the mean training loss of so many updates, as often as they are done, 1 or
+            more.
+
+    Raises:
+        TypeError: If ``schedule`` is none.
+        ValueError: If ``every`` is out of range, or comes with a ``monitor``; in a stage also if
+            ``schedule`` is not the optimizer's, or validation does not measure ``monitor``.
+
+    Example:
+        >>> import torch, lrfast
+        >>> batch = (torch.randn(8, 2), torch.randn(8, 1))
+        >>> tuner = lrfast.FineTuner(torch.nn.Linear(2, 1), [batch] * 5, [batch], progress=False,
+        ...                          loss_fn=torch.nn.functional.mse_loss)
+        >>> plateau = lrfast.Plateau(tuner.optimizer, factor=0.5, patience=0, threshold=1.0,
+        ...                          threshold_mode="abs")  # nothing is good enough
+        >>> tuner.callbacks.append(lrfast.finetune.Observe(plateau))
+        >>> stage = tuner.fit(3, lrfast.schedules.constant(), lr=0.01)
+        >>> stage.rates[[0, 5, 10], 0].tolist()
+        [0.01, 0.01, 0.005]
+    """
+
+    def __init__(
+        self, schedule: LossSchedule, monitor: str = "valid_loss", every: int | None = None
+    ) -> None:
+        if not isinstance(schedule, LossSchedule):
+            raise TypeError(f"schedule must be a Plateau or Greedy, got {type(schedule).__name__}")
+        if every is not None and monitor != "valid_loss":
+            raise ValueError(
+                f"every={check_whole('every', every)} observes the training loss, so monitor must "
+                f"be left out, got {monitor!r}"
+            )
+        self.schedule = schedule
+        self.monitor = monitor
+        self.every = None if every is None else check_whole("every", every)
+        self._total: Tensor | None = None  # of the losses since the last observation
+
+    def on_fit_begin(self, tuner: FineTuner) -> None:
+        """Forget what an earlier stage showed."""
+        if getattr(tuner.optimizer, "loss_schedule", None) is not self.schedule:
+            raise ValueError(
+                "schedule must be the loss_schedule of the tuner's optimizer, got another "
+                f"{type(self.schedule).__name__}"
+            )
+        if tuner.running is not None and not tuner.running.is_resumed:
+            self.schedule.reset()
+            self._total = None
+
+    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
+        """Add the loss, and show the mean where it is time to."""
+        if self.every is None:
+            return
+        loss = loss.detach().double()
+        self._total = loss if self._total is None else self._total + loss
+        if step % self.every == 0:
+            self.schedule.observe(self._total / self.every)
+            self._total = None
+
+    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
+        """Show what validation found."""
+        if self.every is None:
+            self.schedule.observe(row[check_monitored(self.monitor, row)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum of the losses that have not been shown yet."""
+        return {"total": self._total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; the schedule's own state is the optimizer's to load."""
+        total = state["total"]
+        self._total = None if total is None else total.to(self.schedule.scale.device)
 
 
 def mode_of(monitor: str, mode: str | None) -> Literal["min", "max"]:

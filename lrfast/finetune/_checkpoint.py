@@ -122,6 +122,7 @@ def _kind(tuner: FineTuner) -> dict[str, Any]:
         "optimizer": f"{optimizer.__module__.split('.')[0]}.{optimizer.__qualname__}",
         "groups": [_names(group["params"], names) for group in tuner.optimizer.param_groups],
         "shapes": {n: list(p.shape) for n, p in _state(tuner.model).items()},
+        "loss schedule": _loss_schedule(tuner),
         "steps per epoch": tuner.epoch_steps,
         "norm_mode": tuner.norm_mode,
         "accumulate": tuner.accumulate,
@@ -131,6 +132,12 @@ def _kind(tuner: FineTuner) -> dict[str, Any]:
         "keep_best": None if tuner.best is None else [tuner.best.monitor, tuner.best.mode],
         "callbacks": [type(callback).__qualname__ for callback in tuner.callbacks],
     }
+
+
+def _loss_schedule(tuner: FineTuner) -> dict[str, Any] | None:
+    optimizer = tuner.optimizer
+    schedule = optimizer.loss_schedule if isinstance(optimizer, FusedOptimizer) else None
+    return None if schedule is None else schedule.identity
 
 
 def _names(parameters: list[Tensor], names: dict[Any, str]) -> list[str]:

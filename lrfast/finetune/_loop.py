@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from lrfast._batches import device_of
 from lrfast._drive import Driver, drive
 from lrfast._fused import FusedOptimizer
+from lrfast._mirror import Mirror
 from lrfast.curve import LossCurve
 from lrfast.finetune._interrupts import Interrupts
 from lrfast.finetune._random import RandomStates
@@ -79,13 +80,18 @@ class Loop:
         self._parameters = [p for group in self._groups for p in group["params"]]
         schedules = run.of_groups(len(self._groups))
         self.driver: Driver = drive(
-            training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied
+            *(training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied),
+            scaled=True,
         )
         self.own_rates = [self.driver.own(index)[0] for index in range(len(self._groups))]
         self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
+        scale = self.driver.scale()
+        self._late_scale = None if scale is None else Mirror(scale)
         # Our kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
-        self._captured = CapturedUpdate(training, self._curve) if training.captures else None
+        self._captured = (
+            CapturedUpdate(training, self._curve, self.driver.scale) if training.captures else None
+        )
         self._began = time.perf_counter()
 
     def train(self, interrupts: Interrupts) -> str:
@@ -114,10 +120,12 @@ class Loop:
         stopped_at = self._curve.status().stopped_at
         count = len(self._curve) if stopped_at is None else stopped_at + 1
         losses = self._curve.losses[:count].cpu().numpy()
+        factors = self._curve.lrs[:count].cpu().nan_to_num(nan=1.0).numpy()  # NaN: no factor
         return replace(
             self.run,
             applied=int(self.driver.applied().cpu().numpy()),
             losses=np.concatenate([self.run.losses, losses]),
+            factors=np.concatenate([self.run.factors, factors]),
             rows=list(self.run.rows),
             frozen=list(self.run.frozen),
             seconds=self.run.seconds + time.perf_counter() - self._began,
@@ -158,8 +166,9 @@ class Loop:
             loss = self._recorded_loss(window)
             status = self._curve.status() if self._must_wait else self._curve.poll()
             if self._progress:
-                rate = f"{self._shown[min(run.step, len(self._shown) - 1)]:.1e}"
-                bar.set_postfix(epoch=run.epoch + 1, lr=rate, loss=f"{status.smoothed:.4g}")
+                smoothed = f"{status.smoothed:.4g}"
+                rate = self._rate_shown()
+                bar.set_postfix(epoch=run.epoch + 1, lr=rate, loss=smoothed, refresh=run.used == 0)
                 bar.update()
             if status.outcome != "running":
                 return
@@ -181,8 +190,15 @@ class Loop:
         if self._captured is not None:
             return self._captured(window).clone()  # for callbacks to keep
         loss = self._training.backward(window)
-        self._curve.record(loss, skip=self._training.found_inf())
+        self._curve.record(loss, self.driver.scale(), skip=self._training.found_inf())
         return loss
+
+    def _rate_shown(self) -> str:
+        """The head's rate, as far as the host knows without waiting."""
+        rate = self._shown[min(self.run.step, len(self._shown) - 1)]
+        if self._late_scale is not None:
+            rate *= self._late_scale.newest().numpy()[0] or 1.0  # 0: no copy has arrived yet
+        return f"{rate:.1e}"
 
     def _update(self) -> None:
         if self._max_grad_norm is not None:

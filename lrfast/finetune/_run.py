@@ -57,6 +57,7 @@ class Run:
         step: Updates done in all; those that a scaler skipped included.
         applied: Steps of the schedule done.
         losses: Training losses so far; a skipped update has none.
+        factors: What a loss-driven schedule multiplied the rates by, for each loss.
         rows: What validation found, one row per epoch.
         frozen: From which loss on which param groups were frozen.
         seconds: Time spent so far.
@@ -77,6 +78,7 @@ class Run:
     step: int = 0
     applied: int = 0
     losses: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    factors: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     rows: list[dict[str, float]] = field(default_factory=list)
     frozen: list[tuple[int, list[bool]]] = field(default_factory=list)
     seconds: float = 0.0
@@ -116,6 +118,7 @@ class Run:
         values = {schedule: schedule.values(steps) for schedule in self.schedules}
         factors = [values[schedule] for schedule in self.of_groups(len(own_rates))]
         rates = np.stack(factors, axis=1) * np.asarray(own_rates)[None, :]
+        rates *= self.factors[:, None]
         ends = [first for first, _ in self.frozen[1:]] + [len(steps)]
         for (first, frozen), end in zip(self.frozen, ends, strict=False):  # none before epoch 0
             rates[first:end, frozen] = math.nan
@@ -136,6 +139,7 @@ class Run:
         return plain | {
             "schedules": [schedule.to_dict() for schedule in self.schedules],
             "losses": torch.from_numpy(self.losses),
+            "factors": torch.from_numpy(self.factors),
             "rows": [dict(row) for row in self.rows],
             "frozen": [[first, list(flags)] for first, flags in self.frozen],
             "order": None if self.order is None else self.order.to_dict(),
@@ -150,6 +154,7 @@ class Run:
         return cls(
             schedules=tuple(Schedule.from_dict(each) for each in data["schedules"]),
             losses=data["losses"].numpy(),
+            factors=data.get("factors", torch.ones_like(data["losses"])).numpy(),
             rows=list(data["rows"]),
             frozen=[(first, list(flags)) for first, flags in data["frozen"]],
             order=None if order is None else RandomStates.from_dict(order),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -20,12 +21,20 @@ class CapturedUpdate:
 
     Args:
         training: What trains.
-        curve: Records the losses, at the rates that are planned; the optimizer obeys its flag.
+        curve: Records the losses; the optimizer obeys its flag.
+        rate: Returns what is recorded with a loss where no rates are planned: float64 on the
+            device, or None.
     """
 
-    def __init__(self, training: Training, curve: LossCurve) -> None:
+    def __init__(
+        self,
+        training: Training,
+        curve: LossCurve,
+        rate: Callable[[], Tensor | None] = lambda: None,
+    ) -> None:
         self._training = training
         self._curve = curve
+        self._rate = rate
         self._step: CapturedStep | None = None
 
     def __call__(self, window: list[Any]) -> Tensor:
@@ -55,7 +64,7 @@ class CapturedUpdate:
 
     def _update(self, window: list[Any]) -> Tensor:
         loss = self._training.backward(window)
-        self._curve._launch(loss, self._curve._row(None), self._training.found_inf())
+        self._curve._launch(loss, self._curve._row(self._rate()), self._training.found_inf())
         self._training.update()
         return loss
 

@@ -40,6 +40,7 @@ TensorRow make_row(Tensor& tensor, uint32_t number) {
   row.number = number;
   row.kind = tensor.spec.kind;
   row.form = tensor.spec.form;
+  row.counted = tensor.spec.counted;
   return row;
 }
 
@@ -56,6 +57,7 @@ Plan::Plan(int rule, const std::vector<TensorSpec>& specs, const std::vector<Gro
       options(options),
       rates(groups.size() * sizeof(double)),
       values(groups.size() * sizeof(ScheduleValues)),
+      squares(groups.size() * sizeof(double)),
       norms((groups.size() + 2) * sizeof(double)),
       records(records_size(options, groups.size())),
       chunk_size_(chunk_size),
@@ -181,6 +183,7 @@ StepTables Plan::tables() {
   for (GuardedBytes* sums : {&norms, &chunk_squares_, &chunk_changes_}) fill(*sums, NAN);
   if (has_norms()) {
     t.totals.chunk_squares = chunk_squares_.as<double>();
+    t.totals.group_squares = squares.as<double>();
     t.totals.norms = norms.as<double>();
   }
   if (options.telemetry > 0) {

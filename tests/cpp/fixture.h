@@ -40,6 +40,7 @@ struct TensorSpec {
   bool has_grad = true;
   bool has_product = false;  // a rule that always keeps one has it anyway
   bool has_average = false;
+  bool counted = true;  // in the norms
   float count = 0;
   double product = 0.5;
 };
@@ -120,6 +121,7 @@ class Plan {
   GuardedBytes clock{sizeof(Clock)};
   GuardedBytes rates;
   GuardedBytes values;   // [groups]
+  GuardedBytes squares;  // [groups]
   GuardedBytes norms;    // [groups + 2]
   GuardedBytes records;  // [telemetry][groups][kRecordFields]
   bool has_stop = false;

@@ -49,8 +49,14 @@ void Grid::run_step_block(const StepTables& t, int64_t index) {
 
 void Grid::step(const StepTables& t) {
   const auto at = [&](int64_t i) { return order.empty() ? i : order[i]; };
+  const bool takes_squares = t.totals.chunk_squares && t.part != Part::kUpdate;
+  for (int64_t i = 0; takes_squares && i < blocks; ++i) run_norm_block(t, at(i));
+  if (t.part == Part::kSquares) return;
+  if (t.part == Part::kUpdate) {
+    cuda::HostBlock block{0, 1, 1};
+    cuda::finish_norms_body(t, block);
+  }
   if (lacks_values(t)) run_schedule_block(t);
-  for (int64_t i = 0; t.totals.chunk_squares && i < blocks; ++i) run_norm_block(t, at(i));
   for (int64_t i = 0; i < blocks; ++i) run_step_block(t, at(i));
 }
 

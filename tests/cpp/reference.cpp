@@ -94,7 +94,7 @@ void average_tensor(Tensor& tensor, double weight) {
 
 // ---- the whole step --------------------------------------------------------------------------
 
-bool is_counted(const Plan& plan, const Tensor& tensor) {
+bool is_updated(const Plan& plan, const Tensor& tensor) {
   return tensor.spec.has_grad && plan.groups[tensor.spec.group].frozen == 0;
 }
 
@@ -106,7 +106,7 @@ void take_norms(Plan& plan) {
   const size_t groups = plan.groups.size();
   std::vector<double> squares(groups + 2, 0.0);
   for (const Tensor& tensor : plan.tensors) {
-    if (!is_counted(plan, tensor)) continue;
+    if (!is_updated(plan, tensor) || !tensor.spec.counted) continue;
     for (const double grad : doubles(tensor.spec.kind, tensor.grad)) {
       squares[tensor.spec.group] += grad * grad;
       squares[groups] += grad * grad;
@@ -201,7 +201,7 @@ void reference_step(Plan& plan) {
     std::vector<double> sums(2 * plan.groups.size(), 0.0);
     for (size_t i = 0; i < plan.tensors.size(); ++i) {
       Tensor& tensor = plan.tensors[i];
-      if (!is_counted(plan, tensor)) continue;
+      if (!is_updated(plan, tensor)) continue;
       const int32_t group = tensor.spec.group;
       const Noise noise = Noise::at(plan.options.seed, t.tensors[i].number, clock.steps);
       step_tensor(plan, tensor, hypers[group].data(), noise, &sums[2 * group]);

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/step.h"
+
 #include "agreement.h"
 #include "mixed.h"
 
@@ -93,7 +95,8 @@ void test_clipping(int rule) {
       std::vector<GroupRow> groups = three_groups(rule);
       for (int g = 0; g < 3; ++g) groups[g].max_norm = given.own[g];
       if (frozen >= 0) groups[frozen].frozen = 1;
-      const auto specs = given.passes ? passes_specs(rule) : mixed_specs(rule);
+      auto specs = given.passes ? passes_specs(rule) : mixed_specs(rule);
+      if (frozen >= 0) specs.back().counted = false;
       Trio trio([&] { return Plan(rule, specs, groups, 600, options); });
       Grid grid(rule, 5, 64);
       trio.step(grid);
@@ -167,6 +170,55 @@ void test_values_of_clipping() {
   }
 }
 
+// ---- sums over several devices or processes --------------------------------------------------
+
+// As three processes do that hold the same gradients: their squares are added between the parts.
+template <class Step>
+void step_in_parts(Plan& plan, Step&& step) {
+  StepTables t = plan.tables();
+  t.part = Part::kSquares;
+  step(t);
+  for (size_t g = 0; g < plan.groups.size(); ++g) plan.squares.as<double>()[g] *= 3.0;
+  t.part = Part::kUpdate;
+  step(t);
+}
+
+void test_parts(int rule) {
+  for (const double stop : {0.0, 1.0}) {
+    const Context context("a step in parts, stopped ", stop);
+    Options options;
+    options.exact_grads = true;
+    options.max_norm = 2.0;
+    options.skip_nonfinite = true;
+    std::vector<TensorSpec> specs = mixed_specs(rule);
+    for (size_t i = 0; i < specs.size(); i += 2) specs[i].counted = false;
+    std::vector<GroupRow> groups = three_groups(rule);
+    groups[1].max_norm = 1.0;
+    const auto make = [&] {
+      Plan plan(rule, specs, groups, 600, options);
+      plan.has_stop = true;
+      plan.stop = stop;
+      return plan;
+    };
+    Plan on_grid = make();
+    Plan on_cpu = make();
+    Grid grid(rule, 5, 64);
+    cpu::Scratch scratch;
+    step_in_parts(on_grid, [&](const StepTables& t) { grid.step(t); });
+    step_in_parts(on_cpu, [&](const StepTables& t) { cpu::step(rule, t, 1, nullptr, scratch); });
+    EXPECT_SAME(on_grid, on_cpu);
+    if (stop != 0.0) continue;
+    Plan whole = make();
+    cpu_step(whole);
+    for (size_t i = 0; i < groups.size() + 2; ++i) {
+      const double one = whole.norms.as<double>()[i];
+      EXPECT(one > 0.0);
+      EXPECT_NEAR(on_cpu.norms.as<double>()[i], std::sqrt(3.0) * one, 1e-14 * one);
+      EXPECT_EQ(on_grid.norms.as<double>()[i], on_cpu.norms.as<double>()[i]);
+    }
+  }
+}
+
 // torch's clip_grad_norm_: an infinite norm makes finite gradients zero, a norm that is not a
 // number makes all of them that.
 void test_coefficients() {
@@ -188,5 +240,6 @@ int main() {
   test_coefficients();
   test_values_of_clipping();
   for_each_rule([](int rule) { test_clipping(rule); });
+  for_each_rule([](int rule) { test_parts(rule); });
   return report("test_clipping");
 }

@@ -1,0 +1,23 @@
+"""Intervals for means over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the mean and the ends of Student's interval for it, at `CONFIDENCE`.
+
+    Args:
+        values: Two or more, one per seed; for paired runs their differences.
+    """
+    mean = float(np.mean(values))
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    half = float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half

@@ -1,0 +1,68 @@
+"""Parameters that processes share: whose gradients count in a norm, and how the sum is made.
+
+A DTensor's shard is updated like any tensor. Only the norm needs the others: every process adds up
+the squares of what it alone holds, and one collective adds the sums.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class Shards:
+    """How the processes of one mesh share an optimizer's parameters.
+
+    Args:
+        mesh: Where the DTensors among the parameters lie.
+    """
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self._coordinate = mesh.get_coordinate() or [0] * mesh.ndim
+        self._groups = _groups(mesh)
+
+    def counts(self, param: Tensor) -> bool:
+        """Whether this process is the first of those that hold these very elements."""
+        placements = getattr(param, "placements", None)
+        if placements is None:  # an ordinary tensor, the same everywhere
+            return not any(self._coordinate)
+        places = zip(self._coordinate, placements, strict=True)
+        return all(place == 0 or placement.is_shard() for place, placement in places)
+
+    def add(self, squares: Tensor) -> None:
+        """Add the other processes' sums, float64 [groups], without a wait of the host for a GPU."""
+        for group in self._groups:
+            torch.distributed.all_reduce(squares, group=group)
+
+
+def find_shards(param_groups: list[dict[str, Any]]) -> Shards | None:
+    """How processes share the parameters; None if each of them holds all, or is alone.
+
+    Raises:
+        ValueError: If DTensors lie on several meshes, over which no one sum can be made.
+    """
+    params = chain.from_iterable(group["params"] for group in param_groups)
+    shared = [param for param in params if hasattr(param, "_local_tensor")]
+    if not any(placement.is_shard() for param in shared for placement in param.placements):
+        return None
+    meshes = list(dict.fromkeys(param.device_mesh for param in shared))
+    if len(meshes) > 1:
+        raise ValueError(
+            "the DTensors of one optimizer must lie on one mesh, got parameters on "
+            + ", ".join(map(str, meshes))
+        )
+    return Shards(meshes[0]) if meshes[0].size() > 1 else None
+
+
+def _groups(mesh: DeviceMesh) -> list[ProcessGroup | None]:
+    """The process groups over which one sum after another covers the mesh: mostly a single one."""
+    if mesh.ndim > 1 and mesh.size() == torch.distributed.get_world_size():
+        return [None]  # all processes
+    return [mesh.get_group(dim) for dim in range(mesh.ndim)]

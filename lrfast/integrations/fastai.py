@@ -1,0 +1,62 @@
+"""lrfast inside fastai's Learner; needs ``fastai``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
+from torch import Tensor, nn
+
+from lrfast import range_test
+from lrfast._fused import FusedOptimizer
+from lrfast.optim import AdamW
+from lrfast.range_test import RangeTest
+
+
+def opt_func(optimizer: type[FusedOptimizer] = AdamW, **options: Any) -> Any:
+    """Return what ``Learner(opt_func=...)`` takes.
+
+    fastai's callbacks go on setting rates and momentum, freezing, and splitting into groups; all of
+    it is data to the one launch of the step. A ``schedule`` multiplies what they set, so leave one
+    of the two out.
+
+    Args:
+        optimizer: Class of the optimizer.
+        **options: More of its arguments, such as ``max_grad_norm`` instead of ``GradientClip``.
+
+    Example:
+        >>> import torch
+        >>> wrapped = opt_func(max_grad_norm=1.0)([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+        >>> wrapped.hypers[0]["lr"], wrapped.opt.max_grad_norm
+        (0.1, 1.0)
+    """
+    return partial(OptimWrapper, opt=optimizer, **options)
+
+
+def lr_find(learner: Learner, **options: Any) -> RangeTest:
+    """Run a range test of a Learner's model, training data, loss and optimizer.
+
+    Nothing has changed afterwards, and nothing was written to disk, which ``learner.lr_find()``
+    does. ``learner.fit_one_cycle(n, result.suggestion.lr)`` uses what it found.
+
+    Args:
+        learner: Its callbacks do not run.
+        **options: Those of :func:`lrfast.lr_find` but for the loss.
+
+    Returns:
+        Curve, suggestions and outcome.
+    """
+    if learner.opt is None:
+        learner.create_opt()
+    inputs = getattr(learner.dls, "n_inp", 1)
+
+    def compute_loss(model: nn.Module, batch: Any) -> Tensor:
+        loss: Tensor = learner.loss_func(model(*batch[:inputs]), *batch[inputs:])
+        return loss
+
+    settings = {"compute_loss": compute_loss}
+    return range_test.lr_find(
+        learner.model, learner.opt.opt, learner.dls.train, **(settings | options)
+    )

@@ -1,0 +1,284 @@
+"""lrfast inside Lightning's Trainer; needs ``lightning`` or ``pytorch_lightning``.
+
+``configure_optimizers`` returns an optimizer of lrfast, with its schedule, and nothing else; where
+something asks for a scheduler, :class:`lrfast.integrations.scheduler.DeviceScheduler` is one. The
+callbacks here do the rest. They are made for the library that is imported first.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from lrfast import range_test
+from lrfast.groups import NormPolicy, Timetable, set_norm_mode
+from lrfast.integrations._found import Finder
+from lrfast.integrations._late import LateReader
+from lrfast.integrations._unwrap import fused_optimizer, inner_optimizer
+from lrfast.integrations.scheduler import DeviceScheduler
+
+if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+else:
+    try:
+        from lightning.pytorch import Callback, LightningModule, Trainer
+    except ImportError:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class ClipInStep(Callback):  # type: ignore[misc]
+    """Has the optimizer's step do what ``Trainer(gradient_clip_val=...)`` asks for.
+
+    That saves Lightning's pass over the gradients; and under "16-mixed" Lightning refuses to clip
+    for an optimizer that unscales in its step, which is what spares a wait at every step.
+
+    Example:
+        >>> trainer = Trainer(
+        ...     gradient_clip_val=1.0, callbacks=[ClipInStep()], accelerator="cpu", logger=False,
+        ...     enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        ... )
+        >>> trainer.gradient_clip_val
+        1.0
+    """
+
+    def __init__(self) -> None:
+        self._asked: float | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the value over.
+
+        Raises:
+            TypeError: If an optimizer is none of lrfast.
+            ValueError: If gradients shall be clipped by value.
+        """
+        algorithm = trainer.gradient_clip_algorithm
+        if algorithm is not None and algorithm != "norm":
+            raise ValueError(f"gradient_clip_algorithm must be 'norm', got {str(algorithm)!r}")
+        optimizers = [fused_optimizer(each) for each in trainer.optimizers]
+        if not trainer.gradient_clip_val:
+            return
+        self._asked, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+        for optimizer in optimizers:
+            optimizer.max_grad_norm = float(self._asked)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give it back."""
+        self._give_back(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give it back."""
+        self._give_back(trainer)
+
+    def _give_back(self, trainer: Trainer) -> None:
+        if self._asked is not None:
+            self._asked, trainer.gradient_clip_val = None, self._asked
+
+
+class LRFindCallback(Finder, Callback):  # type: ignore[misc]
+    """Runs a range test at the beginning of some epochs, and trains on at the rates it suggests.
+
+    A suggested rate becomes the highest rate of the schedule, and ratios between param groups stay.
+    Where the rule declines, rates stay. Nothing else changes: weights, states, order of data and
+    random numbers are as without it. What the module logs meanwhile is dropped, and its
+    torchmetrics are reset. ``results`` holds what was found.
+
+    Args:
+        epochs: Epochs, from 0, at whose beginning to test.
+        rule: Name of the rule whose rate is taken; None: that of :attr:`RangeTest.rule`.
+        data: Batches; None: the trainer's, where it has one loader.
+        **options: Those of :func:`lrfast.lr_find` but for the loss. ``accumulate`` is by default
+            the trainer's ``accumulate_grad_batches``.
+
+    Example:
+        >>> finder = LRFindCallback(num_iter=50)
+        >>> finder.results
+        []
+    """
+
+    def __init__(
+        self,
+        epochs: Iterable[int] = (0,),
+        rule: str | None = None,
+        data: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> None:
+        Finder.__init__(self, rule)
+        self._epochs = frozenset(epochs)
+        self._data = data
+        self._options = options
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Test, and apply, where it is time.
+
+        Raises:
+            TypeError: For several training loaders without ``data``.
+            ValueError: For manual optimization, and where a scheduler on the host would overwrite
+                the rate.
+        """
+        if trainer.current_epoch not in self._epochs:
+            return
+        _check_setup(trainer, pl_module)
+        optimizer = inner_optimizer(trainer.optimizers[0])
+        settings: dict[str, Any] = {
+            "compute_loss": _loss_of(trainer, pl_module),
+            "accumulate": trainer.accumulate_grad_batches,
+            "scaler": getattr(trainer.precision_plugin, "scaler", None),
+            "progress": trainer.progress_bar_callback is not None,
+        }
+        model: nn.Module = trainer.strategy.model
+        data = _loader_of(trainer) if self._data is None else self._data
+        with _silent(pl_module):
+            result = range_test.lr_find(model, optimizer, data, **(settings | self._options))
+        self._take(result, optimizer)
+
+
+class GradualUnfreezing(Callback):  # type: ignore[misc]
+    """Freezes and unfreezes layer groups by a timetable, without touching the optimizer's groups.
+
+    Unlike ``BackboneFinetuning``, which adds a param group at unfreezing: states, schedulers and
+    checkpoints stay valid at any epoch.
+
+    Args:
+        timetable: From which epoch on which layer group is the first that trains, as
+            :class:`lrfast.Timetable` takes it; ``lrfast.gradual(n)`` is ULMFiT's.
+        norm_mode: What normalisation layers in frozen groups do, as
+            :func:`lrfast.set_norm_mode` takes it.
+
+    Example:
+        >>> GradualUnfreezing({0: -1, 2: 0}).timetable.at(3)
+        0
+    """
+
+    def __init__(self, timetable: Mapping[int, int], norm_mode: NormPolicy = "train") -> None:
+        self.timetable = timetable if isinstance(timetable, Timetable) else Timetable(timetable)
+        self._norm_mode: NormPolicy = norm_mode
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze what is to be frozen, also where a checkpoint is resumed in mid-epoch."""
+        self._apply(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze what is to be frozen in this epoch."""
+        self._apply(trainer, pl_module)
+
+    def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            inner = inner_optimizer(optimizer)
+            self.timetable.apply(inner, trainer.current_epoch)
+            if self._norm_mode != "train":
+                set_norm_mode(pl_module, inner, self._norm_mode)
+
+
+class StepMonitor(Callback):  # type: ignore[misc]
+    """Logs each group's rate and the gradients' norm as the device had them, without a wait.
+
+    Lightning's ``LearningRateMonitor`` reads ``param_groups``, which hold the rate that the
+    schedule multiplies. Values are logged every ``trainer.log_every_n_steps`` steps, with the step
+    they belong to, once they have arrived: "lr-name" or "lr-0" and, where the step clips or
+    measures, "grad_norm".
+
+    Example:
+        >>> StepMonitor().state_key
+        'StepMonitor'
+    """
+
+    def __init__(self) -> None:
+        self._reader = LateReader()
+        self._seen = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask for copies where it is time to log, and log what has arrived."""
+        step = trainer.global_step
+        if step != self._seen and step % trainer.log_every_n_steps == 0:
+            self._seen = step
+            optimizer = fused_optimizer(trainer.optimizers[0])
+            norm = optimizer.grad_norm
+            rates = list(optimizer.last_rates.unbind())
+            self._reader.ask(step, rates + ([] if norm is None else [norm]))
+        self._log(trainer, wait=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the last ones."""
+        self._log(trainer, wait=True)
+
+    def _log(self, trainer: Trainer, wait: bool) -> None:
+        groups = trainer.optimizers[0].param_groups
+        names = [f"lr-{group.get('name', index)}" for index, group in enumerate(groups)]
+        for step, numbers in self._reader.arrived(wait):
+            metrics = dict(zip([*names, "grad_norm"], numbers, strict=False))
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=step)
+
+
+def _check_setup(trainer: Trainer, module: LightningModule) -> None:
+    if not module.automatic_optimization:
+        raise ValueError(
+            "automatic_optimization must be on for a range test; else call lrfast.lr_find with a "
+            "step_fn"
+        )
+    for config in trainer.lr_scheduler_configs:
+        if not isinstance(config.scheduler, DeviceScheduler):
+            raise ValueError(
+                "the scheduler must be a DeviceScheduler, or none, for a range test: "
+                f"{type(config.scheduler).__name__} would overwrite the rate"
+            )
+
+
+def _loss_of(trainer: Trainer, module: LightningModule) -> Any:
+    takes_index = len(inspect.signature(module.training_step).parameters) > 1
+
+    def compute_loss(model: nn.Module, batch: Any) -> Tensor:
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        given = (batch, 0) if takes_index else (batch,)
+        output: Any = trainer.strategy.training_step(*given)
+        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+        return loss
+
+    return compute_loss
+
+
+def _loader_of(trainer: Trainer) -> DataLoader[Any]:
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"data must be given where the trainer has not one DataLoader, got "
+            f"{type(loader).__name__}"
+        )
+    # With workers that stay, a loader has one iterator, and that is the trainer's.
+    own = copy.copy(loader)
+    own._iterator = None
+    return own
+
+
+@contextmanager
+def _silent(module: LightningModule) -> Iterator[None]:
+    """Drop what a module logs, and what its metrics count."""
+
+    def drop(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    names = ("log", "log_dict")
+    for name in names:
+        object.__setattr__(module, name, drop)
+    try:
+        yield
+    finally:
+        for name in names:
+            object.__delattr__(module, name)
+        for each in module.modules():
+            if isinstance(each, Metric):
+                each.reset()

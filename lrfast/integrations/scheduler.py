@@ -1,0 +1,91 @@
+"""The face of a torch scheduler, for trainers that want one, over a schedule on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import Optimizer
+
+from lrfast._fused import FusedOptimizer
+from lrfast.integrations._unwrap import fused_optimizer
+from lrfast.schedules import Schedule
+
+
+class DeviceScheduler(LRScheduler):
+    """What a trainer may hold as its learning rate scheduler while the optimizer has the schedule.
+
+    ``step()`` counts and does nothing else: the optimizer's own step evaluates the schedule, on the
+    device, by the steps that were applied. ``get_last_lr()`` evaluates it on the host, at that
+    count, and waits for nothing (but where a group's "lr" is a tensor on a GPU). So the two differ
+    where steps were skipped for infinite gradients, and by the factor of a Plateau;
+    ``optimizer.current_rates()`` knows both, and waits.
+
+    A checkpoint of the optimizer holds the schedule and where it stands; this one's holds the
+    count.
+
+    Args:
+        optimizer: One of lrfast, or what a trainer has wrapped around one.
+        schedule: Set on the optimizer, which starts it; None: the one that it has goes on.
+
+    Raises:
+        TypeError: If there is no optimizer of lrfast in ``optimizer``.
+
+    Example:
+        >>> import torch, lrfast
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.5)
+        >>> scheduler = DeviceScheduler(optimizer, lrfast.schedules.linear(1.0, 0.0, 10))
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> scheduler.step()
+        >>> scheduler.get_last_lr(), optimizer.current_rates()
+        ([0.45], [0.45])
+    """
+
+    optimizer: FusedOptimizer
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule | Sequence[Schedule | None] | None = None,
+    ) -> None:
+        # Not torch's constructor: it would put a wrapper around optimizer.step, and set rates.
+        self.optimizer = fused_optimizer(optimizer)
+        if schedule is not None:
+            self.optimizer.set_schedule(schedule)
+        self.last_epoch = 0
+        self._step_count = 1
+
+    @property
+    def base_lrs(self) -> list[float]:  # type: ignore[override]
+        """The groups' own rates, which the schedule multiplies."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Count a step, or be told their number."""
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        self._step_count += 1
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        """Return the rate of each group at the step that :meth:`step` has counted to."""
+        schedules = self.optimizer._padded_schedules()
+        factors = {each: each.at(self.last_epoch) for each in set(schedules) if each is not None}
+        return [
+            rate if schedule is None else rate * factors[schedule]
+            for rate, schedule in zip(self.base_lrs, schedules, strict=True)
+        ]
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """Return :meth:`get_last_lr`."""
+        return self.get_last_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count; the optimizer's state dict has the schedule."""
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a count, also that of one of torch's schedulers."""
+        self.last_epoch = int(state_dict["last_epoch"])
+        self._step_count = int(state_dict.get("_step_count", self.last_epoch + 1))

@@ -1,0 +1,149 @@
+"""lrfast for timm's models and its train script; needs ``timm``.
+
+:func:`create_optimizer_v2` and :func:`create_schedule` take timm's arguments, so its
+``optimizer_kwargs(cfg=args)`` and ``scheduler_kwargs(args)`` fit. :func:`register` makes
+``--opt lrfastadamw`` known to a train script that calls timm's own factories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2 as timm_create_optimizer_v2
+from timm.optim._optim_factory import default_registry
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrfast import optim, schedules
+from lrfast._fused import FusedOptimizer
+from lrfast.integrations._unwrap import fused_optimizer
+from lrfast.schedules import Schedule
+
+_PREFIX = "lrfast"
+
+
+def register() -> list[str]:
+    """Make lrfast's optimizers known to timm, and return their names there.
+
+    timm's name with "lrfast" in front stands for ours, with timm's defaults, wherever timm has
+    torch's optimizer of the same class.
+
+    Example:
+        >>> "lrfastadamw" in register()
+        True
+    """
+    known = default_registry.list_optimizers()
+    for name in known:
+        info = default_registry.get_optimizer_info(name)
+        ours = _ours(info.opt_class)
+        if ours is not None and _PREFIX + name not in known:
+            default_registry.register(replace(info, name=_PREFIX + name, opt_class=ours))
+    return [name for name in default_registry.list_optimizers() if name.startswith(_PREFIX)]
+
+
+def _ours(theirs: object) -> type[FusedOptimizer] | None:
+    """The class of lrfast for one of torch.optim."""
+    if not isinstance(theirs, type) or not theirs.__module__.startswith("torch.optim"):
+        return None
+    ours = getattr(optim, theirs.__name__, None)
+    return ours if isinstance(ours, type) and issubclass(ours, FusedOptimizer) else None
+
+
+def create_optimizer_v2(
+    model_or_params: nn.Module | Iterable[Any],
+    opt: str = "adamw",
+    lr: float | None = None,
+    *,
+    schedule: Schedule | None = None,
+    **kwargs: Any,
+) -> FusedOptimizer:
+    """Make an optimizer of lrfast from the arguments of timm's factory of this name.
+
+    With ``layer_decay``, each group's "lr" is multiplied by timm's "lr_scale", which becomes
+    "layer_scale": a schedule of lrfast, one of torch and one of timm all keep the ratios then.
+
+    Args:
+        model_or_params: Model, parameters or param groups.
+        opt: timm's name, such as "adamw", "sgd" or "lrfastadamw".
+        lr: Rate; None: the optimizer's default.
+        schedule: Multiplies the rates.
+        **kwargs: timm's other arguments, such as ``weight_decay`` and ``layer_decay``, and
+            lrfast's, such as ``max_grad_norm``.
+
+    Raises:
+        ValueError: If lrfast has no such optimizer.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> optimizer = create_optimizer_v2(layer, "adamw", lr=1e-3, weight_decay=0.05)
+        >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        [(0.001, 0.0), (0.001, 0.05)]
+    """
+    names = register()
+    name = opt.lower().removeprefix(_PREFIX)
+    if _PREFIX + name not in names:
+        known = ", ".join(each.removeprefix(_PREFIX) for each in names)
+        raise ValueError(f"opt must be one of {known}, got {opt!r}")
+    optimizer = fused_optimizer(
+        timm_create_optimizer_v2(model_or_params, _PREFIX + name, lr, **kwargs)
+    )
+    for group in optimizer.param_groups:
+        group["layer_scale"] = group.pop("lr_scale", 1.0)
+        group["lr"] *= group["layer_scale"]
+    if schedule is not None:
+        optimizer.set_schedule(schedule)
+    return optimizer
+
+
+def create_schedule(
+    optimizer: Optimizer, updates_per_epoch: int, **kwargs: Any
+) -> tuple[Schedule | list[Schedule], int]:
+    """Return what a scheduler of timm would do to an optimizer, update by update, as a schedule.
+
+    Lowest and warm-up rates are those of groups whose "layer_scale" is 1, as in timm.
+
+    Args:
+        optimizer: Its groups' rates are what the schedule will multiply.
+        updates_per_epoch: Updates per epoch, 1 or more.
+        **kwargs: Other arguments of timm's ``create_scheduler_v2``, as ``scheduler_kwargs(args)``
+            returns them.
+
+    Returns:
+        One schedule, or one per group where they differ; and the number of epochs to train.
+
+    Raises:
+        ValueError: For "plateau", which follows a metric.
+
+    Example:
+        >>> optimizer = create_optimizer_v2(nn.Linear(2, 1), "sgd", lr=0.1)
+        >>> schedule, epochs = create_schedule(optimizer, 10, sched="cosine", num_epochs=4)
+        >>> epochs, round(schedule.at(20), 6)
+        (4, 0.5)
+    """
+    if kwargs.get("sched") == "plateau":
+        raise ValueError("sched must follow the step alone, got 'plateau'; see lrfast.Plateau")
+    bases = [float(g["lr"]) / g.get("layer_scale", 1.0) for g in optimizer.param_groups]
+    groups = [{"params": [_stand_in()], "lr": base} for base in bases]
+    stand_in = torch.optim.SGD(groups, lr=0.0)
+    theirs, epochs = create_scheduler_v2(stand_in, updates_per_epoch=updates_per_epoch, **kwargs)
+    if theirs is None:  # sched="none"
+        return schedules.constant(), epochs
+    rows = []
+    for update in range(epochs * updates_per_epoch + 1):
+        theirs.step(update // updates_per_epoch)
+        theirs.step_update(update)
+        rows.append([float(group["lr"]) for group in stand_in.param_groups])
+
+    def recorded(group: int) -> Schedule:
+        return schedules.from_function(lambda t: rows[t][group] / bases[group], len(rows))
+
+    made = [recorded(group) for group in range(len(bases))]
+    return (made[0] if len(set(made)) == 1 else made), epochs
+
+
+def _stand_in() -> Tensor:
+    return torch.zeros(1, requires_grad=True)

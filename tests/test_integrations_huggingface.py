@@ -1,0 +1,345 @@
+"""Inside Hugging Face's Trainer: the steps of its own AdamW and schedulers, and fewer waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trainers import NullOptimizer, Reads, check_example, furthest, load, run_example
+
+load("accelerate")
+transformers = load("transformers")
+
+import lrfast  # noqa: E402
+from lrfast import schedules  # noqa: E402
+from lrfast.integrations import huggingface  # noqa: E402
+from lrfast.integrations.scheduler import DeviceScheduler  # noqa: E402
+
+STEPS = 16  # 64 rows in batches of 8, twice
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    model: nn.Module = transformers.BertForSequenceClassification(config)
+    return model
+
+
+def make_data() -> list[dict[str, Any]]:
+    tokens = torch.randint(0, 50, (64, 8), generator=torch.Generator().manual_seed(1))
+    return [{"input_ids": row, "labels": (row[0] > 25).long()} for row in tokens]
+
+
+def make_trainer(folder: Path, trainer_class: Any = None, **options: Any) -> Any:
+    given = {
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 2,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.1,
+        "adam_beta2": 0.98,
+        "adam_epsilon": 1e-6,
+        "max_grad_norm": 0.5,
+        "warmup_steps": 3,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 3,
+        "dataloader_pin_memory": False,
+    }
+    extra = {key: options.pop(key) for key in ("optimizers", "callbacks") if key in options}
+    args = transformers.TrainingArguments(str(folder), **(given | options))
+    cls = trainer_class or transformers.Trainer
+    return cls(make_model(), args, train_dataset=make_data(), **extra)
+
+
+def train(trainer: Any, **options: Any) -> Any:
+    trainer.train(**options)
+    return trainer
+
+
+def losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lr_scheduler_type": "cosine", "gradient_accumulation_steps": 2, "warmup_steps": 0},
+        {"lr_scheduler_type": "constant_with_warmup", "max_grad_norm": 0.0},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}},
+        {"lr_scheduler_type": "inverse_sqrt", "label_smoothing_factor": 0.1},
+    ],
+    ids=["linear", "cosine", "constant", "polynomial", "min-lr", "inverse-sqrt"],
+)
+def test_it_takes_the_steps_of_trainers_own(tmp_path: Path, options: dict[str, Any]) -> None:
+    theirs = train(make_trainer(tmp_path, **options))
+    ours = train(huggingface.use(make_trainer(tmp_path, **options)))
+    assert type(ours.optimizer.optimizer) is lrfast.AdamW
+    assert type(ours.lr_scheduler) is DeviceScheduler
+    start = furthest(theirs.model.parameters(), make_model().parameters())
+    assert furthest(ours.model.parameters(), theirs.model.parameters()) < 2e-5 < start / 100
+    compared = ("loss", "grad_norm", "learning_rate")
+    for mine, other in zip(ours.state.log_history, theirs.state.log_history, strict=True):
+        assert mine.keys() == other.keys()
+        for key in set(compared) & mine.keys():
+            assert mine[key] == pytest.approx(other[key], rel=2e-4), key
+
+
+def test_by_trainers_own_arguments(tmp_path: Path) -> None:
+    """``optimizers=`` and ``optimizer_cls_and_kwargs=``, without ``use``."""
+    theirs = train(make_trainer(tmp_path))
+    by_class = make_trainer(tmp_path)
+    by_class.optimizer_cls_and_kwargs = huggingface.optimizer_cls_and_kwargs(by_class.args)
+    train(by_class)
+    assert type(by_class.optimizer.optimizer) is lrfast.AdamW
+    assert furthest(by_class.model.parameters(), theirs.model.parameters()) < 2e-5
+
+    given = make_trainer(tmp_path)
+    cls, options = huggingface.optimizer_cls_and_kwargs(given.args)
+    decayed = set(given.get_decay_parameter_names(given.model))
+    named = list(given.model.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if n in decayed], "weight_decay": 0.1},
+        {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
+    ]
+    given.optimizer = cls(groups, **options)
+    schedule = huggingface.schedule_of(given.args, STEPS)
+    given.lr_scheduler = DeviceScheduler(given.optimizer, schedule)
+    train(given)
+    assert furthest(given.model.parameters(), theirs.model.parameters()) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind.value for kind in transformers.SchedulerType],
+)
+def test_schedules_are_theirs(tmp_path: Path, kind: str) -> None:
+    options = {
+        "warmup_stable_decay": {"num_decay_steps": 20, "min_lr_ratio": 0.1},
+        "cosine_with_min_lr": {"min_lr_rate": 0.1},
+        "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1, "warmup_lr_rate": 0.01},
+    }.get(kind)
+    args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, warmup_steps=7)
+    args.lr_scheduler_type, args.lr_scheduler_kwargs = transformers.SchedulerType(kind), options
+    if kind in ("reduce_lr_on_plateau", "greedy"):
+        with pytest.raises(ValueError, match="lr_scheduler_type must follow the step alone, got"):
+            huggingface.schedule_of(args, 60)
+        return
+    schedule = huggingface.schedule_of(args, 60)
+    assert isinstance(schedule, schedules.Schedule)
+    stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    theirs = transformers.get_scheduler(kind, stand_in, 7, 60, options)
+    for step in range(61):
+        rate = theirs.get_last_lr()[0]
+        assert schedule.at(step) * args.learning_rate == pytest.approx(rate, rel=1e-12, abs=1e-20)
+        stand_in.step()
+        theirs.step()
+
+
+def test_schedules_that_follow_a_metric_stay_trainers(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, warmup_steps=0)
+    trainer.args.lr_scheduler_type = transformers.SchedulerType("reduce_lr_on_plateau")
+    train(huggingface.use(trainer))
+    assert type(trainer.lr_scheduler) is torch.optim.lr_scheduler.ReduceLROnPlateau
+
+
+@pytest.mark.parametrize("at", [4, 8])
+def test_resume_gives_the_same_weights(tmp_path: Path, at: int) -> None:
+    """In mid-epoch and between two; with an average of the weights, which is in the checkpoint."""
+    options = {"save_strategy": "steps", "save_steps": at, "lr_scheduler_type": "cosine"}
+
+    def make() -> Any:
+        trainer = make_trainer(tmp_path, **options)
+        return huggingface.use(trainer, decay=0.5, ema_decay=0.9)
+
+    whole = train(make())
+    resumed = make()
+    train(resumed, resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+    assert resumed.state.global_step == STEPS
+    for mine, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    packed = [trainer.optimizer.state_dict()["state"] for trainer in (resumed, whole)]
+    for mine, other in zip(*(state.values() for state in packed), strict=True):
+        assert torch.equal(mine["ema"], other["ema"])
+    assert resumed.optimizer.optimizer.schedule_step == STEPS
+    assert losses(resumed) == losses(whole)
+
+
+def test_training_again_starts_the_schedule_again(tmp_path: Path) -> None:
+    trainer = train(huggingface.use(make_trainer(tmp_path, max_grad_norm=0.1)))
+    hooks = len(trainer.optimizer.optimizer._optimizer_step_post_hooks)
+    train(trainer)
+    rates = [e["learning_rate"] for e in trainer.state.log_history if "learning_rate" in e]
+    assert rates[0] == pytest.approx(1e-3) and max(rates) == pytest.approx(3e-3)
+    assert len(trainer.optimizer.optimizer._optimizer_step_post_hooks) == hooks == 1
+
+
+def test_layer_groups_and_a_schedule_of_ours(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    huggingface.use(trainer, lr=slice(1e-5, 1e-3), schedule=schedules.one_cycle)
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    train(trainer)
+    groups = trainer.optimizer.param_groups
+    rates = {group["layer"]: group["lr"] for group in groups}
+    assert rates[0] == pytest.approx(1e-5) and max(rates.values()) == pytest.approx(1e-3)
+    assert len(set(rates.values())) == len(rates) > 3
+    for group in groups:
+        for param in group["params"]:
+            assert group["weight_decay"] == (0.1 if names[id(param)] in decayed else 0.0)
+    (schedule,) = set(trainer.optimizer.optimizer._schedules)
+    assert schedule == schedules.one_cycle(STEPS)
+
+
+def test_a_range_test_leaves_no_trace(tmp_path: Path) -> None:
+    plain = train(huggingface.use(make_trainer(tmp_path)))
+    tested = huggingface.use(make_trainer(tmp_path))
+    known = tested.accelerator.gradient_state.dataloader_references
+    result = huggingface.lr_find(tested, num_iter=25)
+    assert len(result.lrs) > 5
+    assert tested.accelerator.gradient_state.dataloader_references == known
+    train(tested)
+    for mine, other in zip(tested.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert losses(tested) == losses(plain)
+
+
+def test_a_range_test_with_trainers_own_optimizer(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, label_smoothing_factor=0.1)
+    result = huggingface.lr_find(trainer, num_iter=10, stop=None)
+    assert len(result.lrs) == 10 and type(trainer.optimizer) is not lrfast.AdamW
+    train(trainer)
+
+
+def test_the_callback_applies_what_it_finds(tmp_path: Path) -> None:
+    trainer = huggingface.use(make_trainer(tmp_path))
+    finder = huggingface.LRFindCallback(trainer, epochs=(0, 1), rule="steep", num_iter=30)
+    trainer.add_callback(finder)
+    train(trainer)
+    assert len(finder.results) == 2
+    found = finder.results[1].suggestions["steep"].lr
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [found, found]
+    assert trainer.optimizer.optimizer.schedule_step == STEPS
+
+
+def test_the_callback_lets_a_resumed_epoch_be(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 4}
+    train(huggingface.use(make_trainer(tmp_path, **options)))
+    resumed = huggingface.use(make_trainer(tmp_path, **options))
+    finder = huggingface.LRFindCallback(resumed, epochs=(0, 1), rule="steep", num_iter=5)
+    resumed.add_callback(finder)
+    train(resumed, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert len(finder.results) == 1  # at epoch 1, not within epoch 0
+
+
+def test_late_logs_say_what_trainer_says(tmp_path: Path) -> None:
+    plain = train(huggingface.use(make_trainer(tmp_path, gradient_accumulation_steps=2)))
+    late = huggingface.use(make_trainer(tmp_path, gradient_accumulation_steps=2))
+    late.add_callback(huggingface.LateLogs(late))
+    train(late)
+    theirs = [entry for entry in plain.state.log_history if "loss" in entry]
+    ours = [entry for entry in late.state.log_history if "loss" in entry]
+    assert [entry["measured_at"] for entry in ours] == [entry["step"] for entry in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in ("loss", "learning_rate", "grad_norm"):
+            assert mine[key] == pytest.approx(other[key], rel=1e-4), key
+    final = [entry["train_loss"] for entry in late.state.log_history if "train_loss" in entry]
+    theirs = [entry["train_loss"] for entry in plain.state.log_history if "train_loss" in entry]
+    assert final == pytest.approx(theirs, rel=1e-6)
+
+
+def reads_of(prepare: Callable[[Any], Any], folder: Path, **options: Any) -> int:
+    """Waits of the second half of a training, which has no set-up in it."""
+    counts = []
+    for epochs in (1, 2):
+        trainer = make_trainer(folder, num_train_epochs=epochs, **options)
+        prepare(trainer)
+        with Reads() as reads:
+            train(trainer)
+        counts.append(reads.count)
+    return counts[1] - counts[0]
+
+
+def without_an_optimizer(trainer: Any) -> None:
+    trainer.optimizer_cls_and_kwargs = (NullOptimizer, {"lr": 1e-3})
+
+
+@pytest.mark.parametrize("logging_nan_inf_filter", [False, True])
+def test_no_wait_but_trainers_own(tmp_path: Path, logging_nan_inf_filter: bool) -> None:
+    """8 steps: 2 per step for the filter, 2 per log, 1 per epoch for the sampler's seed."""
+    options = {"logging_nan_inf_filter": logging_nan_inf_filter, "logging_steps": 2}
+    theirs = reads_of(without_an_optimizer, tmp_path, **options)
+    assert reads_of(huggingface.use, tmp_path, **options) == theirs
+    assert theirs == 16 * logging_nan_inf_filter + 8 + 1
+
+
+def test_no_wait_at_all_with_late_logs(tmp_path: Path) -> None:
+    def prepare(trainer: Any) -> None:
+        huggingface.use(trainer).add_callback(huggingface.LateLogs(trainer))
+
+    assert reads_of(prepare, tmp_path, logging_nan_inf_filter=False, logging_steps=1) == 1
+
+
+def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_example("huggingface_trainer", ["--steps", "6"], monkeypatch)
+    check_example(capsys.readouterr().out, after=2)
+
+
+ERRORS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
+    (
+        lambda trainer: (
+            setattr(trainer, "optimizer", torch.optim.SGD(trainer.model.parameters())),
+            huggingface.use(trainer),
+        ),
+        TypeError,
+        "optimizer must be one of lrfast, got torch.optim.sgd.SGD; lrfast.wrap takes over",
+    ),
+    (
+        lambda trainer: (
+            setattr(trainer, "optimizer", lrfast.SGD(trainer.model.parameters())),
+            huggingface.use(trainer, decay=0.5, ema_decay=0.9),
+        ),
+        ValueError,
+        "lr, decay, ema_decay must be left out where the trainer has its optimizer",
+    ),
+    (
+        lambda trainer: (
+            setattr(trainer, "model_init", make_model),
+            huggingface.use(trainer, decay=0.5),
+        ),
+        ValueError,
+        "lr and decay must be left out with model_init",
+    ),
+    (
+        lambda trainer: (
+            setattr(trainer, "is_deepspeed_enabled", True),
+            huggingface.use(trainer),
+        ),
+        ValueError,
+        "trainer must not use DeepSpeed",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS)
+def test_errors(
+    tmp_path: Path, call: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(error, match=message):
+        call(trainer)

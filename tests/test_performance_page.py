@@ -1,0 +1,87 @@
+"""docs/performance.md is what its generator makes of the rules and the committed results."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from cases import OPTIMIZERS, OptimizerCase, by_name
+
+from benchmarks import limits
+from lrfast._traffic import bytes_moved
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert limits.PAGE.read_text() == limits.render(), "run `python -m benchmarks.limits`"
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS, ids=by_name)
+def test_bytes_are_those_of_the_states_that_a_step_makes(case: OptimizerCase) -> None:
+    """The row of the table with as many states moves what the tensors of a real step hold."""
+    param = torch.nn.Parameter(torch.ones(10))
+    param.grad = torch.ones(10)
+    optimizer = case.ours([param], **case.options)
+    optimizer.step()
+    held = optimizer.state[param]
+    states = frozenset(name for name, value in held.items() if value.shape == (10,))
+    forms = {frozenset(form): form for form in limits._C.rule_states[case.ours._rule]}
+    assert states in forms
+    row = ", ".join(f"`{name}`" for name in forms[states]) or "none"
+    cells = [line.split(" | ") for line in limits.rules_table().splitlines() if " | " in line]
+    (found,) = [c for c in cells if c[0] == f"| {limits.NAMES[case.ours._rule]}" and c[1] == row]
+    read_and_written = 2 * param.nbytes + param.grad.nbytes
+    read_and_written += sum(2 * held[name].nbytes for name in states)
+    assert int(found[2]) * 10 == read_and_written
+
+
+def test_bytes_against_the_literature() -> None:
+    """Counted by hand: SGD, one state, Adam, amsgrad; in bf16; with master-precision states."""
+    assert [bytes_moved(4, 4 * n) for n in range(4)] == [12, 20, 28, 36]
+    assert [bytes_moved(2, 2 * n) for n in range(4)] == [6, 10, 14, 18]
+    assert bytes_moved(2, 8) == 22
+    assert bytes_moved(4, 8, 4, takes_norm=True, zeroes=True) == 44
+    assert limits.whole_update() == (44, 64)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "tensors"), [("8B", 8_030_261_248, 291), ("70B", 70_553_706_496, 723)]
+)
+def test_llamas_have_their_published_sizes(model: str, parameters: int, tensors: int) -> None:
+    sizes = list(limits.MODELS[model].tensors())
+    assert (sum(sizes), len(sizes)) == (parameters, tensors)
+
+
+def test_what_a_rank_moves() -> None:
+    """28 bytes for each of 8 billion float32 parameters, an eighth of them on each of 8 ranks."""
+    first = dict(zip(range(20), limits.sharded_rows("8B", 8)[0], strict=False))
+    assert first[5] == f"{8_030_261_248 / 8 * 28 / 1e9:.2f}"
+    assert float(first[7]) == pytest.approx(8_030_261_248 / 8 * 32 / 3.35e12 * 1e3, abs=0.01)
+
+
+def result(**rows: Any) -> dict[str, Any]:
+    row = {"work": "AdamW", "parameters": "mlp", "groups": 1, **rows}
+    return {"rows": [row, {"model": "cnn"}]}
+
+
+def test_rows_of_results() -> None:
+    """Above the floor by the factor by which the time is; what has no times is left out."""
+    times = {"lrfast": [1, 50.0, 60], "torch-fused": [1, 80.0, 90], limits.ROOF: [1, 10.0, 20]}
+    large = result(bytes={"lrfast": 2_000_000, limits.ROOF: 500_000}, turns_us=times)
+    (row,) = limits.floor_rows(large)
+    assert row == ["AdamW", "mlp", "1", "turns", "2", "40", "50", "80%", "50%"]
+    assert limits.overhead_rows(large) == []
+    small = result(bytes={}, runs_us=times)
+    (row,) = limits.overhead_rows(small)
+    assert row[3] == "6" and row[5:] == ["50.0", "8,333", "13,333"]
+    assert limits.floor_rows(small) == []
+    other = result(bytes=large["rows"][0]["bytes"], turns_us=times, table="schedulers")
+    assert limits.floor_rows(other) == []
+
+
+def test_every_figure_comes_from_a_committed_file() -> None:
+    page = limits.PAGE.read_text()
+    linked = set(re.findall(r"\(\.\./benchmarks/results/([^)]+)\)", page))
+    assert linked and linked <= {path.name for path in limits.RESULTS.glob("*.json")}
+    assert "**Computed, not measured.**" in page

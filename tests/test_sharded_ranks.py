@@ -1,0 +1,156 @@
+"""Two and four processes with a sharded model, compared with one process that has it all."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sharded_runs
+import torch
+import torch.distributed as dist
+from sharded_runs import CASES, Run
+
+import lrfast
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
+
+WORLDS = (2, 4)
+TIMEOUT_S = 240
+# float64 throughout: what differs is the order in which gradients are averaged.
+CLOSE = {"rtol": 1e-11, "atol": 1e-13}
+EACH_WORLD = pytest.mark.parametrize("world", WORLDS)
+EACH_CASE = pytest.mark.parametrize("case", CASES)
+
+
+def spawn(world: int, folder: Path) -> list[dict[Any, Any]]:
+    """What each of ``world`` processes saw; no process survives."""
+    context = torch.multiprocessing.spawn(
+        sharded_runs.work, (world, str(folder)), nprocs=world, join=False
+    )
+    assert context is not None
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not context.join(timeout=max(deadline - time.monotonic(), 0)):
+            if time.monotonic() > deadline:
+                pytest.fail(f"{world} processes did not come to an end within {TIMEOUT_S} s")
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [pickle.loads((folder / f"seen{world}-{rank}").read_bytes()) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def worlds(folder: Path) -> dict[int, list[dict[Any, Any]]]:
+    return {world: spawn(world, folder) for world in WORLDS}  # four read what two have saved
+
+
+def alone(case: str, steps: int, infinite_at: int | None = None) -> dict[str, Any]:
+    run = Run(case, 0, ())
+    if infinite_at is not None:
+        run.optimizer._set_options(lrfast.optim.Options(skip_nonfinite=True))
+    run.train(0, steps, infinite_at)
+    return run.report()
+
+
+def assert_close(got: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert got["clock"] == wanted["clock"]
+    np.testing.assert_allclose(got["norms"], wanted["norms"], **CLOSE)
+    for mine, other in zip(got["params"], wanted["params"], strict=True):
+        np.testing.assert_allclose(mine, other, **CLOSE)
+    for mine, other in zip(got["states"], wanted["states"], strict=True):
+        assert mine.keys() == other.keys()
+        for name in other:
+            np.testing.assert_allclose(mine[name], other[name], **CLOSE, err_msg=name)
+
+
+@EACH_CASE
+@EACH_WORLD
+def test_sharded_training_equals_training_alone(case: str, world: int, worlds: Any) -> None:
+    """Weights, states, averages and the norm over all parameters; one of them not sharded."""
+    wanted = alone(case, sharded_runs.STEPS)
+    assert max(wanted["norms"]) > 0
+    for seen in worlds[world]:
+        assert_close(seen[case], wanted)
+
+
+@EACH_CASE
+@EACH_WORLD
+def test_an_infinity_in_one_shard_skips_the_step_everywhere(
+    case: str, world: int, worlds: Any
+) -> None:
+    wanted = alone(case, 3, infinite_at=1)
+    assert wanted["clock"] == 2 and wanted["norms"][1] == np.inf
+    for seen in worlds[world]:
+        assert_close(seen[case, "infinite"], wanted)
+
+
+@EACH_WORLD
+def test_a_scaler_skips_everywhere_what_one_shard_has_found(world: int, worlds: Any) -> None:
+    wanted = sharded_runs.scale_gradients(0, 1)
+    assert wanted["clocks"] == [1, 1, 2] and wanted["scale"] == 512
+    for seen in worlds[world]:
+        found = seen["scaler"]
+        assert (found["clocks"], found["scale"]) == (wanted["clocks"], wanted["scale"])
+        for mine, other in zip(found["params"], wanted["params"], strict=True):
+            np.testing.assert_allclose(mine, other, **CLOSE)
+
+
+@EACH_WORLD
+def test_a_norm_costs_one_collective_and_a_step_without_one_none(world: int, worlds: Any) -> None:
+    for seen in worlds[world]:
+        assert seen["collectives"] == {"norm": 1, "none": 0}
+
+
+def test_a_mesh_that_replicates_and_shards(worlds: Any) -> None:
+    """Every element lies on two processes and counts once."""
+    wanted = alone("adamw", sharded_runs.STEPS)
+    for seen in worlds[4]:
+        assert_close(seen["two dimensions"], wanted)
+
+
+@EACH_WORLD
+def test_a_checkpoint_is_read_in_another_number_of_processes(
+    world: int, worlds: Any, folder: Path
+) -> None:
+    """Saved by 2, read by 4 and by 1; saved by 4, read by 1: schedule, norms and averages go on."""
+    wanted = alone("adamw", sharded_runs.STEPS)
+    wanted["norms"] = wanted["norms"][sharded_runs.STEPS // 2 :]
+    with pytest.warns(UserWarning, match="assuming the intent is to load in a single process"):
+        assert_close(sharded_runs.resume(0, 1, str(folder / f"saved{world}")), wanted)
+    for seen in worlds[4]:
+        assert_close(seen["resumed"], wanted)
+
+
+@EACH_WORLD
+def test_the_range_test_of_a_sharded_model(world: int, worlds: Any) -> None:
+    first = worlds[world][0]["range test"]
+    for seen in worlds[world]:
+        found = seen["range test"]
+        assert found["no trace"] and found["clock"] == 2
+        np.testing.assert_array_equal(found["losses"], first["losses"])
+        np.testing.assert_array_equal(found["lrs"], first["lrs"])
+    assert len(first["losses"]) == 12
+
+
+@pytest.mark.parametrize("case", ["bucket view", "static graph"])
+def test_replicated_training_equals_training_alone(case: str, worlds: Any) -> None:
+    wanted = sharded_runs.train_replicated(0, 1)
+    for seen in worlds[2]:
+        for mine, other in zip(seen[case]["params"], wanted["params"], strict=True):
+            np.testing.assert_allclose(mine, other, **CLOSE)
+
+
+@EACH_WORLD
+def test_a_process_that_dies_is_an_error_to_the_others(world: int, worlds: Any) -> None:
+    for seen in worlds[world][:-1]:
+        assert "no error" not in seen["dead"] and seen["dead"], seen["dead"]
+    assert "dead" not in worlds[world][-1]
