@@ -1,6 +1,7 @@
 """lrfast finds, schedules and applies learning rates on the device that trains."""
 
 from lrfast import schedules, suggest
+from lrfast._capture import CapturedStep, RecaptureNeeded, capture
 from lrfast.bench import BenchResult, bench
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy
@@ -28,6 +29,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BenchResult",
+    "CapturedStep",
     "CurveStatus",
     "FineTuner",
     "Greedy",
@@ -38,6 +40,7 @@ __all__ = [
     "Plateau",
     "RMSprop",
     "RangeTest",
+    "RecaptureNeeded",
     "Retest",
     "RetestEntry",
     "ShardedState",
@@ -46,6 +49,7 @@ __all__ = [
     "Timetable",
     "accuracy",
     "bench",
+    "capture",
     "discriminative",
     "freeze",
     "freeze_to",

@@ -360,7 +360,7 @@ class FusedOptimizer(Scheduled):
         schedules, saved = snapshot
         self._schedule_restore(schedules)
         engine, tensors = self._engine, self._memory()
-        if engine is not None and saved and _shapes(tensors) == _shapes(saved):
+        if engine is not None and saved and [t.shape for t in tensors] == [t.shape for t in saved]:
             self._send_schedules(engine)
             for tensor, values in zip(tensors, saved, strict=True):
                 tensor.copy_(values)
@@ -386,10 +386,6 @@ def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 _Snapshot = tuple[ScheduleSnapshot, list[Tensor]]  # with copies of the engine's memory
-
-
-def _shapes(tensors: list[Tensor]) -> list[torch.Size]:
-    return [tensor.shape for tensor in tensors]
 
 
 def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | None = None) -> Any:

@@ -48,6 +48,7 @@ class Scheduled(torch.optim.Optimizer):
     _loss_schedule: LossSchedule | None = None
     _scale_rests = False  # whether somebody plans the rates who wants no factor on top
     _loaded_clock: tuple[int, int] | None = None  # where a state dict has put it
+    _captured_by: object = None  # the captured step that makes this optimizer's steps
 
     def set_schedule(
         self,

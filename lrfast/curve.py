@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lrfast._extension import extension
+from lrfast._mirror import Mirror
 
 Smoother = Literal["ema", "sma", "median", "savgol", "none"]
 
@@ -103,6 +104,7 @@ class LossCurve:
         if stop is not None and not (math.isfinite(stop) and stop > 1):
             raise ValueError(f"stop must be above 1, or None, got {stop}")
         self.capacity = capacity
+        self.width = width
         self.beta = beta
         self.stop = stop
         self.grace = grace
@@ -144,14 +146,30 @@ class LossCurve:
             raise TypeError(f"loss must be a scalar tensor, got {type(loss).__name__}")
         if not (skip is None or isinstance(skip, Tensor)):
             raise TypeError(f"skip must be a scalar tensor, got {type(skip).__name__}")
-        if skip is None and not self._may_skip and self._recorded >= self.capacity:
-            raise IndexError(f"the curve is full: its capacity is {self.capacity} losses")
+        self._check_room(skip is not None)
+        self._launch(loss, self._row(lr), skip)
+        self._count(skip is not None)
+
+    # A CUDA graph launches at each replay what it has recorded once; the host's part comes with
+    # each replay, too.
+
+    def _launch(self, loss: Tensor, rates: Tensor | None, skip: Tensor | None) -> None:
         rule = (self.beta, self.stop or 0.0, self.grace)
         extension().record_loss(
-            self._state, self._losses, self._rates, loss.detach(), self._row(lr), skip, *rule
+            self._state, self._losses, self._rates, loss.detach(), rates, skip, *rule
         )
-        self._may_skip = self._may_skip or skip is not None
+
+    def _check_room(self, may_skip: bool) -> None:
+        if not may_skip and not self._may_skip and self._recorded >= self.capacity:
+            raise IndexError(f"the curve is full: its capacity is {self.capacity} losses")
+
+    def _count(self, may_skip: bool) -> None:
+        self._may_skip = self._may_skip or may_skip
         self._recorded += 1
+
+    def _memory(self) -> list[Tensor]:
+        """All that a recording changes on the device."""
+        return [self._state, self._losses, self._rates]
 
     def _row(self, lr: float | Sequence[float] | Tensor | None) -> Tensor | None:
         """Rates as the engine takes them: [width] on the device, or None for the planned ones."""
@@ -338,30 +356,6 @@ _OUTCOMES: tuple[Literal["running", "diverged", "non-finite"], ...] = (
     "diverged",
     "non-finite",
 )
-
-
-class Mirror:
-    """A host copy of a small device tensor that is refreshed without waiting."""
-
-    def __init__(self, source: Tensor) -> None:
-        self._source = source
-        self._on_host = source.device.type == "cpu"
-        if not self._on_host:
-            self._arriving = torch.zeros_like(source, device="cpu").pin_memory()
-            self._arrived = torch.zeros_like(source, device="cpu")
-            self._event: torch.cuda.Event | None = None
-
-    def newest(self) -> Tensor:
-        """Return the newest copy that has arrived, in host memory."""
-        if self._on_host:
-            return self._source
-        if self._event is None or self._event.query():
-            if self._event is not None:
-                self._arrived.copy_(self._arriving)
-            self._arriving.copy_(self._source, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(self._source.device))
-        return self._arrived
 
 
 def _read_status(state: Tensor) -> CurveStatus:

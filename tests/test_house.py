@@ -138,13 +138,14 @@ def test_version_and_type_information() -> None:
 # stands on one level; its own modules may not import each other in a circle.
 LEVELS = (
     {"_extension", "_shards", "groups", "_copies", "suggest", "_batches", "telemetry", "_traffic"},
+    {"_mirror"},
     {"snapshot", "schedules", "curve", "_options", "_states"},
     {"_scheduled"},
     {"loss_schedules"},
     {"_fused"},
     {"optim", "sharded"},
     {"bench", "doctor"},
-    {"_drive"},
+    {"_drive", "_capture"},
     {"history", "plot"},
     {"range_test"},
     {"finetune"},
@@ -204,7 +205,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["bench", "finetune", "loss_schedules", "range_test", "suggest"]
+    "package", ["_capture", "bench", "finetune", "loss_schedules", "range_test", "suggest"]
 )
 def test_the_modules_of_a_package_import_each_other_one_way(package: str) -> None:
     own = f"lrfast.{package}."

@@ -198,7 +198,12 @@ OPTIMIZER_ERRORS = (
     ErrorCase("records", lambda: sgd(telemetry=1.5), ValueError, "telemetry must be a whole.*1.5"),  # type: ignore[arg-type]
     ErrorCase("no records", lambda: sgd().telemetry(), ValueError, "telemetry must be asked for"),
     ErrorCase("option", lambda: sgd(ema=0.9), TypeError, "unexpected keyword argument 'ema'"),
-    ErrorCase("rule", lambda: extension().Engine("adamm"), ValueError, "rule must be.*'adamm'"),
+    ErrorCase(
+        "rule",
+        lambda: extension().Engine("adamm", lambda _: None),
+        ValueError,
+        "rule must be.*'adamm'",
+    ),
     ErrorCase("flag", lambda: sgd()._watch(torch.ones(1)), TypeError, "flag must be one float64"),
     ErrorCase(
         "flags",

@@ -1,5 +1,6 @@
 // Queues the CUDA launches on torch's current stream of the tensors' device.
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -19,6 +20,19 @@ void on_device(at::Device device, Launch&& launch) {
 
 void step(int rule, const StepTables& tables, at::Device device) {
   on_device(device, [&](cudaStream_t s) { return cuda::launch_step(rule, tables, s); });
+}
+
+void schedule(const StepTables& tables, at::Device device) {
+  on_device(device, [&](cudaStream_t s) { return cuda::launch_schedule(tables, s); });
+}
+
+bool is_capturing(at::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
+
+c10::Stream current_stream(at::Device device) {
+  return c10::cuda::getCurrentCUDAStream(device.index()).unwrap();
 }
 
 void record(const CurveRows& curve, const Scalar& loss, const double* rates, const Scalar& skip,

@@ -20,6 +20,10 @@ inline int64_t chunk_size(at::Device device) { return device.is_cpu() ? kCpuChun
 // With CUDA (cuda.cpp), or an error that says it is not built in (no_cuda.cpp).
 namespace cuda_calls {
 void step(int rule, const StepTables& tables, at::Device device);
+void schedule(const StepTables& tables, at::Device device);
+// Whether what is launched now goes into a graph instead of running.
+bool is_capturing(at::Device device);
+c10::Stream current_stream(at::Device device);
 void record(const CurveRows& curve, const Scalar& loss, const double* rates, const Scalar& skip,
             at::Device device);
 void smooth_ema(const double* values, double* out, int64_t count, double beta, at::Device device);
@@ -28,6 +32,10 @@ bool is_built();
 int toolkit();  // version of the CUDA toolkit, as 1000 * major + 10 * minor; or 0
 std::vector<int> architectures();  // that the kernels are compiled for: 90 for sm_90
 }  // namespace cuda_calls
+
+inline bool is_capturing(at::Device device) {
+  return device.is_cuda() && cuda_calls::is_capturing(device);
+}
 
 // scratch: for a step on the CPU.
 void step(int rule, const StepTables& tables, at::Device device, cpu::Scratch& scratch);

@@ -113,6 +113,10 @@ void Engine::rebuild(const py::list& param_groups) {
       slot.place = place++;
       slot.is_bound = false;
       inspect_param(slot);
+      TORCH_CHECK(
+          !is_capturing(slot.param.device()),
+          "the optimizer has no tables for its parameters yet, and cannot make them while a "
+          "CUDA graph is captured: make a step before, or use lrfast.capture");
       DevicePlan& plan = plan_for(slot.param.device(), plans);
       slot.device = static_cast<int32_t>(&plan - plans.data());
       slot.row = static_cast<int32_t>(plan.tensors.rows().size());
@@ -170,14 +174,8 @@ void Engine::write_groups() {
     groups_changed_ = false;
   }
   for (const auto& [group, hyper, value] : reader_.device_hypers()) {
-    for (DevicePlan& plan : plans_) {
-      if (plan.device.is_cpu()) {  // waits: the CPU cannot know it otherwise
-        plan.groups.edit()[group].hypers[hyper] = value.item().toDouble();
-        continue;
-      }
-      const int64_t place = group * static_cast<int64_t>(sizeof(GroupRow) / sizeof(double)) + hyper;
-      at::Tensor bytes = plan.groups.bytes_on(plan.device);
-      bytes.view(at::kDouble).narrow(0, place, 1).copy_(value.reshape({1}), /*non_blocking=*/true);
+    for (DevicePlan& plan : plans_) {  // waits: the CPU cannot know it otherwise
+      if (plan.device.is_cpu()) plan.groups.edit()[group].hypers[hyper] = value.item().toDouble();
     }
   }
 }
@@ -229,7 +227,7 @@ Engine::Readiness Engine::prepare(Slot& slot, const py::dict& state) {
       !has_plain_grad(slot, &grad) || (grad != nullptr && !has_same_states(slot))) {
     return prepare_changed(slot, state);
   }
-  DeviceArray<void*>& grads = plans_[slot.device].grads;
+  TorchArray<void*>& grads = plans_[slot.device].grads;
   if (grads.rows()[slot.row] != grad) grads.edit()[slot.row] = grad;
   return Readiness::kReady;
 }
@@ -247,7 +245,9 @@ Engine::Readiness Engine::prepare_changed(Slot& slot, const py::dict& state) {
     slot.is_bound = false;
     plan.tensors.edit()[slot.row] = make_row(slot, {});
   }
-  void* grad = is_frozen && !options_.zero_grads ? nullptr : locate_grad(slot);
+  // A graph has to know a frozen parameter's gradient for the time when it trains again.
+  const bool is_left_out = is_frozen && !options_.zero_grads && !is_recording();
+  void* grad = is_left_out ? nullptr : locate_grad(slot);
   if (grad != nullptr && !is_frozen) {
     if (!bind(slot, state)) return Readiness::kLacksStates;
     if (slot.staged_param.defined()) slot.staged_param.copy_(slot.param.detach());
@@ -297,8 +297,18 @@ py::object Engine::step(const py::list& param_groups, const py::dict& state,
       missing.append(py::make_tuple(slots_[i].group, slots_[i].object));
     }
   }
-  if (missing.size() != 0) return missing;
+  if (missing.size() != 0) {
+    for (const DevicePlan& plan : plans_) {
+      TORCH_CHECK(
+          !is_capturing(plan.device), missing.size(),
+          " parameters have no optimizer state "
+          "yet, which cannot be made while a CUDA graph is captured: make a step before, or "
+          "use lrfast.capture");
+    }
+    return missing;
+  }
   launch(grad_scale, found_inf);
+  if (is_recording()) record_step();
   return py::none();
 }
 

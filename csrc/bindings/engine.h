@@ -5,24 +5,14 @@
 
 #include <optional>
 
-#include "bindings/device_array.h"
 #include "bindings/param_groups.h"
+#include "bindings/recording.h"
 #include "bindings/schedules.h"
 #include "bindings/slot.h"
+#include "bindings/torch_memory.h"
 #include "cpu/step.h"
 
 namespace lrfast::bindings {
-
-// What a step does besides the rule. Set by Python whenever the optimizer's attributes change.
-struct EngineOptions {
-  double max_grad_norm = 0.0;  // of all groups that have none of their own; 0: none
-  bool skip_nonfinite = false;
-  bool zero_grads = false;
-  double ema_decay = -1.0;  // negative: no average is kept
-  bool stochastic_rounding = false;
-  uint64_t seed = 0;
-  int64_t telemetry = 0;  // steps that the ring of records holds; 0: none
-};
 
 constexpr int32_t kUnread = -2;  // stands for a group's schedule until the group is read again
 
@@ -32,20 +22,24 @@ struct DevicePlan {
 
   at::Device device;
   int64_t elements = 0;  // of all its parameters
-  DeviceArray<TensorRow> tensors;
-  DeviceArray<void*> grads;  // [tensors] as the step before this one found them
-  DeviceArray<GroupRow> groups;
-  DeviceArray<ChunkRow> chunks;
-  DeviceArray<int64_t> group_chunks;  // [groups + 1]
+  TorchArray<TensorRow> tensors;
+  TorchArray<void*> grads;  // [tensors] as the step before this one found them
+  TorchArray<GroupRow> groups;
+  TorchArray<ChunkRow> chunks;
+  TorchArray<int64_t> group_chunks;   // [groups + 1]
+  TorchArray<LiveRow> live;           // [1]
+  at::Tensor stop_here;               // the stop flag and the rates' scale, where they are on
+  at::Tensor rate_scale_here;         // another device
   at::Tensor clock;                   // [3] int64: a Clock
   at::Tensor rates;                   // [groups] float64: the rates that the last step used
   at::Tensor values;                  // [groups] ScheduleValues at the coming step; on a GPU
-  bool has_values = false;            // whether a step has left them there
+  bool has_values = false;            // whether they have been left there
   at::Tensor chunk_squares;           // [chunks] float64; undefined while no norm is wanted
   at::Tensor squares;                 // [groups] float64, likewise
   at::Tensor norms;                   // [groups + 2] float64, likewise
   at::Tensor chunk_changes;           // [chunks, 2] float64; undefined without telemetry
   at::Tensor records;                 // [telemetry, groups, kRecordFields] float64, likewise
+  std::optional<c10::Stream> stream;  // that the memory was last used on; on a GPU
   cpu::Scratch scratch;
 };
 
@@ -62,6 +56,21 @@ class Engine {
   py::object step(const py::list& param_groups, const py::dict& state,
                   const std::optional<at::Tensor>& grad_scale,
                   const std::optional<at::Tensor>& found_inf);
+
+  // What a captured step needs (engine_capture.cpp). build() makes all tables, and no states; the
+  // one step between begin_ and end_recording() is the one that a graph replays; refresh() brings
+  // the tables up to date before a replay. It returns None, or what step() returns where states are
+  // missing, or a sentence that says what a graph cannot follow. There is one recording at a time,
+  // known by its number.
+  void build(const py::list& param_groups);
+  int64_t begin_recording();
+  void end_recording();
+  void forget_recording(int64_t number);
+  // Takes note of the gradients that a training step leaves; a replay wants to find the same.
+  void mark_gradients(int64_t number);
+  py::object refresh(int64_t number, const py::list& param_groups, const py::dict& state);
+  // Of everything that a graph holds by value, per device.
+  std::vector<std::vector<int64_t>> addresses();
 
   // group_schedules: [groups], each an index into schedules or -1. Sets the schedules' clock to
   // zero.
@@ -106,9 +115,21 @@ class Engine {
   bool wants_norms() const;
   void check_records() const;
   void make_totals();
+  void update_live(DevicePlan& plan);
+  StepTables fixed_tables(DevicePlan& plan) const;
+  StepTables current_tables(DevicePlan& plan);
+  StepTables captured_tables(DevicePlan& plan);
+  void note_stream(DevicePlan& plan);
+  void copy_device_hypers(DevicePlan& plan);
+  bool is_recording() const { return recording_ && recording_->is_open; }
+  bool has_recorded(int64_t number) const {
+    return recording_ && !recording_->is_open && number == recordings_;
+  }
+  void record_step();
+  std::string change_in_options() const;
+  std::string change_in(const Slot& slot, const RecordedGradient& recorded) const;
   void add_squares();
   bool adds_squares() const { return !shards_.is_none() || plans_.size() > 1; }
-  StepTables tables_of(DevicePlan& plan);
   void run(at::ArrayRef<StepTables> tables, Part part);
   void launch(const std::optional<at::Tensor>& grad_scale,
               const std::optional<at::Tensor>& found_inf);
@@ -139,6 +160,8 @@ class Engine {
   bool groups_clip_ = false;  // whether any has a norm of its own
   std::vector<Slot> slots_;   // in the order of param_groups
   std::vector<DevicePlan> plans_;
+  std::optional<Recording> recording_;
+  int64_t recordings_ = 0;  // begun so far
   std::optional<at::Tensor> stop_flag_;
   std::optional<at::Tensor> rate_scale_;
   py::object params_key_;

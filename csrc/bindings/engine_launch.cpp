@@ -11,12 +11,27 @@ namespace {
 // elements.
 constexpr int64_t kElementsWorthTheGil = 16384;
 
-// A scalar's address on the device; held keeps what had to be copied there.
-const void* scalar_on(const at::Tensor& scalar, at::ScalarType type, at::Device device,
+// A scaler's scalar on the device; held keeps what had to be copied there.
+const float* float_on(const std::optional<at::Tensor>& scalar, at::Device device,
                       std::vector<at::Tensor>& held) {
-  if (scalar.device() == device && scalar.scalar_type() == type) return scalar.const_data_ptr();
-  held.push_back(scalar.to(device, type, /*non_blocking=*/true));
-  return held.back().const_data_ptr();
+  if (!scalar) return nullptr;
+  if (scalar->device() == device && scalar->scalar_type() == at::kFloat) {
+    return scalar->const_data_ptr<float>();
+  }
+  held.push_back(scalar->to(device, at::kFloat, /*non_blocking=*/true));
+  return held.back().const_data_ptr<float>();
+}
+
+// One float64 where the device can read it: here holds its value as of now where it lies elsewhere.
+const double* double_on(const std::optional<at::Tensor>& scalar, at::Device device,
+                        at::Tensor& here) {
+  if (!scalar) return nullptr;
+  if (scalar->device() == device) return scalar->const_data_ptr<double>();
+  if (!here.defined()) {
+    here = at::empty({1}, at::TensorOptions().dtype(at::kDouble).device(device));
+  }
+  here.copy_(scalar->reshape({1}), /*non_blocking=*/true);
+  return here.const_data_ptr<double>();
 }
 
 void check_number(const std::optional<at::Tensor>& scalar, const char* name) {
@@ -42,37 +57,45 @@ void Engine::check_records() const {
                     "telemetry needs whole parameters, got some that processes share");
 }
 
-// The memory of what a step adds up, as far as it is not there yet.
+// The memory of what a step adds up, as far as it is wanted and not there yet.
 void Engine::make_totals() {
+  if (!wants_norms()) return;
+  check_records();
   const int64_t groups = static_cast<int64_t>(groups_.size());
   for (DevicePlan& plan : plans_) {
     const auto numbers = at::TensorOptions().dtype(at::kDouble).device(plan.device);
     const int64_t chunks = static_cast<int64_t>(plan.chunks.rows().size());
+    const bool lacks_records = options_.telemetry > 0 && !plan.records.defined();
+    if (plan.norms.defined() && !lacks_records) continue;
+    TORCH_CHECK(
+        !is_capturing(plan.device),
+        "clipping, skip_nonfinite or telemetry have no memory yet, and cannot get it while a "
+        "CUDA graph is captured: make a step before, or use lrfast.capture");
     if (!plan.norms.defined()) {
       plan.chunk_squares = at::zeros({chunks + 1}, numbers);  // never empty: null means none
       plan.squares = at::zeros({groups}, numbers);
       plan.norms = at::zeros({groups + 2}, numbers);
     }
-    if (options_.telemetry > 0 && !plan.records.defined()) {
+    if (lacks_records) {
       plan.chunk_changes = at::zeros({chunks + 1, 2}, numbers);
       plan.records = at::zeros({options_.telemetry, groups, kRecordFields}, numbers);
     }
   }
 }
 
-StepTables Engine::tables_of(DevicePlan& plan) {
+void Engine::update_live(DevicePlan& plan) {
+  const LiveRow row{schedules_.on(plan.device),
+                    double_on(rate_scale_, plan.device, plan.rate_scale_here),
+                    double_on(stop_flag_, plan.device, plan.stop_here), options_.max_grad_norm};
+  if (plan.live.rows().empty() || plan.live.rows()[0] != row) plan.live.edit().assign(1, row);
+}
+
+// What does not depend on the tables' contents.
+StepTables Engine::fixed_tables(DevicePlan& plan) const {
   StepTables tables{};
-  tables.tensors = plan.tensors.on(plan.device);
-  tables.grads = plan.grads.on(plan.device);
-  tables.groups = plan.groups.on(plan.device);
-  tables.chunks = plan.chunks.on(plan.device);
-  tables.group_chunks = plan.group_chunks.on(plan.device);
-  tables.schedules = schedules_.on(plan.device);
   tables.values = static_cast<ScheduleValues*>(plan.values.mutable_data_ptr());
-  tables.lacks_values = !plan.has_values;
   tables.clock = static_cast<Clock*>(plan.clock.mutable_data_ptr());
   tables.rates = plan.rates.mutable_data_ptr<double>();
-  tables.gradients.max_norm = options_.max_grad_norm;
   tables.gradients.skip_nonfinite = options_.skip_nonfinite;
   tables.gradients.zero = options_.zero_grads;
   tables.average_weight = 1.0 - options_.ema_decay;
@@ -92,6 +115,22 @@ StepTables Engine::tables_of(DevicePlan& plan) {
     tables.totals.records = plan.records.mutable_data_ptr<double>();
     tables.totals.capacity = options_.telemetry;
   }
+  return tables;
+}
+
+// The plan's tables, brought up to date, for a launch that runs now.
+StepTables Engine::current_tables(DevicePlan& plan) {
+  update_live(plan);
+  if (plan.device.is_cuda()) note_stream(plan);
+  StepTables tables = fixed_tables(plan);
+  tables.tensors = plan.tensors.on(plan.device);
+  tables.grads = plan.grads.on(plan.device);
+  tables.groups = plan.groups.on(plan.device);
+  tables.chunks = plan.chunks.on(plan.device);
+  tables.group_chunks = plan.group_chunks.on(plan.device);
+  tables.live = plan.live.on(plan.device);
+  if (plan.device.is_cuda() && !plan.has_values) cuda_calls::schedule(tables, plan.device);
+  plan.has_values = true;
   return tables;
 }
 
@@ -125,31 +164,24 @@ void Engine::run(at::ArrayRef<StepTables> tables, Part part) {
 
 void Engine::launch(const std::optional<at::Tensor>& grad_scale,
                     const std::optional<at::Tensor>& found_inf) {
-  const bool norms = wants_norms();
-  if (norms) check_records();
-  if (norms) make_totals();
+  make_totals();
   write_groups();
   std::vector<at::Tensor> held;
   c10::SmallVector<StepTables, 1> all;  // [plans]
   for (DevicePlan& plan : plans_) {
-    StepTables tables = tables_of(plan);
-    const auto read = [&](const std::optional<at::Tensor>& scalar, at::ScalarType type) {
-      return scalar ? scalar_on(*scalar, type, plan.device, held) : nullptr;
-    };
-    tables.gradients.scale = static_cast<const float*>(read(grad_scale, at::kFloat));
-    tables.gradients.found_inf = static_cast<const float*>(read(found_inf, at::kFloat));
-    tables.rate_scale = static_cast<const double*>(read(rate_scale_, at::kDouble));
-    tables.stop = static_cast<const double*>(read(stop_flag_, at::kDouble));
+    StepTables tables = is_capturing(plan.device) ? captured_tables(plan) : current_tables(plan);
+    copy_device_hypers(plan);
+    tables.gradients.scale = float_on(grad_scale, plan.device, held);
+    tables.gradients.found_inf = float_on(found_inf, plan.device, held);
     all.push_back(tables);
   }
-  if (norms && adds_squares()) {
+  if (wants_norms() && adds_squares()) {
     run(all, Part::kSquares);
     add_squares();
     run(all, Part::kUpdate);
   } else {
     run(all, Part::kWhole);
   }
-  for (DevicePlan& plan : plans_) plan.has_values = true;
   finish_launch();
 }
 
@@ -186,8 +218,10 @@ void Engine::set_schedules(const std::vector<ScheduleTuple>& schedules,
 }
 
 void Engine::set_options(const EngineOptions& options) {
+  const bool keeps_records = options.telemetry == options_.telemetry;
   options_ = options;
   for (Slot& slot : slots_) slot.is_bound = false;
+  if (keeps_records) return;
   for (DevicePlan& plan : plans_) {
     plan.records.reset();
     plan.chunk_changes.reset();

@@ -77,6 +77,13 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::string&, py::object>(), arg("rule"), arg("find_shards"))
       .def("step", &Engine::step, arg("param_groups"), arg("state"), arg("grad_scale"),
            arg("found_inf"))
+      .def("build", &Engine::build, arg("param_groups"))
+      .def("begin_recording", &Engine::begin_recording)
+      .def("end_recording", &Engine::end_recording)
+      .def("forget_recording", &Engine::forget_recording, arg("number"))
+      .def("mark_gradients", &Engine::mark_gradients, arg("number"))
+      .def("refresh", &Engine::refresh, arg("number"), arg("param_groups"), arg("state"))
+      .def("addresses", &Engine::addresses)
       .def("set_schedules", &Engine::set_schedules, arg("schedules"), arg("group_schedules"))
       .def("set_options", &Engine::set_options, arg("options"))
       .def("watch", &Engine::watch, arg("flag"))

@@ -13,6 +13,9 @@ namespace {
 }  // namespace
 
 void step(int, const StepTables&, at::Device) { refuse(); }
+void schedule(const StepTables&, at::Device) { refuse(); }
+bool is_capturing(at::Device) { return false; }
+c10::Stream current_stream(at::Device) { refuse(); }
 void record(const CurveRows&, const Scalar&, const double*, const Scalar&, at::Device) { refuse(); }
 void smooth_ema(const double*, double*, int64_t, double, at::Device) { refuse(); }
 void evaluate(const Points&, double*, int64_t, at::Device) { refuse(); }

@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "bindings/device_array.h"
+#include "bindings/torch_memory.h"
 #include "core/schedule.h"
 
 namespace lrfast::bindings {
@@ -31,16 +31,25 @@ class ScheduleArrays {
   void assign(const std::vector<ScheduleTuple>& schedules);
   bool cycles_momentum(int32_t schedule) const;
   ScheduleTables on(at::Device device);
+  // visit(tensor) for the memory that the device holds.
+  template <class Visit>
+  void visit_on(at::Device device, const Visit& visit) {
+    segments_.visit_on(device, visit);
+    values_.visit_on(device, visit);
+    tables_.visit_on(device, visit);
+    tracks_.visit_on(device, visit);
+    schedules_.visit_on(device, visit);
+  }
 
  private:
   void add_track(Channel channel, const TrackTuples& tuples);
   void add_segment(const SegmentTuple& tuple);
 
-  DeviceArray<Segment> segments_;
-  DeviceArray<double> values_;
-  DeviceArray<Table> tables_;
-  DeviceArray<Track> tracks_;
-  DeviceArray<Schedule> schedules_;
+  TorchArray<Segment> segments_;
+  TorchArray<double> values_;
+  TorchArray<Table> tables_;
+  TorchArray<Track> tracks_;
+  TorchArray<Schedule> schedules_;
 };
 
 // steps: [n] int64 -> (rate multipliers [n], momenta [n] or None, weight decay multipliers [n] or

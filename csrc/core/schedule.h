@@ -77,6 +77,8 @@ struct ScheduleTables {
   const Table* tables;
   const Track* tracks;
   const Schedule* schedules;
+
+  bool operator==(const ScheduleTables&) const = default;
 };
 
 // The last of count rows that has begun at a step; the first one where none has.
@@ -123,7 +125,7 @@ LRFAST_HD double interpolate(const Segment& s, const double* values, int64_t ste
   return is_done ? s.from + (s.to - s.from) * share : s.to + (s.from - s.to) * share;
 }
 
-LRFAST_HD double evaluate(const ScheduleTables& data, const Table& table, int64_t step) {
+LRFAST_HD double evaluate(const volatile ScheduleTables& data, const Table& table, int64_t step) {
   // Exact below 2^52 steps; a division of integers takes a kernel's registers.
   const double steps = step > table.begin ? static_cast<double>(step - table.begin) : 0.0;
   const int64_t elapsed = static_cast<int64_t>(std::floor(steps / table.stride));
@@ -144,7 +146,8 @@ struct ScheduleValues {
   bool cycles_momentum = false;
 };
 
-LRFAST_HD ScheduleValues evaluate_schedule(const ScheduleTables& data, int32_t schedule,
+// data: volatile, as five addresses held in registers would make the step's kernels spill.
+LRFAST_HD ScheduleValues evaluate_schedule(const volatile ScheduleTables& data, int32_t schedule,
                                            int64_t step) {
   ScheduleValues values;
   if (schedule < 0) return values;

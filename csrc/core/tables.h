@@ -44,11 +44,21 @@ struct Clock {
   int32_t blocks_done;  // CUDA: blocks of the running kernel that have finished
 };
 
+// What the host may exchange between two launches of the same CUDA graph: a graph holds the other
+// addresses by value, and of these only where this row is.
+struct LiveRow {
+  ScheduleTables schedules;
+  const double* rate_scale;  // multiplies every group's rate; may be null
+  const double* stop;        // no updates while *stop is not zero; may be null
+  double max_norm;           // of the groups that have none of their own, together; 0: none
+
+  bool operator==(const LiveRow&) const = default;
+};
+
 // How gradients become what the rule sees.
 struct GradientOptions {
   const float* scale;      // divides them; may be null
   const float* found_inf;  // the step is skipped where this is not zero; may be null
-  double max_norm;         // of the groups that have none of their own, together; 0: none
   bool skip_nonfinite;     // skip the step where their norm is not finite
   bool zero;               // set them to zero afterwards, also where the step is skipped
 };
@@ -77,14 +87,11 @@ struct StepTables {
   const GroupRow* groups;
   const ChunkRow* chunks;
   const int64_t* group_chunks;  // [num_groups + 1] where each group's chunks begin
-  ScheduleTables schedules;
-  ScheduleValues* values;  // [num_groups] CUDA: the schedules' values at the coming step, which the
-                           // step before has left here
-  bool lacks_values;       // CUDA: no step has; a small kernel evaluates them first
+  const LiveRow* live;          // []
+  ScheduleValues* values;  // [num_groups] CUDA: the schedules' values at the coming step, which
+                           // the step before has left here
   Clock* clock;
-  double* rates;             // [num_groups] out: the rates that this step used
-  const double* rate_scale;  // multiplies every group's rate; may be null
-  const double* stop;        // no updates while *stop is not zero; may be null
+  double* rates;  // [num_groups] out: the rates that this step used
   GradientOptions gradients;
   Totals totals;
   double average_weight;  // 1 - decay of the weights' moving average

@@ -264,7 +264,7 @@ void resolve_groups(const StepTables& t, std::vector<Hypers>& resolved) {
   for (int32_t g = 0; g < t.num_groups; ++g) {
     const GroupRow& group = t.groups[g];
     if (group.schedule != evaluated) {
-      values = evaluate_schedule(t.schedules, group.schedule, t.clock->applied);
+      values = evaluate_schedule(t.live->schedules, group.schedule, t.clock->applied);
       evaluated = group.schedule;
     }
     resolve_hypers<Rule>(t, g, values, resolved[g].values);

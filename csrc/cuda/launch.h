@@ -13,6 +13,9 @@ namespace lrfast::cuda {
 // One launch for all groups, tensors and element types. rule: place in core/rules.h's list.
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream);
 
+// tables.values at the clock's step, where no step has left them.
+cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream);
+
 // On the device all: rates: [curve.width], or null to leave the row as planned; skip's address may
 // be null.
 cudaError_t launch_record(const CurveRows& curve, const Scalar& loss, const double* rates,

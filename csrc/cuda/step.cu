@@ -69,6 +69,11 @@ bool has_passes(const StepTables& t) {
 
 }  // namespace
 
+cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {
+  schedule_kernel<<<1, kThreads, 0, stream>>>(tables);
+  return cudaGetLastError();
+}
+
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
   if (tables.totals.chunk_squares && tables.part != Part::kUpdate) {
     if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
@@ -76,10 +81,6 @@ cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream)
   if (tables.part == Part::kSquares) return cudaSuccess;
   if (tables.part == Part::kUpdate) {
     finish_norms_kernel<<<1, 1, 0, stream>>>(tables);
-    if (cudaError_t error = cudaGetLastError()) return error;
-  }
-  if (tables.lacks_values) {
-    schedule_kernel<<<1, kThreads, 0, stream>>>(tables);
     if (cudaError_t error = cudaGetLastError()) return error;
   }
   cudaError_t error = cudaErrorInvalidValue;

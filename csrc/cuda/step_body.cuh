@@ -84,11 +84,13 @@ LRFAST_HD void sum_groups(const StepTables& t, const double* chunks, int width, 
   }
 }
 
-// The first kernel, where a norm is wanted: the squares of all gradients.
+// The first kernel, where a norm is wanted: the squares of all gradients. Blocks are counted in
+// also where the step is stopped: another stream may set the flag while some of them have yet to
+// look.
 template <class Block>
 LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) {
-  if (is_stopped(t)) return;
-  for (int64_t c = block.index(); c < t.num_chunks; c += block.count()) {
+  const int64_t num_chunks = is_stopped(t) ? 0 : t.num_chunks;
+  for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     const TensorRow& row = t.tensors[chunk.tensor];
     const bool counts = is_counted(t, chunk.tensor);
@@ -130,7 +132,7 @@ template <class Block>
 LRFAST_HD void schedule_body(const StepTables& t, Block& block) {
   block.each([&](int thread) {
     for (int32_t g = thread; g < t.num_groups; g += block.threads()) {
-      t.values[g] = evaluate_schedule(t.schedules, t.groups[g].schedule, t.clock->applied);
+      t.values[g] = evaluate_schedule(t.live->schedules, t.groups[g].schedule, t.clock->applied);
     }
   });
 }
@@ -215,10 +217,10 @@ LRFAST_HD void leave_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& sha
 // passes: whether averages, zeroing or telemetry are wanted; they cost registers.
 template <class Rule, bool passes, class Block>
 LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
-  if (is_stopped(t)) return;
-  const bool skipped = is_skipped(t);
+  const int64_t num_chunks = is_stopped(t) ? 0 : t.num_chunks;
+  const bool skipped = num_chunks < t.num_chunks || is_skipped(t);
   block.once([&] { shared.tensor = -1; });
-  for (int64_t c = block.index(); c < t.num_chunks; c += block.count()) {
+  for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     if (skipped || !is_updated(t, chunk.tensor)) {
       if constexpr (passes) leave_chunk(t, c, shared, block);

@@ -17,10 +17,12 @@ from tqdm.auto import tqdm
 from lrfast._batches import device_of
 from lrfast._drive import Driver, drive
 from lrfast._fused import FusedOptimizer
-from lrfast.curve import LossCurve, Mirror
+from lrfast._mirror import Mirror
+from lrfast.curve import LossCurve
 from lrfast.finetune._interrupts import Interrupts
 from lrfast.finetune._random import RandomStates
 from lrfast.finetune._run import Moment, Run
+from lrfast.range_test._captured import CapturedUpdate
 from lrfast.range_test._training import Training
 
 
@@ -87,20 +89,30 @@ class Loop:
         self._late_scale = None if scale is None else Mirror(scale)
         # Our kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
+        self._captured = (
+            CapturedUpdate(training, self._curve, self.driver.scale) if training.captures else None
+        )
         self._began = time.perf_counter()
 
     def train(self, interrupts: Interrupts) -> str:
         """Train to the end of the stage, and return how it ended."""
+        try:
+            with self._bar() as bar:
+                return self._train(bar, interrupts)
+        finally:
+            if self._captured is not None:
+                self._captured.release()
+
+    def _train(self, bar: Any, interrupts: Interrupts) -> str:
         run = self.run
-        with self._bar() as bar:
-            while run.epoch < run.epochs:
-                self._pass(self._batches(), bar, interrupts)
-                outcome = self._end_epoch()
-                if outcome == "running" and self._hooks.should_stop():
-                    outcome = "stopped"
-                if outcome != "running":
-                    return outcome
-                interrupts.check()
+        while run.epoch < run.epochs:
+            self._pass(self._batches(), bar, interrupts)
+            outcome = self._end_epoch()
+            if outcome == "running" and self._hooks.should_stop():
+                outcome = "stopped"
+            if outcome != "running":
+                return outcome
+            interrupts.check()
         return "completed"
 
     def now(self, model: nn.Module) -> Run:
@@ -151,10 +163,7 @@ class Loop:
         """Train to the end of the data, or until the stage has to end."""
         run, size = self.run, self._training.accumulate
         while not run.has_ended_pass and (window := list(islice(batches, size))):
-            loss = self._training.backward(window)
-            skip = self._training.found_inf()
-            # Before the update, which a loss that is not finite must not reach.
-            self._curve.record(loss, self.driver.scale(), skip=skip)
+            loss = self._recorded_loss(window)
             status = self._curve.status() if self._must_wait else self._curve.poll()
             if self._progress:
                 smoothed = f"{status.smoothed:.4g}"
@@ -163,7 +172,8 @@ class Loop:
                 bar.update()
             if status.outcome != "running":
                 return
-            self._update()
+            if self._captured is None:
+                self._update()
             run.step += 1
             run.used += len(window)
             run.has_ended_pass = len(window) < size
@@ -171,6 +181,17 @@ class Loop:
             if self._hooks.should_stop():
                 return
             interrupts.check()
+
+    def _recorded_loss(self, window: list[Any]) -> Tensor:
+        """Record the loss before the update, which one that is not finite must not reach.
+
+        A captured step comes with its update.
+        """
+        if self._captured is not None:
+            return self._captured(window).clone()  # for callbacks to keep
+        loss = self._training.backward(window)
+        self._curve.record(loss, self.driver.scale(), skip=self._training.found_inf())
+        return loss
 
     def _rate_shown(self) -> str:
         """The head's rate, as far as the host knows without waiting."""

@@ -39,6 +39,7 @@ from lrfast.groups import (
 from lrfast.history import History, Stage
 from lrfast.optim import AdamW
 from lrfast.range_test import RangeTest, lr_find
+from lrfast.range_test._captured import check_optimizer
 from lrfast.range_test._training import Training
 
 
@@ -67,6 +68,7 @@ class Trainer:
         keep_best: str | None = None,
         best_mode: Literal["min", "max"] | None = None,
         callbacks: Sequence[Callback] = (),
+        capture: bool = False,
         progress: bool = True,
     ) -> None:
         self.model = model
@@ -81,6 +83,7 @@ class Trainer:
         self.ema_decay = ema_decay
         self.validate_ema = validate_ema
         self.callbacks = list(callbacks)
+        self.capture = capture
         self.progress = progress
         self.norm_mode: NormPolicy = norm_mode
         if isinstance(groups, Iterator):
@@ -125,6 +128,7 @@ class Trainer:
         given: dict[str, Any] = {
             "scaler": self.scaler,
             "accumulate": self.accumulate,
+            "capture": self.capture,
             "progress": self.progress,
         }
         loss_fn = self.loss_fn if self.amp is None else None
@@ -186,6 +190,8 @@ class Trainer:
         if self.best is not None and self.best.monitor not in ("valid_loss", *self.metrics):
             known = ", ".join(["valid_loss", *self.metrics])
             raise ValueError(f"keep_best must be one of {known}, got {self.best.monitor!r}")
+        if self.capture:
+            check_optimizer(self.optimizer)
         make_compute_loss(self.loss_fn, self.compute_loss)
         epoch_batches(self.train)
 
@@ -206,6 +212,7 @@ class Trainer:
             self._loss_of(),
             accumulate=self.accumulate,
             scaler=self.scaler,
+            captures=self.capture,
         )
         is_clipped = isinstance(self.optimizer, FusedOptimizer)
         self._interrupted = self._partial = None

@@ -55,6 +55,9 @@ class FineTuner(Fits):
         best_mode: Whether the lowest ("min") or the highest ("max") is the best; None: the lowest
             loss, the highest metric.
         callbacks: What is called on the way, in this order, see :class:`Callback`.
+        capture: Whether updates, and those of range tests, run as a CUDA graph, see
+            :func:`lrfast.capture`; with an optimizer of ours. An epoch's last batch, where it is a
+            smaller one, runs eagerly.
         progress: Whether to show progress bars.
 
     Raises:

@@ -53,7 +53,7 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
     first = n % count
     for group, layer in zip(optimizer.param_groups, layers, strict=True):
         trains = group.get("tied_until", layer) >= first or (train_norms and group["norms"])
-        _set_frozen(group, not trains)
+        _set_frozen(group, not trains, is_captured=_is_captured(optimizer))
 
 
 def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> None:
@@ -133,9 +133,16 @@ def _count(layers: list[int]) -> int:
     return max(layers) + 1
 
 
-def _set_frozen(group: dict[str, Any], frozen: bool) -> None:
+def _is_captured(optimizer: torch.optim.Optimizer) -> bool:
+    return getattr(optimizer, "_captured_by", None) is not None
+
+
+def _set_frozen(group: dict[str, Any], frozen: bool, is_captured: bool) -> None:
     group["frozen"] = frozen
     kept = set(group.get("kept_frozen", ()))
+    own = [parameter for position, parameter in enumerate(group["params"]) if position not in kept]
+    if is_captured and all(parameter.requires_grad for parameter in own):
+        return  # a graph goes on to compute the gradients, in the places that it knows
     for position, parameter in enumerate(group["params"]):
         trains = not frozen and position not in kept
         parameter.requires_grad_(trains)

@@ -25,6 +25,7 @@ from lrfast._batches import (
     make_compute_loss,
 )
 from lrfast.range_test import _analysis
+from lrfast.range_test._captured import check_captures
 from lrfast.range_test._context import Amounts, context_of
 from lrfast.range_test._loop import Loop
 from lrfast.range_test._race import race
@@ -67,6 +68,7 @@ def lr_find(
     others: Sequence[object] = (),
     snapshot: Literal["device", "host"] = "device",
     process_group: dist.ProcessGroup | None = None,
+    capture: bool = False,
     progress: bool = True,
 ) -> RangeTest:
     """Run a range test: train with growing rates, record the losses, put everything back.
@@ -118,6 +120,8 @@ def lr_find(
             or in the "host" memory, for models that fill the device.
         process_group: The ranks that train together, where the model is not in
             DistributedDataParallel.
+        capture: Whether a sweep's updates are captured in a CUDA graph, see :func:`lrfast.capture`;
+            for our optimizers and training losses. Races run as ever.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -157,7 +161,10 @@ def lr_find(
         valid if judge is None else judge,
         scaler,
         ranks_of(model, process_group),
+        captures=capture,
     )
+    if capture:
+        check_captures(training)
     if scaler is not None and training.takes_closure:
         raise ValueError("scaler must be left out for an optimizer that needs a closure")
     loaders = [

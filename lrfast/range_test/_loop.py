@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from lrfast._batches import check_loss, device_of, upload
 from lrfast._drive import Driver, drive
 from lrfast.curve import LossCurve
+from lrfast.range_test._captured import CapturedUpdate
 from lrfast.range_test._context import Amounts
 from lrfast.range_test._sweep import Sweep
 from lrfast.range_test._training import Training
@@ -94,6 +95,7 @@ class Loop:
         finally:
             bar.refresh()  # tqdm leaves out what comes soon after the last time it drew
             bar.close()
+            point.release()
             driver.detach()
         return self.curve
 
@@ -146,10 +148,30 @@ class _BeforeUpdate:
     def look_on(self, window: list[Any]) -> None:
         self._curve.record(self._training.loss(window))
 
+    def release(self) -> None:
+        pass
+
     def _update(self) -> None:
         self._driver.before_step()
         self._training.update()
         self._driver.after_step()
+
+
+class _Captured(_BeforeUpdate):
+    """The same in one graph, in which the device leaves an update out after a bad loss."""
+
+    def __init__(self, training: Training, driver: Driver, curve: LossCurve) -> None:
+        super().__init__(training, driver, curve)
+        self._step = CapturedUpdate(training, curve)
+
+    def begin(self, window: list[Any]) -> None:
+        self._step(window)
+
+    def end(self) -> None:
+        pass
+
+    def release(self) -> None:
+        self._step.release()
 
 
 class _Validated(_BeforeUpdate):
@@ -210,10 +232,15 @@ class _StepFunction:
     def look_on(self, window: list[Any]) -> None:
         self.begin(window)
 
+    def release(self) -> None:
+        pass
+
 
 def _make_point(
     training: Training, driver: Driver, curve: LossCurve, reference: int
 ) -> _BeforeUpdate | _StepFunction:
+    if training.captures:
+        return _Captured(training, driver, curve)
     if training.step_fn is not None:
         return _StepFunction(training, driver, curve, reference)
     if training.takes_closure:

@@ -47,6 +47,7 @@ class Training:
         judge: Batches whose mean loss decides a race; None: batches of ``data``.
         scaler: Scales losses, and skips steps whose gradients are not finite.
         ranks: The processes that train together.
+        captures: Whether updates are captured, see :mod:`lrfast.range_test._captured`.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Training:
     judge: Iterable[Any] | None = None
     scaler: torch.amp.GradScaler | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    captures: bool = False
 
     @property
     def takes_closure(self) -> bool:
@@ -83,7 +85,7 @@ class Training:
     def backward(self, window: list[Any]) -> Tensor:
         """Set the gradients to those of the window's mean loss, and return that loss."""
         device = device_of(self.model)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.captures)  # a graph knows their places
         parts = []
         for index, batch in enumerate(window):
             with self.ranks.without_exchange(self.model, unless=index == len(window) - 1):

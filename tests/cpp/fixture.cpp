@@ -169,16 +169,17 @@ StepTables Plan::tables() {
   t.groups = groups.data();
   t.chunks = chunks.data();
   t.group_chunks = group_chunks.data();
-  t.schedules = {segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()};
+  live_ = {{segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()},
+           has_rate_scale ? &rate_scale : nullptr,
+           has_stop ? &stop : nullptr,
+           options.max_norm};
+  t.live = &live_;
   t.values = values.as<ScheduleValues>();
-  t.lacks_values = !groups.empty() && std::isnan(t.values[0].rate);
   t.clock = clock.as<Clock>();
   t.rates = rates.as<double>();
-  t.rate_scale = has_rate_scale ? &rate_scale : nullptr;
-  t.stop = has_stop ? &stop : nullptr;
   t.gradients = {options.scale != 0 ? &options.scale : nullptr,
-                 options.has_found_inf ? &options.found_inf : nullptr, options.max_norm,
-                 options.skip_nonfinite, options.zero};
+                 options.has_found_inf ? &options.found_inf : nullptr, options.skip_nonfinite,
+                 options.zero};
   for (GuardedBytes* sums : {&norms, &chunk_squares_, &chunk_changes_}) fill(*sums, NAN);
   if (has_norms()) {
     t.totals.chunk_squares = chunk_squares_.as<double>();

@@ -3,6 +3,7 @@
 // and compared.
 #pragma once
 
+#include <cmath>
 #include <deque>
 #include <string>
 #include <type_traits>
@@ -146,7 +147,13 @@ class Plan {
   std::vector<Schedule> schedules_;
   std::vector<TensorRow> rows_;
   std::vector<void*> grads_;
+  LiveRow live_{};
 };
+
+// Whether no step has left the schedules' values behind, so that a kernel of its own has to.
+inline bool lacks_values(const StepTables& t) {
+  return t.num_groups > 0 && std::isnan(t.values[0].rate);
+}
 
 // The CPU driver without threads.
 void cpu_step(Plan& plan);

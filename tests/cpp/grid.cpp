@@ -56,7 +56,7 @@ void Grid::step(const StepTables& t) {
     cuda::HostBlock block{0, 1, 1};
     cuda::finish_norms_body(t, block);
   }
-  if (t.lacks_values) run_schedule_block(t);
+  if (lacks_values(t)) run_schedule_block(t);
   for (int64_t i = 0; i < blocks; ++i) run_step_block(t, at(i));
 }
 

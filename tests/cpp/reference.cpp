@@ -145,10 +145,10 @@ HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
   const RuleInfo info = rule_info(plan.rule);
   for (size_t g = 0; g < plan.groups.size(); ++g) {
     const GroupRow& group = plan.groups[g];
-    const ScheduleValues values = evaluate_schedule(t.schedules, group.schedule, step);
+    const ScheduleValues values = evaluate_schedule(t.live->schedules, group.schedule, step);
     rows.emplace_back(group.hypers, group.hypers + kMaxHypers);
     rows[g][0] = group.hypers[0] * values.rate;
-    if (t.rate_scale) rows[g][0] *= *t.rate_scale;
+    if (t.live->rate_scale) rows[g][0] *= *t.live->rate_scale;
     if (values.cycles_momentum && info.momentum >= 0) rows[g][info.momentum] = values.momentum;
     rows[g][info.weight_decay] *= values.weight_decay;
     plan.rates.as<double>()[g] = rows[g][0];

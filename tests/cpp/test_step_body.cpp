@@ -234,6 +234,36 @@ void test_stop(int rule) {
   }
 }
 
+// Another stream sets or clears the flag while some blocks have yet to look: the count of blocks is
+// whole again afterwards, so that later steps end.
+void test_stop_in_the_middle(int rule) {
+  for (const double first : {0.0, 1.0}) {
+    const Context context("first block's stop ", first);
+    Options options;
+    options.max_norm = 1.0;
+    Plan plan(rule, mixed_specs(rule), three_groups(rule), 512, options);
+    plan.has_stop = true;
+    Grid grid(rule, 3, 32);
+    const StepTables t = plan.tables();
+    grid.run_schedule_block(t);
+    for (int64_t i = 0; i < 3; ++i) {
+      plan.stop = i == 0 ? first : 1.0 - first;
+      grid.run_norm_block(t, i);
+    }
+    EXPECT_EQ(t.clock->blocks_done, 0);
+    for (int64_t i = 0; i < 3; ++i) {
+      plan.stop = i == 0 ? first : 1.0 - first;
+      grid.run_step_block(t, i);
+    }
+    EXPECT_EQ(t.clock->blocks_done, 0);
+    const int64_t applied = t.clock->applied;
+    plan.stop = 0.0;
+    grid.step(plan.tables());
+    EXPECT_EQ(t.clock->blocks_done, 0);
+    EXPECT_EQ(t.clock->applied, applied + 1);
+  }
+}
+
 // Ten steps under three schedules: clock, counts, rates and products move on together.
 void test_schedules(int rule) {
   std::vector<GroupRow> groups = three_groups(rule);
@@ -257,7 +287,7 @@ void test_schedules(int rule) {
     EXPECT_EQ(t.clock->applied, step + 1);
     EXPECT_EQ(t.clock->steps, step + 7);
     EXPECT_EQ(*t.tensors[0].count, static_cast<float>(step + 1));
-    EXPECT_EQ(t.rates[0], 0.1 * evaluate_schedule(t.schedules, 0, step).rate);
+    EXPECT_EQ(t.rates[0], 0.1 * evaluate_schedule(t.live->schedules, 0, step).rate);
     EXPECT_EQ(t.rates[2], 0.5);
   }
 }
@@ -276,7 +306,7 @@ void test_products() {
   Grid adam_grid(kPlace<Adam>, 2, 4);
   Grid nadam_grid(kPlace<NAdam>, 2, 4);
   for (int64_t step = 0; step < 10; ++step) {
-    const double momentum = evaluate_schedule(t.schedules, 0, step).momentum;
+    const double momentum = evaluate_schedule(t.live->schedules, 0, step).momentum;
     adam *= momentum;
     nadam *= momentum * (1.0 - 0.5 * std::pow(0.96, (step + 1.0) * 0.004));
     adam_grid.step(with_adam.tables());
@@ -302,6 +332,7 @@ int main() {
     test_block_orders(rule);
     test_left_out(rule);
     test_stop(rule);
+    test_stop_in_the_middle(rule);
     test_schedules(rule);
   });
   return report("test_step_body");

@@ -69,7 +69,7 @@ LRFAST_NOINLINE void run_norms(const StepTables& t, cuda::NormMemory& shared, Th
 template <class Rule>
 void step(Plan& plan, int64_t blocks, int threads) {
   const StepTables t = plan.tables();
-  if (t.lacks_values) {
+  if (lacks_values(t)) {
     run_grid(1, threads, [&](ThreadBlock b) { cuda::schedule_body(t, b); });
   }
   if (t.totals.chunk_squares) {

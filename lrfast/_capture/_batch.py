@@ -1,0 +1,95 @@
+"""A batch whose tensors stay where they are: what a CUDA graph reads its inputs from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class OtherBatch(ValueError):
+    """A batch is not of the kind that was captured; the message says where and how."""
+
+
+class StaticBatch:
+    """A copy of a batch, with the same containers, that later batches are copied into.
+
+    Args:
+        example: A tensor, or nested dicts, lists and tuples of tensors and constants.
+        device: Where the copies of its tensors are.
+    """
+
+    def __init__(self, example: Any, device: torch.device) -> None:
+        self.value = _made_static(example, device)
+
+    def copy_in(self, batch: Any) -> None:
+        """Copy a batch's tensors, queued where they are on a GPU or in pinned memory.
+
+        Raises:
+            OtherBatch: If its containers, shapes, dtypes or constants are other ones.
+        """
+        with torch.no_grad():
+            _copy_in(self.value, batch)
+
+
+def _made_static(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device=device, requires_grad=False).copy_(value.detach())
+    if isinstance(value, Mapping):
+        made = copy.copy(value)
+        for key, item in value.items():
+            made[key] = _made_static(item, device)  # type: ignore[index]
+        return made
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_made_static(item, device) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_made_static(item, device) for item in value)
+    if value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype):
+        return value
+    raise TypeError(
+        "example_batch must be made of dicts, lists, tuples, tensors, numbers and strings, got "
+        f"{type(value).__name__}"
+    )
+
+
+def _copy_in(static: Any, given: Any) -> None:
+    if isinstance(static, Tensor):
+        _copy_tensor(static, given)
+        return
+    if type(static) is not type(given):
+        raise OtherBatch(f": it was {type(static).__name__}, got {type(given).__name__}")
+    if isinstance(static, Mapping):
+        if static.keys() != given.keys():
+            raise OtherBatch(f": its keys were {list(static)}, got {list(given)}")
+        pairs = [(key, static[key], given[key]) for key in static]
+    elif isinstance(static, list | tuple):
+        if len(static) != len(given):
+            raise OtherBatch(f": its length was {len(static)}, got {len(given)}")
+        pairs = list(zip(range(len(static)), static, given, strict=True))
+    elif static is given or (static == given) is True:
+        return
+    else:
+        raise OtherBatch(f": it is no tensor and was {static!r}, got {given!r}")
+    for key, own, item in pairs:
+        try:
+            _copy_in(own, item)
+        except OtherBatch as error:
+            raise OtherBatch(f"[{key!r}]{error}") from None
+
+
+def _copy_tensor(static: Tensor, given: Any) -> None:
+    if not isinstance(given, Tensor):
+        raise OtherBatch(f": it was a tensor, got {type(given).__name__}")
+    if given.shape != static.shape or given.dtype != static.dtype:
+        raise OtherBatch(
+            f": it was {_kind(static)}, got {_kind(given)}; a loader with drop_last=True gives "
+            "batches of one size"
+        )
+    static.copy_(given, non_blocking=True)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
