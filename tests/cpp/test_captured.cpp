@@ -81,7 +81,7 @@ struct Tables {
       segments.edit().push_back({i, static_cast<double>(i), 1.0, 0.1 * (i + 1), 0.1 * (i + 2), 1.0,
                                  0.0, 0, Shape::kLinear});
     }
-    tables.edit() = {{0, 0, 0.0, 0.0, 0.0, 0, pieces}};
+    tables.edit() = {{0, 1, 0, 0.0, 0.0, 0.0, 0, pieces}};
     tracks.edit() = {{0, 1, Channel::kRate}};
     schedules.edit() = {{0, 1, 0}};
   }
