@@ -78,6 +78,12 @@ def _same_start() -> Iterator[None]:
         torch.cuda.set_rng_state_all(cuda_states)
 
 
+@pytest.fixture
+def benchmarks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a pytest that a test starts run benchmarks, which are off in processes of xdist."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device that lrfast runs on."""

@@ -38,6 +38,7 @@ def summary(out: Path) -> Any:
     return json.loads((out / f"{NAME}-summary.json").read_text())["steps"]
 
 
+@pytest.mark.usefixtures("benchmarks_run")
 def test_a_rehearsal_collects_what_a_gpu_would_run(check: ModuleType, tmp_path: Path) -> None:
     steps = "build,benchmarks,memcheck"
     assert check.main(["--dry-run", "--out", str(tmp_path), "--steps", steps]) == 0

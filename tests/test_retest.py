@@ -314,7 +314,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[str(e[0]) for e in ERRORS])
+@pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[message for _, message in ERRORS])
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     model, optimizer = make_groups()
     given = {"model": model, "optimizer": optimizer, "loader": [], "loss_fn": cross_entropy}
