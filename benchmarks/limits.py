@@ -123,7 +123,7 @@ SHARDED = """## Sharded over many GPUs
 **Computed, not measured.** Llama 3's shapes, each tensor cut evenly over the ranks, AdamW with two
 param groups: norms have no weight decay. A rank updates its own part, so no byte of a step depends
 on another rank, but for clipping: it adds a pass over the rank's gradients, a launch, and the one
-collective of an update, an all-reduce of one float64 whatever the model's size. The floors are the
+collective of an update, an all-reduce of one float64 per param group, whatever the size of the model. The floors are the
 clipped step's bytes at the data sheets' bandwidths ({gpus}), which no kernel reaches.
 torch's launches are what its fused AdamW needs at least for the same part without clipping, by the
 size of its tables ({tensors} tensors or {chunks:,} chunks of {chunk:,} elements), and with one

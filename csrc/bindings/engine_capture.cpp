@@ -30,8 +30,7 @@ bool requires_grad(const Slot& slot) {
 
 }  // namespace
 
-// ---- tables for a launch that is recorded
-// --------------------------------------------------------
+// ---- tables for a launch that is recorded -------------------------------------------------------
 
 // Where the tables will be. What is captured by lrfast.capture may still lack rows: refresh()
 // brings them before the first replay. Nobody does that for others who capture a step.
@@ -87,8 +86,7 @@ void Engine::copy_device_hypers(DevicePlan& plan) {
   }
 }
 
-// ---- what was recorded
-// ---------------------------------------------------------------------------
+// ---- what was recorded --------------------------------------------------------------------------
 
 void Engine::build(const py::list& param_groups) {
   const at::NoGradGuard no_grad;
@@ -148,8 +146,7 @@ void Engine::mark_gradients(int64_t number) {
   }
 }
 
-// ---- before a replay
-// -----------------------------------------------------------------------------
+// ---- before a replay ----------------------------------------------------------------------------
 
 py::object Engine::refresh(int64_t number, const py::list& param_groups, const py::dict& state) {
   const at::NoGradGuard no_grad;
