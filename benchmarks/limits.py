@@ -120,14 +120,15 @@ LEFT = """## What is left, and why
 
 SHARDED = """## Sharded over many GPUs
 
-**Computed, not measured.** Llama 3's shapes, each tensor cut evenly over the ranks, AdamW with two
-param groups: norms have no weight decay. A rank updates its own part, so no byte of a step depends
-on another rank, but for clipping: it adds a pass over the rank's gradients, a launch, and the one
-collective of an update, an all-reduce of one float64 per param group, whatever the size of the model. The floors are the
-clipped step's bytes at the data sheets' bandwidths ({gpus}), which no kernel reaches.
-torch's launches are what its fused AdamW needs at least for the same part without clipping, by the
-size of its tables ({tensors} tensors or {chunks:,} chunks of {chunk:,} elements), and with one
-launch per group for the counts. The last column is what lrfast's list of chunks takes of the GPU's
+**Computed, not measured.** Llama 3's shapes, each tensor cut evenly over the ranks, AdamW with
+two param groups: norms have no weight decay. A rank updates its own part, so no byte of a step
+depends on another rank, but for clipping: it adds a pass over the rank's gradients, two launches
+(their squares, and the norms once all ranks' are added) and the one collective of an update, an
+all-reduce of a float64 per param group, whatever the size of the model. The floors are the
+clipped step's bytes at the data sheets' bandwidths ({gpus}), which no kernel reaches. torch's
+launches are what its fused AdamW needs at least for the same part without clipping, by the size
+of its tables ({tensors} tensors or {chunks:,} chunks of {chunk:,} elements), and with one launch
+per group for the counts. The last column is what lrfast's list of chunks takes of the GPU's
 memory.
 """
 
@@ -322,7 +323,7 @@ def sharded_rows(model: str, ranks: int) -> list[list[str]]:
         step, clipped = (sum(shards) * count for count in each)
         floors = [f"{1e3 * clipped / bandwidth:,.2f}" for bandwidth in GPUS.values()]
         cells = [f"{len(shards)}", f"{sum(shards) / 1e6:,.0f}", f"{step / 1e9:,.2f}"]
-        cells += [f"{clipped / 1e9:,.2f}", *floors, "1 + 1", str(launches)]
+        cells += [f"{clipped / 1e9:,.2f}", *floors, "1 + 2", str(launches)]
         rows.append([model, str(ranks), dtype, *cells, f"{8 * chunks / 1e3:,.0f}"])
     return rows
 
