@@ -75,6 +75,52 @@ def test_sharded_state_wants_one_of_our_optimizers() -> None:
         lrfast.ShardedState(layer, torch.optim.SGD(layer.parameters()))
 
 
+def trained(schedule: lrfast.schedules.Schedule, steps: int, cuts: int) -> tuple[Any, Any]:
+    """A layer and its optimizer after some steps, whose Plateau has cut the rates so often."""
+    layer = torch.nn.Linear(3, 2).double()
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    optimizer = lrfast.SGD(layer.parameters(), **options, schedule=schedule)
+    plateau = lrfast.Plateau(optimizer, factor=0.5, patience=0)
+    for _ in range(cuts + 1 if cuts else 0):
+        plateau.observe(torch.tensor(1.0))
+    for _ in range(steps):
+        layer(torch.ones(1, 3).double()).square().sum().backward()
+        optimizer.step()
+    return layer, optimizer
+
+
+def test_sharded_state_brings_schedule_plateau_and_step() -> None:
+    schedule = lrfast.schedules.cosine(10)
+    layer, optimizer = trained(schedule, 3, cuts=2)
+    saved = lrfast.ShardedState(layer, optimizer).state_dict()
+    other_layer, other = trained(schedule, 1, cuts=0)
+    lrfast.ShardedState(other_layer, other).load_state_dict(saved)
+    assert other.schedule_step == 3
+    assert other.current_rates() == optimizer.current_rates() == [0.1 * schedule.at(3) * 0.25]
+    assert torch.equal(other_layer.weight, layer.weight)
+    momentum = optimizer.state[layer.weight]["momentum_buffer"]
+    assert torch.equal(other.state[other_layer.weight]["momentum_buffer"], momentum)
+
+
+def test_sharded_state_asks_whose_schedule_goes_on() -> None:
+    layer, optimizer = trained(lrfast.schedules.cosine(10), 3, cuts=0)
+    saved = lrfast.ShardedState(layer, optimizer).state_dict()
+    longer = lrfast.schedules.cosine(20)
+    other_layer, other = trained(longer, 1, cuts=0)
+    before = other_layer.weight.detach().clone()
+    with pytest.raises(
+        ValueError, match=r'schedule must be "saved" or "own".*total steps: 10 against 20'
+    ):
+        lrfast.ShardedState(other_layer, other).load_state_dict(saved)
+    assert torch.equal(other_layer.weight, before) and other.schedule_step == 1
+    lrfast.ShardedState(other_layer, other, schedule="own").load_state_dict(saved)
+    assert other.schedules == [longer] and other.schedule_step == 3
+    lrfast.ShardedState(other_layer, other, schedule="saved").load_state_dict(saved)
+    assert other.schedules == optimizer.schedules and other.schedule_step == 3
+    with pytest.raises(ValueError, match="schedule must be 'saved' or 'own', got 'both'"):
+        lrfast.ShardedState(layer, optimizer, schedule="both")  # type: ignore[arg-type]
+
+
 def test_a_gradient_that_is_placed_otherwise_is_refused(mesh: Any) -> None:
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
