@@ -14,7 +14,7 @@ from torch import nn
 import lrfast
 from lrfast import suggest
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._context import Amounts, Context, context_of
+from lrfast.range_test._context import Amounts, Context, context_of, weights_of
 
 LRS = rates()
 
@@ -64,6 +64,34 @@ def test_parameters_are_counted(parameters: Any) -> None:
 def test_momentum_is_a_share(momentum: float) -> None:
     with pytest.raises(ValueError, match="momentum must be at least 0 and below 1, got "):
         suggest.typical_rate("SGD", 10, momentum)
+
+
+def usual_rms(parameters: int) -> float:
+    """GPT-3's 0.02 at 1.25e8 parameters, and ten times that at a hundred thousandth of them."""
+    return float(0.02 * (1.25e8 / parameters) ** 0.2)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Lion", "Adagrad"])
+@pytest.mark.parametrize("parameters", [100, 10_000, 125_000_000])
+def test_large_weights_take_larger_rates(name: str, parameters: int) -> None:
+    usual = usual_rms(parameters)
+    alone = suggest.typical_rate(name, parameters)
+    assert alone is not None
+    for larger, factor in [(1, 1), (4, 4), (1 / 3, 1 / 3), (30, 10), (1e-3, 0.1)]:
+        found = suggest.typical_rate(name, parameters, weight_rms=larger * usual)
+        assert found == pytest.approx(alone * factor**0.4)
+
+
+def test_weights_that_say_nothing_and_strange_optimizers() -> None:
+    for rms in (None, 0.0):
+        assert suggest.typical_rate("SGD", 100, 0.5, rms) == 0.5
+    assert suggest.typical_rate("LBFGS", 100, weight_rms=1.0) is None
+
+
+@pytest.mark.parametrize("rms", [-0.1, math.nan, math.inf])
+def test_a_root_mean_square_is_a_size(rms: float) -> None:
+    with pytest.raises(ValueError, match="weight_rms must be None, or finite and 0 or more, got "):
+        suggest.typical_rate("SGD", 10, weight_rms=rms)
 
 
 # What "auto" makes of it.
@@ -200,11 +228,38 @@ def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
     assert context_of(optimizer, 0, Amounts()).typical == suggest.typical_rate("RMSprop", 10, 0.5)
 
 
+def test_weights_of_several_kinds_and_groups() -> None:
+    torch.manual_seed(0)
+    body = nn.Parameter(torch.full((300,), 2.0, dtype=torch.bfloat16))
+    frozen = nn.Parameter(torch.full((50,), 9.0), requires_grad=False)
+    head = nn.Parameter(torch.full((100,), 3 + 4j))
+    optimizer = lrfast.SGD([{"params": [body, frozen]}, {"params": [head]}], lr=0.1)
+    weights = weights_of(optimizer)
+    assert weights.count == 400
+    assert weights.rms == pytest.approx(math.sqrt((300 * 4 + 100 * 25) / 400))
+    with torch.no_grad():
+        body[7] = math.nan
+    assert weights_of(optimizer).rms is None
+
+
+def test_the_weights_before_the_sweep_count() -> None:
+    """A sweep leaves other weights behind, and is undone only at the end."""
+    torch.manual_seed(1)
+    model = nn.Linear(4, 1)
+    optimizer = lrfast.SGD(model.parameters(), lr=0.1)
+    before = context_of(optimizer, 0, Amounts(64))
+    inputs = torch.randn(64, 4)
+    batches = [(inputs, inputs.sum(1, keepdim=True) + 0.1 * torch.randn(64, 1))]
+    result = lrfast.lr_find(model, optimizer, batches, nn.functional.mse_loss, progress=False)
+    assert f"usually train at {before.typical:.1e}" in result.suggestion.reason
+
+
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
 def test_lr_find_passes_it_on(kind: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
     optimizer = getattr(lrfast, kind)(model.parameters(), lr=0.1)
+    rms = weights_of(optimizer).rms
     inputs = torch.randn(64, 4)
     batches = [(inputs, inputs.sum(1, keepdim=True))]
     result = lrfast.lr_find(model, optimizer, batches, nn.functional.mse_loss, progress=False)
@@ -212,9 +267,9 @@ def test_lr_find_passes_it_on(kind: str) -> None:
     expected = suggest.auto(
         result.lrs,
         result.losses,
-        typical=suggest.typical_rate(kind, count),
+        typical=suggest.typical_rate(kind, count, weight_rms=rms),
         momentum=kind == "Adam",
-        scale=suggest.rate_scale(kind, batch_size=64, parameters=count, targets=64),
+        scale=suggest.rate_scale(kind, batch_size=64),
     )
     assert result.suggestion == expected and expected.lr is not None
     assert result.suggestion != suggest.auto(result.lrs, result.losses)
