@@ -135,8 +135,8 @@ def test_auto_stays_near_the_curve(typical: float) -> None:
     narrow = s_curve(LRS, 3e-2, 0.3)
     answer = suggest.auto(LRS, narrow, typical=typical)
     lost = float(answer.reason.split("lost again at ")[1].split(",")[0])
-    assert answer.lr is not None and answer.lr <= 0.5 * lost * 1.05
-    assert (answer.lr == pytest.approx(0.5 * lost, rel=0.05)) == (typical > 1)
+    assert answer.lr is not None and answer.lr <= 0.7 * lost * 1.05
+    assert (answer.lr == pytest.approx(0.7 * lost, rel=0.05)) == (typical > 1)
 
 
 def test_auto_does_not_leave_the_range_that_was_swept() -> None:
@@ -151,17 +151,6 @@ def test_auto_follows_the_scale_of_all_rates(scale: float) -> None:
     here = suggest.auto(LRS, curve, typical=0.02).lr
     there = suggest.auto(scale * LRS, curve, typical=scale * 0.02).lr
     assert here is not None and there == pytest.approx(scale * here)
-
-
-def test_without_momentum_the_answer_is_nearer_to_the_rise() -> None:
-    curve = s_curve(LRS, 1e-3, 1.0)
-    with_momentum, without = (
-        suggest.auto(LRS, curve).lr,
-        suggest.auto(LRS, curve, momentum=False).lr,
-    )
-    assert with_momentum is not None and without is not None
-    # A fifth of the three decades between.
-    assert math.log10(without / with_momentum) == pytest.approx(0.6, abs=0.05)
 
 
 def test_a_typical_rate_makes_no_curve_say_something() -> None:
@@ -185,25 +174,23 @@ def parameters(*sizes: int) -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("library", [lrfast, torch.optim])
 @pytest.mark.parametrize(
-    ("name", "options", "momentum"),
+    ("name", "options"),
     [
-        ("SGD", {}, False),
-        ("SGD", {"momentum": 0.9}, True),
-        ("Adam", {}, True),
-        ("AdamW", {}, True),
-        ("NAdam", {}, True),
-        ("RMSprop", {}, False),
-        ("RMSprop", {"momentum": 0.5}, True),
-        ("Adagrad", {}, False),
+        ("SGD", {}),
+        ("SGD", {"momentum": 0.9}),
+        ("Adam", {}),
+        ("AdamW", {}),
+        ("NAdam", {}),
+        ("RMSprop", {}),
+        ("RMSprop", {"momentum": 0.5}),
+        ("Adagrad", {}),
     ],
 )
-def test_the_context_of_an_optimizer(
-    library: Any, name: str, options: dict[str, Any], momentum: bool
-) -> None:
+def test_the_context_of_an_optimizer(library: Any, name: str, options: dict[str, Any]) -> None:
     optimizer = getattr(library, name)(parameters(600, 400), lr=0.1, **options)
     found = context_of(optimizer, 0, Amounts())
     assert found.typical == suggest.typical_rate(name, 1000, options.get("momentum", 0.0))
-    assert found.typical is not None and found.momentum is momentum
+    assert found.typical is not None
 
 
 def test_the_context_of_a_subclass_and_of_a_stranger() -> None:
@@ -268,7 +255,6 @@ def test_lr_find_passes_it_on(kind: str) -> None:
         result.lrs,
         result.losses,
         typical=suggest.typical_rate(kind, count, weight_rms=rms),
-        momentum=kind == "Adam",
         scale=suggest.rate_scale(kind, batch_size=64),
     )
     assert result.suggestion == expected and expected.lr is not None
@@ -277,7 +263,7 @@ def test_lr_find_passes_it_on(kind: str) -> None:
 
 def test_a_result_passes_on_all() -> None:
     curve = s_curve(LRS, 1e-3, 1.0)
-    found = suggest_all(LRS, curve, curve, 100, Context(0.05, False, 0.7))["auto"]
-    assert found == suggest.auto(LRS, curve, typical=0.05, momentum=False, scale=0.7)
-    assert found != suggest.auto(LRS, curve, typical=0.05, scale=0.7)
-    assert found != suggest.auto(LRS, curve, typical=0.05, momentum=False)
+    found = suggest_all(LRS, curve, curve, 100, Context(0.05, 0.7))["auto"]
+    assert found == suggest.auto(LRS, curve, typical=0.05, scale=0.7)
+    assert found != suggest.auto(LRS, curve, typical=0.05)
+    assert found != suggest.auto(LRS, curve, scale=0.7)

@@ -31,13 +31,12 @@ class Choice:
 
 KNOWN = range(4)  # nothing; the size of batches; the number of targets; the size of the weights too
 CHOICES = tuple(
-    Choice(Constants(lower, noise, momentum, typical, highest=highest), knows)
-    for lower, noise, momentum, typical, highest, knows in product(
+    Choice(Constants(lower, noise, typical, highest=highest), knows)
+    for lower, noise, typical, highest, knows in product(
         (0.35, 0.5, 0.7, 1.0),
         (0.0, 0.2),
-        (0.0, 0.2),
         (0.4, 0.5, 0.6, 0.7, 0.8),
-        (0.35, 0.5, 0.7),
+        (0.35, 0.5, 0.7, 1.0),
         KNOWN,
     )
 )
@@ -131,7 +130,7 @@ def _rates(landscape: Landscape) -> FloatArray:
 def _rate(shape: Shape | str, known: Context, constants: Constants) -> float:
     if isinstance(shape, str):
         return math.nan
-    return answer(shape, known.typical, known.momentum, known.scale, constants)[0]
+    return answer(shape, known.typical, known.scale, constants)[0]
 
 
 def _regrets(landscape: Landscape, rates: FloatArray) -> FloatArray:

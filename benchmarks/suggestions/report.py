@@ -27,12 +27,13 @@ from benchmarks.suggestions.verified import verdicts
 from lrfast.range_test._context import Context
 
 CHOSEN_ON = """\
-What `auto` is made of was chosen with these in view: its constants with the first 27 of them, what
-it makes of the size of batches and data with 41, and what it makes of the size of the weights, and
-of targets that are numbers, with all of them."""
+What `auto` is made of was chosen with these in view: most of its constants with the first 27 of
+them, what it makes of the size of batches and data with 41, what it makes of the size of the
+weights, and of targets that are numbers, with all of them."""
 NOT_CHOSEN_ON = """\
-They were written down before anything was measured on them, and looked at once, with `auto` as it
-is."""
+They were written down before anything was measured on them. `auto` had 0.096 and 0.278 when they
+were looked at. Cross-validation over the others then left one constant away, for optimizers without
+momentum, and raised another, the share of the rise that no answer exceeds, from 0.5 to 0.7."""
 
 # By what a result file calls them, in the order in which they were written down.
 SETS = {"tasks": TASKS, "held_out": HELD_OUT, "unseen": UNSEEN, "fresh": FRESH}

@@ -33,12 +33,10 @@ class Context:
     Args:
         typical: Rate at which such an optimizer usually trains so many and so large weights; None
             for one that is not known.
-        momentum: Whether it has momentum.
         scale: Factor for its batches and data.
     """
 
     typical: float | None = None
-    momentum: bool = True
     scale: float = 1.0
 
 
@@ -96,7 +94,7 @@ def context_of(
     scale = rate_scale(
         known, batch_size=amounts.batch_size, parameters=count, targets=amounts.targets
     )
-    return Context(rates[known], momentum > 0 or "betas" in group, scale)
+    return Context(rates[known], scale)
 
 
 def _norm(parameter: Tensor) -> Tensor:
