@@ -174,13 +174,24 @@ def rows_of(batch: Any) -> int:
 
 
 def targets_of(batch: Any) -> int:
-    """Return the elements of the last tensor in a batch, its targets; 0 if there is none."""
-    if isinstance(batch, Tensor):
-        return batch.numel()
-    if not isinstance(batch, Mapping | list | tuple):
+    """Return the classes to predict: the elements of a batch's last tensor, if it has integers.
+
+    0 where it has other numbers, or where there is no tensor.
+    """
+    last = _last_tensor(batch)
+    if last is None or last.is_floating_point() or last.is_complex():
         return 0
+    return last.numel()
+
+
+def _last_tensor(batch: Any) -> Tensor | None:
+    if isinstance(batch, Tensor):
+        return batch
+    if not isinstance(batch, Mapping | list | tuple):
+        return None
     items = list(batch.values() if isinstance(batch, Mapping) else batch)
-    return next((count for item in reversed(items) if (count := targets_of(item))), 0)
+    found = (_last_tensor(item) for item in reversed(items))
+    return next((tensor for tensor in found if tensor is not None), None)
 
 
 def length_of(data: Iterable[Any]) -> int | None:

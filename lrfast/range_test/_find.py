@@ -26,7 +26,7 @@ from lrfast._batches import (
 )
 from lrfast.range_test import _analysis
 from lrfast.range_test._captured import check_captures
-from lrfast.range_test._context import Amounts, context_of
+from lrfast.range_test._context import Amounts, context_of, weights_of
 from lrfast.range_test._loop import Loop
 from lrfast.range_test._race import race
 from lrfast.range_test._ranks import ranks_of
@@ -226,6 +226,7 @@ class _Search:
         self._saved = saved
         self._loaders = loaders
         self._is_fresh = True
+        self._weights = weights_of(training.optimizer)
 
     def run(self) -> RangeTest:
         """Sweep as often as it takes, and race."""
@@ -264,7 +265,7 @@ class _Search:
             )
             recordings.append(_analysis.read(loop.run(), settings.lag))
             amounts = loop.amounts
-        context = context_of(self._training.optimizer, sweep.reference, amounts)
+        context = context_of(self._training.optimizer, sweep.reference, amounts, self._weights)
         result = _analysis.summarise(sweep, recordings, settings.beta, context)
         return replace(result, notes=self._notes(result))
 
