@@ -331,13 +331,12 @@ class FusedOptimizer(Scheduled):
             else:
                 state[name] = _states.usable(name, state[name], param, dtype)
         if self._options.ema_decay is not None:
-            state["ema"] = _states.usable(
-                "ema", state.get("ema", param.detach()), param, _states.average_dtype(param)
-            )
+            average = param.detach() if state.get("ema") is None else state["ema"]
+            state["ema"] = _states.usable("ema", average, param, _states.average_dtype(param))
         is_new = count not in state
         if count is not None:
             state[count] = _states.scalar(state.get(count, 0.0), param, torch.float32)
-        if product in state:
+        if product is not None and product in state:
             state[product] = _states.scalar(state[product], param, torch.float64)
         elif names["needs_product"]:
             # Waits for the device, once per parameter: when its momentum is first cycled.

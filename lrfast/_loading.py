@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrfast._extension import extension
 from lrfast._options import check_group, check_saved_groups
-from lrfast._plain import MAX_STEPS, entries, mapping, number, short, tensor, whole
+from lrfast._plain import MAX_STEPS, entries, mapping, number, short, tensor, text, whole
 from lrfast._scheduled import Scheduled, saved_schedules
 from lrfast._states import SCALARS
 from lrfast.loss_schedules import check_saved
@@ -110,7 +110,7 @@ def _check_states(
         if place not in state:
             continue
         for name, value in mapping(f"state[{short(place)}]", state[place]).items():
-            where = f"state[{short(place)}][{short(name)}]"
+            where = f"state[{short(place)}][{short(text('a state', name))}]"
             if name in SCALARS:
                 _check_scalar(name, where, value)
             elif isinstance(value, Tensor):

@@ -124,7 +124,7 @@ def safely_loaded(name: str, file: IO[bytes]) -> Any:
     """What ``torch.save`` wrote, if it is tensors and plain data; nothing in it is executed."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # which ones torch raises for a broken file is not written down
         # Its own words go on with the advice to load what it refuses with weights_only=False.

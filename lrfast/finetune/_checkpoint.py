@@ -18,7 +18,7 @@ from lrfast._plain import entries, flag, mapping, number, safely_loaded, short, 
 from lrfast.finetune._loop import own_groups
 from lrfast.finetune._run import Moment, Run
 from lrfast.history import History
-from lrfast.snapshot import Snapshot
+from lrfast.snapshot import Snapshot, is_out_of_memory
 
 if TYPE_CHECKING:
     from lrfast._drive import Driver
@@ -84,13 +84,12 @@ def unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
         ValueError: If the tuner is of another kind or the data are broken; nothing has changed
             then. A copy of what there was is kept in the host's memory until the end.
     """
-    _check_kind(_kind(tuner), mapping("kind", mapping("path", data, ["kind"])["kind"]))
     with _unless_it_fails(tuner):
         try:
             return _unpack(tuner, data)
-        except torch.OutOfMemoryError:
-            raise
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
                 "path must be a checkpoint that FineTuner.save wrote, got one that is broken: "
                 f"{type(error).__name__}: {error}"
@@ -119,6 +118,7 @@ def _unless_it_fails(tuner: FineTuner) -> Iterator[None]:
 
 
 def _unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
+    _check_kind(_kind(tuner), mapping("kind", mapping("path", data)["kind"]))
     run = None if data["run"] is None else _check_run(tuner, Run.from_dict(data["run"]))
     moment = Moment.from_dict(data)
     _check_tensors(tuner.model, data["model"])

@@ -57,7 +57,9 @@ class LossSchedule(ABC):
         check_count("cooldown", cooldown, 0)
         check_count("window", window, 1)
         self.mode, self.threshold_mode = mode, threshold_mode
-        self.factor, self.min_factor, self.threshold = factor, min_factor, threshold
+        # torch takes no whole number beyond 64 bits.
+        self.factor, self.min_factor = float(factor), float(min_factor)
+        self.threshold = float(threshold)
         self.patience, self.cooldown, self.window = patience, cooldown, window
         self._is_loaded = False  # made by a load, not by the user
         self._state = self._state_on(optimizer)

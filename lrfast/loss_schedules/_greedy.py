@@ -86,7 +86,7 @@ class Greedy(LossSchedule):
         check_count("reset_start", reset_start, 1)
         if not 1 <= max_factor <= MOST:
             raise ValueError(f"max_factor must be finite and 1 or more, got {max_factor}")
-        self.warmup, self.max_factor, self.reset_start = warmup, max_factor, reset_start
+        self.warmup, self.max_factor, self.reset_start = warmup, float(max_factor), reset_start
         super().__init__(
             optimizer,
             mode=mode,

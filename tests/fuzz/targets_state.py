@@ -109,14 +109,13 @@ class Optimizers(Target):
             step(self._takers[index], random.choice((0, 3)))
         return accepted
 
-    @staticmethod
-    def _use(taker: Any) -> None:
+    def _use(self, taker: Any) -> None:
         step(taker, 2)
         taker.planned(5)
         if len(taker.current_rates()) != 2:
             raise Finding("rates are missing")
-        if max(taker._clock()) < 2**53:
-            taker.load_state_dict(copy.deepcopy(taker.state_dict()))
+        # What such hyperparameters make of a state may well be refused.
+        self.attempt(lambda: taker.load_state_dict(taker.state_dict()))
         if taker._options.telemetry:
             taker.telemetry()
 
