@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 LossFunction = Callable[[Any, Any], Tensor]
 ComputeLoss = Callable[[nn.Module, Any], Tensor]
@@ -250,7 +251,7 @@ class Replayed:
     def __iter__(self) -> Iterator[Any]:
         """Yield one pass, of batches seen before as far as there are any."""
         if not self._is_held:
-            yield from self._data
+            yield from one_pass(self._data)
             return
         if self._rest is None:
             self._rest = iter(self._data)
@@ -265,6 +266,32 @@ class Replayed:
             place += 1
 
 
+def one_pass(data: Iterable[Any]) -> Generator[Any, None, None]:
+    """Yield the batches of one pass; a DataLoader's workers end with it, however it ends."""
+    iterator = iter(data)
+    try:
+        yield from iterator
+    finally:
+        if not getattr(data, "persistent_workers", False):
+            end_workers(iterator)
+
+
+def close(*iterators: Iterator[Any]) -> None:
+    """End generators where they stand, so that what they iterate over ends, too."""
+    for iterator in iterators:
+        if isinstance(iterator, Generator):
+            iterator.close()
+
+
+def end_workers(iterator: object) -> None:
+    """End the workers of a DataLoader's iterator, if it has some.
+
+    Without this they live as long as it does: an exception that has it in its traceback keeps them.
+    """
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
+
+
 def cycled(data: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches of a loader again and again.
 
@@ -275,7 +302,7 @@ def cycled(data: Iterable[Any]) -> Iterator[Any]:
     passes = 0
     while True:
         empty = True
-        for batch in data:
+        for batch in one_pass(data):
             empty = False
             yield batch
         if empty and passes == 0:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from lrfast._files import replacing
 from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -383,5 +384,7 @@ def _limit(axes: Axes, values: npt.NDArray[np.float64]) -> None:
 
 def _finish(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
-        figure.savefig(path, dpi=120)
+        kind = Path(path).suffix[1:] or figure.canvas.get_default_filetype()
+        with replacing(Path(path).with_suffix(f".{kind}"), "wb") as file:
+            figure.savefig(file, dpi=120, format=kind)
     return figure

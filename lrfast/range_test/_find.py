@@ -33,7 +33,7 @@ from lrfast.range_test._ranks import ranks_of
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._sweep import Mode, Sweep, Vary, make_sweep
 from lrfast.range_test._training import StepFunction, Training
-from lrfast.snapshot import Snapshot, bytes_needed, preserved
+from lrfast.snapshot import Snapshot, bytes_needed, preserved, sizes
 from lrfast.suggest import Suggestion
 
 _log = logging.getLogger(__name__)
@@ -325,8 +325,7 @@ def _check_memory(needed: dict[torch.device, int], where: str) -> None:
     """Say what the snapshot takes, and refuse before it starts where a device has not that much."""
     if where not in ("device", "host"):
         raise ValueError(f"snapshot must be 'device' or 'host', got {where!r}")
-    text = ", ".join(f"{size / 2**20:.1f} MiB of {device}" for device, size in needed.items())
-    _log.info("the snapshot copies %s to %s memory", text, where)
+    _log.info("the snapshot copies %s to %s memory", sizes(needed), where)
     for device, size in needed.items():
         if device.type != "cuda" or where == "host":
             continue

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from lrfast._batches import check_loss, device_of, upload
+from lrfast._batches import check_loss, close, device_of, upload
 from lrfast._drive import Driver, drive
 from lrfast.curve import LossCurve
 from lrfast.range_test._captured import CapturedUpdate
@@ -80,21 +80,23 @@ class Loop:
         schedules = [schedule for _, schedule in parts]
         driver = drive(optimizer, schedules, self._sweep.num_iter, self.curve.stop_flag)
         point = _make_point(training, driver, self.curve, self._sweep.reference)
-        windows = self._counted(training.windows())
+        windows = training.windows()
+        counted = self._counted(windows)
         bar = tqdm(
             desc="range test", total=len(self._rates), leave=False, disable=not self._progress
         )
         try:
             for step in self._steps():
-                point.begin(next(windows))
+                point.begin(next(counted))
                 if self._has_ended(step, bar):
                     return self.curve
                 point.end()
             if self._lag:
-                point.look_on(next(windows))
+                point.look_on(next(counted))
         finally:
             bar.refresh()  # tqdm leaves out what comes soon after the last time it drew
             bar.close()
+            close(counted, windows)
             point.release()
             driver.detach()
         return self.curve

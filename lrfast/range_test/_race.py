@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrfast import schedules
-from lrfast._batches import device_of, evaluating
+from lrfast._batches import close, device_of, evaluating
 from lrfast._drive import Driver, drive
 from lrfast._scheduled import set_rate
 from lrfast.curve import LossCurve
@@ -171,6 +171,7 @@ class _Track:
                 if self._is_lost(losses):
                     break
         finally:
+            close(windows)
             driver.detach()
         final = _final(tuple(losses))
         if final < (math.inf if self._best is None else _final(self._best)):
