@@ -122,7 +122,7 @@ def lr_find(
             DistributedDataParallel nor sharded.
         capture: Whether a sweep's updates are captured in a CUDA graph, see :func:`lrfast.capture`;
             for our optimizers and training losses. Races run as ever.
-        progress: Whether to show a progress bar.
+        progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
 
     Returns:
         Curve, suggestions and outcome.
@@ -283,8 +283,9 @@ class _Search:
             verdict = replace(first, rule="verified")
             outcome = None
         else:
+            steps, progress = self._settings.verify, self._settings.progress
             outcome, verdict = race(
-                self._training, result.sweep, self._saved, first, self._settings.verify
+                self._training, result.sweep, self._saved, first, steps, progress
             )
         suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
         return replace(result, suggestions=suggestions, race=outcome)
