@@ -77,8 +77,8 @@ def lr_find(
     gradients, optimizer state, modes, random numbers and the order of a DataLoader are as before,
     also when something raises in the middle. Data that can be iterated only once is used up.
 
-    With a model in DistributedDataParallel every rank calls it alike: losses are averaged, all
-    ranks stop at the same point, and each puts its own copy back.
+    With a model in DistributedDataParallel, or sharded by FSDP, every rank calls it alike: losses
+    are averaged, all ranks stop at the same point, and each puts its own copy back.
 
     Args:
         model: Module with trainable parameters; it is put into training mode if it is not.
@@ -118,11 +118,11 @@ def lr_find(
         others: Objects with ``state_dict`` and ``load_state_dict`` to put back too.
         snapshot: Where the copies are kept that put everything back: on the "device" that trains,
             or in the "host" memory, for models that fill the device.
-        process_group: The ranks that train together, where the model is not in
-            DistributedDataParallel.
+        process_group: The ranks that train together, where the model is neither in
+            DistributedDataParallel nor sharded.
         capture: Whether a sweep's updates are captured in a CUDA graph, see :func:`lrfast.capture`;
             for our optimizers and training losses. Races run as ever.
-        progress: Whether to show a progress bar.
+        progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
 
     Returns:
         Curve, suggestions and outcome.
@@ -284,8 +284,9 @@ class _Search:
             verdict = replace(first, rule="verified")
             outcome = None
         else:
+            steps, progress = self._settings.verify, self._settings.progress
             outcome, verdict = race(
-                self._training, result.sweep, self._saved, first, self._settings.verify
+                self._training, result.sweep, self._saved, first, steps, progress
             )
         suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
         return replace(result, suggestions=suggestions, race=outcome)
