@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import lrfast
 from lrfast import schedules
 from lrfast._traffic import bytes_moved
-from lrfast.plot import limits, plot_range_test, plot_schedules
+from lrfast.plot import plot_range_test, plot_schedules
 
 FOLDER = Path(__file__).parent / "images" / "concepts"
 LINES = ("-", "--", "-.", ":")
@@ -82,15 +82,14 @@ def declined() -> Figure:
     tests = {
         "range too low": sweep(end_lr=1e-5),
         "ends too early": sweep(start_lr=1e-5, end_lr=1e-3),
-        "begins too late": sweep(lrfast.SGD, start_lr=3.0, end_lr=300.0),
+        "begins too late": sweep(lrfast.SGD, start_lr=3.0),
     }
     figure, panels = canvas(3, 1, 8.0, 7.0)
     for axes, (title, result) in zip(panels, tests.items(), strict=True):
         axes.plot(result.lrs, result.losses, color="0.75", linewidth=1, label="loss")
         axes.plot(result.lrs, result.smoothed, "C0--", label="smoothed loss")
         axes.set_title(f"{title}\n{result.suggestion.reason}", fontsize="small")
-        axes.set_xscale("log")
-        axes.set_ylabel("loss")
+        axes.set(xscale="log", ylabel="loss")
         axes.legend(fontsize="x-small", loc="lower left")
     panels[-1].set_xlabel("learning rate")
     return figure
@@ -118,20 +117,12 @@ def smoothing() -> Figure:
     """What each smoother makes of one noisy curve."""
     curve, lrs, shape = made_up_curve()
     figure, (axes, start) = canvas(2, 1, 8.0, 6.5)
-    axes.plot(lrs, curve.losses, color="0.8", linewidth=1, label="losses")
-    axes.plot(lrs, shape, color="black", linewidth=1, label="without noise")
-    lines = {
-        "ema, beta 0.9": curve.smoothed("ema", beta=0.9),
-        "sma, window 9": curve.smoothed("sma", window=9),
-        "median, window 9": curve.smoothed("median", window=9),
-        "savgol, window 21": curve.smoothed("savgol", window=21),
-    }
-    for index, (label, values) in enumerate(lines.items()):
-        draw(axes, lrs, values, index, label)
-    axes.set_ylim(0.0, 3.5)
-    axes.set_xscale("log")
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss")
+    axes.plot(lrs, curve.losses, "0.8", linewidth=1, label="losses")
+    axes.plot(lrs, shape, "k", linewidth=1, label="without noise")
+    draw(axes, lrs, curve.smoothed("ema", beta=0.9), 0, "ema, beta 0.9")
+    for index, (method, window) in enumerate({"sma": 9, "median": 9, "savgol": 21}.items(), 1):
+        draw(axes, lrs, curve.smoothed(method, window=window), index, f"{method}, window {window}")
+    axes.set(ylim=(0.0, 3.5), xscale="log", xlabel="learning rate", ylabel="loss")
     axes.legend(fontsize="x-small", ncols=2)
     beta, steps = 0.98, np.arange(1, 121)
     constant = recorded([1.0] * 120, lrs.tolist()).smoothed("ema", beta=beta)
@@ -139,8 +130,7 @@ def smoothing() -> Figure:
     draw(start, steps, 1 - beta**steps, 1, "not corrected: begins at 0")
     draw(start, steps, (1 - beta**steps) / (1 - beta ** (steps + 1)), 2, "corrected off by one")
     start.set_title("EMA of a loss that is always 1, beta 0.98", fontsize="small")
-    start.set_xlabel("losses seen")
-    start.set_ylabel("EMA")
+    start.set(xlabel="losses seen", ylabel="EMA")
     start.legend(fontsize="x-small")
     return figure
 
@@ -163,8 +153,7 @@ def derivative() -> Figure:
     noisy.set_ylim(-6, 6)
     for each in (axes, noisy):
         each.axhline(0.0, color="0.6", linewidth=0.8)
-        each.set_xscale("log")
-        each.set_ylabel("slope")
+        each.set(xscale="log", ylabel="slope")
         each.legend(fontsize="x-small", loc="upper left")
     noisy.set_xlabel("learning rate")
     return figure
@@ -195,9 +184,7 @@ def schedule_kinds() -> Figure:
         if momentum is not None:
             axes.plot(steps, momentum, "k:")
         axes.set_title(name, fontsize="small")
-        axes.set_ylim(-0.05, 1.1)
-        axes.set_xticks([0, 20, 40, 60])
-        axes.set_yticks([0, 1])
+        axes.set(ylim=(-0.05, 1.1), xticks=[0, 20, 40, 60], yticks=[0, 1])
         axes.tick_params(labelsize="x-small")
     return figure
 
@@ -214,18 +201,17 @@ def one_cycle_end() -> Figure:
         theirs = []
         with warnings.catch_warnings():  # torch wants to see the optimizer step
             warnings.simplefilter("ignore")
-            for _ in range(total + 1):
-                theirs.append(optimizer.param_groups[0]["lr"])
-                if len(theirs) <= total:
+            for step in range(total + 1):
+                if step:
                     scheduler.step()
+                theirs.append(optimizer.param_groups[0]["lr"])
         steps = np.arange(total + 1)
         ours = schedules.one_cycle(total, anneal=anneal).values(steps)
         axes.plot(steps, ours, "C0o-", label="lrfast")
         axes.plot(steps, theirs, "C1s--", markerfacecolor="none", label="OneCycleLR")
         axes.axhline(0.0, color="0.6", linewidth=0.8)
         axes.axvline(total - 1, color="0.6", linewidth=0.8)
-        axes.set_title(f"{anneal}, total_steps=10", fontsize="small")
-        axes.set_xlabel("step")
+        axes.set(title=f"{anneal}, total_steps=10", xlabel="step")
         axes.legend(fontsize="x-small")
     panels[0].set_ylabel("multiplier")
     return figure
@@ -238,18 +224,16 @@ def bias_correction() -> Figure:
     for index, (label, updates) in enumerate(counts.items()):
         draw(late, np.arange(1, len(updates) + 1), updates, index, f"count {label}")
     late.set_title("a layer unfrozen after 1000 steps", fontsize="small")
-    late.set_xlabel("its own step")
-    late.set_ylabel("update / learning rate")
+    late.set(xlabel="its own step", ylabel="update / learning rate")
     late.legend(fontsize="x-small")
-    total = 60
-    beta = schedules.one_cycle(total, pct_start=0.5).momentum(np.arange(total))
+    steps = np.arange(1, 61)
+    beta = schedules.one_cycle(60, pct_start=0.5).momentum(steps - 1)
     assert beta is not None
-    product, power = 1 - np.cumprod(beta), 1 - beta ** np.arange(1, total + 1)
-    draw(cycled, np.arange(1, total + 1), 100 * (power / product - 1), 0, "1 - beta1 ** t")
-    draw(cycled, np.arange(1, total + 1), 0 * power, 1, "product of the betas")
+    product, power = 1 - np.cumprod(beta), 1 - beta**steps
+    draw(cycled, steps, 100 * (power / product - 1), 0, "1 - beta1 ** t")
+    draw(cycled, steps, 0 * power, 1, "product of the betas")
     cycled.set_title("beta1 from 0.95 to 0.85 and back", fontsize="small")
-    cycled.set_xlabel("step")
-    cycled.set_ylabel("error of the correction, %")
+    cycled.set(xlabel="step", ylabel="error of the correction, %")
     cycled.legend(fontsize="x-small")
     return figure
 
@@ -282,9 +266,7 @@ def group_rates() -> Figure:
     for index, (label, arguments) in enumerate(calls.items()):
         rates = [group["lr"] for group in lrfast.discriminative(model, **arguments)]
         draw(axes, np.arange(len(rates)), rates, index, label, points=8)
-    axes.set_yscale("log")
-    axes.set_xlabel("layer group, body to head")
-    axes.set_ylabel("learning rate")
+    axes.set(yscale="log", xlabel="layer group, body to head", ylabel="learning rate")
     axes.legend(fontsize="small")
     return figure
 
@@ -295,54 +277,43 @@ def unfreezing() -> Figure:
     tuner = lrfast.FineTuner(
         model, batches[:20], loss_fn=nn.functional.cross_entropy, progress=False
     )
-    stage = tuner.fit(
-        3,
-        schedules.one_cycle(60),
-        slice(1e-4, 1e-2),
-        timetable=lrfast.gradual(3),
-    )
+    timetable = lrfast.gradual(3)
+    stage = tuner.fit(3, schedules.one_cycle(60), slice(1e-4, 1e-2), timetable=timetable)
     figure, (axes,) = canvas(1, 1, 8.0, 3.8)
-    rates = np.where(stage.rates > 0, stage.rates, math.nan)
     for group in range(3):
         frozen_until = 20 * (2 - group)
-        own = rates[:, group].copy()
+        own = stage.rates[:, group].copy()
         own[:frozen_until] = math.nan
         label = f"group {group}" + (f", frozen until {frozen_until}" if frozen_until else "")
         draw(axes, np.arange(len(own)), own, group, label)
-    for step in (20, 40):
-        axes.axvline(step, color="0.6", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_ylabel("learning rate")
+        axes.axvline(frozen_until, color="0.6", linewidth=0.8)
+    axes.set(yscale="log", xlabel="step", ylabel="learning rate")
     axes.legend(fontsize="small")
     return figure
 
 
 def loss_driven() -> Figure:
     """The factors of Plateau, in both ways of counting, and of Greedy for the same losses."""
-    rng = np.random.default_rng(3)
     levels = np.concatenate([np.linspace(2.0, 1.0, 15), np.full(15, 1.0), np.linspace(1, 0.6, 10)])
-    losses = levels + rng.normal(0, 0.004, len(levels))
+    losses = levels + np.random.default_rng(3).normal(0, 0.004, len(levels))
     figure, (shown, factors) = canvas(2, 1, 8.0, 5.0)
     shown.plot(losses, "ko-", markersize=3)
-    shown.set_ylabel("loss observed")
-    makers: dict[str, Callable[[lrfast.SGD], Any]] = {
-        "Plateau, counting as torch": lambda o: lrfast.Plateau(o, factor=0.5, patience=3),
-        "Plateau, counting as Keras": lambda o: lrfast.Plateau(
-            o, factor=0.5, patience=3, counting="keras"
-        ),
-        "Greedy": lambda o: lrfast.Greedy(o, factor=0.8, patience=3),
+    shown.set(ylabel="loss observed")
+    optimizers = [lrfast.SGD([nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(3)]
+    driven: dict[str, Any] = {
+        f"Plateau, counting as {who}": lrfast.Plateau(
+            optimizers.pop(), factor=0.5, patience=3, counting=who.lower()
+        )
+        for who in ("torch", "Keras")
     }
-    for index, (label, make) in enumerate(makers.items()):
-        schedule = make(lrfast.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
+    driven["Greedy"] = lrfast.Greedy(optimizers.pop(), factor=0.8, patience=3)
+    for index, (label, schedule) in enumerate(driven.items()):
         scales = []
-        for loss in losses:
-            schedule.observe(float(loss))
+        for loss in losses.tolist():
+            schedule.observe(loss)
             scales.append(float(schedule.scale))
         draw(factors, np.arange(len(scales)), scales, index, label)
-    factors.set_yscale("log")
-    factors.set_xlabel("observation")
-    factors.set_ylabel("factor of all rates")
+    factors.set(yscale="log", xlabel="observation", ylabel="factor of all rates")
     factors.legend(fontsize="small")
     return figure
 
@@ -350,8 +321,7 @@ def loss_driven() -> Figure:
 def planned_and_done() -> Figure:
     """What an optimizer plans: rate, momentum and decay of three groups."""
     model, _ = make_task()
-    decay = schedules.linear(1.0, 0.2, 60)
-    schedule = schedules.one_cycle(60).with_weight_decay(decay)
+    schedule = schedules.one_cycle(60).with_weight_decay(schedules.linear(1.0, 0.2, 60))
     groups = lrfast.discriminative(model, slice(1e-4, 1e-2), weight_decay=0.1)
     return plot_schedules(lrfast.AdamW(groups, schedule=schedule))
 
@@ -374,16 +344,11 @@ def telemetry() -> Figure:
     figure, (norm, ratio) = canvas(2, 1, 8.0, 5.0)
     norm.plot(norms, "k-", linewidth=1, label="before clipping")
     norm.axhline(0.5, color="C3", linestyle="--", label="max_grad_norm")
-    norm.set_ylabel("gradient norm")
+    norm.set(ylabel="gradient norm", ylim=(0.0, None))
     norm.legend(fontsize="small")
     for group, values in enumerate(optimizer.telemetry().update_ratios.T):
         draw(ratio, np.arange(len(values)), values, group, f"group {group}")
-    ratio.set_yscale("log")
-    span = limits(np.asarray(norms))
-    assert span is not None
-    norm.set_ylim(0.0, span[1])
-    ratio.set_xlabel("step")
-    ratio.set_ylabel("norm of update / of weights")
+    ratio.set(yscale="log", xlabel="step", ylabel="norm of update / of weights")
     ratio.legend(fontsize="small")
     return figure
 
@@ -392,21 +357,18 @@ def step_bytes() -> Figure:
     """Bytes per parameter of a whole update, in lrfast and in passes of their own."""
     from benchmarks.limits import apart, fused  # docs/performance.md has the same numbers
 
-    rule = bytes_moved(4, 8)  # AdamW in float32
     bars = {"passes of their own": apart(4, 4), "lrfast": fused(4, 4)}
     greys = ("white", "0.9", "0.8", "0.7", "0.6")
     figure, (axes,) = canvas(1, 1, 8.0, 2.4)
     for row, (name, options) in enumerate(bars.items()):
         left = 0
-        parts = {"AdamW": rule} | options
-        for index, (part, size) in enumerate(parts.items()):
+        for index, (part, size) in enumerate({"AdamW": bytes_moved(4, 8), **options}.items()):
             axes.barh(name, size, left=left, color=greys[index], edgecolor="black")
             if size:
                 axes.annotate(f"{part} {size}", (left + size / 2, row), ha="center", fontsize=6)
             left += size
         axes.annotate(f" {left}", (left, row), va="center")
-    axes.set_xlabel("bytes per float32 parameter")
-    axes.set_xlim(0, 75)
+    axes.set(xlabel="bytes per float32 parameter", xlim=(0, 75))
     return figure
 
 
@@ -423,15 +385,14 @@ def main(folder: Path) -> None:
     # Text as text: the shapes of letters would be most of a file.
     with mpl.rc_context({"svg.hashsalt": "lrfast", "svg.fonttype": "none"}):
         for picture in PICTURES:
-            figure = picture()
+            figure, written = picture(), io.StringIO()
             for axes in figure.axes:
                 axes.minorticks_off()
-            written = io.StringIO()
             figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
             # A hundredth of a point is more than anybody sees.
             text = re.sub(r"(\.\d\d)\d+", r"\1", written.getvalue())
-            text = "\n".join(line.rstrip() for line in text.splitlines())
-            (folder / f"{picture.__name__}.svg").write_text(text + "\n")
+            text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+            (folder / f"{picture.__name__}.svg").write_text(text)
 
 
 if __name__ == "__main__":
