@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 Rate = Callable[[int], float]
 
 
-def ExponentialDecay(  # noqa: N802
+def ExponentialDecay(
     initial: float, decay_steps: int, decay_rate: float, staircase: bool = False
 ) -> Rate:
     def rate(step: int) -> float:
@@ -21,12 +21,12 @@ def ExponentialDecay(  # noqa: N802
     return rate
 
 
-def PiecewiseConstantDecay(boundaries: Sequence[int], values: Sequence[float]) -> Rate:  # noqa: N802
+def PiecewiseConstantDecay(boundaries: Sequence[int], values: Sequence[float]) -> Rate:
     """A boundary is the last step of its value."""
     return lambda step: values[sum(step > boundary for boundary in boundaries)]
 
 
-def PolynomialDecay(  # noqa: N802
+def PolynomialDecay(
     initial: float, decay_steps: int, end: float = 1e-4, power: float = 1.0, cycle: bool = False
 ) -> Rate:
     def rate(step: int) -> float:
@@ -36,7 +36,7 @@ def PolynomialDecay(  # noqa: N802
     return rate
 
 
-def InverseTimeDecay(  # noqa: N802
+def InverseTimeDecay(
     initial: float, decay_steps: int, decay_rate: float, staircase: bool = False
 ) -> Rate:
     def rate(step: int) -> float:
@@ -46,7 +46,7 @@ def InverseTimeDecay(  # noqa: N802
     return rate
 
 
-def CosineDecay(  # noqa: N802
+def CosineDecay(
     initial: float,
     decay_steps: int,
     alpha: float = 0.0,
@@ -66,7 +66,7 @@ def CosineDecay(  # noqa: N802
     return rate
 
 
-def CosineDecayRestarts(  # noqa: N802
+def CosineDecayRestarts(
     initial: float,
     first_decay_steps: int,
     t_mul: float = 2.0,
