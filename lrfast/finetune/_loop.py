@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lrfast._batches import device_of
+from lrfast._batches import DataEnded, device_of
 from lrfast._drive import Driver, drive
 from lrfast._fused import FusedOptimizer
 from lrfast._mirror import Mirror
@@ -169,6 +169,11 @@ class Loop:
             if self._hooks.should_stop():
                 return
             interrupts.check()
+        if run.used == 0:
+            raise DataEnded(
+                f"train must yield a batch in every epoch, got none in epoch {run.epoch + 1}; can "
+                "it be iterated only once? Pass a DataLoader or a list of batches"
+            )
 
     def _recorded_loss(self, window: list[Any]) -> Tensor:
         """Record the loss before the update, which one that is not finite must not reach.

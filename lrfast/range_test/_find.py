@@ -292,11 +292,15 @@ class _Search:
         return replace(result, suggestions=suggestions, race=outcome)
 
     def _notes(self, result: RangeTest) -> tuple[str, ...]:
+        notes = []
+        if len(result.losses) and not math.isfinite(result.losses[-1]):
+            place = f"point {len(result.losses)}, at a rate of {result.lrs[-1]:.1e}"
+            notes.append(f"the loss is {result.losses[-1]} at {place}")
         batches = length_of(self._training.data)
         used = self._training.accumulate * len(result.lrs)
-        if batches is None or batches >= used or self._training.same_batch:
-            return ()
-        return (f"the loader's {batches} batches were cycled for {len(result.lrs)} steps",)
+        if not (batches is None or batches >= used or self._training.same_batch):
+            notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
+        return tuple(notes)
 
 
 def _first_candidate(result: RangeTest) -> Suggestion:
