@@ -55,7 +55,11 @@ class Stage:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Stage:
-        """Return the stage that :meth:`to_dict` described."""
+        """Return the stage that :meth:`to_dict` described.
+
+        Args:
+            data: Such a description, also one that went through JSON.
+        """
         momentum = data["momentum"]
         return cls(
             name=data["name"],
@@ -70,7 +74,16 @@ class Stage:
 
 @dataclass
 class History:
-    """All stages of a fine-tuning run, in order."""
+    """All stages of a fine-tuning run, in order.
+
+    Args:
+        stages: What was run.
+
+    Example:
+        >>> import lrfast
+        >>> lrfast.History().epochs
+        []
+    """
 
     stages: list[Stage] = field(default_factory=list)
 
@@ -90,7 +103,11 @@ class History:
         return rows
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one row per step: stage, step, loss, momentum and the rate of each group."""
+        """Write one row per step: stage, step, loss, momentum and the rate of each group.
+
+        Args:
+            path: File to write.
+        """
         groups = max((stage.rates.shape[1] for stage in self.stages), default=0)
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
@@ -110,7 +127,11 @@ class History:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> History:
-        """Return the history that :meth:`to_dict` described."""
+        """Return the history that :meth:`to_dict` described.
+
+        Args:
+            data: Such a description, also one that went through JSON.
+        """
         return cls([Stage.from_dict(stage) for stage in data["stages"]])
 
     def plot(self, path: str | Path | None = None) -> Figure:

@@ -71,6 +71,9 @@ class ShardedState:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, here or in another number of processes.
 
+        Args:
+            state_dict: What was returned.
+
         Raises:
             KeyError: If an entry is missing.
             ValueError: If another schedule is attached than the saved one, and nobody said which

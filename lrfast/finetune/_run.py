@@ -104,7 +104,11 @@ class Run:
         return bool(((ends > first) & (ends <= self.epoch * self.epoch_steps)).any())
 
     def of_groups(self, count: int) -> list[Schedule]:
-        """Return one schedule per param group."""
+        """Return one schedule per param group.
+
+        Args:
+            count: Param groups.
+        """
         return list(self.schedules) * (count if len(self.schedules) == 1 else 1)
 
     def stage(self, own_rates: list[float], outcome: str) -> Stage:
@@ -149,7 +153,11 @@ class Run:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Run:
-        """Return the run that :meth:`to_dict` described."""
+        """Return the run that :meth:`to_dict` described.
+
+        Args:
+            data: Such a description.
+        """
         order = data["order"]
         return cls(
             schedules=tuple(Schedule.from_dict(each) for each in data["schedules"]),
