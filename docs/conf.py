@@ -91,7 +91,7 @@ def _read(app: Any, page: str, source: list[str]) -> None:
     def link(match: re.Match[str]) -> str:
         words, target = match.groups()
         path = os.path.relpath(start / target, folder)
-        outside = path.startswith("..")
+        outside = Path(app.srcdir) not in (folder / path).resolve().parents
         if outside and (path.endswith(".md") or (folder / path).is_dir()):
             return words
         return f"[{words}]({path})" if (folder / path).exists() else match[0]
