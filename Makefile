@@ -14,7 +14,7 @@ CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cp
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .PHONY: help env build demo test lint format sources-check cuda-check sanitize bench \
-	bench-quick peers gpu-check clean distclean
+	bench-quick peers docs gpu-check clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,6 +79,15 @@ bench-quick: build ## some of them, in less than a minute
 peers: $(VENV)/.env ## install what the benchmarks compare with beside torch
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-build-isolation -r requirements/peers.txt
+
+$(VENV)/.docs: $(VENV)/.env requirements/docs.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
+	touch $@
+
+docs: $(VENV)/.docs ## the site, to build/docs; every warning is an error, every link is followed
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet --jobs 2 \
+		docs build/docs
+	$(BIN)/python tools/check_site.py build/docs
 
 # GPU machines bring their own torch, and often no network: PYTHON as it is, and no installation.
 # GPU_CHECK_ARGS=--dry-run rehearses it anywhere; --commit=... names the sources where .git is not.

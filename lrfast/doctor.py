@@ -62,7 +62,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, in the order of who depends on whom."""
+    """All findings, in the order of who depends on whom.
+
+    Args:
+        findings: One for each thing that was looked at.
+    """
 
     findings: tuple[Finding, ...]
 

@@ -60,6 +60,9 @@ class Stage:
     def from_dict(cls, data: Mapping[str, Any]) -> Stage:
         """Return the stage that :meth:`to_dict` described.
 
+        Args:
+            data: Such a description, also one that went through JSON.
+
         Raises:
             ValueError: If it described none.
         """
@@ -83,7 +86,16 @@ class Stage:
 
 @dataclass
 class History:
-    """All stages of a fine-tuning run, in order."""
+    """All stages of a fine-tuning run, in order.
+
+    Args:
+        stages: What was run.
+
+    Example:
+        >>> import lrfast
+        >>> lrfast.History().epochs
+        []
+    """
 
     stages: list[Stage] = field(default_factory=list)
 
@@ -103,7 +115,11 @@ class History:
         return rows
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one row per step: stage, step, loss, momentum and the rate of each group."""
+        """Write one row per step: stage, step, loss, momentum and the rate of each group.
+
+        Args:
+            path: File to write.
+        """
         groups = max((stage.rates.shape[1] for stage in self.stages), default=0)
         with replacing(path, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -124,6 +140,9 @@ class History:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> History:
         """Return the history that :meth:`to_dict` described.
+
+        Args:
+            data: Such a description, also one that went through JSON.
 
         Raises:
             ValueError: If it described none.

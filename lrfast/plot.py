@@ -350,7 +350,7 @@ def _new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plots need matplotlib: install it with `pip install lrfast[plot]`"
+            "plots need matplotlib: install it with `pip install 'lrfast[plot]'`"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

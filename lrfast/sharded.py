@@ -72,6 +72,9 @@ class ShardedState:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, here or in another number of processes.
 
+        Args:
+            state_dict: What was returned.
+
         Raises:
             ValueError: If an entry is missing or broken, or another schedule is attached than the
                 saved one, and nobody said which one goes on; nothing has been changed then.

@@ -27,5 +27,5 @@ class Telemetry:
 
     @property
     def update_ratios(self) -> Tensor:
-        """Update norms as a part of weight norms: about 1e-3 where training goes well."""
+        """Update norms as a part of weight norms, about 1e-3 where training goes well."""
         return self.update_norms / self.weight_norms

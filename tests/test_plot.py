@@ -336,7 +336,7 @@ PLOTS: dict[str, Callable[[], Any]] = {
 def test_without_matplotlib(plot: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    message = r"plots need matplotlib: install it with `pip install lrfast\[plot\]`"
+    message = r"plots need matplotlib: install it with `pip install 'lrfast\[plot\]'`"
     with pytest.raises(ImportError, match=message):
         plot()
 

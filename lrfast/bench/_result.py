@@ -47,12 +47,17 @@ class BenchResult:
     rounds: int
 
     def median(self, contender: str, part: str = UPDATE) -> float:
-        """Return a median in microseconds; 0 for what the contender does not do."""
+        """Return a median in microseconds; 0 for what the contender does not do.
+
+        Args:
+            contender: One of the columns.
+            part: One of the rows.
+        """
         return self.times[contender].get(part, (0.0, 0.0, 0.0))[1]
 
     @property
     def ratio(self) -> float:
-        """Time of torch's update over lrfast's: above 1 where lrfast is faster."""
+        """Time of torch's update over lrfast's, above 1 where lrfast is faster."""
         return self.median(THEIRS) / self.median(OURS)
 
     @property
@@ -80,6 +85,12 @@ class BenchResult:
 
         The bytes are those that lrfast's update needs; who moves more of them is as slow as if they
         were idle.
+
+        Args:
+            contender: One of the columns.
+
+        Returns:
+            The part; None where the bandwidth was not measured.
         """
         if self.bandwidth is None:
             return None

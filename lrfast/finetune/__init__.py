@@ -9,7 +9,20 @@ torch.optim on a GPU at every step, to keep a loss that is not finite from the w
 from lrfast.finetune._callbacks import Callback, EarlyStop, Observe
 from lrfast.finetune._metrics import Metric, accuracy
 from lrfast.finetune._recipe import Recipe
+from lrfast.finetune._recipe_plan import PlannedStage
+from lrfast.finetune._recipe_table import AppliedStage
 from lrfast.finetune._run import Run
 from lrfast.finetune._tuner import FineTuner
 
-__all__ = ["Callback", "EarlyStop", "FineTuner", "Metric", "Observe", "Recipe", "Run", "accuracy"]
+__all__ = [
+    "AppliedStage",
+    "Callback",
+    "EarlyStop",
+    "FineTuner",
+    "Metric",
+    "Observe",
+    "PlannedStage",
+    "Recipe",
+    "Run",
+    "accuracy",
+]

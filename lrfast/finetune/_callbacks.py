@@ -37,7 +37,11 @@ class Callback:
     """
 
     def on_fit_begin(self, tuner: FineTuner) -> None:
-        """Be told that a stage begins or goes on; ``tuner.running`` says which."""
+        """Be told that a stage begins or goes on; ``tuner.running`` says which.
+
+        Args:
+            tuner: Who trains.
+        """
 
     def on_epoch_begin(self, tuner: FineTuner, epoch: int) -> None:
         """Be told that an epoch begins, before its data are asked for.
@@ -66,14 +70,22 @@ class Callback:
         """
 
     def on_fit_end(self, tuner: FineTuner) -> None:
-        """Be told that a stage ended; ``tuner.history.stages[-1]`` is what it did."""
+        """Be told that a stage ended; ``tuner.history.stages[-1]`` is what it did.
+
+        Args:
+            tuner: Who trained.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint shall keep: numbers, strings, lists, dicts and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Take over what :meth:`state_dict` returned.
+
+        Args:
+            state: What was returned.
+        """
 
 
 class EarlyStop(Callback):

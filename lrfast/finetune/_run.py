@@ -116,7 +116,11 @@ class Run:
         return bool(((ends > first) & (ends <= self.epoch * self.epoch_steps)).any())
 
     def of_groups(self, count: int) -> list[Schedule]:
-        """Return one schedule per param group."""
+        """Return one schedule per param group.
+
+        Args:
+            count: Param groups.
+        """
         return list(self.schedules) * (count if len(self.schedules) == 1 else 1)
 
     def stage(self, own_rates: list[float], outcome: str) -> Stage:
@@ -162,6 +166,9 @@ class Run:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Run:
         """Return the run that :meth:`to_dict` described.
+
+        Args:
+            data: Such a description.
 
         Raises:
             ValueError: If it described none.

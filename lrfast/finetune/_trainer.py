@@ -58,7 +58,7 @@ class Trainer:
         metrics: Mapping[str, Metric] | None = None,
         groups: Groups | None = None,
         weight_decay: float | None = None,
-        no_decay: Literal[True] | Sequence[str] | None = None,
+        no_decay: Sequence[str] | Literal[True] | None = None,
         norm_mode: NormPolicy = "train",
         amp: torch.dtype | None = None,
         accumulate: int = 1,

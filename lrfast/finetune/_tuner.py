@@ -38,7 +38,7 @@ class FineTuner(Fits):
             for those of normalisation layers, biases and vectors, or a list of patterns. A layer
             group may then make several param groups, each with a column in the history.
         norm_mode: What normalisation layers with running statistics do in frozen layer groups, see
-            :func:`lrfast.groups.set_norm_mode`: "train" moves the statistics, "keep" keeps and uses
+            :func:`lrfast.set_norm_mode`: "train" moves the statistics, "keep" keeps and uses
             them, "adapt" trains the layers too.
         amp: torch.bfloat16 or torch.float16: the type of forward passes under autocast. float16
             scales losses, and skips steps whose gradients are not finite; a skipped step counts
@@ -59,6 +59,12 @@ class FineTuner(Fits):
             :func:`lrfast.capture`; with an optimizer of ours. An epoch's last batch, where it is a
             smaller one, runs eagerly.
         progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
+
+    Attributes:
+        history: All stages so far, a :class:`lrfast.History`.
+        optimizer: Whose param groups are the layer groups, or parts of them.
+        groups: The :class:`lrfast.groups.LayerGroups`, from body to head.
+        callbacks: Those that are called, a list that may be changed.
 
     Raises:
         ValueError: If an argument is out of range, the model has no parameters or ``train`` has no

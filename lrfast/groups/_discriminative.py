@@ -25,7 +25,7 @@ def discriminative(
     weight_decay: float | None = None,
     decay: float | None = None,
     groups: Groups | None = None,
-    no_decay: Literal[True] | Sequence[str] | None = None,
+    no_decay: Sequence[str] | Literal[True] | None = None,
     min_scale: float = 0.0,
     *,
     split_norms: bool = False,

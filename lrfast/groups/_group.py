@@ -13,23 +13,37 @@ from lrfast.groups._norms import norm_layers
 
 @dataclass(frozen=True, eq=False)
 class LayerGroup:
-    """Parameters that share one learning rate, each in one group only."""
+    """Parameters that share one learning rate, each in one group only.
 
-    name: str  # path of the module the group stands for, or its pattern
+    Args:
+        name: Path of the module that the group stands for, or its pattern.
+        parameters: Its parameters.
+        names: Names of the parameters, in the same order; the first of a tied one.
+    """
+
+    name: str
     parameters: tuple[Tensor, ...]
-    names: tuple[str, ...]  # of the parameters, in the same order; the first of a tied one
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerGroups(Sequence[LayerGroup]):
-    """Layer groups in order, from body to head, and what a user should know about them."""
+    """Layer groups in order, from body to head, and what a user should know about them.
+
+    Args:
+        groups: The groups.
+        tied: All names of each parameter with several names.
+        duplicates: Parameters that several groups held; the first one kept them.
+        model: What was cut.
+        tied_until: Of each parameter tied to one in a later group, the index of the last such
+            group. A layer that is tied away altogether, as a language model's head may be, counts
+            to the group before it.
+    """
 
     groups: tuple[LayerGroup, ...]
-    tied: list[tuple[str, ...]]  # all names of each parameter with several names
-    duplicates: list[str]  # parameters that several groups held; the first one kept them
+    tied: list[tuple[str, ...]]
+    duplicates: list[str]
     model: nn.Module
-    # Parameters tied to one in a later group -> the index of the last such group. A layer that is
-    # tied away altogether, as a language model's head may be, counts to the group before it.
     tied_until: Mapping[Tensor, int]
 
     def __len__(self) -> int:
@@ -44,7 +58,7 @@ class LayerGroups(Sequence[LayerGroup]):
 
     @property
     def unassigned(self) -> list[str]:
-        """Names of parameters in no group: those the model got after it was cut."""
+        """Names of parameters in no group, those the model got after it was cut."""
         held = {parameter for group in self.groups for parameter in group.parameters}
         return [name for name, p in self.model.named_parameters() if p not in held]
 

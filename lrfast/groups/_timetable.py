@@ -41,7 +41,14 @@ class Timetable(Mapping[int, int]):
         self._first = {epoch: first[epoch] for epoch in self._epochs}
 
     def at(self, epoch: int) -> int:
-        """Return the first layer group that trains in an epoch, counted from 0."""
+        """Return the first layer group that trains in an epoch, counted from 0.
+
+        Args:
+            epoch: Counted from 0.
+
+        Raises:
+            ValueError: If it is not a whole number or negative.
+        """
         if _is_no_whole_number(epoch) or epoch < 0:
             raise ValueError(f"epoch must be a whole number from 0 on, got {epoch!r}")
         return self._first[self._epochs[bisect_right(self._epochs, epoch) - 1]]

@@ -49,7 +49,7 @@ def use(
 
     Everything is taken from its TrainingArguments: rate, betas, epsilon, weight decay and which
     parameters have none, type of schedule and warm-up, ``max_grad_norm``. The steps are those of
-    Trainer's own AdamW and scheduler. Call it before :meth:`Trainer.train`.
+    Trainer's own AdamW and scheduler. Call it before ``Trainer.train``.
 
     Args:
         trainer: One that has no optimizer yet, or one of lrfast.

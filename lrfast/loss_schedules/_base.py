@@ -117,6 +117,9 @@ class LossSchedule(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned.
 
+        Args:
+            state_dict: What was returned.
+
         Raises:
             ValueError: If it is of another kind or other arguments, or an entry is missing or is
                 not what it was; nothing is changed then.
@@ -132,6 +135,9 @@ class LossSchedule(ABC):
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Check that :meth:`load_state_dict` can take a state dict.
+
+        Args:
+            state_dict: What it would be given.
 
         Raises:
             ValueError: If it cannot.

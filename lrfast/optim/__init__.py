@@ -1,10 +1,12 @@
 """Optimizers: torch.optim's classes with their step done by the engine, all groups in one launch.
 
 The classes inherit constructor, checks, state_dict and hooks from torch.optim, so that they are
-what the installed torch says they are; :mod:`lrfast._fused` replaces their ``step``.
+what the installed torch says they are; :class:`FusedOptimizer` replaces their ``step``.
 """
 
+from lrfast._fused import FusedOptimizer
 from lrfast._options import Options
+from lrfast._scheduled import Planned
 from lrfast.optim._wrap import wrap
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
@@ -13,4 +15,16 @@ from lrfast.optim.nadam import NAdam
 from lrfast.optim.rmsprop import RMSprop
 from lrfast.optim.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "Options", "RMSprop", "wrap"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "FusedOptimizer",
+    "Lion",
+    "NAdam",
+    "Options",
+    "Planned",
+    "RMSprop",
+    "wrap",
+]

@@ -86,7 +86,7 @@ class RangeTest:
 
     @property
     def rule(self) -> str:
-        """The rule to use when none is named: "verified" if there was a race, or "auto"."""
+        """The rule to use when none is named, "verified" if there was a race, or "auto"."""
         return "verified" if "verified" in self.suggestions else "auto"
 
     @property

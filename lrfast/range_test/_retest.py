@@ -323,7 +323,7 @@ class Retest:
         limited = [min(max(each, 1 / self._max_change), self._max_change) for each in factors]
         reason = suggestion.reason
         if limited != factors:
-            reason += f"; limited to a factor of {self._max_change:g}, {widest:.2g} was suggested"
+            reason += f"; limited to a factor of {self._max_change:g}, not of {widest:.2g}"
         return "applied", reason, limited
 
     def _on_device(self, value: float) -> Tensor:

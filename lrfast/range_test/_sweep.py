@@ -71,6 +71,9 @@ class Sweep:
         """Return every group's rate at the point where the reference's is ``lr``.
 
         Rates outside the range are extrapolated, but linear ones not below their range.
+
+        Args:
+            lr: Rate of the reference group.
         """
         start, end = self.ranges[self.reference]
         if self.mode == "exp":

@@ -20,6 +20,10 @@ def constant(factor: float = 1.0) -> Schedule:
 
     Raises:
         ValueError: If ``factor`` is negative or not finite.
+
+    Example:
+        >>> constant(0.5).at(1000)
+        0.5
     """
     check_factor("factor", factor)
     return Schedule("constant", 1, (hold(factor),))
@@ -38,6 +42,10 @@ def linear(start_factor: float, end_factor: float, total_steps: int) -> Schedule
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> linear(0.0, 1.0, 10).values([0, 5, 10, 11]).tolist()
+        [0.0, 0.5, 1.0, 1.0]
     """
     check_factor("start_factor", start_factor)
     check_factor("end_factor", end_factor)
@@ -58,6 +66,10 @@ def cosine(T_max: int, eta_min: float = 0.0) -> Schedule:
     Raises:
         ValueError: If an argument is out of range.
 
+    Example:
+        >>> [round(value, 2) for value in cosine(10, eta_min=0.1).values([0, 5, 10])]
+        [1.0, 0.55, 0.1]
+
     Reference:
         Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
         arXiv:1608.03983.
@@ -77,6 +89,10 @@ def exponential(total_steps: int, gamma: float) -> Schedule:
 
     Raises:
         ValueError: If an argument is out of range, or ``gamma ** total_steps`` is no float.
+
+    Example:
+        >>> [round(value, 3) for value in exponential(3, 0.1).values([0, 1, 2])]
+        [1.0, 0.1, 0.01]
     """
     total_steps = check_steps("total_steps", total_steps)
     if not (math.isfinite(gamma) and gamma > 0):
@@ -149,6 +165,10 @@ def sweep(start: float, end: float, num_iter: int) -> Schedule:
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> [round(value, 6) for value in sweep(1e-3, 10.0, 5).values(range(5))]
+        [0.001, 0.01, 0.1, 1.0, 10.0]
     """
     for name, value in (("start", start), ("end", end)):
         if not (math.isfinite(value) and value > 0):

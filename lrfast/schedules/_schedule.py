@@ -56,6 +56,9 @@ class Schedule:
     def at(self, step: int) -> float:
         """Return the multiplier at one step (0 is the first).
 
+        Args:
+            step: Counted from 0.
+
         Raises:
             ValueError: If ``step`` is negative.
         """
@@ -64,17 +67,28 @@ class Schedule:
     def values(self, steps: Steps) -> Floats:
         """Return the multipliers of the rate at the steps, shape [len(steps)], float64.
 
+        Args:
+            steps: Whole numbers, counted from 0, in any order.
+
         Raises:
             ValueError: If a step is negative.
         """
         return self._evaluate(steps)[0]
 
     def momentum(self, steps: Steps) -> Floats | None:
-        """Return the momenta at the steps, shape [len(steps)], or None if it sets none."""
+        """Return the momenta at the steps, shape [len(steps)], or None if it sets none.
+
+        Args:
+            steps: As for :meth:`values`.
+        """
         return self._evaluate(steps)[1]
 
     def weight_decay(self, steps: Steps) -> Floats | None:
-        """Return the multipliers of the weight decay, shape [len(steps)], or None."""
+        """Return the multipliers of the weight decay, shape [len(steps)], or None.
+
+        Args:
+            steps: As for :meth:`values`.
+        """
         return self._evaluate(steps)[2]
 
     def then(self, other: Schedule) -> Schedule:
@@ -82,6 +96,12 @@ class Schedule:
 
         Where only one of the two sets the momentum, it is held at the value where the two meet; a
         weight decay that only one of them moves is the group's own while the other is at work.
+
+        Args:
+            other: What follows; its step 0 is this schedule's ``total_steps``.
+
+        Raises:
+            TypeError: If ``other`` is not a schedule.
         """
         if not isinstance(other, Schedule):
             raise TypeError(f"other must be a Schedule, got {type(other).__name__}")
@@ -198,6 +218,9 @@ class Schedule:
     def from_dict(cls, data: dict[str, Any]) -> Schedule:
         """Return the schedule that :meth:`to_dict` described.
 
+        Args:
+            data: Such a description, also one that went through JSON.
+
         Raises:
             ValueError: If an entry is missing or is not what :meth:`to_dict` returns.
         """
@@ -252,7 +275,11 @@ class Schedule:
         return fingerprint(self)
 
     def difference(self, other: Schedule) -> str:
-        """Return in words what differs from another schedule; nothing if the two are equal."""
+        """Return in words what differs from another schedule; nothing if the two are equal.
+
+        Args:
+            other: The other schedule.
+        """
         from lrfast.schedules._inspect import difference
 
         return difference(self, other)

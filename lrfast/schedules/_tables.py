@@ -58,7 +58,11 @@ class Segment:
     values: tuple[float, ...] = ()
 
     def shifted(self, steps: int) -> Segment:
-        """Return the same segment, ``steps`` steps later."""
+        """Return the same segment, ``steps`` steps later.
+
+        Args:
+            steps: Less than 0 for earlier.
+        """
         return replace(self, begin=self.begin + steps, t0=self.t0 + steps)
 
     def encode(self) -> tuple[Any, ...]:
@@ -76,7 +80,11 @@ class Segment:
 
     @classmethod
     def decode(cls, row: Sequence[Any]) -> Segment:
-        """Return the segment that :meth:`encode` described."""
+        """Return the segment that :meth:`encode` described.
+
+        Args:
+            row: What the engine takes.
+        """
         begin, t0, span, first, last, shape, power, values = entries("a segment", row)
         steps = tuple(entries("values", values))
         return cls(begin, t0, span, first, last, shape, power, steps)
@@ -119,14 +127,18 @@ class Table:
 
     @property
     def start(self) -> float:
-        """The value at the table's first step: a segment of no span is at its end at once."""
+        """The value at the table's first step; a segment of no span is at its end at once."""
         segment = self.segments[0]
         if segment.shape == "lookup":
             return segment.values[0]
         return segment.first if segment.span > 0 else segment.last
 
     def shifted(self, steps: int) -> Table:
-        """Return the same table, ``steps`` steps later."""
+        """Return the same table, ``steps`` steps later.
+
+        Args:
+            steps: Less than 0 for earlier.
+        """
         return replace(self, begin=self.begin + steps)
 
     def encode(self) -> tuple[Any, ...]:
@@ -137,7 +149,11 @@ class Table:
 
     @classmethod
     def decode(cls, row: Sequence[Any]) -> Table:
-        """Return the table that :meth:`encode` described."""
+        """Return the table that :meth:`encode` described.
+
+        Args:
+            row: What the engine takes.
+        """
         *numbers, segments = entries("a table", row, least=1)
         rows = entries("segments", segments)
         return cls(tuple(Segment.decode(fields) for fields in rows), *numbers)

@@ -64,5 +64,9 @@ def get(name: str) -> Rule:
 
 
 def reads_raw(name: str) -> bool:
-    """Return whether a rule reads raw losses and smooths by itself, rather than smoothed ones."""
+    """Return whether a rule reads raw losses and smooths by itself, rather than smoothed ones.
+
+    Args:
+        name: one of `names`.
+    """
     return name in _RAW

@@ -1,0 +1,121 @@
+"""Checks the site that sphinx has built: `make docs`.
+
+* Every public name of lrfast is in the reference: what the `__all__` of its packages list, and what
+  its public modules without one define.
+* Every link within the site leads to a page that is there, and to an anchor on it; every picture,
+  style and script is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import pkgutil
+import sys
+import zlib
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+# Programs, what a range test is made of, and a package that holds modules alone.
+NOT_IN_THE_REFERENCE = {"lrfast.cli", "lrfast.demo", "lrfast.integrations", "lrfast.snapshot"}
+# How a loss schedule's state gets in and out of an optimizer's.
+INTERNAL = {"lrfast.loss_schedules.check_saved", "lrfast.loss_schedules.load_saved"}
+
+
+class Page(HTMLParser):
+    """The links of a page, and the anchors that links may name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.anchors.add(value)
+            elif name in ("href", "src") and value:
+                self.links.add(value)
+
+
+def public_modules() -> Iterator[str]:
+    """The names of the modules that are public by name."""
+    yield "lrfast"
+    for found in pkgutil.walk_packages([str(ROOT / "lrfast")], "lrfast."):
+        if "._" not in found.name and found.name not in NOT_IN_THE_REFERENCE:
+            yield found.name
+
+
+def defined_names(module: str) -> list[str]:
+    """The public classes and functions of a module, read and not imported."""
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    found = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, kinds)]
+    return [name for name in found if not name.startswith("_")]
+
+
+def public_names() -> dict[str, object]:
+    """Every public name, in each place that has it, and what it stands for."""
+    names: dict[str, object] = {}
+    for name in public_modules():
+        if name.startswith("lrfast.integrations."):  # needs a trainer's library
+            names |= {f"{name}.{each}": f"{name}.{each}" for each in defined_names(name)}
+            continue
+        module = importlib.import_module(name)
+        listed = module.__all__ if hasattr(module, "__all__") else defined_names(name)
+        names |= {f"{name}.{each}": getattr(module, each) for each in listed}
+    return {name: value for name, value in names.items() if not inspect.ismodule(value)}
+
+
+def documented_names(site: Path) -> set[str]:
+    """The Python objects of the reference, from the inventory that other sites link by."""
+    inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)
+    lines = zlib.decompress(inventory[4]).decode().splitlines()
+    return {line.split()[0] for line in lines if line.split()[1].startswith("py:")}
+
+
+def missing_names(site: Path) -> list[str]:
+    """Public names of which the reference says nothing, under none of their names."""
+    names, documented = public_names(), documented_names(site)
+    found = {id(value) for name, value in names.items() if name in documented}
+    return sorted(
+        name for name, value in names.items() if id(value) not in found and name not in INTERNAL
+    )
+
+
+def broken_links(site: Path) -> list[str]:
+    """Links within the site that lead nowhere, as "page: link"."""
+    pages = {path.resolve(): Page(path.read_text()) for path in site.rglob("*.html")}
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            anchors = pages[target].anchors if target in pages else set()
+            if not target.is_file() or (parts.fragment and parts.fragment not in anchors):
+                broken.append(f"{path.relative_to(site.resolve())}: {link}")
+    return sorted(broken)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("site", type=Path)
+    site = parser.parse_args().site
+    sys.path.insert(0, str(ROOT))
+    faults = [f"not in the reference: {name}" for name in missing_names(site)]
+    faults += [f"broken link in {fault}" for fault in broken_links(site)]
+    for fault in faults:
+        sys.stdout.write(f"{fault}\n")
+    return min(len(faults), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
