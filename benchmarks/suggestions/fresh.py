@@ -1,6 +1,7 @@
-"""Tasks written down after `auto` had been changed with those of `unseen` in view.
+"""Tasks that no rule, constant or choice between rules was made with in view.
 
-No rule, constant or choice between rules was made with these in view.
+Those of transformers were written down with `unseen`, but measured only with the others here, after
+`auto` had been changed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import lrfast
-from benchmarks.suggestions import data, fresh_data, fresh_models, problems
+from benchmarks.suggestions import data, fresh_data, fresh_models, problems, unseen
 from benchmarks.suggestions.tasks import MOMENTUM, Task, fine_tune
 from benchmarks.suggestions.train import Problem
 
@@ -95,6 +96,8 @@ FRESH: tuple[Task, ...] = (
     Task("objects-cnn-norm-plain", objects, lrfast.SGD, 32),
     Task("documentation-lstm-nadam", documentation_lstm, lrfast.NAdam, 20),
     Task("modules-words-cnn-sgd", modules_cnn, lrfast.SGD, 48, MOMENTUM),
+    Task("mnist-transformer-adamw", unseen.mnist_patches, lrfast.AdamW, 50, unseen.DECAY),
+    fine_tune("new-digits-transformer-adam", unseen.new_digits, lrfast.Adam, 20),
     fine_tune("retina-colouring-lion", retina, lrfast.Lion, 16),
     fine_tune("reviews-lstm-sgd", reviews_lstm, lrfast.SGD, 20, MOMENTUM),
 )
