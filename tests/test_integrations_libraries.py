@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 from trainers import (
+    check_example,
     cross_entropy,
     furthest,
     load,
     make_loader,
     make_model,
+    run_example,
     weights,
     with_ours,
     with_theirs,
@@ -179,3 +181,29 @@ def test_fastai_trains_with_ours_as_with_torchs() -> None:
     tested = fit(integration.opt_func(), find=True)
     assert len(tested.found.lrs) > 3
     assert furthest(weights(tested.model), weights(ours.model)) == 0
+
+
+# Examples.
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "library", "after"),
+    [
+        ("accelerate_loop", "accelerate", 2),
+        ("ignite_engine", "ignite", 2),
+        ("timm_model", "timm", 0),
+        ("fastai_learner", "fastai", None),  # some hundred of its own
+    ],
+)
+def test_the_examples(
+    name: str,
+    library: str,
+    after: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The steps of the library's own AdamW, scheduler and clipping, and fewer waits."""
+    load(library)
+    run_example(name, ["--steps", "6"], monkeypatch)
+    check_example(capsys.readouterr().out, after)

@@ -1,16 +1,47 @@
-"""What both examples use: options, a count of waits, and a comparison of two models."""
+"""What the examples share: options, a task, a count of waits, a comparison of two models."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+
+ROWS, BATCH, INPUTS, CLASSES = 512, 16, 16, 3
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(INPUTS, 64), nn.Sequential(nn.Tanh(), nn.Linear(64, 64)), nn.Tanh(),
+        nn.Linear(64, CLASSES),
+    )  # fmt: skip
+
+
+def make_data() -> TensorDataset:
+    """Rows whose class is the largest of the first three inputs."""
+    inputs = torch.randn(ROWS, INPUTS, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(inputs, inputs[:, :CLASSES].argmax(1))
+
+
+def make_loader() -> DataLoader[Any]:
+    torch.manual_seed(0)  # the order of the data
+    return DataLoader(make_data(), BATCH, shuffle=True)
+
+
+def batches(loader: DataLoader[Any], steps: int) -> Iterator[Any]:
+    """Yield as many batches, epoch after epoch."""
+    while steps > 0:
+        for _, batch in zip(range(steps), loader, strict=False):
+            yield batch
+            steps -= 1
 
 
 class _Reads(TorchDispatchMode):
@@ -22,7 +53,10 @@ class _Reads(TorchDispatchMode):
 
 
 class Waits:
-    """Counts how often the host waits: by CUDA's own word, or reads of single values on a CPU."""
+    """Counts how often the host waits: by CUDA's own word, or reads of single values on a CPU.
+
+    On a CPU torch's AdamW reads its step counts too, which on a GPU lie on the host.
+    """
 
     def __init__(self, device: str) -> None:
         self.count = 0
@@ -66,3 +100,21 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--half", action="store_true", dest="is_half")
     return parser.parse_args(arguments)
+
+
+def report(
+    steps: int, models: tuple[nn.Module, nn.Module], waits: tuple[int, int], found: object
+) -> None:
+    """Say how training with lrfast compares to training with the library's own.
+
+    Args:
+        steps: Updates of each training.
+        models: The one trained with the library's own, and the one trained with lrfast.
+        waits: Of each training.
+        found: What a range test suggests.
+    """
+    sys.stdout.write(
+        f"{steps} steps; largest difference of a weight: {largest_difference(*models):.1e}\n"
+        f"waits for the device: {waits[0]} with the library's own, {waits[1]} with lrfast\n"
+        f"a range test says: {found}\n"
+    )
