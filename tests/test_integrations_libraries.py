@@ -94,6 +94,58 @@ def test_timms_train_script_finds_ours_by_name() -> None:
         integration.create_optimizer_v2(make_vit(), "lamb")
 
 
+# As timm's train.py parses them; the rest is left to timm's defaults.
+TRAIN_SCRIPT = {
+    "opt": "adamw",
+    "lr": 1e-2,
+    "weight_decay": 0.05,
+    "momentum": 0.9,
+    "opt_eps": 1e-6,
+    "opt_betas": (0.8, 0.95),
+    "layer_decay": 0.6,
+    "sched": "cosine",
+    "sched_on_updates": True,
+    "epochs": 4,
+    "warmup_epochs": 1,
+    "warmup_lr": 1e-4,
+    "min_lr": 1e-3,
+    "cooldown_epochs": 0,
+    "decay_epochs": 30,
+    "decay_rate": 0.1,
+    "decay_milestones": (90, 180),
+    "patience_epochs": 10,
+    "lr_cycle_mul": 1.0,
+    "lr_cycle_decay": 0.5,
+    "lr_cycle_limit": 1,
+    "lr_k_decay": 1.0,
+    "lr_noise": None,
+    "lr_noise_pct": 0.67,
+    "lr_noise_std": 1.0,
+    "eval_metric": "top1",
+    "seed": 42,
+    "warmup_prefix": False,
+}
+
+
+def test_timms_train_script_hands_over_its_options() -> None:
+    """``optimizer_kwargs`` and ``scheduler_kwargs`` of its arguments, as in its own loop."""
+    timm = load("timm")
+    from lrfast.integrations import timm as integration
+
+    args = SimpleNamespace(**TRAIN_SCRIPT)
+    options, sched = timm.optim.optimizer_kwargs(cfg=args), timm.scheduler.scheduler_kwargs(args)
+    theirs = timm.optim.create_optimizer_v2(make_vit(), **options)
+    scheduler, _ = timm.scheduler.create_scheduler_v2(theirs, updates_per_epoch=5, **sched)
+    ours = integration.create_optimizer_v2(make_vit(), **options)
+    schedule, epochs = integration.create_schedule(ours, 5, **sched)
+    ours.set_schedule(schedule)
+    assert epochs == 4 and ours.defaults["betas"] == (0.8, 0.95) and ours.defaults["eps"] == 1e-6
+    for update in range(20):
+        rates = [group["lr"] for group in theirs.param_groups]
+        assert ours.planned(21).rates[update] == pytest.approx(rates, rel=1e-12)
+        scheduler.step_update(update + 1)
+
+
 def test_timms_schedules_by_epoch() -> None:
     load("timm")
     from lrfast.integrations import timm as integration
