@@ -1,7 +1,9 @@
 """A loop under Accelerate with torch's AdamW, and with lrfast: the same weights, no scheduler.
 
-pip install "lrfast[accelerate]"
-python examples/integrations/accelerate_loop.py
+The norm that clips is found in the optimizer's step. With --device cuda, add --half for float16.
+
+    pip install "lrfast[accelerate]"
+    python examples/integrations/accelerate_loop.py
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def train(make: Any, chosen: Any) -> tuple[nn.Module, int, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = options(arguments)
+    chosen = options(arguments, has_half=True)
     theirs, before, _ = train(with_torch, chosen)
     ours, after, found = train(with_lrfast, chosen)
     report(chosen.steps, (theirs, ours), (before, after), found)

@@ -94,11 +94,12 @@ def largest_difference(one: nn.Module, other: nn.Module) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def options(arguments: Sequence[str] | None, *, has_half: bool = False) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--half", action="store_true", dest="is_half")
+    if has_half:
+        parser.add_argument("--half", action="store_true", dest="is_half")
     return parser.parse_args(arguments)
 
 

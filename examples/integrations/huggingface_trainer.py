@@ -75,7 +75,7 @@ def train(prepare: Callable[[Trainer], None], folder: str, chosen: Any) -> tuple
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = options(arguments)
+    chosen = options(arguments, has_half=True)
     with tempfile.TemporaryDirectory() as folder:
         theirs, before = train(as_it_is, folder, chosen)
         ours, after = train(with_lrfast, folder, chosen)

@@ -1,7 +1,9 @@
 """An Ignite engine with torch's AdamW, and with lrfast: the same weights, fewer waits.
 
-pip install "lrfast[ignite]"
-python examples/integrations/ignite_engine.py
+A handler runs a range test when an engine starts, and lets it go on at what it finds.
+
+    pip install "lrfast[ignite]"
+    python examples/integrations/ignite_engine.py
 """
 
 from __future__ import annotations

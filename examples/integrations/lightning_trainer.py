@@ -70,7 +70,7 @@ def train(configure: Any, callbacks: list[Any], chosen: Any) -> tuple[Classifier
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = options(arguments)
+    chosen = options(arguments, has_half=True)
     theirs, before = train(with_torch, [], chosen)
     ours, after = train(with_lrfast, [ClipInStep()], chosen)
     finder = LRFindCallback(num_iter=50)

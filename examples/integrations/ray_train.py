@@ -1,7 +1,9 @@
 """What torchrun_ddp.py does, with Ray Train starting the processes.
 
-pip install "ray[train]"
-python examples/integrations/ray_train.py --workers 2
+Its workers are started on the CPU.
+
+    pip install "ray[train]"
+    python examples/integrations/ray_train.py --workers 2
 """
 
 from __future__ import annotations
