@@ -139,7 +139,7 @@ def test_version_and_type_information() -> None:
 LEVELS = (
     {"_plain", "_files"},
     {"_extension", "_shards", "groups", "_copies", "suggest", "_batches", "telemetry", "_traffic"},
-    {"_mirror", "_progress"},
+    {"_mirror", "_progress", "_rich"},
     {"snapshot", "schedules", "curve", "_options", "_states"},
     {"_scheduled"},
     {"loss_schedules"},

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 from trainers import (
+    check_example,
     cross_entropy,
     furthest,
     load,
     make_loader,
     make_model,
+    run_example,
     weights,
     with_ours,
     with_theirs,
@@ -90,6 +92,58 @@ def test_timms_train_script_finds_ours_by_name() -> None:
     assert len({group["lr_scale"] for group in optimizer.param_groups}) > 2
     with pytest.raises(ValueError, match=r"opt must be one of .*adamw.*, got 'lamb'"):
         integration.create_optimizer_v2(make_vit(), "lamb")
+
+
+# As timm's train.py parses them; the rest is left to timm's defaults.
+TRAIN_SCRIPT = {
+    "opt": "adamw",
+    "lr": 1e-2,
+    "weight_decay": 0.05,
+    "momentum": 0.9,
+    "opt_eps": 1e-6,
+    "opt_betas": (0.8, 0.95),
+    "layer_decay": 0.6,
+    "sched": "cosine",
+    "sched_on_updates": True,
+    "epochs": 4,
+    "warmup_epochs": 1,
+    "warmup_lr": 1e-4,
+    "min_lr": 1e-3,
+    "cooldown_epochs": 0,
+    "decay_epochs": 30,
+    "decay_rate": 0.1,
+    "decay_milestones": (90, 180),
+    "patience_epochs": 10,
+    "lr_cycle_mul": 1.0,
+    "lr_cycle_decay": 0.5,
+    "lr_cycle_limit": 1,
+    "lr_k_decay": 1.0,
+    "lr_noise": None,
+    "lr_noise_pct": 0.67,
+    "lr_noise_std": 1.0,
+    "eval_metric": "top1",
+    "seed": 42,
+    "warmup_prefix": False,
+}
+
+
+def test_timms_train_script_hands_over_its_options() -> None:
+    """``optimizer_kwargs`` and ``scheduler_kwargs`` of its arguments, as in its own loop."""
+    timm = load("timm")
+    from lrfast.integrations import timm as integration
+
+    args = SimpleNamespace(**TRAIN_SCRIPT)
+    options, sched = timm.optim.optimizer_kwargs(cfg=args), timm.scheduler.scheduler_kwargs(args)
+    theirs = timm.optim.create_optimizer_v2(make_vit(), **options)
+    scheduler, _ = timm.scheduler.create_scheduler_v2(theirs, updates_per_epoch=5, **sched)
+    ours = integration.create_optimizer_v2(make_vit(), **options)
+    schedule, epochs = integration.create_schedule(ours, 5, **sched)
+    ours.set_schedule(schedule)
+    assert epochs == 4 and ours.defaults["betas"] == (0.8, 0.95) and ours.defaults["eps"] == 1e-6
+    for update in range(20):
+        rates = [group["lr"] for group in theirs.param_groups]
+        assert ours.planned(21).rates[update] == pytest.approx(rates, rel=1e-12)
+        scheduler.step_update(update + 1)
 
 
 def test_timms_schedules_by_epoch() -> None:
@@ -179,3 +233,29 @@ def test_fastai_trains_with_ours_as_with_torchs() -> None:
     tested = fit(integration.opt_func(), find=True)
     assert len(tested.found.lrs) > 3
     assert furthest(weights(tested.model), weights(ours.model)) == 0
+
+
+# Examples.
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "library", "after"),
+    [
+        ("accelerate_loop", "accelerate", 2),
+        ("ignite_engine", "ignite", 2),
+        ("timm_model", "timm", 0),
+        ("fastai_learner", "fastai", None),  # some hundred of its own
+    ],
+)
+def test_the_examples(
+    name: str,
+    library: str,
+    after: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The steps of the library's own AdamW, scheduler and clipping, and fewer waits."""
+    load(library)
+    run_example(name, ["--steps", "6"], monkeypatch)
+    check_example(capsys.readouterr().out, after)

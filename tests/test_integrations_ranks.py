@@ -6,6 +6,10 @@ inside the step, is saved and resumed, and has a range test before or amid its t
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import trainer_ranks_others
 from processes import spawn
 from tiny import bits
 from trainer_ranks import BATCH, UPDATES, Seen
-from trainers import load, quieten
+from trainers import EXAMPLES, check_processes, load, quieten
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
@@ -134,3 +138,37 @@ def test_shards_are_clipped_with_one_collective(
         assert seen["ours"]["kinds"] == {"DTensor"}
         extra = seen["collectives"] - everything[library]["ddp"]["collectives"]
         assert extra == UPDATES
+
+
+# What starts them.
+
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(EXAMPLES.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def run_script(*command: str) -> str:
+    """What a script prints, started as its users start it."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_torchrun_starts_it() -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    check_processes(run_script(*torchrun, str(EXAMPLES / "torchrun_ddp.py"), "--steps", "6"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs ray[train], some 400 MB")
+def test_ray_train_starts_it() -> None:
+    check_processes(run_script(str(EXAMPLES / "ray_train.py"), "--steps", "6"))

@@ -144,10 +144,19 @@ def run_example(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
     importlib.import_module(name).main(arguments)
 
 
-def check_example(text: str, after: int) -> None:
-    """Check what an example says: equal weights, and how many waits are left."""
+def check_processes(text: str) -> None:
+    """Check what the example of several processes says: one rate, and equal weights."""
+    found = re.findall(r"process (\d) of 2, (\w+): rate (\S+), largest .* weight: (\S+)", text)
+    kinds = sorted((kind, rank) for rank, kind, _, _ in found)
+    assert kinds == [(kind, rank) for kind in ("replicated", "sharded") for rank in "01"], text
+    assert len({(kind, rate) for _, kind, rate, _ in found}) == 2
+    assert all(float(difference) < 1e-5 for *_, difference in found)
+
+
+def check_example(text: str, after: int | None) -> None:
+    """Check what an example says: equal weights, and how many waits are left; None: fewer."""
     difference = re.search(r"largest difference of a weight: (\S+)", text)
     waits = re.search(r"waits for the device: (\d+) with .*, (\d+) with lrfast", text)
     assert difference and waits and "a range test" in text
     assert float(difference[1]) < 1e-4
-    assert int(waits[2]) == after < int(waits[1])
+    assert int(waits[2]) == (int(waits[2]) if after is None else after) < int(waits[1])

@@ -9,14 +9,13 @@ A small BERT, made here, learns which half of the vocabulary a sentence's first 
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from common import Waits, options, report
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-from waits import Waits, largest_difference, options
 
 from lrfast.integrations import huggingface
 
@@ -76,17 +75,12 @@ def train(prepare: Callable[[Trainer], None], folder: str, chosen: Any) -> tuple
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = options(arguments)
+    chosen = options(arguments, has_half=True)
     with tempfile.TemporaryDirectory() as folder:
         theirs, before = train(as_it_is, folder, chosen)
         ours, after = train(with_lrfast, folder, chosen)
         found = huggingface.lr_find(make_trainer(folder, chosen), num_iter=50).suggestion
-    sys.stdout.write(
-        f"{chosen.steps} steps; largest difference of a weight: "
-        f"{largest_difference(ours, theirs):.1e}\n"
-        f"waits for the device: {before} with Trainer's own, {after} with lrfast\n"
-        f"a range test says: {found}\n"
-    )
+    report(chosen.steps, (theirs, ours), (before, after), found)
 
 
 if __name__ == "__main__":

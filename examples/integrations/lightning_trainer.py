@@ -9,30 +9,22 @@ bottom layers are unfrozen after the first epoch.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from common import Waits, make_loader, make_model, options, report
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from waits import Waits, largest_difference, options
 
 import lrfast
 from lrfast.integrations.lightning import ClipInStep, GradualUnfreezing, LRFindCallback
-
-ROWS, BATCH = 512, 16
 
 
 class Classifier(pl.LightningModule):
     def __init__(self, configure: Callable[[nn.Module, int], Any], steps: int) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(
-            nn.Linear(16, 64), nn.Sequential(nn.Tanh(), nn.Linear(64, 64)), nn.Tanh(),
-            nn.Linear(64, 3),
-        )  # fmt: skip
+        self.net = make_model()
         self.configure, self.steps = configure, steps
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -59,9 +51,6 @@ def in_groups(net: nn.Module, steps: int) -> Any:
 
 
 def train(configure: Any, callbacks: list[Any], chosen: Any) -> tuple[Classifier, int]:
-    torch.manual_seed(0)
-    inputs = torch.randn(ROWS, 16)
-    data = TensorDataset(inputs, inputs[:, :3].argmax(1))
     module = Classifier(configure, chosen.steps)
     precision = pl.plugins.MixedPrecision("16-mixed", chosen.device) if chosen.is_half else None
     trainer = pl.Trainer(
@@ -76,22 +65,17 @@ def train(configure: Any, callbacks: list[Any], chosen: Any) -> tuple[Classifier
         enable_model_summary=False,
     )
     with Waits(chosen.device) as waits:
-        trainer.fit(module, DataLoader(data, BATCH, shuffle=True))
+        trainer.fit(module, make_loader())
     return module, waits.count
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    chosen = options(arguments)
+    chosen = options(arguments, has_half=True)
     theirs, before = train(with_torch, [], chosen)
     ours, after = train(with_lrfast, [ClipInStep()], chosen)
     finder = LRFindCallback(num_iter=50)
     train(in_groups, [ClipInStep(), GradualUnfreezing({0: -1, 1: 0}), finder], chosen)
-    sys.stdout.write(
-        f"{chosen.steps} steps; largest difference of a weight: "
-        f"{largest_difference(ours, theirs):.1e}\n"
-        f"waits for the device: {before} with torch's AdamW, {after} with lrfast\n"
-        f"a range test of the head says: {finder.results[0].suggestion}\n"
-    )
+    report(chosen.steps, (theirs, ours), (before, after), finder.results[0].suggestion)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from lrfast.history import Stage
 from lrfast.range_test import RangeTest
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from lrfast.finetune._tuner import FineTuner
 
 _GOOD_ENDS = ("completed", "stopped")
@@ -119,6 +121,18 @@ class Recipe:
     def __repr__(self) -> str:
         names = ", ".join(f"{stage.name}: {stage.steps} steps" for stage in self.stages)
         return f"Recipe({names}; {len(self.applied)} of {len(self.stages)} run)"
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        from lrfast._rich import table
+
+        shown = [table("Planned", tables.PLANNED, tables.planned_rows(self.stages))]
+        if self.applied:
+            shown.append(table("Applied", tables.APPLIED, tables.applied_rows(self.applied)))
+        notes = self._notes() if self.applied else []
+        return Group(*shown, *map(Text, notes))
 
     def _repr_html_(self) -> str:
         shown = tables.html(tables.PLANNED, tables.planned_rows(self.stages))

@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 from lrfast._fused import FusedOptimizer
 from lrfast._scheduled import saved_schedules
 from lrfast.integrations._unwrap import fused_optimizer
+from lrfast.loss_schedules import check_saved
 from lrfast.schedules import Schedule
 
 
@@ -96,11 +97,12 @@ class DeviceScheduler(LRScheduler):
         The optimizer takes its schedule over where its own checkpoint held none.
 
         Raises:
-            ValueError: If another schedule is attached than the saved one, and the optimizer's
-                checkpoint did not say which one goes on.
+            ValueError: If the optimizer's checkpoint held no schedule, and another one is attached
+                than the saved one; nothing has changed then.
         """
         entry = state_dict.get("optimizer", {})
         if self.optimizer._loaded_clock is None and entry:
+            check_saved(self.optimizer, entry.get("loss_schedule"))
             self.optimizer._check_saved_schedules(saved_schedules(entry))
             self.optimizer._load_entry(entry)
         self.last_epoch = int(state_dict["last_epoch"])

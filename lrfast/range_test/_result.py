@@ -27,6 +27,7 @@ from lrfast.suggest import Suggestion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.table import Table
 
 Outcome = Literal["completed", "diverged", "non-finite"]
 
@@ -289,6 +290,12 @@ class RangeTest:
 
     def _repr_html_(self) -> str:
         return html(self)
+
+    def __rich__(self) -> Table:
+        from lrfast._rich import table
+
+        rows = [cells(rule, suggestion) for rule, suggestion in self.suggestions.items()]
+        return table(str(self), COLUMNS, rows, chosen=list(self.suggestions).index(self.rule))
 
     def __str__(self) -> str:
         suggestion = self.suggestion
