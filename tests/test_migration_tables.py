@@ -126,6 +126,37 @@ def theirs_for_us(page: str) -> tuple[str, ...]:
     }[page]
 
 
+# Where the classes are that the columns of others name; those of our side and of Python are not.
+MODULES = {
+    "torch_schedulers": ("torch.optim.lr_scheduler", "torch.optim.swa_utils"),
+    "fastai": (
+        *("fastai.learner", "fastai.optimizer", "fastai.callback.schedule", "fastai.callback.fp16"),
+        *("fastai.callback.training", "fastai.callback.tracker"),
+    ),
+    "lightning": (
+        *("lightning.pytorch", "lightning.pytorch.callbacks", "lightning.pytorch.tuner"),
+        "torch.optim.lr_scheduler",
+    ),
+    "timm": ("timm.scheduler", "timm.optim", "timm.utils"),
+}
+
+
+@pytest.mark.parametrize("page", MODULES)
+def test_their_names_exist(page: str) -> None:
+    if page in NEEDED:
+        load(NEEDED[page][0])
+    modules = [importlib.import_module(name) for name in MODULES[page]]
+    cells = " ".join(code for row in ROWS if row.page == page for code in CODE.findall(row.theirs))
+    names = set(re.findall(r"(?<![.\w])([A-Z]\w+)\(", cells)) - {"SGD", "AdamW"}
+    assert len(names) > 5
+    missing = {name for name in names if not any(hasattr(module, name) for module in modules)}
+    assert not missing
+    if page == "fastai":
+        learner = modules[0].Learner
+        called = set(re.findall(r"learn\.(\w+)\(", cells))
+        assert len(called) > 10 and not {name for name in called if not hasattr(learner, name)}
+
+
 CLAIMS = [row for row in ROWS if CLAIM.match(row.difference)]
 
 
