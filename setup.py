@@ -75,8 +75,11 @@ def wants_cuda(torch, cuda_home):
 
 def main():
     """Describes the extension to setuptools."""
-    torch = import_torch()
     from setuptools import setup
+
+    if {"sdist", "egg_info"} & set(sys.argv):  # compile nothing, so they need no torch
+        return setup()
+    torch = import_torch()
     from torch.utils import cpp_extension
 
     cuda = wants_cuda(torch, cpp_extension.CUDA_HOME)
@@ -95,10 +98,9 @@ def main():
         define_macros=[("LRFAST_WITH_CUDA", None)] if cuda else [],
     )
     # System headers, so that warnings are about lrfast; and not for nvcc, whose files include none.
-    torch_headers = [f"-isystem{path}" for path in extension.include_dirs]
-    extension.include_dirs = [str(ROOT / "csrc")]
     mode = DEBUG if os.environ.get("LRFAST_DEBUG") == "1" else OPTIMIZED
-    cxx = CXX_FLAGS + mode["cxx"] + torch_headers
+    cxx = CXX_FLAGS + mode["cxx"] + [f"-isystem{path}" for path in extension.include_dirs]
+    extension.include_dirs = [str(ROOT / "csrc")]
     cxx += ["-Werror"] if os.environ.get("LRFAST_WERROR") == "1" else []
     extension.extra_compile_args = {"cxx": cxx, "nvcc": NVCC_FLAGS + mode["nvcc"]}
 
@@ -110,7 +112,7 @@ def main():
             tag = f"{sys.implementation.cache_tag}-torch{torch.__version__}"
             self.build_temp = f"build/{tag}-{'cuda' if cuda else 'cpu'}"
 
-    setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension})
+    return setup(ext_modules=[extension], cmdclass={"build_ext": BuildExtension})
 
 
 if __name__ == "__main__":

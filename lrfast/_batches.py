@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 LossFunction = Callable[[Any, Any], Tensor]
 ComputeLoss = Callable[[nn.Module, Any], Tensor]
@@ -174,13 +175,24 @@ def rows_of(batch: Any) -> int:
 
 
 def targets_of(batch: Any) -> int:
-    """Return the elements of the last tensor in a batch, its targets; 0 if there is none."""
-    if isinstance(batch, Tensor):
-        return batch.numel()
-    if not isinstance(batch, Mapping | list | tuple):
+    """Return the classes to predict: the elements of a batch's last tensor, if it has integers.
+
+    0 where it has other numbers, or where there is no tensor.
+    """
+    last = _last_tensor(batch)
+    if last is None or last.is_floating_point() or last.is_complex():
         return 0
+    return last.numel()
+
+
+def _last_tensor(batch: Any) -> Tensor | None:
+    if isinstance(batch, Tensor):
+        return batch
+    if not isinstance(batch, Mapping | list | tuple):
+        return None
     items = list(batch.values() if isinstance(batch, Mapping) else batch)
-    return next((count for item in reversed(items) if (count := targets_of(item))), 0)
+    found = (_last_tensor(item) for item in reversed(items))
+    return next((tensor for tensor in found if tensor is not None), None)
 
 
 def length_of(data: Iterable[Any]) -> int | None:
@@ -239,7 +251,7 @@ class Replayed:
     def __iter__(self) -> Iterator[Any]:
         """Yield one pass, of batches seen before as far as there are any."""
         if not self._is_held:
-            yield from self._data
+            yield from one_pass(self._data)
             return
         if self._rest is None:
             self._rest = iter(self._data)
@@ -254,6 +266,32 @@ class Replayed:
             place += 1
 
 
+def one_pass(data: Iterable[Any]) -> Generator[Any, None, None]:
+    """Yield the batches of one pass; a DataLoader's workers end with it, however it ends."""
+    iterator = iter(data)
+    try:
+        yield from iterator
+    finally:
+        if not getattr(data, "persistent_workers", False):
+            end_workers(iterator)
+
+
+def close(*iterators: Iterator[Any]) -> None:
+    """End generators where they stand, so that what they iterate over ends, too."""
+    for iterator in iterators:
+        if isinstance(iterator, Generator):
+            iterator.close()
+
+
+def end_workers(iterator: object) -> None:
+    """End the workers of a DataLoader's iterator, if it has some.
+
+    Without this they live as long as it does: an exception that has it in its traceback keeps them.
+    """
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
+
+
 def cycled(data: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches of a loader again and again.
 
@@ -264,7 +302,7 @@ def cycled(data: Iterable[Any]) -> Iterator[Any]:
     passes = 0
     while True:
         empty = True
-        for batch in data:
+        for batch in one_pass(data):
             empty = False
             yield batch
         if empty and passes == 0:

@@ -17,18 +17,23 @@ from torch.optim import optimizer as torch_optimizer
 
 from lrfast import _states
 from lrfast._extension import extension
-from lrfast._options import Options, StepOptions, check_group, check_saved_groups
+from lrfast._loading import (
+    ENGINE_ENTRY,
+    check_loaded_groups,
+    check_state_dict,
+    unless_it_fails,
+)
+from lrfast._options import Options, StepOptions, check_group
+from lrfast._plain import mapping
 from lrfast._scheduled import Scheduled, ScheduleSnapshot, saved_schedules
 from lrfast._shards import find_shards
-from lrfast.loss_schedules import check_saved, load_saved
+from lrfast.loss_schedules import load_saved
 from lrfast.schedules import Schedule
 from lrfast.schedules._checks import check_choice
 from lrfast.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from lrfast import _C
-
-_ENGINE_ENTRY = "lrfast"  # key of our entry in a state dict; torch.optim ignores it
 
 
 def _keep_out_of_graphs(function: Any) -> None:
@@ -208,8 +213,9 @@ class FusedOptimizer(Scheduled):
                 refuses such a state dict.
 
         Raises:
-            ValueError: If the groups or states do not fit, ``schedule`` is another word, or it is
-                None and the schedules differ. Nothing has been changed then.
+            TypeError, ValueError: If the groups or states do not fit, something in it is not what
+                a state dict holds, ``schedule`` is another word, or it is None and the schedules
+                differ. Nothing has been changed then.
 
         Example:
             >>> import torch, lrfast
@@ -225,11 +231,9 @@ class FusedOptimizer(Scheduled):
         given: list[dict[str, Any]] = []
 
         def check_and_note(state: dict[str, Any]) -> None:
-            check_saved_groups(set(self.defaults), state)
-            entry = state.get(_ENGINE_ENTRY, {})
-            check_saved(self, entry.get("loss_schedule"))
+            check_state_dict(self, self._rule, state)
             if schedule is None:
-                self._check_saved_schedules(saved_schedules(entry))
+                self._check_saved_schedules(saved_schedules(state.get(ENGINE_ENTRY, {})))
             given.append(state)
 
         handles = [
@@ -239,16 +243,18 @@ class FusedOptimizer(Scheduled):
             ),
         ]
         try:
-            super().load_state_dict(state_dict)
+            with unless_it_fails(self):
+                super().load_state_dict(mapping("state_dict", state_dict))
         finally:
             for handle in handles:
                 handle.remove()
 
     def _complete_load(self, state_dict: dict[str, Any], keeps_own: bool) -> None:
         """Do what torch's load_state_dict leaves: dtypes, the schedule, its step."""
+        check_loaded_groups(self, self._rule)
         _states.restore_dtypes(self, state_dict)
         self._choose_dtypes()
-        self._load_entry(state_dict.get(_ENGINE_ENTRY, {}), keeps_own)
+        self._load_entry(state_dict.get(ENGINE_ENTRY, {}), keeps_own)
 
     def _entry(self) -> dict[str, Any]:
         """What a state dict holds beside torch's entries. Waits for the device."""
@@ -282,7 +288,10 @@ class FusedOptimizer(Scheduled):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_engine" not in self.__dict__:  # unpickled or copied
             self._engine = None
-        super().__setstate__(state)
+        try:
+            super().__setstate__(state)
+        except (KeyError, TypeError) as error:  # torch looks into states and groups by itself
+            raise ValueError(f"state must hold all that its rule needs, lacks {error}") from error
 
     def _set_options(self, options: Options) -> None:
         self._options = options
@@ -325,13 +334,12 @@ class FusedOptimizer(Scheduled):
             else:
                 state[name] = _states.usable(name, state[name], param, dtype)
         if self._options.ema_decay is not None:
-            state["ema"] = _states.usable(
-                "ema", state.get("ema", param.detach()), param, _states.average_dtype(param)
-            )
+            average = param.detach() if state.get("ema") is None else state["ema"]
+            state["ema"] = _states.usable("ema", average, param, _states.average_dtype(param))
         is_new = count not in state
         if count is not None:
             state[count] = _states.scalar(state.get(count, 0.0), param, torch.float32)
-        if product in state:
+        if product is not None and product in state:
             state[product] = _states.scalar(state[product], param, torch.float64)
         elif names["needs_product"]:
             # Waits for the device, once per parameter: when its momentum is first cycled.
@@ -385,7 +393,7 @@ def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     _states.mark_unbegun_buffers(optimizer, counts, state)
     entry = optimizer._entry()
     if entry:
-        state[_ENGINE_ENTRY] = entry
+        state[ENGINE_ENTRY] = entry
 
 
 _Snapshot = tuple[ScheduleSnapshot, list[Tensor]]  # with copies of the engine's memory

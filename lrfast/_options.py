@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
 import torch
 
 from lrfast._extension import extension
+from lrfast._plain import short
 
 if TYPE_CHECKING:
     from lrfast import _C
@@ -131,9 +134,12 @@ def check_group(index: int, group: dict[str, Any]) -> None:
             f"lr of param_groups[{index}] must be a number or a tensor on cpu or cuda, got one on "
             f"{rate.device}"
         )
-    if not (math.isfinite(rate) and rate >= 0):
+    if not isinstance(rate, torch.Tensor | int | float | np.number):
+        raise TypeError(f"lr of param_groups[{index}] must be a number, got {short(rate)}")
+    if not 0 <= rate <= sys.float_info.max:  # NaN fails, too
+        shown = rate.item() if isinstance(rate, torch.Tensor) else rate
         raise ValueError(
-            f"lr of param_groups[{index}] must be finite and not negative, got {float(rate)}"
+            f"lr of param_groups[{index}] must be finite and not negative, got {short(shown)}"
         )
 
 

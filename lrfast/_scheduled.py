@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lrfast._plain import entries
 from lrfast.schedules import Schedule
 from lrfast.schedules._checks import check_steps
 
@@ -241,7 +242,7 @@ class Scheduled(torch.optim.Optimizer):
         self._schedules = list(schedules)
         self._attach_loss_schedule(schedule)
         if schedule is not None:
-            schedule.load_state_dict(state)
+            schedule._put_back(state)
 
     def _set_schedule_step(self, applied: int) -> None:
         """Let the next step be that one of the schedules. Waits for the device."""
@@ -310,10 +311,11 @@ def momentum_of(group: dict[str, Any]) -> float | None:
 
 def saved_schedules(entry: dict[str, Any]) -> list[Schedule | None] | None:
     """Return the schedules in our entry of a state dict, one per group; None if there are none."""
-    entries = entry.get("schedules")
-    if entries is None:
+    saved = entry.get("schedules")
+    if saved is None:
         return None
-    return [Schedule.from_dict(entry) if entry else None for entry in entries]
+    each = entries("schedules", saved)
+    return [None if entry is None else Schedule.from_dict(entry) for entry in each]
 
 
 def _planned(

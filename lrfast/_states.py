@@ -12,7 +12,8 @@ from torch import Tensor
 from lrfast._extension import extension
 
 # States that have a dtype of their own; all others are moments of the gradient.
-NOT_MOMENTS = ("step", "beta1_product", "mu_product", "ema")
+SCALARS = ("step", "beta1_product", "mu_product")
+NOT_MOMENTS = (*SCALARS, "ema")
 
 
 def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,6 +76,8 @@ def choose_dtypes(
 ) -> None:
     """Bring the moments that are there into the dtype of each parameter's states."""
     for param, state in optimizer.state.items():
+        if not isinstance(param, Tensor):  # torch loads states of parameters that are none, too
+            continue
         chosen = dtype_of(param)
         for name, value in state.items():
             if isinstance(value, Tensor) and name not in NOT_MOMENTS:

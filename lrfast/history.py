@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from lrfast._files import replacing
+from lrfast._plain import any_number, entries, mapping, number, tensor, text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,16 +62,25 @@ class Stage:
 
         Args:
             data: Such a description, also one that went through JSON.
+
+        Raises:
+            ValueError: If it described none.
         """
+        mapping("a stage", data, [field.name for field in fields(cls)])
+        losses, rates = floats("losses", data["losses"]), floats("rates", data["rates"], 2)
         momentum = data["momentum"]
+        if momentum is not None:
+            momentum = floats("momentum", momentum)
+        if len({len(each) for each in (losses, rates, momentum) if each is not None}) > 1:
+            raise ValueError("losses, rates and momentum must be as many, got different numbers")
         return cls(
-            name=data["name"],
-            losses=data["losses"].numpy(),
-            rates=data["rates"].numpy(),
-            momentum=None if momentum is None else momentum.numpy(),
-            epochs=tuple(dict(row) for row in data["epochs"]),
-            outcome=data["outcome"],
-            seconds=data["seconds"],
+            name=text("name", data["name"]),
+            losses=losses,
+            rates=rates,
+            momentum=momentum,
+            epochs=tuple(epoch_row(row) for row in entries("epochs", data["epochs"])),
+            outcome=text("outcome", data["outcome"]),
+            seconds=number("seconds", data["seconds"]),
         )
 
 
@@ -109,7 +121,7 @@ class History:
             path: File to write.
         """
         groups = max((stage.rates.shape[1] for stage in self.stages), default=0)
-        with open(path, "w", newline="") as file:
+        with replacing(path, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(
                 ["stage", "step", "loss", "momentum", *(f"lr_{g}" for g in range(groups))]
@@ -131,8 +143,12 @@ class History:
 
         Args:
             data: Such a description, also one that went through JSON.
+
+        Raises:
+            ValueError: If it described none.
         """
-        return cls([Stage.from_dict(stage) for stage in data["stages"]])
+        stages = mapping("a history", data, ["stages"])["stages"]
+        return cls([Stage.from_dict(stage) for stage in entries("stages", stages)])
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw losses, rates and validation over the steps; needs matplotlib.
@@ -146,3 +162,23 @@ class History:
         from lrfast.plot import plot_history
 
         return plot_history(self, path)
+
+
+def floats(name: str, value: Any, dims: int = 1) -> FloatArray:
+    """Return a float64 tensor of a checkpoint as an array.
+
+    Raises:
+        ValueError: If it is none, or has another number of dimensions.
+    """
+    array: FloatArray = tensor(name, value, torch.float64, dims).detach().cpu().contiguous().numpy()
+    return array
+
+
+def epoch_row(row: Any) -> dict[str, float]:
+    """Return what a checkpoint says of an epoch.
+
+    Raises:
+        ValueError: If that is not numbers by their names, "step" among them.
+    """
+    found = mapping("an epoch", row, ["step"])
+    return {text("a measure's name", name): any_number(name, found[name]) for name in found}

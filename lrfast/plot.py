@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lrfast._files import replacing
 from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -58,9 +59,12 @@ def plot_range_test(
     losses, slopes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     if result.repeats is not None and result.band is not None:
         label = f"quartiles of {len(result.repeats)} sweeps"
-        losses.fill_between(result.lrs, *result.band, color="C0", alpha=0.2, lw=0, label=label)
+        band = {"color": "C0", "alpha": 0.2, "lw": 0, "hatch": "////"}
+        losses.fill_between(result.lrs, *result.band, **band, label=label)
     for index, other in enumerate(others):
-        style = {"linestyle": _LINES[(index + 1) % 4], "color": f"C{index + 4}", "linewidth": 1}
+        # Neither the line of the losses nor that of the derivative.
+        style = _style(index, len(others), len(other.lrs)) | {"linestyle": _LINES[2 + index % 2]}
+        style |= {"color": f"C{index + 4}", "linewidth": 1, "marker": _MORE_MARKERS[index % 8]}
         losses.plot(other.lrs, other.smoothed, **style, label=f"run {index + 2}")
         slopes.plot(other.lrs, other.derivative, **style)
     losses.plot(result.lrs, result.losses, color="0.75", linewidth=1, label="loss")
@@ -116,8 +120,7 @@ def plot_comparison(
         axes.plot(
             result.lrs,
             result.smoothed,
-            _LINES[index % 4],
-            color=color,
+            **_style(index, count, len(result.lrs)),
             label=f"{label} ({result.outcome}, {rate})",
         )
         if lr is not None:
@@ -190,7 +193,8 @@ def plot_schedule(
     figure, panels = _panels(1 + len(others))
     multipliers = schedule.values(steps)
     for group, rate in enumerate(rates):
-        panels[0].plot(steps, rate * multipliers, _LINES[group % 4], label=f"group {group}")
+        style = _style(group, len(rates), len(steps))
+        panels[0].plot(steps, rate * multipliers, **style, label=f"group {group}")
     if len(set(rates)) > 1:
         panels[0].set_yscale("log")
         panels[0].legend(fontsize="small")
@@ -257,27 +261,33 @@ def plot_schedules(
 def _draw_groups(
     axes: Axes, steps: npt.NDArray[np.int64], values: npt.NDArray[np.float64], names: list[str]
 ) -> None:
-    """Draw one line for each distinct column; four styles by eight markers tell them apart."""
+    """Draw one line for each distinct column."""
     groups: dict[bytes, list[int]] = {}
     for index, column in enumerate(values.T):
         groups.setdefault(column.tobytes(), []).append(index)
     lines = list(groups.values())
     stride = -(-len(lines) // _MOST_LABELS)
-    every = max(len(steps) // 12, 1)
     for line, members in enumerate(lines):
-        marker = "" if len(lines) <= 4 else _MORE_MARKERS[line // 4 % len(_MORE_MARKERS)]
         is_named = line % stride == 0 or line == len(lines) - 1
         axes.plot(
             steps,
             values[:, members[0]],
-            _LINES[line % 4],
-            color=f"C{line}",
-            marker=marker,
-            markersize=4,
-            markevery=(line * every // len(lines), every),
+            **_style(line, len(lines), len(steps)),
             label=_group_label(members, names) if is_named else None,
         )
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _style(line: int, count: int, points: int) -> dict[str, Any]:
+    """What tells a line from others without its colour: four styles, by eight markers for more."""
+    every = max(points // 12, 1)
+    return {
+        "linestyle": _LINES[line % 4],
+        "color": f"C{line}",
+        "marker": "" if count <= 4 else _MORE_MARKERS[line // 4 % len(_MORE_MARKERS)],
+        "markersize": 4,
+        "markevery": (line * every // count, every),
+    }
 
 
 def _group_label(members: list[int], names: list[str]) -> str:
@@ -325,8 +335,8 @@ def plot_history(history: History, path: str | Path | None = None) -> Figure:
         steps = start + np.arange(len(stage.losses))
         for group in range(stage.rates.shape[1]):
             label = f"group {group}" if start == 0 else None
-            style = _LINES[group % 4]
-            rates.plot(steps, stage.rates[:, group], style, color=f"C{group}", label=label)
+            style = _style(group, stage.rates.shape[1], len(steps))
+            rates.plot(steps, stage.rates[:, group], **style, label=label)
         losses.axvline(start, color="0.8", linewidth=0.8)
         start += len(stage.losses)
     rates.set_yscale("log")
@@ -383,5 +393,7 @@ def _limit(axes: Axes, values: npt.NDArray[np.float64]) -> None:
 
 def _finish(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
-        figure.savefig(path, dpi=120)
+        kind = Path(path).suffix[1:] or figure.canvas.get_default_filetype()
+        with replacing(Path(path).with_suffix(f".{kind}"), "wb") as file:
+            figure.savefig(file, dpi=120, format=kind)
     return figure

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 
 from lrfast._fused import FusedOptimizer
+from lrfast._loading import check_entry
+from lrfast._plain import mapping, plain_bytes, safely_loaded
 from lrfast._scheduled import saved_schedules
-from lrfast.loss_schedules import check_saved
 from lrfast.schedules._checks import check_choice
 
 
@@ -75,14 +76,14 @@ class ShardedState:
             state_dict: What was returned.
 
         Raises:
-            KeyError: If an entry is missing.
-            ValueError: If another schedule is attached than the saved one, and nobody said which
-                one goes on; nothing has been changed then.
+            ValueError: If an entry is missing or broken, or another schedule is attached than the
+                saved one, and nobody said which one goes on; nothing has been changed then.
         """
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
-        entry = torch.load(io.BytesIO(state_dict["lrfast"]), weights_only=True)
-        check_saved(self._optimizer, entry.get("loss_schedule"))
+        mapping("state_dict", state_dict, ["model", "optimizer", "lrfast"])
+        entry = safely_loaded("lrfast", io.BytesIO(plain_bytes("lrfast", state_dict["lrfast"])))
+        check_entry(self._optimizer, entry)
         if self._schedule is None:
             self._optimizer._check_saved_schedules(saved_schedules(entry))
         set_state_dict(

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import copy
 import random
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
@@ -35,7 +36,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lrfast._batches import generators_of
+from lrfast._batches import end_workers, generators_of
 from lrfast._copies import Copies, bytes_of, owned, tensors_in
 
 
@@ -137,6 +138,7 @@ class Snapshot:
     Raises:
         TypeError: an argument is not of the type above.
         ValueError: a parameter or buffer of `model` is lazy.
+        MemoryError: there is no room for the copies; what there was of them is gone again.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -162,13 +164,25 @@ class Snapshot:
         _check(model, optimizer, others, loaders)
         self._copies = Copies(on_host)
         self._engine = optimizer if isinstance(optimizer, Engine) else None
-        with torch.no_grad():
-            self._take_model(model)
-            self._take_optimizer(optimizer)
-            self._take_gradients(model, optimizer)
-            self._take_others(others)
-        self._take_loaders(loaders)
-        self._random = GlobalRandom.take()
+        try:
+            with torch.no_grad():
+                self._take_model(model)
+                self._take_optimizer(optimizer)
+                self._take_gradients(model, optimizer)
+                self._take_others(others)
+            self._take_loaders(loaders)
+            self._random = GlobalRandom.take()
+        except (MemoryError, RuntimeError) as error:
+            # The error would keep what there is of the copies for as long as it lives.
+            vars(self).clear()
+            traceback.clear_frames(error.__traceback__)
+            if not is_out_of_memory(error):
+                raise
+            needed = sizes(bytes_needed(model, optimizer))
+            raise MemoryError(
+                f"there is no memory for a snapshot, which copies {needed}; let the copies lie in "
+                "host memory (on_host=True, for lr_find snapshot='host') or free what they need"
+            ) from error
 
     def _take_model(self, model: nn.Module) -> None:
         self._training = [(module, module.training) for module in model.modules()]
@@ -215,7 +229,7 @@ class Snapshot:
         """Put everything back; may be called again later.
 
         Should the `load_state_dict` of an object in `others` raise, the rest is put back all the
-        same and the exception goes on.
+        same, other objects included, and the exception goes on.
 
         Returns:
             None.
@@ -231,13 +245,11 @@ class Snapshot:
             >>> model.training
             True
         """
-        try:
-            for other, state in self._others:
-                # A copy, for load_state_dict may keep what it is given and change it later.
-                other.load_state_dict(copy.deepcopy(state))
-        finally:
-            self._restore_training()
-            self._random.put_back()  # last, so that nothing above can draw from it
+        with ExitStack() as parts:  # one after another from the last, whatever they raise
+            parts.callback(self._random.put_back)  # last, so that nothing above can draw from it
+            parts.callback(self._restore_training)
+            for other, state in reversed(self._others):
+                parts.callback(_load, other, state)
 
     def _restore_training(self) -> None:
         optimizer, state, param_groups = self._tables
@@ -250,6 +262,8 @@ class Snapshot:
         for module, training in self._training:
             module.training = training
         for loader, iterator in self._iterators:
+            if loader._iterator is not iterator:
+                end_workers(loader._iterator)
             loader._iterator = iterator
         if self._engine:
             self._engine._engine_restore(self._engine_state)
@@ -310,6 +324,25 @@ def preserved(
         yield snapshot
     finally:
         snapshot.restore()
+
+
+def sizes(needed: dict[torch.device, int]) -> str:
+    """Return in words how much memory of which devices there is."""
+    return ", ".join(f"{size / 2**20:.1f} MiB of {device}" for device, size in needed.items())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed, of Python, numpy, or torch on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch has no type of its own for the host's memory, pinned memory included.
+    words = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _load(other: Stateful, state: Any) -> None:
+    # A copy, for load_state_dict may keep what it is given and change it later.
+    other.load_state_dict(copy.deepcopy(state))
 
 
 def _check(

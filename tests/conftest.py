@@ -84,6 +84,24 @@ def benchmarks_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
 
 
+class Terminal:
+    """What is written to stderr as if that were a terminal."""
+
+    def __init__(self, captured: pytest.CaptureFixture[str]) -> None:
+        self._captured = captured
+
+    def take(self) -> str:
+        """Return what has been written since the last call."""
+        return self._captured.readouterr().err
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    """Has progress shown, although pytest's stderr is no terminal."""
+    monkeypatch.setattr("lrfast._progress._somebody_watches", lambda: True)
+    return Terminal(capsys)
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device that lrfast runs on."""

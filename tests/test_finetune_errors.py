@@ -85,3 +85,13 @@ def test_bad_timetables(timetable: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tuner.fit(2, schedules.constant(), lr=0.7, timetable=timetable)
     assert [group["lr"] for group in tuner.optimizer.param_groups] == [0.05] * 3
+
+
+def test_data_that_can_be_iterated_only_once_end_the_second_epoch() -> None:
+    # They have a length, so the schedule was planned for two passes.
+    loader = torch.utils.data.DataLoader(list(make_batches(6)), batch_size=None)
+    tuner = make_tuner(train=iter(loader))
+    with pytest.raises(ValueError, match="a batch in every epoch, got none in epoch 2; can it be"):
+        tuner.fit_one_cycle(2, 1e-2)
+    with pytest.raises(ValueError, match="got none in epoch 1"):
+        tuner.fit_one_cycle(1, 1e-2)

@@ -147,7 +147,9 @@ def test_rests_in_a_range_test_also_within_a_stage(options: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "options", [{}, {"progress": True}, {"amp": torch.float16}], ids=["plain", "bar", "fp16"]
 )
-def test_no_step_reads_from_the_device(options: dict[str, Any], every: int | None) -> None:
+def test_no_step_reads_from_the_device(
+    options: dict[str, Any], every: int | None, terminal: Any
+) -> None:
     tuner = make_tuner("adamw", **options)
     tuner.callbacks.append(Observe(plateau_of(tuner, threshold=0.3), every=every))
     tuner.fit_one_cycle(1, 0.01)
@@ -158,11 +160,14 @@ def test_no_step_reads_from_the_device(options: dict[str, Any], every: int | Non
     assert reads.steps == 3 * STEPS and tuner.optimizer.loss_schedule.cuts > 0  # type: ignore[attr-defined]
 
 
-def test_the_bar_shows_the_rate_that_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_shows_the_rate_that_is_used(
+    terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrfast._progress._INTERVAL_S", 0.0)
     tuner = scripted([1.0, 1.0, 1.0], progress=True)
     tuner.callbacks.append(Observe(plateau_of(tuner, factor=0.25), "script"))
     tuner.fit(3, schedules.constant(), lr=0.1)
-    shown = capsys.readouterr().err
+    shown = terminal.take()
     assert "lr=1.0e-01" in shown and "lr=2.5e-02" in shown
 
 

@@ -34,7 +34,7 @@ class Losses(Callback):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("kind", [*OURS, "torch-sgd"])
-def test_no_step_reads_from_the_device(kind: str, options: dict[str, Any]) -> None:
+def test_no_step_reads_from_the_device(kind: str, options: dict[str, Any], terminal: Any) -> None:
     if kind not in OURS:  # torch's own scaled step reads, and keeps no average
         options = {k: v for k, v in options.items() if k not in ("amp", "ema_decay")}
     losses = Losses()

@@ -172,6 +172,7 @@ def test_describe_lists_everything() -> None:
         "frozen: body.weight",
         "frozen: body.bias",
     ]
+    assert str(layer_groups(model)) == repr(layer_groups(model)) == layer_groups(model).describe()
 
 
 def test_explicit_groups() -> None:
@@ -345,7 +346,7 @@ ERRORS: list[tuple[type[Exception], Callable[[], object], str]] = [
     (TypeError, explicit(lambda m: 3), r"groups must be a list with one entry per .*'int'"),
     (TypeError, explicit(lambda m: m[0]), r"groups must be a list with one .*Linear"),
     (TypeError, explicit(lambda m: [m, 3]), r"groups\[1\] must be a module or a .*, got int in it"),
-    (TypeError, explicit(lambda m: [[m, "a"]]), r"groups\[0\] must be a module or .*got str in it"),
+    (TypeError, explicit(lambda m: [[m, "a"]]), r"groups\[0\] .*got str in it; names go into"),
     (ValueError, explicit(lambda m: [m[1:]]), r"every parameter, add 0\.weight, 0\.bias to one$"),
     (ValueError, explicit(lambda m: []), r"groups must hold every parameter, add 0\.weight, 0\.b"),
     (ValueError, explicit(lambda m: [m, linear()]), r"groups\[1\] must hold parameters of the mod"),

@@ -137,11 +137,13 @@ def test_version_and_type_information() -> None:
 # Modules may import, when they are imported, only what stands on a level below theirs. A package
 # stands on one level; its own modules may not import each other in a circle.
 LEVELS = (
+    {"_plain", "_files"},
     {"_extension", "_shards", "groups", "_copies", "suggest", "_batches", "telemetry", "_traffic"},
-    {"_mirror"},
+    {"_mirror", "_progress"},
     {"snapshot", "schedules", "curve", "_options", "_states"},
     {"_scheduled"},
     {"loss_schedules"},
+    {"_loading"},
     {"_fused"},
     {"optim", "sharded"},
     {"bench", "doctor"},

@@ -8,70 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from trainers import NullOptimizer, Reads, check_example, furthest, load, run_example
 
 load("accelerate")
 transformers = load("transformers")
 
+from huggingface_runs import STEPS, losses, make_model, make_trainer, train  # noqa: E402
+
 import lrfast  # noqa: E402
 from lrfast import schedules  # noqa: E402
 from lrfast.integrations import huggingface  # noqa: E402
 from lrfast.integrations.scheduler import DeviceScheduler  # noqa: E402
-
-STEPS = 16  # 64 rows in batches of 8, twice
-
-
-def make_model() -> nn.Module:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-    )
-    model: nn.Module = transformers.BertForSequenceClassification(config)
-    return model
-
-
-def make_data() -> list[dict[str, Any]]:
-    tokens = torch.randint(0, 50, (64, 8), generator=torch.Generator().manual_seed(1))
-    return [{"input_ids": row, "labels": (row[0] > 25).long()} for row in tokens]
-
-
-def make_trainer(folder: Path, trainer_class: Any = None, **options: Any) -> Any:
-    given = {
-        "per_device_train_batch_size": 8,
-        "num_train_epochs": 2,
-        "learning_rate": 3e-3,
-        "weight_decay": 0.1,
-        "adam_beta2": 0.98,
-        "adam_epsilon": 1e-6,
-        "max_grad_norm": 0.5,
-        "warmup_steps": 3,
-        "logging_steps": 2,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": 3,
-        "dataloader_pin_memory": False,
-    }
-    extra = {key: options.pop(key) for key in ("optimizers", "callbacks") if key in options}
-    args = transformers.TrainingArguments(str(folder), **(given | options))
-    cls = trainer_class or transformers.Trainer
-    return cls(make_model(), args, train_dataset=make_data(), **extra)
-
-
-def train(trainer: Any, **options: Any) -> Any:
-    trainer.train(**options)
-    return trainer
-
-
-def losses(trainer: Any) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 @pytest.mark.parametrize(
@@ -252,12 +199,10 @@ def test_a_range_test_with_trainers_own_optimizer(tmp_path: Path) -> None:
     train(trainer)
 
 
-def test_several_processes_need_the_callback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_range_test_waits_for_fsdp_to_shard(tmp_path: Path) -> None:
     trainer = huggingface.use(make_trainer(tmp_path))
-    monkeypatch.setattr(transformers.TrainingArguments, "world_size", 2)
-    with pytest.raises(ValueError, match="several processes: use LRFindCallback"):
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="must be training for a range test under FSDP"):
         huggingface.lr_find(trainer)
 
 

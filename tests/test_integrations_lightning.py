@@ -377,6 +377,15 @@ def test_errors(
         fit(make, [callback()], **options)
 
 
+def test_shards_that_only_a_strategy_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDPStrategy wants GPUs; what is asked of it here is its class."""
+    trainer = make_trainer([integration.ClipInStep()], gradient_clip_val=0.3)
+    monkeypatch.setattr(integration, "_KEEP_THEIR_SHARDS", (type(trainer.strategy),))
+    with pytest.raises(ValueError, match=r"strategy must not be FSDPStrategy .* ModelParallelStra"):
+        trainer.fit(Classifier(ours), make_loader())
+    assert trainer.gradient_clip_val == 0.3
+
+
 def test_several_loaders_need_data() -> None:
     module, trainer = Classifier(ours), make_trainer([integration.LRFindCallback()])
     with pytest.raises(TypeError, match="data must be given where the trainer has not one"):

@@ -78,6 +78,26 @@ def test_a_scheduler_goes_on_from_a_checkpoint() -> None:
     assert again.last_epoch == 7 and again._step_count == 8
 
 
+def test_a_scheduler_brings_the_schedule_where_the_optimizers_checkpoint_has_none() -> None:
+    """As torch's functions for sharded optimizers leave it, which keep torch's entries alone."""
+    model, optimizer, scheduler = make_scheduled()
+    for _ in range(4):
+        step(model, optimizer)
+        scheduler.step()
+    saved = optimizer.state_dict()
+    del saved["lrfast"]
+    other, resumed, again = make_scheduled()
+    step(other, resumed)  # as torch does for states to load into
+    resumed.load_state_dict(saved)
+    again.load_state_dict(scheduler.state_dict())
+    assert resumed.schedule_step == again.last_epoch == 4
+    assert resumed.current_rates() == optimizer.current_rates()
+    resumed.load_state_dict(saved)
+    resumed.set_schedule(schedules.cosine(7))
+    with pytest.raises(ValueError, match='schedule must be "saved" or "own"'):
+        again.load_state_dict(scheduler.state_dict())
+
+
 def test_a_scheduler_needs_an_optimizer_of_ours() -> None:
     theirs = torch.optim.AdamW(make_model().parameters())
     with pytest.raises(TypeError, match=r"one of lrfast, got torch.optim.adamw.AdamW; lrfast.wrap"):
@@ -164,6 +184,21 @@ def test_accelerates_clipping_where_the_step_cannot_do_it() -> None:
     optimizer.optimizer.max_grad_norm = 0.25  # its own stays
     accelerator.clip_grad_norm_(model.parameters(), math.inf)
     assert optimizer.optimizer.max_grad_norm == 0.25
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_shards_that_only_accelerate_knows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerate = load("accelerate")
+    from lrfast.integrations.accelerate import clip_in_step, step_can_clip
+
+    accelerator = accelerate.Accelerator(cpu=True)
+    monkeypatch.setattr(
+        accelerate.Accelerator, "distributed_type", accelerate.DistributedType[kind]
+    )
+    assert not step_can_clip(accelerator)
+    optimizer = lrfast.SGD(make_model().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=f"must not use FSDP 1 or DeepSpeed, .* got {kind}"):
+        clip_in_step(accelerator, optimizer)
 
 
 def test_accelerate_waits_for_nothing_more_than_without_steps() -> None:

@@ -116,14 +116,19 @@ OPTIMIZER_ERRORS = (
     ),
     ErrorCase("later lr", lambda: step(lr=-0.5), ValueError, r"\[0\]\['lr'\].*negative, got -0.5"),
     ErrorCase("later nan", lambda: step(lr=nan), ValueError, r"\['lr'\] must be finite.*nan"),
-    ErrorCase("text lr", lambda: step(lr="big"), TypeError, "must be real number, not str"),
+    ErrorCase("text lr", lambda: step(lr="big"), TypeError, r"'lr'\] must be a number, got str"),
     ErrorCase(
         "later beta",
         lambda: step(cls=lrfast.AdamW, betas=(0.9, inf)),
         ValueError,
         r"param_groups\[0\]\['betas'\]\[1\] must be finite, got inf",
     ),
-    ErrorCase("one beta", lambda: step(cls=lrfast.AdamW, betas=(0.9,)), IndexError, "out of range"),
+    ErrorCase(
+        "one beta",
+        lambda: step(cls=lrfast.AdamW, betas=(0.9,)),
+        TypeError,
+        r"\['betas'\]\[1\] is missing: 'betas' must hold a number for each, got tuple",
+    ),
     ErrorCase(
         "tensor lr",
         lambda: step(lr=torch.ones(2)),
@@ -161,13 +166,13 @@ OPTIMIZER_ERRORS = (
         "state shape",
         lambda: load_state({"step": 1.0, "exp_avg": torch.ones(5), "exp_avg_sq": torch.ones(2, 3)}),
         ValueError,
-        r"state 'exp_avg' must have its parameter's shape \(2, 3\), got \(5,\)",
+        r"\['exp_avg'\] must have its parameter's shape \[2, 3\], got a tensor of shape \[5\]",
     ),
     ErrorCase(
         "state type",
         lambda: load_state({"step": 1.0, "exp_avg": 3.0}),
         ValueError,
-        "shape .*, got float",
+        r"\['exp_avg'\] must be a tensor or None, got 3.0",
     ),
     ErrorCase(
         "conjugate",

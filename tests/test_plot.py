@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lrfast import History, RangeTest, Stage, schedules
-from lrfast.plot import limits, plot_comparison, plot_history, plot_range_test
+from lrfast.plot import limits, plot_comparison, plot_history, plot_range_test, plot_schedule
 from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
 
@@ -264,6 +265,27 @@ def test_comparison_counts_runs_and_labels() -> None:
         result.compare()
     with pytest.raises(ValueError, match="labels must be one per range test, 2 of them, got 1"):
         plot_comparison([result, result], labels=["one"])
+
+
+def looks(axes: Any) -> list[Any]:
+    """What is left of the lines in black and white."""
+    drawn = [line for line in axes.lines if line.get_marker() != "*" and len(line.get_xdata()) > 2]
+    return [(line.get_linestyle(), line.get_marker(), line.get_linewidth()) for line in drawn]
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_lines_differ_without_their_colours(count: int) -> None:
+    result, others = make_result(), [make_result(30 + index) for index in range(count - 1)]
+    stage = make_stage("all", 20)
+    wide = replace(stage, rates=np.geomspace(1e-5, 1e-2, count) * np.ones((20, 1)))
+    shown = [
+        *panels(result.plot(others=others), 2),
+        *panels(result.compare(*others), 1),
+        *panels(plot_schedule(schedules.cosine(30), rates=list(np.geomspace(1e-4, 1, count))), 1),
+        panels(History([wide]).plot(), 2)[1],
+    ]
+    for axes in shown:
+        assert len(looks(axes)) >= count and len(set(looks(axes))) == len(looks(axes))
 
 
 # Histories.

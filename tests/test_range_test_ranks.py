@@ -6,7 +6,6 @@ import math
 import os
 import pickle
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from processes import spawn
 from tiny import OPTIMIZERS, bits, cross_entropy, make_batches, make_model, trace
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -138,13 +138,15 @@ class Rank:
         return self._report(result) | {"own": own, "reductions": reductions}
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     here = Path(folder) / f"rank{rank}"
     here.mkdir()
     os.chdir(here)
     os.environ["TMPDIR"] = str(here)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
     process = Rank(rank)
     seen: dict[Any, Any] = {
         (kind, case): process.run(kind, case) for kind in KINDS for case in CASES
@@ -152,26 +154,12 @@ def work(rank: int, folder: str) -> None:
     seen["alone"] = process.run_without_ddp(None)
     seen["group"] = process.run_without_ddp(dist.group.WORLD)
     dist.destroy_process_group()
-    with open(f"{folder}/seen{rank}", "wb") as file:
-        pickle.dump(seen, file)
+    Path(f"{folder}/seen{world}-{rank}").write_bytes(pickle.dumps(seen))
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    context = torch.multiprocessing.spawn(work, (str(folder),), nprocs=2, join=False)
-    assert context is not None
-    try:
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:  # join returns as soon as one process has ended
-            if context.join(timeout=max(deadline - time.monotonic(), 0)):
-                break
-        else:
-            pytest.fail(f"two ranks did not come to an end within {TIMEOUT_S} s")
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [pickle.loads((folder / f"seen{rank}").read_bytes()) for rank in range(2)]
+    return spawn(work, 2, tmp_path_factory.mktemp("ranks"), TIMEOUT_S)
 
 
 def training(seen: dict[str, Any]) -> list[float]:

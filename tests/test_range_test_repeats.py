@@ -161,7 +161,7 @@ def test_where_outcomes_are_equally_frequent_the_first_sweep_decides(order: Any)
     ids=lambda options: "-".join(options),
 )
 @pytest.mark.parametrize("kind", OURS)
-def test_no_device_reads(kind: str, options: dict[str, Any]) -> None:
+def test_no_device_reads(kind: str, options: dict[str, Any], terminal: Any) -> None:
     setup = build(kind)
     setup.train(3)
     batches = make_batches(4)

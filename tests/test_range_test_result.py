@@ -14,6 +14,7 @@ from results import INF, NAN, make_result
 from torch import nn
 
 from lrfast import RangeTest
+from lrfast.range_test._text import aligned
 from lrfast.suggest import Suggestion
 
 
@@ -270,3 +271,21 @@ def test_html_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_html_of_a_sweep_without_points() -> None:
     assert len(parsed(make_result([], lr=None)).images) == 1
+
+
+# Tables in terminals.
+
+
+def test_long_reasons_are_wrapped_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("rule", "reason"), ("auto", "half of the fall is done at this rate"), ("flat", "")]
+    assert aligned(rows, 0).splitlines()[1] == "auto  half of the fall is done at this rate"
+    assert aligned(rows, 32).splitlines() == [
+        "rule  reason",
+        "auto  half of the fall is done",
+        "      at this rate",
+        "flat",
+    ]
+    assert aligned(rows, 29) == aligned(rows, 0)  # 23 columns are too few
+    assert aligned(rows) == aligned(rows, 0)  # pytest's stdout is no terminal
+    monkeypatch.setattr("lrfast.range_test._text._terminal_width", lambda: 32)
+    assert aligned(rows) == aligned(rows, 32)

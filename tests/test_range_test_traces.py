@@ -244,7 +244,7 @@ def test_the_rates_of_the_last_step_are_not_the_sweeps() -> None:
 @pytest.mark.parametrize("progress", [False, True])
 @pytest.mark.parametrize("before", [0, 5])
 @pytest.mark.parametrize("kind", [*OURS, "torch-sgd"])
-def test_no_device_reads(kind: str, before: int, progress: bool) -> None:
+def test_no_device_reads(kind: str, before: int, progress: bool, terminal: Any) -> None:
     setup = build(kind)
     setup.train(before)
     batches = make_batches(4)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sharded_runs
-import torch
 import torch.distributed as dist
+from processes import spawn
 from sharded_runs import CASES, Run
 
 import lrfast
@@ -26,23 +24,6 @@ EACH_WORLD = pytest.mark.parametrize("world", WORLDS)
 EACH_CASE = pytest.mark.parametrize("case", CASES)
 
 
-def spawn(world: int, folder: Path) -> list[dict[Any, Any]]:
-    """What each of ``world`` processes saw; no process survives."""
-    context = torch.multiprocessing.spawn(
-        sharded_runs.work, (world, str(folder)), nprocs=world, join=False
-    )
-    assert context is not None
-    try:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not context.join(timeout=max(deadline - time.monotonic(), 0)):
-            if time.monotonic() > deadline:
-                pytest.fail(f"{world} processes did not come to an end within {TIMEOUT_S} s")
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [pickle.loads((folder / f"seen{world}-{rank}").read_bytes()) for rank in range(world)]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sharded")
@@ -50,7 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worlds(folder: Path) -> dict[int, list[dict[Any, Any]]]:
-    return {world: spawn(world, folder) for world in WORLDS}  # four read what two have saved
+    return {
+        world: spawn(sharded_runs.work, world, folder, TIMEOUT_S) for world in WORLDS
+    }  # four read what two have saved
 
 
 def alone(case: str, steps: int, infinite_at: int | None = None) -> dict[str, Any]:

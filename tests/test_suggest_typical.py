@@ -14,7 +14,7 @@ from torch import nn
 import lrfast
 from lrfast import suggest
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._context import Amounts, Context, context_of
+from lrfast.range_test._context import Amounts, Context, context_of, weights_of
 
 LRS = rates()
 
@@ -66,6 +66,34 @@ def test_momentum_is_a_share(momentum: float) -> None:
         suggest.typical_rate("SGD", 10, momentum)
 
 
+def usual_rms(parameters: int) -> float:
+    """GPT-3's 0.02 at 1.25e8 parameters, and ten times that at a hundred thousandth of them."""
+    return float(0.02 * (1.25e8 / parameters) ** 0.2)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Lion", "Adagrad"])
+@pytest.mark.parametrize("parameters", [100, 10_000, 125_000_000])
+def test_large_weights_take_larger_rates(name: str, parameters: int) -> None:
+    usual = usual_rms(parameters)
+    alone = suggest.typical_rate(name, parameters)
+    assert alone is not None
+    for larger, factor in [(1, 1), (4, 4), (1 / 3, 1 / 3), (30, 10), (1e-3, 0.1)]:
+        found = suggest.typical_rate(name, parameters, weight_rms=larger * usual)
+        assert found == pytest.approx(alone * factor**0.4)
+
+
+def test_weights_that_say_nothing_and_strange_optimizers() -> None:
+    for rms in (None, 0.0):
+        assert suggest.typical_rate("SGD", 100, 0.5, rms) == 0.5
+    assert suggest.typical_rate("LBFGS", 100, weight_rms=1.0) is None
+
+
+@pytest.mark.parametrize("rms", [-0.1, math.nan, math.inf])
+def test_a_root_mean_square_is_a_size(rms: float) -> None:
+    with pytest.raises(ValueError, match="weight_rms must be None, or finite and 0 or more, got "):
+        suggest.typical_rate("SGD", 10, weight_rms=rms)
+
+
 # What "auto" makes of it.
 
 
@@ -107,8 +135,8 @@ def test_auto_stays_near_the_curve(typical: float) -> None:
     narrow = s_curve(LRS, 3e-2, 0.3)
     answer = suggest.auto(LRS, narrow, typical=typical)
     lost = float(answer.reason.split("lost again at ")[1].split(",")[0])
-    assert answer.lr is not None and answer.lr <= 0.5 * lost * 1.05
-    assert (answer.lr == pytest.approx(0.5 * lost, rel=0.05)) == (typical > 1)
+    assert answer.lr is not None and answer.lr <= 0.7 * lost * 1.05
+    assert (answer.lr == pytest.approx(0.7 * lost, rel=0.05)) == (typical > 1)
 
 
 def test_auto_does_not_leave_the_range_that_was_swept() -> None:
@@ -123,17 +151,6 @@ def test_auto_follows_the_scale_of_all_rates(scale: float) -> None:
     here = suggest.auto(LRS, curve, typical=0.02).lr
     there = suggest.auto(scale * LRS, curve, typical=scale * 0.02).lr
     assert here is not None and there == pytest.approx(scale * here)
-
-
-def test_without_momentum_the_answer_is_nearer_to_the_rise() -> None:
-    curve = s_curve(LRS, 1e-3, 1.0)
-    with_momentum, without = (
-        suggest.auto(LRS, curve).lr,
-        suggest.auto(LRS, curve, momentum=False).lr,
-    )
-    assert with_momentum is not None and without is not None
-    # A fifth of the three decades between.
-    assert math.log10(without / with_momentum) == pytest.approx(0.6, abs=0.05)
 
 
 def test_a_typical_rate_makes_no_curve_say_something() -> None:
@@ -157,25 +174,23 @@ def parameters(*sizes: int) -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("library", [lrfast, torch.optim])
 @pytest.mark.parametrize(
-    ("name", "options", "momentum"),
+    ("name", "options"),
     [
-        ("SGD", {}, False),
-        ("SGD", {"momentum": 0.9}, True),
-        ("Adam", {}, True),
-        ("AdamW", {}, True),
-        ("NAdam", {}, True),
-        ("RMSprop", {}, False),
-        ("RMSprop", {"momentum": 0.5}, True),
-        ("Adagrad", {}, False),
+        ("SGD", {}),
+        ("SGD", {"momentum": 0.9}),
+        ("Adam", {}),
+        ("AdamW", {}),
+        ("NAdam", {}),
+        ("RMSprop", {}),
+        ("RMSprop", {"momentum": 0.5}),
+        ("Adagrad", {}),
     ],
 )
-def test_the_context_of_an_optimizer(
-    library: Any, name: str, options: dict[str, Any], momentum: bool
-) -> None:
+def test_the_context_of_an_optimizer(library: Any, name: str, options: dict[str, Any]) -> None:
     optimizer = getattr(library, name)(parameters(600, 400), lr=0.1, **options)
     found = context_of(optimizer, 0, Amounts())
     assert found.typical == suggest.typical_rate(name, 1000, options.get("momentum", 0.0))
-    assert found.typical is not None and found.momentum is momentum
+    assert found.typical is not None
 
 
 def test_the_context_of_a_subclass_and_of_a_stranger() -> None:
@@ -200,11 +215,38 @@ def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
     assert context_of(optimizer, 0, Amounts()).typical == suggest.typical_rate("RMSprop", 10, 0.5)
 
 
+def test_weights_of_several_kinds_and_groups() -> None:
+    torch.manual_seed(0)
+    body = nn.Parameter(torch.full((300,), 2.0, dtype=torch.bfloat16))
+    frozen = nn.Parameter(torch.full((50,), 9.0), requires_grad=False)
+    head = nn.Parameter(torch.full((100,), 3 + 4j))
+    optimizer = lrfast.SGD([{"params": [body, frozen]}, {"params": [head]}], lr=0.1)
+    weights = weights_of(optimizer)
+    assert weights.count == 400
+    assert weights.rms == pytest.approx(math.sqrt((300 * 4 + 100 * 25) / 400))
+    with torch.no_grad():
+        body[7] = math.nan
+    assert weights_of(optimizer).rms is None
+
+
+def test_the_weights_before_the_sweep_count() -> None:
+    """A sweep leaves other weights behind, and is undone only at the end."""
+    torch.manual_seed(1)
+    model = nn.Linear(4, 1)
+    optimizer = lrfast.SGD(model.parameters(), lr=0.1)
+    before = context_of(optimizer, 0, Amounts(64))
+    inputs = torch.randn(64, 4)
+    batches = [(inputs, inputs.sum(1, keepdim=True) + 0.1 * torch.randn(64, 1))]
+    result = lrfast.lr_find(model, optimizer, batches, nn.functional.mse_loss, progress=False)
+    assert f"usually train at {before.typical:.1e}" in result.suggestion.reason
+
+
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
 def test_lr_find_passes_it_on(kind: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
     optimizer = getattr(lrfast, kind)(model.parameters(), lr=0.1)
+    rms = weights_of(optimizer).rms
     inputs = torch.randn(64, 4)
     batches = [(inputs, inputs.sum(1, keepdim=True))]
     result = lrfast.lr_find(model, optimizer, batches, nn.functional.mse_loss, progress=False)
@@ -212,9 +254,8 @@ def test_lr_find_passes_it_on(kind: str) -> None:
     expected = suggest.auto(
         result.lrs,
         result.losses,
-        typical=suggest.typical_rate(kind, count),
-        momentum=kind == "Adam",
-        scale=suggest.rate_scale(kind, batch_size=64, parameters=count, targets=64),
+        typical=suggest.typical_rate(kind, count, weight_rms=rms),
+        scale=suggest.rate_scale(kind, batch_size=64),
     )
     assert result.suggestion == expected and expected.lr is not None
     assert result.suggestion != suggest.auto(result.lrs, result.losses)
@@ -222,7 +263,7 @@ def test_lr_find_passes_it_on(kind: str) -> None:
 
 def test_a_result_passes_on_all() -> None:
     curve = s_curve(LRS, 1e-3, 1.0)
-    found = suggest_all(LRS, curve, curve, 100, Context(0.05, False, 0.7))["auto"]
-    assert found == suggest.auto(LRS, curve, typical=0.05, momentum=False, scale=0.7)
-    assert found != suggest.auto(LRS, curve, typical=0.05, scale=0.7)
-    assert found != suggest.auto(LRS, curve, typical=0.05, momentum=False)
+    found = suggest_all(LRS, curve, curve, 100, Context(0.05, 0.7))["auto"]
+    assert found == suggest.auto(LRS, curve, typical=0.05, scale=0.7)
+    assert found != suggest.auto(LRS, curve, typical=0.05)
+    assert found != suggest.auto(LRS, curve, scale=0.7)

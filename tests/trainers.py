@@ -119,23 +119,23 @@ def make_model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 3))
 
 
-def make_loader() -> DataLoader[Any]:
+def make_loader(batch: int = 8) -> DataLoader[Any]:
     inputs = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), 8)
+    return DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), batch)
 
 
 def weights(model: nn.Module) -> list[Tensor]:
     return [parameter.detach() for parameter in model.parameters()]
 
 
-def with_ours(model: nn.Module) -> Any:
+def with_ours(model: nn.Module, updates: int = 16) -> Any:
     optimizer = lrfast.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    return optimizer, DeviceScheduler(optimizer, schedules.cosine(16))
+    return optimizer, DeviceScheduler(optimizer, schedules.cosine(updates))
 
 
-def with_theirs(model: nn.Module) -> Any:
+def with_theirs(model: nn.Module, updates: int = 16) -> Any:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 16)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
 
 
 def run_example(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,12 @@ from benchmarks.report.tables import medians_of
 
 FOLDER = ROOT / "docs" / "images"
 AXES = ("tensors", "groups", "parameters")
-# A colour each that the colour-blind tell apart, too.
-COLOURS = {"lrfast": "#0072b2", "torch-fused": "#d55e00", "torch-foreach": "#999999"}
+# Colours that the colour-blind tell apart, too; markers and lines for those who print in grey.
+LOOKS = {
+    "lrfast": ("o-", "#0072b2"),
+    "torch-fused": ("s--", "#d55e00"),
+    "torch-foreach": ("^:", "#999999"),
+}
 
 
 def path_of(result: Result, folder: Path = FOLDER) -> Path:
@@ -34,11 +38,11 @@ def draw(result: Result, path: Path) -> bool:
         lines = {}
         for axis, title in zip(axes, AXES, strict=True):
             points = [row for row in rows if row["axis"] == title]
-            for name, colour in COLOURS.items():
+            for name, (look, colour) in LOOKS.items():
                 line = sorted((row["count"], _microseconds(row, name)) for row in points)
                 known = [(count, time) for count, time in line if time]
                 if known:
-                    (lines[name],) = axis.loglog(*zip(*known, strict=True), "o-", color=colour)
+                    (lines[name],) = axis.loglog(*zip(*known, strict=True), look, color=colour)
             axis.set_xlabel(title)
             axis.grid(which="major", alpha=0.3)
         axes[0].set_ylabel("µs per AdamW step")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
 from typing import Final
@@ -23,21 +23,20 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to suggest: the constants, and whether batches and targets are made use of."""
+    """One way to suggest: the constants, and how much is made use of besides the optimizer."""
 
     constants: Constants
-    knows: tuple[bool, bool]
+    knows: int
 
 
-KNOWN = ((False, False), (True, False), (True, True))
+KNOWN = range(4)  # nothing; the size of batches; the number of targets; the size of the weights too
 CHOICES = tuple(
-    Choice(Constants(lower, noise, momentum, typical, highest=highest), knows)
-    for lower, noise, momentum, typical, highest, knows in product(
+    Choice(Constants(lower, noise, typical, highest=highest), knows)
+    for lower, noise, typical, highest, knows in product(
         (0.35, 0.5, 0.7, 1.0),
         (0.0, 0.2),
-        (0.0, 0.2),
         (0.4, 0.5, 0.6, 0.7, 0.8),
-        (0.35, 0.5, 0.7),
+        (0.35, 0.5, 0.7, 1.0),
         KNOWN,
     )
 )
@@ -119,7 +118,7 @@ def _rates(landscape: Landscape) -> FloatArray:
     all choices.
     """
     shapes = [read_shape(sweep.lrs, sweep.losses) for sweep in landscape.sweeps]
-    known = {knows: _context(landscape, *knows) for knows in KNOWN}
+    known = {knows: _context(landscape, knows) for knows in KNOWN}
     return np.array(
         [
             [_rate(shape, known[choice.knows], choice.constants) for shape in shapes]
@@ -131,7 +130,7 @@ def _rates(landscape: Landscape) -> FloatArray:
 def _rate(shape: Shape | str, known: Context, constants: Constants) -> float:
     if isinstance(shape, str):
         return math.nan
-    return answer(shape, known.typical, known.momentum, known.scale, constants)[0]
+    return answer(shape, known.typical, known.scale, constants)[0]
 
 
 def _regrets(landscape: Landscape, rates: FloatArray) -> FloatArray:
@@ -143,8 +142,8 @@ def _regrets(landscape: Landscape, rates: FloatArray) -> FloatArray:
     return means
 
 
-def _context(landscape: Landscape, batches: bool, targets: bool) -> Context:
-    """What is known of a task, with or without its batches and targets."""
-    size = landscape.size
-    amounts = Amounts(size.batch_size if batches else None, size.targets if targets else None)
-    return context(landscape.task, size.parameters, amounts)
+def _context(landscape: Landscape, knows: int) -> Context:
+    """What is known of a task, with as much of it as `KNOWN` says."""
+    size = landscape.size if knows > 2 else replace(landscape.size, weight_rms=0.0)
+    amounts = Amounts(size.batch_size if knows > 0 else None, size.targets if knows > 1 else None)
+    return context(landscape.task, size, amounts)

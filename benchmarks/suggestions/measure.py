@@ -7,15 +7,21 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.suggestions.fresh import FRESH
 from benchmarks.suggestions.held_out import HELD_OUT
 from benchmarks.suggestions.store import Store
-from benchmarks.suggestions.sweeps import fill_grid, fill_sweeps
+from benchmarks.suggestions.sweeps import fill_grid, fill_size, fill_sweeps
 from benchmarks.suggestions.tasks import TASKS
 from benchmarks.suggestions.unseen import UNSEEN
 from benchmarks.suggestions.verified import fill_verified
 
-ALL = {task.name: task for task in (*TASKS, *HELD_OUT, *UNSEEN)}
-MEASURED = {"sweeps": fill_sweeps, "grid": fill_grid, "verify": fill_verified}
+ALL = {task.name: task for task in (*TASKS, *HELD_OUT, *UNSEEN, *FRESH)}
+MEASURED = {
+    "size": fill_size,
+    "sweeps": fill_sweeps,
+    "grid": fill_grid,
+    "verify": fill_verified,
+}
 
 
 def measure(name: str, folder: Path, parts: Collection[str]) -> None:

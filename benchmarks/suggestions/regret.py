@@ -164,12 +164,11 @@ def _load(store: Store, task: Task, kept: Mapping[str, Any]) -> Landscape | None
     curves = {record["seed"]: record["losses"] for record in store.records(task, "sweep")}
     if len(curves) < len(SWEEP_SEEDS):
         curves = dict(enumerate(read_curves(kept.get("curves", ()))))
-    if grid is None or "targets" not in named or not curves:
+    if grid is None or "weight_rms" not in named or not curves:
         return None
     size = Size(**{name: named[name] for name in Size.__dataclass_fields__})
     known, endless = (
-        context(task, size.parameters, Amounts(size.batch_size, targets))
-        for targets in (size.targets, None)
+        context(task, size, Amounts(size.batch_size, targets)) for targets in (size.targets, None)
     )
     rates: FloatArray = np.geomspace(START_LR, END_LR, NUM_ITER)
     sweeps = [

@@ -17,8 +17,9 @@ from benchmarks.suggestions import train
 from benchmarks.suggestions.data import Pair
 from benchmarks.suggestions.store import Record, Store
 from benchmarks.suggestions.tasks import Task
+from lrfast._batches import targets_of
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._context import Amounts, Context, context_of
+from lrfast.range_test._context import Amounts, Context, Weights, context_of, weights_of
 
 FloatArray = NDArray[np.float64]
 
@@ -71,10 +72,14 @@ def _run(task: Task, seed: int, rate: float) -> Record:
     return {"kind": "run", "seed": seed, "rate": rate, "steps": train.STEPS} | asdict(result)
 
 
-def fill_sweeps(task: Task, store: Store) -> None:
-    """Counts parameters and targets, and runs the range tests, as far as the store lacks them."""
+def fill_size(task: Task, store: Store) -> None:
+    """Counts what there is to learn, if the store lacks it."""
     if not store.records(task, "size"):
         store.add(task, {"kind": "size"} | asdict(size_of(task)))
+
+
+def fill_sweeps(task: Task, store: Store) -> None:
+    """Runs the range tests, as far as the store lacks them."""
     present = {sweep["seed"] for sweep in store.records(task, "sweep")}
     for seed in SWEEP_SEEDS:
         if seed not in present:
@@ -88,20 +93,23 @@ class Size:
     Args:
         parameters: Trained parameters.
         batch_size: Rows in a batch.
-        targets: Numbers or classes to predict in an epoch.
+        targets: Classes to predict in an epoch; None where numbers are predicted.
+        weight_rms: Root mean square of the trained parameters before the first step, with seed 0.
     """
 
     parameters: int
     batch_size: int
-    targets: int
+    targets: int | None
+    weight_rms: float
 
 
 def size_of(task: Task) -> Size:
     """Returns the size of a task."""
     problem = task.make(0)
-    trained = [p.numel() for p in problem.model.parameters() if p.requires_grad]
+    weights = weights_of(task.make_optimizer(problem.model.parameters(), 1.0))
     epoch = Epochs(problem.train, task.batch_size, 0)
-    return Size(sum(trained), epoch.size, len(epoch) * epoch.size * problem.train[1][0].numel())
+    targets = len(epoch) * targets_of(next(iter(epoch)))
+    return Size(weights.count, epoch.size, targets or None, weights.rms or 0.0)
 
 
 class Epochs:
@@ -143,10 +151,11 @@ def _sweep(task: Task, seed: int) -> Record:
     }
 
 
-def context(task: Task, parameters: int, amounts: Amounts) -> Context:
-    """Returns what `lrfast.lr_find` knows of a task with so many trained parameters."""
-    optimizer = task.make_optimizer([nn.Parameter(torch.zeros(parameters))], 1.0)
-    return context_of(optimizer, 0, amounts)
+def context(task: Task, size: Size, amounts: Amounts) -> Context:
+    """Returns what `lrfast.lr_find` knows of a task of that size."""
+    weights = Weights(size.parameters, torch.tensor(size.weight_rms * math.sqrt(size.parameters)))
+    optimizer = task.make_optimizer([nn.Parameter(torch.zeros(1))], 1.0)
+    return context_of(optimizer, 0, amounts, weights)
 
 
 def suggestions_from_curve(

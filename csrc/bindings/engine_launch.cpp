@@ -11,6 +11,9 @@ namespace {
 // elements.
 constexpr int64_t kElementsWorthTheGil = 16384;
 
+// Schedules are evaluated at a double, exact up to here.
+constexpr int64_t kMaxClock = int64_t{1} << 53;
+
 // A scaler's scalar on the device; held keeps what had to be copied there.
 const float* float_on(const std::optional<at::Tensor>& scalar, at::Device device,
                       std::vector<at::Tensor>& held) {
@@ -259,6 +262,11 @@ std::vector<at::Tensor> Engine::clocks() const {
 }
 
 void Engine::set_clock(int64_t applied, int64_t steps) {
+  // A count may come from a file, and places in the ring of records follow from it.
+  for (const int64_t count : {applied, steps}) {
+    TORCH_CHECK_VALUE(count >= 0 && count <= kMaxClock,
+                      "steps must lie in [0, 2^53] to set the clock, got ", count);
+  }
   initial_clock_[0] = applied;
   initial_clock_[1] = steps;
   for (DevicePlan& plan : plans_) {

@@ -7,6 +7,7 @@
 #include "bindings/device.h"
 #include "bindings/dict_version.h"
 #include "bindings/engine.h"
+#include "bindings/param_groups.h"
 #include "bindings/rule_info.h"
 #include "bindings/schedules.h"
 #include "core/curve.h"
@@ -66,6 +67,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("savitzky_golay", &savitzky_golay, arg("values"), arg("window"), arg("order"));
   m.def("derivative", &derivative, arg("values"), arg("x"), arg("reach"));
 
+  m.def("check_groups", &check_groups, arg("rule"), arg("groups"));
   m.def("layout_strides", &layout_strides, arg("param"));
 
   py::class_<EngineOptions>(m, "EngineOptions")

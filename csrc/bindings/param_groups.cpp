@@ -43,6 +43,20 @@ bool is_fixed(py::handle value) {
 
 }  // namespace
 
+void check_groups(const std::string& rule, const py::list& groups) {
+  ParamGroupReader reader(find_rule(rule));
+  reader.reset(groups.size());
+  for (size_t g = 0; g < groups.size(); ++g) {
+    PyObject* group = PyList_GET_ITEM(groups.ptr(), g);
+    if (!PyDict_Check(group)) {
+      throw py::type_error("param_groups[" + std::to_string(g) + "] must be a dict, got " +
+                           Py_TYPE(group)->tp_name);
+    }
+    GroupRow row{};
+    reader.read(g, group, row);
+  }
+}
+
 ParamGroupReader::ParamGroupReader(const RuleInfo& rule)
     : rule_(rule), frozen_key_(intern("frozen")), max_norm_key_(intern("max_grad_norm")) {
   for (const HyperName& hyper : rule_.hypers) keys_.push_back(intern(hyper.key));
@@ -75,7 +89,9 @@ bool ParamGroupReader::read(size_t index, PyObject* group, GroupRow& row) {
     }
   }
   PyObject* frozen = PyDict_GetItemWithError(group, frozen_key_.ptr());
-  fresh.frozen = frozen != nullptr && PyObject_IsTrue(frozen) == 1;
+  const int is_frozen = frozen == nullptr ? 0 : PyObject_IsTrue(frozen);
+  if (is_frozen < 0) throw py::error_already_set();
+  fresh.frozen = is_frozen == 1;
   fresh.max_norm = read_max_norm(index, group);
   std::erase_if(device_hypers_, [&](const DeviceHyper& hyper) {
     return hyper.group == static_cast<int32_t>(index);
@@ -102,7 +118,12 @@ py::object ParamGroupReader::value_of(size_t index, py::handle group, size_t hyp
     return py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(value, item));
   }
   PyObject* found = PySequence_GetItem(value, item);
-  if (found == nullptr) throw py::error_already_set();
+  if (found == nullptr) {
+    PyErr_Clear();
+    throw py::type_error(describe(index, static_cast<int>(hyper)) + " is missing: '" +
+                         rule_.hypers[hyper].key + "' must hold a number for each, got " +
+                         Py_TYPE(value)->tp_name);
+  }
   return py::reinterpret_steal<py::object>(found);
 }
 
@@ -110,7 +131,7 @@ double ParamGroupReader::to_double(size_t index, int hyper, py::handle value) co
   double number = NAN;
   if (THPVariable_Check(value.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
-    if (!tensor.is_cpu() || tensor.numel() != 1) {
+    if (!tensor.is_cpu() || tensor.layout() != at::kStrided || tensor.numel() != 1) {
       throw py::value_error(
           describe(index, hyper) +
           " must be a number or a tensor of one element on cpu or cuda, got one of " +
@@ -119,7 +140,11 @@ double ParamGroupReader::to_double(size_t index, int hyper, py::handle value) co
     number = read_cpu_scalar(tensor);
   } else {
     number = PyFloat_AsDouble(value.ptr());
-    if (PyErr_Occurred()) throw py::error_already_set();
+    if (PyErr_Occurred()) {
+      PyErr_Clear();
+      throw py::type_error(describe(index, hyper) + " must be a number, got " +
+                           Py_TYPE(value.ptr())->tp_name);
+    }
   }
   const bool may_be_negative = hyper > 0;
   if (!std::isfinite(number) || (!may_be_negative && number < 0.0)) {

@@ -33,8 +33,8 @@ class ParamGroupReader {
   }
 
   // Brings row up to date with param_groups[index] and returns whether anything changed. Raises
-  // ValueError or KeyError, row untouched, for a value that is missing or not finite, or for a
-  // negative rate.
+  // KeyError, TypeError or ValueError, row untouched, for a value that is missing, no number or not
+  // finite, or for a negative rate.
   bool read(size_t index, PyObject* group, GroupRow& row);
 
   // Whether every group has been read, and holds no value that can change without its dict.
@@ -62,5 +62,8 @@ class ParamGroupReader {
   size_t unfixed_ = 0;      // how many of them are not
   std::vector<DeviceHyper> device_hypers_;
 };
+
+// Raises what a step of the rule would raise for these groups' hyperparameters.
+void check_groups(const std::string& rule, const py::list& groups);
 
 }  // namespace lrfast::bindings

@@ -38,6 +38,22 @@ void prepare(Segment& s, double power) {
   }
 }
 
+// Steps and counts beyond this are not told apart by doubles, and would overflow when added up.
+constexpr int64_t kMaxSteps = int64_t{1} << 53;
+
+// What a table holds may come from a file: nothing of it reaches an index unchecked.
+void check_steps(const char* name, int64_t value, int64_t least) {
+  if (value >= least && value <= kMaxSteps) return;
+  throw py::value_error(std::string("a schedule's ") + name + " must lie in [" +
+                        std::to_string(least) + ", 2^53], got " + std::to_string(value));
+}
+
+void check_finite(const char* name, double value) {
+  if (std::isfinite(value)) return;
+  throw py::value_error(std::string("a schedule's ") + name + " must be finite, got " +
+                        std::to_string(value));
+}
+
 // A factor of 0 has no logarithm; this one times any count but 0 is far below that of any double.
 double finite_log(double factor) { return std::max(std::log(factor), -1e300); }
 
@@ -48,6 +64,9 @@ int32_t size_of(const auto& array) { return static_cast<int32_t>(array.rows().si
 void ScheduleArrays::add_segment(const SegmentTuple& tuple) {
   const auto& [begin, t0, span, from, to, name, power, values] = tuple;
   const Shape shape = parse_shape(name);
+  check_steps("begin", begin, 0);
+  check_finite("t0", t0);
+  check_finite("span", span);
   if (shape == Shape::kLookup && static_cast<double>(values.size()) < span) {
     throw py::value_error("values must hold one entry per step of the span, got " +
                           std::to_string(values.size()) + " for " + std::to_string(span));
@@ -65,10 +84,9 @@ void ScheduleArrays::add_track(Channel channel, const TrackTuples& tuples) {
     if (segments.empty()) {
       throw py::value_error("a schedule's table needs one segment at least, got 0");
     }
-    if (stride < 1) {
-      throw py::value_error("a schedule's table needs a stride of 1 or more, got " +
-                            std::to_string(stride));
-    }
+    check_steps("begin", begin, 0);
+    check_steps("period", period, 0);
+    check_steps("stride", stride, 1);
     tables_.edit().push_back({begin, stride, period, floor, finite_log(gain), finite_log(decay),
                               size_of(segments_), static_cast<int32_t>(segments.size())});
     for (const SegmentTuple& segment : segments) add_segment(segment);

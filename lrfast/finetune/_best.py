@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lrfast._plain import any_number, mapping, short, tensor
 from lrfast.finetune._callbacks import check_monitored, is_better, mode_of
 
 
@@ -34,8 +35,8 @@ class Best:
         if not self._tensors:
             self._tensors = {n: t.detach().clone() for n, t in _tensors(model).items()}
             return
-        for name, tensor in _tensors(model).items():
-            self._tensors[name].copy_(tensor.detach())
+        for name, values in _tensors(model).items():
+            self._tensors[name].copy_(values.detach())
 
     def restore(self, model: nn.Module) -> None:
         """Write the copy into the model's tensors.
@@ -46,18 +47,30 @@ class Best:
         if not self._tensors:
             raise ValueError("restore_best needs a validated epoch, got none so far")
         with torch.no_grad():
-            for name, tensor in _tensors(model).items():
-                tensor.copy_(self._tensors[name])
+            for name, values in _tensors(model).items():
+                values.copy_(self._tensors[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and the copy."""
         return {"value": self.value, "tensors": dict(self._tensors)}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
-        """Take over what :meth:`state_dict` returned, onto the model's devices."""
-        self.value = state["value"]
-        own = _tensors(model)
-        self._tensors = {n: t.to(own[n].device, copy=True) for n, t in state["tensors"].items()}
+        """Take over what :meth:`state_dict` returned, onto the model's devices.
+
+        Raises:
+            ValueError: If it is of another model; nothing has changed then.
+        """
+        mapping("the best model", state, ["value", "tensors"])
+        saved, own = mapping("tensors", state["tensors"]), _tensors(model)
+        if saved and saved.keys() != own.keys():
+            raise ValueError(f"tensors must be {short(list(own))}, got {short(list(saved))}")
+        for name, values in saved.items():
+            if tensor(name, values, own[name].dtype).shape != own[name].shape:
+                raise ValueError(f"{name} must be {short(own[name])}, got {short(values)}")
+        if (value := state["value"]) is not None:
+            any_number("value", value)
+        self.value = value
+        self._tensors = {n: t.detach().to(own[n].device, copy=True) for n, t in saved.items()}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

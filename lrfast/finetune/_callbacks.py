@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
+from lrfast._plain import any_number, mapping, tensor, whole
 from lrfast.finetune._setup import check_whole
 from lrfast.loss_schedules import LossSchedule
 
@@ -155,7 +157,10 @@ class EarlyStop(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.best, self.waited = state["best"], state["waited"]
+        mapping("state", state, ["best", "waited"])
+        waited = whole("waited", state["waited"])
+        self.best = None if state["best"] is None else any_number("best", state["best"])
+        self.waited = waited
 
 
 class Observe(Callback):
@@ -235,8 +240,10 @@ class Observe(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the schedule's own state is the optimizer's to load."""
-        total = state["total"]
-        self._total = None if total is None else total.to(self.schedule.scale.device)
+        total = mapping("state", state, ["total"])["total"]
+        if total is not None:
+            total = tensor("total", total, torch.float64, 0).to(self.schedule.scale.device)
+        self._total = total
 
 
 def mode_of(monitor: str, mode: str | None) -> Literal["min", "max"]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lrfast._files import replacing
 from lrfast._fused import FusedOptimizer
+from lrfast._loading import unless_it_fails
+from lrfast._plain import entries, flag, mapping, number, safely_loaded, short, tensor
 from lrfast.finetune._loop import own_groups
-from lrfast.finetune._random import RandomStates
 from lrfast.finetune._run import Moment, Run
 from lrfast.history import History
+from lrfast.snapshot import Snapshot, is_out_of_memory
 
 if TYPE_CHECKING:
     from lrfast._drive import Driver
@@ -26,17 +29,8 @@ _FORMAT = 1
 
 def write(path: str | Path, data: dict[str, Any]) -> None:
     """Write the data; a file that is there already stays as it is until the new one is whole."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with replacing(path, "wb") as file:
+        torch.save(data, file)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -45,7 +39,8 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is no checkpoint of a fine-tuner.
     """
-    data = torch.load(path, map_location="cpu", weights_only=True)
+    with open(path, "rb") as file:
+        data = safely_loaded(f"path {path}", file)
     found = data.get("format") if isinstance(data, dict) else None
     if found != _FORMAT:
         raise ValueError(f"path must be a checkpoint of format {_FORMAT}, got {found!r} in {path}")
@@ -86,32 +81,99 @@ def unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
     """Bring a tuner to the saved state, and return the stage that was under way.
 
     Raises:
-        ValueError: If the tuner is of another kind; nothing has changed then.
+        ValueError: If the tuner is of another kind or the data are broken; nothing has changed
+            then. A copy of what there was is kept in the host's memory until the end.
     """
-    _check_kind(_kind(tuner), data["kind"])
-    run = None if data["run"] is None else Run.from_dict(data["run"])
-    moment = Moment(RandomStates.from_dict(data["random"]), list(data["modes"]))
+    with _unless_it_fails(tuner):
+        try:
+            return _unpack(tuner, data)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                "path must be a checkpoint that FineTuner.save wrote, got one that is broken: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+@contextmanager
+def _unless_it_fails(tuner: FineTuner) -> Iterator[None]:
+    """Bring the tuner back to what it was if the block raises."""
+    others = [*tuner.callbacks, *([] if tuner.scaler is None else [tuner.scaler])]
+    before = Snapshot(
+        *(tuner.model, tuner.optimizer), others=others, loaders=tuner.loaders, on_host=True
+    )
+    stages, best = list(tuner.history.stages), None if tuner.best is None else vars(tuner.best)
+    kept = None if best is None else dict(best)
+    optimizer = tuner.optimizer
+    try:
+        with unless_it_fails(optimizer) if isinstance(optimizer, FusedOptimizer) else nullcontext():
+            yield
+    except BaseException:
+        before.restore()
+        tuner.history.stages[:] = stages
+        if best is not None and kept is not None:
+            best.update(kept)
+        raise
+
+
+def _unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
+    _check_kind(_kind(tuner), mapping("kind", mapping("path", data)["kind"]))
+    run = None if data["run"] is None else _check_run(tuner, Run.from_dict(data["run"]))
+    moment = Moment.from_dict(data)
+    _check_tensors(tuner.model, data["model"])
     tuner.model.load_state_dict(data["model"])
-    own = dict(chain(tuner.model.named_parameters(), tuner.model.named_buffers()))
+    own = _state(tuner.model)
     with torch.no_grad():
         for name, values in data["buffers"].items():
-            own[name].copy_(values)
+            own[name].copy_(_like(name, values, own[name]))
     for name, parameter in tuner.model.named_parameters():
-        parameter.requires_grad_(data["requires_grad"][name])
+        parameter.requires_grad_(flag("requires_grad", data["requires_grad"][name]))
         parameter.grad = None
     tuner.optimizer.load_state_dict(data["optimizer"])
     if isinstance(tuner.optimizer, FusedOptimizer):
         # The stage that goes on attaches its schedule; until then the rates are the groups' own.
         tuner.optimizer._attach([None] * len(tuner.optimizer.param_groups))
     if tuner.scaler is not None:
+        for name, value in mapping("scaler", data["scaler"]).items():
+            number(f"the scaler's {name}", value, least=0.0)
         tuner.scaler.load_state_dict(data["scaler"])
     if tuner.best is not None:
         tuner.best.load_state_dict(data["best"], tuner.model)
-    for callback, state in zip(tuner.callbacks, data["callbacks"], strict=True):
+    states = entries("callbacks", data["callbacks"])
+    for callback, state in zip(tuner.callbacks, states, strict=True):
         callback.load_state_dict(state)
     tuner.history.stages[:] = History.from_dict(data["history"]).stages
     moment.put_back(tuner.model, tuner.loaders)
     return run
+
+
+def _check_run(tuner: FineTuner, run: Run) -> Run:
+    """Check that the tuner can go on with a run."""
+    groups, modules = len(tuner.optimizer.param_groups), len(list(tuner.model.modules()))
+    moment = run.moment
+    assert moment is not None
+    if len(run.schedules) not in (1, groups):
+        raise ValueError(f"schedules must be 1 or {groups}, got {len(run.schedules)}")
+    if any(len(flags) != groups for _, flags in run.frozen):
+        raise ValueError(f"frozen must say so of {groups} param groups, got {short(run.frozen)}")
+    if len(moment.modes) != modules:
+        raise ValueError(f"modes must be of {modules} modules, got {len(moment.modes)}")
+    return run
+
+
+def _check_tensors(model: nn.Module, saved: Any) -> None:
+    """Check shapes before any is loaded, for torch loads those that fit."""
+    own = model.state_dict()
+    for name, values in mapping("model", saved, own).items():
+        if isinstance(own.get(name), Tensor):
+            _like(name, values, own[name])
+
+
+def _like(name: str, values: Any, own: Tensor) -> Tensor:
+    if tensor(name, values).shape != own.shape:
+        raise ValueError(f"{name} must be {short(own)}, got {short(values)}")
+    return values  # type: ignore[no-any-return]
 
 
 def _kind(tuner: FineTuner) -> dict[str, Any]:
@@ -153,10 +215,5 @@ def _check_kind(own: dict[str, Any], saved: dict[str, Any]) -> None:
         if saved.get(name) != value:
             raise ValueError(
                 f"the checkpoint must be of a tuner with the same {name}: "
-                f"wanted {_short(value)}, got {_short(saved.get(name))}"
+                f"wanted {short(value, 300)}, got {short(saved.get(name), 300)}"
             )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from lrfast._batches import device_of
+from lrfast._batches import DataEnded, device_of
 from lrfast._drive import Driver, drive
 from lrfast._fused import FusedOptimizer
 from lrfast._mirror import Mirror
-from lrfast.curve import LossCurve
+from lrfast._progress import Progress
+from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune._interrupts import Interrupts
 from lrfast.finetune._random import RandomStates
 from lrfast.finetune._run import Moment, Run
@@ -54,7 +54,7 @@ class Loop:
         hooks: What to call on the way.
         loaders: Whose generators a moment holds.
         max_grad_norm: For an optimizer that does not clip by itself; None: no clipping.
-        progress: Whether to show a progress bar.
+        progress: Whether to show how far it is.
     """
 
     def __init__(
@@ -97,13 +97,15 @@ class Loop:
     def train(self, interrupts: Interrupts) -> str:
         """Train to the end of the stage, and return how it ended."""
         try:
-            with self._bar() as bar:
+            run = self.run
+            title = f"training, {run.name}"
+            with Progress(title, run.total_steps, done=run.step, shown=self._progress) as bar:
                 return self._train(bar, interrupts)
         finally:
             if self._captured is not None:
                 self._captured.release()
 
-    def _train(self, bar: Any, interrupts: Interrupts) -> str:
+    def _train(self, bar: Progress, interrupts: Interrupts) -> str:
         run = self.run
         while run.epoch < run.epochs:
             self._pass(self._batches(), bar, interrupts)
@@ -132,16 +134,6 @@ class Loop:
             moment=Moment.take(model, self._loaders),
         )
 
-    def _bar(self) -> AbstractContextManager[Any]:
-        bar: AbstractContextManager[Any] = tqdm(
-            desc="training",
-            total=self.run.total_steps,
-            initial=self.run.step,
-            leave=False,
-            disable=not self._progress,
-        )
-        return bar
-
     def _batches(self) -> Iterator[Any]:
         """Begin a pass over the data, or find the place again where one was interrupted."""
         run = self.run
@@ -159,17 +151,13 @@ class Loop:
         now.put_back(self._loaders)
         return batches
 
-    def _pass(self, batches: Iterator[Any], bar: Any, interrupts: Interrupts) -> None:
+    def _pass(self, batches: Iterator[Any], bar: Progress, interrupts: Interrupts) -> None:
         """Train to the end of the data, or until the stage has to end."""
         run, size = self.run, self._training.accumulate
         while not run.has_ended_pass and (window := list(islice(batches, size))):
             loss = self._recorded_loss(window)
             status = self._curve.status() if self._must_wait else self._curve.poll()
-            if self._progress:
-                smoothed = f"{status.smoothed:.4g}"
-                rate = self._rate_shown()
-                bar.set_postfix(epoch=run.epoch + 1, lr=rate, loss=smoothed, refresh=run.used == 0)
-                bar.update()
+            bar.show(run.step + 1, partial(self._numbers, status, run.epoch, run.step))
             if status.outcome != "running":
                 return
             if self._captured is None:
@@ -181,6 +169,11 @@ class Loop:
             if self._hooks.should_stop():
                 return
             interrupts.check()
+        if run.used == 0:
+            raise DataEnded(
+                f"train must yield a batch in every epoch, got none in epoch {run.epoch + 1}; can "
+                "it be iterated only once? Pass a DataLoader or a list of batches"
+            )
 
     def _recorded_loss(self, window: list[Any]) -> Tensor:
         """Record the loss before the update, which one that is not finite must not reach.
@@ -193,12 +186,13 @@ class Loop:
         self._curve.record(loss, self.driver.scale(), skip=self._training.found_inf())
         return loss
 
-    def _rate_shown(self) -> str:
-        """The head's rate, as far as the host knows without waiting."""
-        rate = self._shown[min(self.run.step, len(self._shown) - 1)]
+    def _numbers(self, status: CurveStatus, epoch: int, step: int) -> dict[str, str]:
+        """What the bar shows: the head's rate as far as the host knows it without waiting."""
+        rate = self._shown[min(step, len(self._shown) - 1)]
         if self._late_scale is not None:
             rate *= self._late_scale.newest().numpy()[0] or 1.0  # 0: no copy has arrived yet
-        return f"{rate:.1e}"
+        loss = f"{status.smoothed:.4g}"
+        return {"epoch": str(epoch + 1), "lr": f"{rate:.1e}", "loss": loss}
 
     def _update(self) -> None:
         if self._max_grad_norm is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 
 from lrfast._batches import generators_of
+from lrfast._plain import entries, mapping, tensor, text, whole
 from lrfast.snapshot import GlobalRandom
+
+_CUDA_BYTES = 16  # of the state of a GPU's generator, which only a GPU can check
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,23 @@ class RandomStates:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RandomStates:
-        """Return what :meth:`to_dict` described; states of GPUs that are not here are left out."""
-        version, words, gauss = data["python"]
-        cuda = data["cuda"][: torch.cuda.device_count()]
-        python = (version, tuple(words), gauss)
-        states = GlobalRandom(python, _arrays(data["numpy"]), data["cpu"], cuda)
-        return cls(states, data["generators"])
+        """Return what :meth:`to_dict` described; states of GPUs that are not here are left out.
+
+        Raises:
+            ValueError: If a generator cannot be set to its state.
+        """
+        mapping("random states", data, ["python", "numpy", "cpu", "cuda", "generators"])
+        version, words, gauss = entries("python's random state", data["python"], least=3)
+        cuda = [_bytes(each) for each in entries("states of GPUs", data["cuda"])]
+        states = GlobalRandom(
+            (version, tuple(entries("words", words)), gauss),
+            _arrays(data["numpy"]),
+            _bytes(data["cpu"]),
+            cuda[: torch.cuda.device_count()],
+        )
+        generators = [_bytes(each) for each in entries("generators", data["generators"])]
+        _try(states, generators)
+        return cls(states, generators)
 
 
 def _plain(value: Any) -> Any:
@@ -82,5 +97,35 @@ def _arrays(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if value.keys() == {"dtype", "values"}:
-        return np.array(value["values"], dtype=value["dtype"])
+        words = [whole("words", each, most=2**64 - 1) for each in entries("words", value["values"])]
+        dtype = text("dtype", value["dtype"], ("uint32", "uint64"))
+        return np.array(words, dtype="uint64").astype(dtype)
     return {key: _arrays(item) for key, item in value.items()}
+
+
+def _bytes(value: Any) -> Tensor:
+    return tensor("a generator's state", value, torch.uint8, 1)
+
+
+def _try(states: GlobalRandom, generators: list[Tensor]) -> None:
+    """Set generators of no use to the states, for the real ones must not fail half way."""
+    try:
+        random.Random().setstate(states.python)
+        _check_places(mapping("numpy's random state", states.numpy))
+        bits = type(np.random.get_bit_generator())  # type: ignore[attr-defined]
+        np.random.RandomState(bits()).set_state(states.numpy)
+        for state in (states.cpu, *generators):
+            if len(state) != _CUDA_BYTES:
+                torch.Generator().set_state(state)
+    except (KeyError, OverflowError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"random states must be those of generators, got others: {error}"
+        ) from error
+
+
+def _check_places(state: dict[str, Any]) -> None:
+    """Check where numpy's generators go on in their memory, which they themselves do not."""
+    inner = mapping("numpy's random state", state.get("state"))
+    for holder, name, most in ((inner, "pos", 624), (state, "buffer_pos", 4)):
+        if name in holder:
+            whole(name, holder[name], most=most)

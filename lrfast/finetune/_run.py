@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from lrfast._plain import entries, flag, mapping, number, text, whole
 from lrfast.finetune._random import RandomStates
-from lrfast.history import Stage
+from lrfast.history import Stage, epoch_row, floats
 from lrfast.schedules import Schedule
 
 
@@ -33,6 +34,17 @@ class Moment:
     def take(cls, model: nn.Module, loaders: Iterable[object]) -> Moment:
         """Return the moment that is now."""
         return cls(RandomStates.take(loaders), [module.training for module in model.modules()])
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Moment:
+        """Return the moment that a checkpoint holds.
+
+        Raises:
+            ValueError: If it holds none.
+        """
+        mapping("a moment", data, ["random", "modes"])
+        modes = [flag("modes", mode) for mode in entries("modes", data["modes"])]
+        return cls(RandomStates.from_dict(data["random"]), modes)
 
     def put_back(self, model: nn.Module, loaders: Iterable[object]) -> None:
         """Make now that moment."""
@@ -157,17 +169,27 @@ class Run:
 
         Args:
             data: Such a description.
+
+        Raises:
+            ValueError: If it described none.
         """
+        mapping("a run", data, (*_PLAIN, "schedules", "losses", "rows", "frozen", "order"))
         order = data["order"]
+        losses = floats("losses", data["losses"])
+        factors = floats("factors", data["factors"]) if "factors" in data else np.ones(len(losses))
+        if len(factors) != len(losses):
+            raise ValueError(f"factors must be {len(losses)}, one per loss, got {len(factors)}")
         return cls(
-            schedules=tuple(Schedule.from_dict(each) for each in data["schedules"]),
-            losses=data["losses"].numpy(),
-            factors=data.get("factors", torch.ones_like(data["losses"])).numpy(),
-            rows=list(data["rows"]),
-            frozen=[(first, list(flags)) for first, flags in data["frozen"]],
+            schedules=tuple(
+                Schedule.from_dict(each) for each in entries("schedules", data["schedules"], 1)
+            ),
+            losses=losses,
+            factors=factors,
+            rows=[epoch_row(row) for row in entries("rows", data["rows"])],
+            frozen=[_frozen(entry, len(losses)) for entry in entries("frozen", data["frozen"])],
             order=None if order is None else RandomStates.from_dict(order),
-            moment=Moment(RandomStates.from_dict(data["random"]), list(data["modes"])),
-            **{name: data[name] for name in _PLAIN},
+            moment=Moment.from_dict(data),
+            **_plain(data),
         )
 
     def resumed(self) -> Run:
@@ -175,10 +197,43 @@ class Run:
         return replace(self, is_resumed=True, rows=list(self.rows), frozen=list(self.frozen))
 
 
+_MAX_RUN = 2**31  # steps: 16 GiB of losses
 _PLAIN = (
     *("name", "epochs", "epoch_steps", "timetable", "precompute", "epoch", "used", "step"),
     *("applied", "seconds", "has_ended_pass"),
 )
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is neither tensor nor object, checked."""
+    counts = {
+        name: whole(name, data[name], least, _MAX_RUN)
+        for name, least in (
+            *(("epochs", 1), ("epoch_steps", 1)),
+            *(("epoch", 0), ("used", 0), ("step", 0), ("applied", 0)),
+        )
+    }
+    if counts["epochs"] * counts["epoch_steps"] > _MAX_RUN:
+        raise ValueError(f"epochs must be of {_MAX_RUN} steps in all at most, got {counts}")
+    timetable = mapping("timetable", data["timetable"])
+    return counts | {
+        "name": text("name", data["name"]),
+        "timetable": {
+            whole("timetable", epoch): whole("timetable", group, least=-_MAX_RUN)
+            for epoch, group in timetable.items()
+        },
+        "precompute": flag("precompute", data["precompute"]),
+        "seconds": number("seconds", data["seconds"]),
+        "has_ended_pass": flag("has_ended_pass", data["has_ended_pass"]),
+    }
+
+
+def _frozen(entry: Any, losses: int) -> tuple[int, list[bool]]:
+    first, flags = entries("frozen", entry, least=2)
+    return (
+        whole("frozen", first, most=losses),
+        [flag("frozen", each) for each in entries("frozen", flags)],
+    )
 
 
 def cycle_ends(schedule: Schedule, total_steps: int) -> npt.NDArray[np.int64]:

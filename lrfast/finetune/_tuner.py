@@ -58,7 +58,7 @@ class FineTuner(Fits):
         capture: Whether updates, and those of range tests, run as a CUDA graph, see
             :func:`lrfast.capture`; with an optimizer of ours. An epoch's last batch, where it is a
             smaller one, runs eagerly.
-        progress: Whether to show progress bars.
+        progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
 
     Attributes:
         history: All stages so far, a :class:`lrfast.History`.

@@ -118,3 +118,7 @@ class LayerGroups(Sequence[LayerGroup]):
         lines += [f"frozen: {name}" for name in self.frozen]
         lines += [f"normalisation in a frozen group: {name}" for name in self.frozen_norms]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        # That of a dataclass would print all weights.
+        return self.describe()

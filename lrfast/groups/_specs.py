@@ -73,9 +73,10 @@ def _members(index: int, group: GroupSpec) -> list[Tensor]:
     members: list[Tensor] = []
     for member in group if isinstance(group, Iterable) else [group]:
         if not isinstance(member, (nn.Module, Tensor)):
+            hint = "; names go into one glob, such as '[01].*'" if isinstance(member, str) else ""
             raise TypeError(
                 f"groups[{index}] must be a module or a list of modules or parameters, "
-                f"got {type(member).__name__} in it"
+                f"got {type(member).__name__} in it{hint}"
             )
         members.extend(member.parameters() if isinstance(member, nn.Module) else [member])
     return members

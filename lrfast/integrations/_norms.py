@@ -22,14 +22,14 @@ class NormOfStep:
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self._optimizer = optimizer
-        self._params = {id(p) for group in optimizer.param_groups for p in group["params"]}
         device = optimizer.param_groups[0]["params"][0].device
         self.value: Tensor = torch.full((), math.nan, device=device)
         optimizer.register_step_post_hook(self._take)
 
     def covers(self, params: list[Tensor]) -> bool:
         """Whether the optimizer updates all of these that are trained."""
-        return all(id(param) in self._params for param in params if param.requires_grad)
+        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        return all(id(param) in held for param in params if param.requires_grad)
 
     def clip(self, max_norm: float) -> Tensor:
         """Let the coming step clip to ``max_norm``; infinity: as the optimizer was told otherwise.

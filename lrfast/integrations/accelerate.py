@@ -1,7 +1,8 @@
 """lrfast under Hugging Face Accelerate; needs ``accelerate``.
 
 ``accelerator.prepare(model, optimizer, loader)`` takes lrfast's optimizers as they are, and
-:class:`lrfast.integrations.scheduler.DeviceScheduler` where a scheduler is wanted.
+:class:`lrfast.integrations.scheduler.DeviceScheduler` where a scheduler is wanted; with several
+processes leave that out of ``prepare``, which would have it stepped once for each of them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate import Accelerator
-from torch import Tensor
+from accelerate import Accelerator, DistributedType
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lrfast.integrations._norms import NormOfStep
@@ -23,7 +25,7 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
 
     From then on it touches no gradient. What it returns, one float32 on the device, is filled in by
     the step: read it afterwards. It falls back on Accelerate's own clipping for parameters that
-    the optimizer does not hold. Under FSDP and DeepSpeed leave clipping to Accelerate.
+    the optimizer does not hold. Under FSDP 2 the norm is that over all shards, with one collective.
 
     Args:
         accelerator: Its method is replaced, on this object alone.
@@ -31,10 +33,11 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
 
     Raises:
         TypeError: If there is no optimizer of lrfast in ``optimizer``.
+        ValueError: Under FSDP 1 and DeepSpeed, see :func:`step_can_clip`.
 
     Example:
         >>> import torch, lrfast
-        >>> from accelerate import Accelerator
+        >>> from accelerate import Accelerator, DistributedType
         >>> accelerator = Accelerator(cpu=True)
         >>> layer = torch.nn.Linear(2, 1)
         >>> layer, optimizer = accelerator.prepare(layer, lrfast.SGD(layer.parameters(), lr=0.5))
@@ -45,7 +48,13 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
         >>> round(norm.item(), 4)
         1.7321
     """
-    norm = NormOfStep(fused_optimizer(optimizer))
+    fused = fused_optimizer(optimizer)
+    if not step_can_clip(accelerator):
+        raise ValueError(
+            "accelerator must not use FSDP 1 or DeepSpeed, whose shards are known to them alone, "
+            f"got {accelerator.distributed_type.value}; leave clipping to it"
+        )
+    norm = NormOfStep(fused)
     plain = accelerator.clip_grad_norm_
     covered: dict[int, bool] = {}  # by the first parameter: walking over a model takes long
 
@@ -63,6 +72,30 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
         return norm.clip(max_norm)
 
     accelerator.clip_grad_norm_ = clip_grad_norm_
+
+
+def step_can_clip(accelerator: Accelerator) -> bool:
+    """Whether an optimizer's step finds the norm of all gradients.
+
+    FSDP 1 and DeepSpeed give each process pieces that do not say which of them others hold too.
+    """
+    kind = accelerator.distributed_type
+    if kind == DistributedType.FSDP:
+        return bool(accelerator.is_fsdp2)
+    return kind not in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def in_parallel(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """Return a model for several processes, as ``prepare`` wraps it, without preparing it.
+
+    The wrapper leaves nothing on the model once it is forgotten, but the first process's weights.
+    """
+    if accelerator.num_processes == 1 or isinstance(model, DistributedDataParallel):
+        return model
+    handler = accelerator.ddp_handler
+    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
+    given = {} if handler is None else handler.to_kwargs()
+    return DistributedDataParallel(model, device_ids=devices, **given)
 
 
 @contextmanager

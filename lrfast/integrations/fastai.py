@@ -41,6 +41,8 @@ def lr_find(learner: Learner, **options: Any) -> RangeTest:
     Nothing has changed afterwards, and nothing was written to disk, which ``learner.lr_find()``
     does. ``learner.fit_one_cycle(n, result.suggestion.lr)`` uses what it found.
 
+    In ``learner.distrib_ctx()`` every process calls it, with its own part of the data.
+
     Args:
         learner: Its callbacks do not run.
         **options: Those of :func:`lrfast.lr_find` but for the loss.
@@ -57,6 +59,20 @@ def lr_find(learner: Learner, **options: Any) -> RangeTest:
         return loss
 
     settings = {"compute_loss": compute_loss}
-    return range_test.lr_find(
-        learner.model, learner.opt.opt, learner.dls.train, **(settings | options)
-    )
+    model, data = _in_parallel(learner)
+    return range_test.lr_find(model, learner.opt.opt, data, **(settings | options))
+
+
+def _in_parallel(learner: Learner) -> tuple[nn.Module, Any]:
+    """Model and data as fastai's ``DistributedTrainer`` wraps them for as long as it trains."""
+    model, data = learner.model, learner.dls.train
+    accelerators = [each.accelerator for each in learner.cbs if hasattr(each, "accelerator")]
+    if not accelerators:
+        return model, data
+    from fastai.distributed import DistributedDL
+
+    from lrfast.integrations.accelerate import in_parallel
+
+    if not isinstance(data, DistributedDL):
+        data = DistributedDL(data, device=accelerators[0].device)
+    return in_parallel(accelerators[0], model), data

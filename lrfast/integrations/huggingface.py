@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,7 +25,7 @@ from lrfast.groups import Rates, discriminative
 from lrfast.integrations._found import Finder
 from lrfast.integrations._late import LateReader
 from lrfast.integrations._unwrap import fused_optimizer, inner_optimizer
-from lrfast.integrations.accelerate import clip_in_step, undisturbed
+from lrfast.integrations.accelerate import clip_in_step, in_parallel, step_can_clip, undisturbed
 from lrfast.integrations.scheduler import DeviceScheduler
 from lrfast.optim import Adam, AdamW, NAdam
 from lrfast.range_test import RangeTest
@@ -60,7 +61,8 @@ def use(
             ``lrfast.schedules.one_cycle``. None: ``args.lr_scheduler_type``; types that follow a
             metric stay Trainer's own.
         clip: Whether the step clips to ``args.max_grad_norm``, and finds the norm that Trainer
-            logs, instead of a pass of its own. Trainer does so itself under FSDP.
+            logs, instead of a pass of its own; over all shards under FSDP 2. Under FSDP 1 Trainer
+            does so itself.
         **options: More arguments of the optimizer, such as ``ema_decay``, but ``max_grad_norm``.
 
     Returns:
@@ -82,7 +84,7 @@ def use(
         if has_own_groups or options:
             given = ", ".join(["lr, decay"] * has_own_groups + list(options))
             raise ValueError(f"{given} must be left out where the trainer has its optimizer")
-    clips = clip and not trainer.is_fsdp_enabled
+    clips = clip and step_can_clip(trainer.accelerator)
     maker = _Maker(trainer, schedule, clips)
     trainer.create_scheduler = maker.create_scheduler
     if trainer.optimizer is None:
@@ -149,7 +151,7 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
     """Run a range test of a Trainer's model, data, loss and optimizer; see :func:`lrfast.lr_find`.
 
     Nothing has changed afterwards: training then is training without it. To use what it found:
-    ``result.apply(trainer.optimizer)``.
+    ``result.apply(trainer.optimizer)``. Of several processes all call it.
 
     Args:
         trainer: Its optimizer is made if there is none yet; it may be any of torch's.
@@ -160,16 +162,19 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
         Curve, suggestions and outcome.
 
     Raises:
-        ValueError: For several processes, before training has put the model into
-            DistributedDataParallel; :class:`LRFindCallback` comes later.
+        ValueError: Under FSDP before training has sharded the model; :class:`LRFindCallback` comes
+            later.
     """
     trainer.create_optimizer()
-    model: nn.Module = trainer.model_wrapped
-    if trainer.args.world_size > 1 and model is trainer.model:
-        raise ValueError(
-            "trainer must be training for a range test with several processes: use LRFindCallback"
-        )
     accelerator = trainer.accelerator
+    model: nn.Module = trainer.model_wrapped
+    if not trainer.is_fsdp_enabled:
+        model = in_parallel(accelerator, model)
+    elif not isinstance(model, FSDPModule | FullyShardedDataParallel):
+        raise ValueError(
+            "trainer must be training for a range test under FSDP, which then shards the model: "
+            "use LRFindCallback"
+        )
 
     def compute_loss(model: nn.Module, batch: Any) -> Tensor:
         with trainer.compute_loss_context_manager(), accelerator.autocast():

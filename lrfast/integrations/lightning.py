@@ -26,19 +26,23 @@ from lrfast.integrations._unwrap import fused_optimizer, inner_optimizer
 from lrfast.integrations.scheduler import DeviceScheduler
 
 if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
-    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning import Callback, LightningModule, Trainer, strategies
 else:
     try:
-        from lightning.pytorch import Callback, LightningModule, Trainer
+        from lightning.pytorch import Callback, LightningModule, Trainer, strategies
     except ImportError:
-        from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning import Callback, LightningModule, Trainer, strategies
+
+# What gives each process pieces that do not say which of them others hold too.
+_KEEP_THEIR_SHARDS = (strategies.FSDPStrategy, strategies.DeepSpeedStrategy)
 
 
 class ClipInStep(Callback):  # type: ignore[misc]
     """Has the optimizer's step do what ``Trainer(gradient_clip_val=...)`` asks for.
 
     That saves Lightning's pass over the gradients; and under "16-mixed" Lightning refuses to clip
-    for an optimizer that unscales in its step, which is what spares a wait at every step.
+    for an optimizer that unscales in its step, which is what spares a wait at every step. Over the
+    shards of ``ModelParallelStrategy`` the norm costs one collective.
 
     Example:
         >>> trainer = Trainer(
@@ -57,7 +61,8 @@ class ClipInStep(Callback):  # type: ignore[misc]
 
         Raises:
             TypeError: If an optimizer is none of lrfast.
-            ValueError: If gradients shall be clipped by value.
+            ValueError: If gradients shall be clipped by value, and under ``FSDPStrategy`` and
+                ``DeepSpeedStrategy``, whose shards are known to them alone.
         """
         algorithm = trainer.gradient_clip_algorithm
         if algorithm is not None and algorithm != "norm":
@@ -65,6 +70,12 @@ class ClipInStep(Callback):  # type: ignore[misc]
         optimizers = [fused_optimizer(each) for each in trainer.optimizers]
         if not trainer.gradient_clip_val:
             return
+        if isinstance(trainer.strategy, _KEEP_THEIR_SHARDS):
+            raise ValueError(
+                "strategy must not be FSDPStrategy or DeepSpeedStrategy, whose shards are known to "
+                f"them alone, got {type(trainer.strategy).__name__}; leave ClipInStep out, or use "
+                "ModelParallelStrategy"
+            )
         self._asked, trainer.gradient_clip_val = trainer.gradient_clip_val, None
         for optimizer in optimizers:
             optimizer.max_grad_norm = float(self._asked)

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from lrfast._fused import FusedOptimizer
+from lrfast._scheduled import saved_schedules
 from lrfast.integrations._unwrap import fused_optimizer
 from lrfast.schedules import Schedule
 
@@ -22,8 +23,8 @@ class DeviceScheduler(LRScheduler):
     where steps were skipped for infinite gradients, and by the factor of a Plateau;
     ``optimizer.current_rates()`` knows both, and waits.
 
-    A checkpoint of the optimizer holds the schedule and where it stands; this one's holds the
-    count.
+    A checkpoint of the optimizer holds the schedule and where it stands. This one's holds the
+    count, and both again: what saves shards of optimizers keeps nothing beside torch's entries.
 
     Args:
         optimizer: One of lrfast, or what a trainer has wrapped around one.
@@ -82,10 +83,25 @@ class DeviceScheduler(LRScheduler):
         return self.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the count; the optimizer's state dict has the schedule."""
-        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+        """Return the count, and what the optimizer's state dict says of its schedule.
+
+        Waits for the device.
+        """
+        counts = {"last_epoch": self.last_epoch, "_step_count": self._step_count}
+        return counts | {"optimizer": self.optimizer._entry()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a count, also that of one of torch's schedulers."""
+        """Take over a count, also that of one of torch's schedulers.
+
+        The optimizer takes its schedule over where its own checkpoint held none.
+
+        Raises:
+            ValueError: If another schedule is attached than the saved one, and the optimizer's
+                checkpoint did not say which one goes on.
+        """
+        entry = state_dict.get("optimizer", {})
+        if self.optimizer._loaded_clock is None and entry:
+            self.optimizer._check_saved_schedules(saved_schedules(entry))
+            self.optimizer._load_entry(entry)
         self.last_epoch = int(state_dict["last_epoch"])
         self._step_count = int(state_dict.get("_step_count", self.last_epoch + 1))

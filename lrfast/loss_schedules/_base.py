@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -10,10 +11,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lrfast._plain import MAX_STEPS, any_number, mapping, number, short, tensor, text
 from lrfast._scheduled import Scheduled
 
 Mode = Literal["min", "max"]
 ThresholdMode = Literal["rel", "abs"]
+MOST = sys.float_info.max
 
 
 class LossSchedule(ABC):
@@ -48,13 +51,15 @@ class LossSchedule(ABC):
             raise ValueError(f"factor must lie in (0, 1), got {factor}")
         if not 0 <= min_factor <= 1:
             raise ValueError(f"min_factor must lie in [0, 1], got {min_factor}")
-        if not 0 <= threshold < math.inf:
+        if not 0 <= threshold <= MOST:
             raise ValueError(f"threshold must be finite and not negative, got {threshold}")
         check_count("patience", patience, 0)
         check_count("cooldown", cooldown, 0)
         check_count("window", window, 1)
         self.mode, self.threshold_mode = mode, threshold_mode
-        self.factor, self.min_factor, self.threshold = factor, min_factor, threshold
+        # torch takes no whole number beyond 64 bits.
+        self.factor, self.min_factor = float(factor), float(min_factor)
+        self.threshold = float(threshold)
         self.patience, self.cooldown, self.window = patience, cooldown, window
         self._is_loaded = False  # made by a load, not by the user
         self._state = self._state_on(optimizer)
@@ -109,7 +114,6 @@ class LossSchedule(ABC):
         """
         return self.identity | {name: value.clone() for name, value in self._state.items()}
 
-    @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned.
 
@@ -117,10 +121,15 @@ class LossSchedule(ABC):
             state_dict: What was returned.
 
         Raises:
-            ValueError: If it is of another kind or other arguments, or an entry is missing;
-                nothing is changed then.
+            ValueError: If it is of another kind or other arguments, or an entry is missing or is
+                not what it was; nothing is changed then.
         """
         self.check_state_dict(state_dict)
+        self._put_back(state_dict)
+
+    @torch.no_grad()
+    def _put_back(self, state_dict: Mapping[str, Any]) -> None:
+        """Take values that have been checked, or are its own; never waits for the device."""
         for name, value in self._state.items():
             value.copy_(torch.as_tensor(state_dict[name]))
 
@@ -133,6 +142,7 @@ class LossSchedule(ABC):
         Raises:
             ValueError: If it cannot.
         """
+        mapping("state_dict", state_dict)
         if (difference := self._difference(state_dict)) is not None:
             own, saved = difference
             raise ValueError(
@@ -145,6 +155,8 @@ class LossSchedule(ABC):
                 f"state_dict must be what {type(self).__name__}.state_dict returned, got one "
                 f"without {missing}"
             )
+        for name, value in self._state.items():
+            _check_value(name, state_dict[name], value)
 
     def detach(self) -> None:
         """Let the optimizer go: its rates are no longer multiplied."""
@@ -194,8 +206,9 @@ class LossSchedule(ABC):
     def _difference(self, saved: Mapping[str, Any]) -> tuple[str, str] | None:
         """How this one and a saved one are called, with what differs; None: nothing does."""
         own = self.identity
+        check_arguments(saved.get("arguments", {}))
         if saved.get("kind", own["kind"]) != own["kind"]:
-            return own["kind"], saved["kind"]
+            return own["kind"], text("kind", saved["kind"])
         arguments = own["arguments"]
         differing = {
             name: value
@@ -241,6 +254,37 @@ class LossSchedule(ABC):
         self._is_loaded = True  # nobody else holds it
 
 
+def check_arguments(saved: Any) -> dict[str, Any]:
+    """Return saved arguments, if they are plain names and numbers.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    for name, value in mapping("arguments", saved).items():
+        text("an argument's name", name)
+        if not isinstance(value, str):
+            any_number(name, value)
+    return dict(saved)
+
+
+def _check_value(name: str, saved: Any, own: Tensor) -> None:
+    if isinstance(saved, Tensor):
+        if tensor(name, saved).shape != own.shape or saved.is_complex():
+            raise ValueError(f"{name} must be {short(own)}, got {short(saved)}")
+        if not saved.is_cpu:
+            return  # asking a device for its value would wait for it
+        values = saved.detach().double().reshape(-1).tolist()
+    elif own.dim() == 0:
+        values = [saved]
+    else:
+        raise ValueError(f"{name} must be {short(own)}, got {short(saved)}")
+    for value in values:
+        if name in ("best", "values"):
+            any_number(name, value)
+        else:
+            number(name, value, least=0.0, most=MAX_STEPS)
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Check that an argument is one of the names.
 
@@ -257,5 +301,5 @@ def check_count(name: str, value: int, least: int) -> None:
     Raises:
         ValueError: If it is not whole, or too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_STEPS:
         raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")

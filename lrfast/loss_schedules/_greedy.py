@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from lrfast._scheduled import Scheduled
-from lrfast.loss_schedules._base import LossSchedule, Mode, ThresholdMode, check_count
+from lrfast.loss_schedules._base import MOST, LossSchedule, Mode, ThresholdMode, check_count
 
 # What a reset leaves alone: the counts of what has happened, and the cool-down that the last cut,
 # which has brought the reset about, begins.
@@ -86,9 +84,9 @@ class Greedy(LossSchedule):
     ) -> None:
         check_count("warmup", warmup, 0)
         check_count("reset_start", reset_start, 1)
-        if not 1 <= max_factor < math.inf:
+        if not 1 <= max_factor <= MOST:
             raise ValueError(f"max_factor must be finite and 1 or more, got {max_factor}")
-        self.warmup, self.max_factor, self.reset_start = warmup, max_factor, reset_start
+        self.warmup, self.max_factor, self.reset_start = warmup, float(max_factor), reset_start
         super().__init__(
             optimizer,
             mode=mode,

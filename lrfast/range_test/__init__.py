@@ -9,7 +9,8 @@ from lrfast.range_test._applied import AppliedRates
 from lrfast.range_test._find import lr_find
 from lrfast.range_test._race_result import Candidate, Race
 from lrfast.range_test._result import RangeTest
-from lrfast.range_test._retest import Retest, RetestEntry
+from lrfast.range_test._retest import Retest
+from lrfast.range_test._retest_log import RetestEntry
 from lrfast.range_test._sweep import Sweep
 
 __all__ = [

@@ -113,7 +113,6 @@ def suggest_all(
                 lrs,
                 losses,
                 typical=context.typical,
-                momentum=context.momentum,
                 scale=context.scale,
             )
             continue

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lrfast.suggest import rate_scale, typical_rate
@@ -15,7 +18,8 @@ class Amounts:
 
     Args:
         batch_size: Rows per update; None where batches do not say.
-        targets: Numbers or classes to predict in one pass; None where the data do not say.
+        targets: Classes to predict in one pass; None where the data do not say, or where targets
+            are no classes.
     """
 
     batch_size: int | None = None
@@ -27,37 +31,75 @@ class Context:
     """What rule "auto" takes besides the curve.
 
     Args:
-        typical: Rate at which such an optimizer usually trains so many parameters; None for one
-            that is not known.
-        momentum: Whether it has momentum.
+        typical: Rate at which such an optimizer usually trains so many and so large weights; None
+            for one that is not known.
         scale: Factor for its batches and data.
     """
 
     typical: float | None = None
-    momentum: bool = True
     scale: float = 1.0
 
 
-def context_of(optimizer: Optimizer, reference: int, amounts: Amounts) -> Context:
-    """Read the optimizer and the number of its trainable parameters.
+@dataclass(frozen=True)
+class Weights:
+    """What an optimizer trains.
+
+    Args:
+        count: Number of trainable parameters.
+        norm: [] their norm over all of them, on their device.
+    """
+
+    count: int
+    norm: Tensor
+
+    @property
+    def rms(self) -> float | None:
+        """Their root mean square; None where weights are not finite. Waits for the device."""
+        rms = float(self.norm.cpu().numpy()) / math.sqrt(max(self.count, 1))
+        return rms if math.isfinite(rms) else None
+
+
+def weights_of(optimizer: Optimizer) -> Weights:
+    """Measure what an optimizer trains, without a wait for the device."""
+    trained = [
+        parameter.detach()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    ]
+    norms = [_norm(parameter) for parameter in trained]
+    together = [norm.to(norms[0].device, non_blocking=True) for norm in norms]
+    norm = torch.linalg.vector_norm(torch.stack(together)) if together else torch.zeros(())
+    return Weights(sum(parameter.numel() for parameter in trained), norm)
+
+
+def context_of(
+    optimizer: Optimizer, reference: int, amounts: Amounts, weights: Weights | None = None
+) -> Context:
+    """Read the optimizer and what it trains.
 
     Args:
         optimizer: Any; it is known by the name of its class, or of one that that comes from.
         reference: The param group whose rate is looked for.
         amounts: What it learns from.
+        weights: What it trains, as it was before the sweep; None: as it is now.
     """
     group = optimizer.param_groups[reference]
     momentum = float(group.get("momentum", 0.0))
-    parameters = sum(
-        parameter.numel()
-        for each in optimizer.param_groups
-        for parameter in each["params"]
-        if parameter.requires_grad
-    )
+    weights = weights or weights_of(optimizer)
+    count, rms = max(weights.count, 1), weights.rms
     names = [base.__name__ for base in type(optimizer).__mro__]
-    rates = {name: typical_rate(name, parameters, momentum) for name in names}
+    rates = {name: typical_rate(name, count, momentum, rms) for name in names}
     known = next((name for name in names if rates[name] is not None), names[0])
     scale = rate_scale(
-        known, batch_size=amounts.batch_size, parameters=parameters, targets=amounts.targets
+        known, batch_size=amounts.batch_size, parameters=count, targets=amounts.targets
     )
-    return Context(rates[known], momentum > 0 or "betas" in group, scale)
+    return Context(rates[known], scale)
+
+
+def _norm(parameter: Tensor) -> Tensor:
+    """[] the norm of a parameter, of all of a DTensor, in float32 at least."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(parameter.to(dtype)).float()
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole

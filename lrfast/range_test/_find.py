@@ -26,14 +26,14 @@ from lrfast._batches import (
 )
 from lrfast.range_test import _analysis
 from lrfast.range_test._captured import check_captures
-from lrfast.range_test._context import Amounts, context_of
+from lrfast.range_test._context import Amounts, context_of, weights_of
 from lrfast.range_test._loop import Loop
 from lrfast.range_test._race import race
 from lrfast.range_test._ranks import ranks_of
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._sweep import Mode, Sweep, Vary, make_sweep
 from lrfast.range_test._training import StepFunction, Training
-from lrfast.snapshot import Snapshot, bytes_needed, preserved
+from lrfast.snapshot import Snapshot, bytes_needed, preserved, sizes
 from lrfast.suggest import Suggestion
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ def lr_find(
     gradients, optimizer state, modes, random numbers and the order of a DataLoader are as before,
     also when something raises in the middle. Data that can be iterated only once is used up.
 
-    With a model in DistributedDataParallel every rank calls it alike: losses are averaged, all
-    ranks stop at the same point, and each puts its own copy back.
+    With a model in DistributedDataParallel, or sharded by FSDP, every rank calls it alike: losses
+    are averaged, all ranks stop at the same point, and each puts its own copy back.
 
     Args:
         model: Module with trainable parameters; it is put into training mode if it is not.
@@ -118,11 +118,11 @@ def lr_find(
         others: Objects with ``state_dict`` and ``load_state_dict`` to put back too.
         snapshot: Where the copies are kept that put everything back: on the "device" that trains,
             or in the "host" memory, for models that fill the device.
-        process_group: The ranks that train together, where the model is not in
-            DistributedDataParallel.
+        process_group: The ranks that train together, where the model is neither in
+            DistributedDataParallel nor sharded.
         capture: Whether a sweep's updates are captured in a CUDA graph, see :func:`lrfast.capture`;
             for our optimizers and training losses. Races run as ever.
-        progress: Whether to show a progress bar.
+        progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
 
     Returns:
         Curve, suggestions and outcome.
@@ -226,6 +226,7 @@ class _Search:
         self._saved = saved
         self._loaders = loaders
         self._is_fresh = True
+        self._weights = weights_of(training.optimizer)
 
     def run(self) -> RangeTest:
         """Sweep as often as it takes, and race."""
@@ -264,7 +265,7 @@ class _Search:
             )
             recordings.append(_analysis.read(loop.run(), settings.lag))
             amounts = loop.amounts
-        context = context_of(self._training.optimizer, sweep.reference, amounts)
+        context = context_of(self._training.optimizer, sweep.reference, amounts, self._weights)
         result = _analysis.summarise(sweep, recordings, settings.beta, context)
         return replace(result, notes=self._notes(result))
 
@@ -283,18 +284,23 @@ class _Search:
             verdict = replace(first, rule="verified")
             outcome = None
         else:
+            steps, progress = self._settings.verify, self._settings.progress
             outcome, verdict = race(
-                self._training, result.sweep, self._saved, first, self._settings.verify
+                self._training, result.sweep, self._saved, first, steps, progress
             )
         suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
         return replace(result, suggestions=suggestions, race=outcome)
 
     def _notes(self, result: RangeTest) -> tuple[str, ...]:
+        notes = []
+        if len(result.losses) and not math.isfinite(result.losses[-1]):
+            place = f"point {len(result.losses)}, at a rate of {result.lrs[-1]:.1e}"
+            notes.append(f"the loss is {result.losses[-1]} at {place}")
         batches = length_of(self._training.data)
         used = self._training.accumulate * len(result.lrs)
-        if batches is None or batches >= used or self._training.same_batch:
-            return ()
-        return (f"the loader's {batches} batches were cycled for {len(result.lrs)} steps",)
+        if not (batches is None or batches >= used or self._training.same_batch):
+            notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
+        return tuple(notes)
 
 
 def _first_candidate(result: RangeTest) -> Suggestion:
@@ -324,8 +330,7 @@ def _check_memory(needed: dict[torch.device, int], where: str) -> None:
     """Say what the snapshot takes, and refuse before it starts where a device has not that much."""
     if where not in ("device", "host"):
         raise ValueError(f"snapshot must be 'device' or 'host', got {where!r}")
-    text = ", ".join(f"{size / 2**20:.1f} MiB of {device}" for device, size in needed.items())
-    _log.info("the snapshot copies %s to %s memory", text, where)
+    _log.info("the snapshot copies %s to %s memory", sizes(needed), where)
     for device, size in needed.items():
         if device.type != "cuda" or where == "host":
             continue

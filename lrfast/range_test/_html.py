@@ -37,8 +37,10 @@ def html(result: RangeTest) -> str:
 
 
 def _row(texts: tuple[str, ...], chosen: bool) -> str:
-    start, end = ("<td><strong>", "</strong></td>") if chosen else ("<td>", "</td>")
-    return f"<tr>{''.join(start + escape(text) + end for text in texts)}</tr>"
+    start, end = ("<strong>", "</strong>") if chosen else ("", "")
+    # Jupyter's own style aligns all cells to the right.
+    cells = (f'<td style="text-align:left">{start}{escape(text)}{end}</td>' for text in texts)
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _plot(result: RangeTest) -> str:

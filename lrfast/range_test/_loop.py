@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from lrfast._batches import check_loss, device_of, upload
+from lrfast._batches import check_loss, close, device_of, upload
 from lrfast._drive import Driver, drive
+from lrfast._progress import Progress
 from lrfast.curve import LossCurve
 from lrfast.range_test._captured import CapturedUpdate
 from lrfast.range_test._context import Amounts
@@ -39,7 +39,7 @@ class Loop:
         beta: Decay of the curve's EMA.
         stop: The curve's stop rule; None: never.
         lag: 1 to record one loss more, the one after the last update.
-        progress: Whether to show a progress bar.
+        progress: Whether to show how far it is.
     """
 
     def __init__(
@@ -80,21 +80,20 @@ class Loop:
         schedules = [schedule for _, schedule in parts]
         driver = drive(optimizer, schedules, self._sweep.num_iter, self.curve.stop_flag)
         point = _make_point(training, driver, self.curve, self._sweep.reference)
-        windows = self._counted(training.windows())
-        bar = tqdm(
-            desc="range test", total=len(self._rates), leave=False, disable=not self._progress
-        )
+        windows = training.windows()
+        counted = self._counted(windows)
+        bar = Progress("range test", len(self._rates), shown=self._progress)
         try:
             for step in self._steps():
-                point.begin(next(windows))
+                point.begin(next(counted))
                 if self._has_ended(step, bar):
                     return self.curve
                 point.end()
             if self._lag:
-                point.look_on(next(windows))
+                point.look_on(next(counted))
         finally:
-            bar.refresh()  # tqdm leaves out what comes soon after the last time it drew
             bar.close()
+            close(counted, windows)
             point.release()
             driver.detach()
         return self.curve
@@ -117,16 +116,17 @@ class Loop:
             may_skip = self._training.scaler is not None or self._training.step_fn is not None
             missing = count - len(self.curve) if may_skip else 0
 
-    def _has_ended(self, step: int, bar: Any) -> bool:
+    def _has_ended(self, step: int, bar: Progress) -> bool:
         ranks, curve = self._training.ranks, self.curve
         is_late = curve.device.type != "cpu" and not ranks.is_alone
         if is_late and step % _POINTS_BETWEEN_AGREEMENTS:
             return False
         status = curve.status() if is_late else curve.poll()
-        if self._progress:
-            rate = self._rates[min(step, len(self._rates) - 1)]
-            bar.set_postfix(lr=f"{rate:.1e}", loss=f"{status.smoothed:.4g}", refresh=False)
-            bar.update()
+        place = min(step, len(self._rates) - 1)
+        bar.show(
+            place + 1,
+            lambda: {"lr": f"{self._rates[place]:.1e}", "loss": f"{status.smoothed:.4g}"},
+        )
         return status.outcome != "running"
 
 

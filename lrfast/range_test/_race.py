@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrfast import schedules
-from lrfast._batches import device_of, evaluating
+from lrfast._batches import close, device_of, evaluating
 from lrfast._drive import Driver, drive
+from lrfast._progress import Progress
 from lrfast._scheduled import set_rate
 from lrfast.curve import LossCurve
 from lrfast.range_test._race_result import Candidate, Race
@@ -31,7 +32,12 @@ _DIVERGED = 4.0  # times the best loss, as in the sweep
 
 
 def race(
-    training: Training, sweep: Sweep, snapshot: Snapshot, first: Suggestion, steps: int
+    training: Training,
+    sweep: Sweep,
+    snapshot: Snapshot,
+    first: Suggestion,
+    steps: int,
+    progress: bool,
 ) -> tuple[Race, Suggestion]:
     """Train at the suggested rate and its neighbours, and return what wins.
 
@@ -47,12 +53,13 @@ def race(
         snapshot: Where every candidate begins.
         first: The rate to begin with.
         steps: Updates of a run, 2 or more.
+        progress: Whether to show how far each run is.
 
     Returns:
         The race and the winner as a suggestion of rule "verified".
     """
     began = time.perf_counter()
-    track = _Track(training, sweep, snapshot, steps)
+    track = _Track(training, sweep, snapshot, steps, progress)
     assert first.lr is not None
     ran = {0: track.run(first.lr)}  # by the rate's place, in factors from the first one
     for stride, most in ((2, _MAX_CANDIDATES - 2), (1, _MAX_CANDIDATES)):
@@ -133,11 +140,14 @@ class _Track:
 
     ROUNDS = (0.5, 1.0)  # shares of the steps after which a candidate is judged
 
-    def __init__(self, training: Training, sweep: Sweep, snapshot: Snapshot, steps: int) -> None:
+    def __init__(
+        self, training: Training, sweep: Sweep, snapshot: Snapshot, steps: int, progress: bool
+    ) -> None:
         self._training = training
         self._sweep = sweep
         self._snapshot = snapshot
         self._steps = steps
+        self._progress = progress and training.ranks.is_first
         self._best: tuple[float, ...] | None = None
         self.judged_by: Literal["validation", "training"] = (
             "training" if training.judge is None else "validation"
@@ -160,17 +170,21 @@ class _Track:
         windows = training.windows()
         losses: list[float] = []
         made = 0
+        bar = Progress(f"race, rate {lr:.1e}", self._steps, shown=self._progress)
         try:
             for share in self.ROUNDS:
                 until = round(share * self._steps)
-                for window in islice(windows, until - made):
+                for step, window in enumerate(islice(windows, until - made), made + 1):
                     self._step(window, curve, driver)
+                    bar.show(step, lambda: {"loss": f"{curve.poll().smoothed:.4g}"})
                 made = until
                 loss = self._judge() if curve.status().outcome == "running" else math.inf
                 losses.append(loss)
                 if self._is_lost(losses):
                     break
         finally:
+            bar.close()
+            close(windows)
             driver.detach()
         final = _final(tuple(losses))
         if final < (math.inf if self._best is None else _final(self._best)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -51,7 +52,15 @@ class Ranks:
 
 
 def ranks_of(model: nn.Module, group: dist.ProcessGroup | None) -> Ranks:
-    """Return the processes that train a model: those of its DDP wrapper, or ``group``."""
-    if group is None and isinstance(model, DistributedDataParallel):
+    """Return the processes that train a model: ``group``, or those that copies or shards lie on.
+
+    A mesh of several dimensions is taken to be all processes.
+    """
+    if group is None and isinstance(model, DistributedDataParallel | FullyShardedDataParallel):
         group = model.process_group
+    if group is None:
+        meshes = (getattr(param, "device_mesh", None) for param in model.parameters())
+        mesh = next((each for each in meshes if each is not None), None)
+        if mesh is not None:
+            group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
     return Ranks(group)

@@ -14,6 +14,7 @@ import numpy as np
 from torch.optim import Optimizer
 
 from lrfast import suggest
+from lrfast._files import replacing
 from lrfast.plot import plot_comparison, plot_range_test
 from lrfast.range_test import _json
 from lrfast.range_test._applied import AppliedRates, set_rates
@@ -193,9 +194,9 @@ class RangeTest:
             "derivative": self.derivative,
         }
         if len(self.sweep.ranges) > 1:
-            rates = self.sweep.table()[: len(self.lrs)]
+            rates = self.sweep.table(len(self.lrs))
             columns |= {f"lr_{group}": column for group, column in enumerate(rates.T)}
-        with open(path, "w", newline="") as file:
+        with replacing(path, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))

@@ -7,9 +7,9 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -18,42 +18,22 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._batches import LossFunction, device_of
+from lrfast._files import replacing
+from lrfast._plain import any_number, entries, mapping, number, whole
 from lrfast.range_test._find import lr_find
 from lrfast.range_test._peaks import PeakRates
 from lrfast.range_test._ranks import ranks_of
 from lrfast.range_test._result import RangeTest
+from lrfast.range_test._retest_log import RetestEntry, RetestOutcome, Trigger
 from lrfast.range_test._text import aligned
 
-Trigger = Literal["every", "plateau", "unfreeze"]
-RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
-
-_COUNTERS: Final = ("epoch", "best", "stale", "spent", "last_cost")
-
-
-@dataclass(frozen=True)
-class RetestEntry:
-    """What one re-test did.
-
-    Args:
-        epoch: Epochs that had ended.
-        trigger: "every", "plateau" or "unfreeze".
-        outcome: "applied" (the rates have changed), "kept" (the suggestion is too near to them),
-            "declined" (the rule suggests none) or "over budget" (no test has run).
-        reason: One sentence that says why.
-        old: Peak rate of each param group before, [groups].
-        new: Peak rate of each param group since, [groups].
-        seconds: What the range test took.
-        confidence: The suggestion's, in [0, 1]; None where no test has run.
-    """
-
-    epoch: int
-    trigger: Trigger
-    outcome: RetestOutcome
-    reason: str
-    old: tuple[float, ...]
-    new: tuple[float, ...]
-    seconds: float
-    confidence: float | None
+_COUNTERS: Final = {
+    "epoch": whole,
+    "best": any_number,
+    "stale": whole,
+    "spent": number,
+    "last_cost": number,
+}
 
 
 class Retest:
@@ -219,7 +199,7 @@ class Retest:
         width = max((len(entry.old) for entry in self._log), default=0)
         header = ["epoch", "trigger", "outcome", "reason", "seconds", "confidence"]
         rates = [f"{name}_{group}" for name in ("old", "new") for group in range(width)]
-        with open(path, "w", newline="") as file:
+        with replacing(path, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header + rates)
             for entry in self._log:
@@ -245,19 +225,18 @@ class Retest:
             ValueError: If it is not such a state dict; nothing is changed then.
         """
         wanted = {"log", "elapsed", *_COUNTERS}
-        if set(state_dict) != wanted:
+        if set(mapping("state_dict", state_dict)) != wanted:
             raise ValueError(
                 f"state_dict must hold {', '.join(sorted(wanted))}, got "
                 f"{', '.join(sorted(map(str, state_dict))) or 'nothing'}"
             )
-        entries = [
-            entry | {"old": tuple(entry["old"]), "new": tuple(entry["new"])}
-            for entry in state_dict["log"]
-        ]
-        self._log = tuple(RetestEntry(**entry) for entry in entries)
-        for name in _COUNTERS:
-            setattr(self, f"_{name}", state_dict[name])
-        self._began = self._clock() - state_dict["elapsed"]
+        log = tuple(RetestEntry.from_dict(each) for each in entries("log", state_dict["log"]))
+        elapsed = number("elapsed", state_dict["elapsed"])
+        counters = {name: check(name, state_dict[name]) for name, check in _COUNTERS.items()}
+        self._log = log
+        for name, value in counters.items():
+            setattr(self, f"_{name}", value)
+        self._began = self._clock() - elapsed
 
     def _count_stale(self, valid_loss: float | Tensor | None) -> int:
         """Epochs without a lower validation loss, this one included."""

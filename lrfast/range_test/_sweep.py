@@ -52,9 +52,9 @@ class Sweep:
                 parts.append((1.0, self._schedule(first, last)))
         return parts
 
-    def table(self) -> FloatArray:
-        """Return the rates, [num_iter, groups]."""
-        points = np.arange(self.num_iter)
+    def table(self, count: int | None = None) -> FloatArray:
+        """Return the rates of the first points, or of all of them, [points, groups]."""
+        points = np.arange(self.num_iter if count is None else count)
         columns = [own * schedule.values(points) for own, schedule in self.parts()]
         return np.stack(columns, axis=1)
 
@@ -87,7 +87,7 @@ class Sweep:
             elif first == last:
                 rates.append(first)
             elif self.mode == "exp":
-                rates.append(first * (last / first) ** place)
+                rates.append(_power(first, last / first, place))
             else:
                 rates.append(first + place * (last - first))
         return rates
@@ -96,6 +96,13 @@ class Sweep:
         if self.mode == "exp":
             return schedules.sweep(first, last, self.num_iter)
         return schedules.linear(first, last, self.num_iter - 1)
+
+
+def _power(first: float, base: float, exponent: float) -> float:
+    try:
+        return float(first * base**exponent)
+    except OverflowError:  # far beyond the range
+        return math.inf
 
 
 def make_sweep(

@@ -64,13 +64,16 @@ def terminal_plot(result: RangeTest, width: int, height: int, ascii: bool) -> st
         The lines, without colours.
 
     Raises:
-        ValueError: If there is no room.
+        ValueError: If there is no room, or the rates do not rise.
     """
     for name, value, least in (("width", width, 32), ("height", height, 8)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
     if len(result.lrs) == 0:
         return "no points to draw"
+    rises = bool((np.diff(result.lrs) >= 0).all() and result.lrs[0] > 0)
+    if not (rises and np.isfinite(result.lrs).all()):
+        raise ValueError("lrs must be finite, above 0 and rise to be drawn")
     glyphs = _ASCII if ascii else _UNICODE
     rows = height - 3
     labels = _loss_labels(result, rows)
@@ -135,7 +138,7 @@ def _draw(dots: npt.NDArray[np.bool_], x: FloatArray, y: FloatArray) -> None:
         count = int(max(abs(x[end] - x[k]), abs(y[end] - y[k]))) + 2
         columns = np.rint(np.linspace(x[k], x[end], count)).astype(int)
         rows = np.rint(np.linspace(y[k], y[end], count)).astype(int)
-        inside = (rows >= 0) & (rows < len(dots))
+        inside = (rows >= 0) & (rows < len(dots)) & (columns >= 0) & (columns < dots.shape[1])
         dots[rows[inside], columns[inside]] = True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -19,6 +20,7 @@ from lrfast._batches import (
     device_of,
     evaluating,
     length_of,
+    one_pass,
     rows_of,
     size_of,
     targets_of,
@@ -140,8 +142,8 @@ class Training:
         device = device_of(self.model)
         total = torch.zeros((), dtype=torch.float64, device=device)
         rows = 0
-        with torch.no_grad():
-            for batch in batches:
+        with torch.no_grad(), closing(one_pass(batches)) as present:
+            for batch in present:
                 loss = self.loss_of(self.model, to_device(batch, device))
                 total += size_of(batch) * loss.detach().double().to(device).reshape(())
                 rows += size_of(batch)

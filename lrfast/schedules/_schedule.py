@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lrfast._extension import extension
-from lrfast.schedules._tables import Table, Track, chain, hold
+from lrfast._plain import entries, mapping, text, whole
+from lrfast.schedules._saved import decode_track
+from lrfast.schedules._tables import Track, chain, hold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -222,13 +224,19 @@ class Schedule:
         Raises:
             ValueError: If an entry is missing or is not what :meth:`to_dict` returns.
         """
+        mapping("data", data)
         try:
-            factors = tuple(_decode(track) for track in data["rate"])
             momentum, decay = (
-                None if data[name] is None else _decode(data[name])
+                None if data[name] is None else decode_track(data[name])
                 for name in ("momentum", "weight_decay")
             )
-            return cls(data["name"], data["total_steps"], factors, momentum, decay)
+            return cls(
+                text("name", data["name"]),
+                whole("total_steps", data["total_steps"], least=1),
+                tuple(decode_track(track) for track in entries("rate", data["rate"], least=1)),
+                momentum,
+                decay,
+            )
         except KeyError as error:
             raise ValueError(
                 f"data must be what Schedule.to_dict returned, got a dict without {error}"
@@ -336,10 +344,6 @@ class Schedule:
 
 def _encode(track: Track) -> list[Any]:
     return [table.encode() for table in track]
-
-
-def _decode(rows: Sequence[Any]) -> Track:
-    return tuple(Table.decode(row) for row in rows)
 
 
 def _part(factors: tuple[Track, ...], index: int, one: Track) -> Track:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from lrfast._plain import entries
+
 Shape = Literal[
     "constant",
     "linear",
@@ -83,8 +85,9 @@ class Segment:
         Args:
             row: What the engine takes.
         """
-        begin, t0, span, first, last, shape, power, values = row
-        return cls(begin, t0, span, first, last, shape, power, tuple(values))
+        begin, t0, span, first, last, shape, power, values = entries("a segment", row)
+        steps = tuple(entries("values", values))
+        return cls(begin, t0, span, first, last, shape, power, steps)
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,9 @@ class Table:
         Args:
             row: What the engine takes.
         """
-        *numbers, segments = row
-        return cls(tuple(Segment.decode(fields) for fields in segments), *numbers)
+        *numbers, segments = entries("a table", row, least=1)
+        rows = entries("segments", segments)
+        return cls(tuple(Segment.decode(fields) for fields in rows), *numbers)
 
 
 Track: TypeAlias = tuple[Table, ...]  # ordered by begin

@@ -21,9 +21,6 @@ class Constants:
     Args:
         lower: Factor on the middle of the valley; too high a rate costs more than too low a one.
         more_in_noise: Share of the valley by which noise moves the answer up.
-        more_without_momentum: Share of it by which the lack of momentum does. A step at the edge of
-            divergence gains less then, and the sweep, whose rates grow faster than momentum builds
-            up, shows the edge less late: the best rate is nearer to the rise.
         typical: Weight of the typical rate, on the logarithmic scale.
         shallow: Share of the starting loss. The less of it the sweep's fall is, the less of the
             training has the sweep seen, and the weight of the typical rate grows up to 1.
@@ -32,10 +29,9 @@ class Constants:
 
     lower: float = 0.7
     more_in_noise: float = 0.2
-    more_without_momentum: float = 0.2
     typical: float = 0.6
     shallow: float = 0.1
-    highest: float = 0.5
+    highest: float = 0.7
 
 
 _CONSTANTS: Final = Constants()
@@ -50,7 +46,6 @@ def auto(
     losses: ArrayLike,
     *,
     typical: float | None = None,
-    momentum: bool = True,
     scale: float = 1.0,
     constants: Constants = _CONSTANTS,
 ) -> Suggestion:
@@ -59,15 +54,14 @@ def auto(
     On the logarithmic scale the middle lies between the rate at which the loss has done half of its
     fall and the higher one at which it has lost half of it again: in the middle where losses
     scatter little, further up where they scatter much (for then the fall seems to begin too early,
-    while a divergence is never in doubt) or where there is no momentum. The answer is 0.7 times
-    that, or, where the fall is never lost again, 0.7 times the rate at which nine tenths of it are
-    done.
+    while a divergence is never in doubt). The answer is 0.7 times that, or, where the fall is never
+    lost again, 0.7 times the rate at which nine tenths of it are done.
 
     A sweep of a hundred steps sees the first moments of a training. Where ``typical`` is known, the
     answer is moved towards it by 0.6 of the way on the logarithmic scale, and by more after a fall
     of less than a tenth of the starting loss, but never by more than a factor of 10. ``scale``
     then multiplies it: a sweep shows where training breaks, not how noisy small batches make it at
-    lower rates, nor how soon few data are known by heart. It exceeds neither the last rate nor half
+    lower rates, nor how soon few data are known by heart. It exceeds neither the last rate nor 0.7
     of the one at which half of the fall is lost again.
 
     Args:
@@ -76,7 +70,6 @@ def auto(
             losses lag behind their rates, and so would the answer.
         typical: rate at which such an optimizer usually trains such a model, as `typical_rate`
             returns it; None where nobody knows.
-        momentum: whether the optimizer that swept has momentum.
         scale: factor for batches and data that are not the usual ones, as `rate_scale` returns it.
         constants: weights and shares of the rule, for those who judge them.
 
@@ -112,7 +105,7 @@ def auto(
     if shape.rises_by(0.5) is None and shape.falls_at_its_end:
         reason = f"the loss still falls at the last rate, {rates[-1]:.1e}"
         return declined("auto", reason, (same[0], same[1] * _WIDER))
-    lr, reason = answer(shape, typical, momentum, scale, constants)
+    lr, reason = answer(shape, typical, scale, constants)
     if doubt:
         reason = f"{doubt}, but it clearly diverges; at a guess, {reason}"
     return Suggestion(lr, "auto", reason, shape.confidence, shape.nearest(lr))
@@ -135,7 +128,7 @@ def _other_range(rates: FloatArray, losses: FloatArray) -> tuple[float, float] |
 
 
 def answer(
-    shape: Shape, typical: float | None, momentum: bool, scale: float, constants: Constants
+    shape: Shape, typical: float | None, scale: float, constants: Constants
 ) -> tuple[float, str]:
     """The rate and why it is that."""
     down, up = shape.falls_by(0.5), shape.rises_by(0.5)
@@ -145,7 +138,7 @@ def answer(
         reason = f"nine tenths of the fall are done at {middle:.1e}, and it is never lost again"
     else:
         highest = min(constants.highest * shape.rate(up), highest)
-        middle = math.exp(_between(shape, down, up, momentum, constants))
+        middle = math.exp(_between(shape, down, up, constants))
         low, high = shape.rate(down), shape.rate(up)
         reason = f"half of the fall is done at {low:.1e} and lost again at {high:.1e}"
     lr = constants.lower * middle
@@ -164,12 +157,10 @@ def _weight(shape: Shape, constants: Constants) -> float:
     return 1 - (1 - constants.typical) * seen
 
 
-def _between(shape: Shape, down: int, up: int, momentum: bool, constants: Constants) -> float:
+def _between(shape: Shape, down: int, up: int, constants: Constants) -> float:
     """The logarithm of the rate between the two indices."""
     low, high = shape.log_rates[down], shape.log_rates[up]
     # From 0, where losses scatter by a tenth of the fall or less, to 1, where by all of it.
     noisiness = 1 + math.log10(min(max(shape.noise / shape.fall, 0.1), 1.0))
     place = 0.5 + constants.more_in_noise * noisiness
-    if not momentum:
-        place += constants.more_without_momentum
     return float(low + place * (high - low))

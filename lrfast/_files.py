@@ -1,0 +1,45 @@
+"""Files that are whole or not there, whenever the process ends that writes them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def replacing(path: str | Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
+    """Open a new file that takes the place of the one at ``path`` at the block's end.
+
+    Until then, and if the block raises, the old one stays as it is. A process that is killed in
+    between leaves ``.name.*.tmp`` beside it. What is no regular file, such as a pipe, is written to
+    as it is.
+
+    Args:
+        path: Where the file shall be; through a link, where that leads.
+        mode: "w" or "wb".
+        **options: Those of :func:`open`.
+
+    Returns:
+        A context manager that yields the open file.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        with open(target, mode, **options) as file:
+            yield file
+        return
+    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(new, mode.replace("w", "x"), **options) as file:
+            if target.exists():
+                os.chmod(new, target.stat().st_mode)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, target)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,139 @@
+"""Checks of plain data that come from a file, and may be anybody's.
+
+Each returns its value, or raises a ValueError that says what was wanted and what came.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+MAX_STEPS = 2**53  # counts beyond are not told apart by doubles
+_MAX = sys.float_info.max
+
+
+def short(value: object, length: int = 80) -> str:
+    """Return a value as a message shows it, which what a file holds may be too long for."""
+    if isinstance(value, Tensor):
+        needs = ", that requires a gradient" if value.requires_grad else ""
+        return f"a tensor of shape {list(value.shape)}, {value.dtype}{needs}"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer, or a nesting, that Python does not print
+        text = f"a {type(value).__name__}"
+    text = text.encode("ascii", "backslashreplace").decode()  # lone surrogates cannot be printed
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def whole(name: str, value: Any, least: int = 0, most: int = MAX_STEPS) -> int:
+    """A whole number within bounds."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {short(value)}")
+    return int(value)
+
+
+def number(name: str, value: Any, least: float = -_MAX, most: float = _MAX) -> float:
+    """A finite number within bounds, as it is."""
+    if not _is_number(value) or not least <= value <= most:  # NaN fails, too
+        bounds = "" if least == -_MAX else f" in [{least:g}, {most:g}]"
+        raise ValueError(f"{name} must be a finite number{bounds}, got {short(value)}")
+    return value  # type: ignore[no-any-return]
+
+
+def any_number(name: str, value: Any) -> float:
+    """A number, which may be infinite or NaN."""
+    if not _is_number(value) or (isinstance(value, int) and not -_MAX <= value <= _MAX):
+        raise ValueError(f"{name} must be a number, got {short(value)}")
+    return value  # type: ignore[no-any-return]
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {short(value)}")
+    return value
+
+
+def text(name: str, value: Any, choices: Collection[str] = ()) -> str:
+    """A string, one of the choices where there are any."""
+    if not isinstance(value, str) or (choices and value not in choices):
+        wanted = f"one of {', '.join(choices)}" if choices else "a string"
+        raise ValueError(f"{name} must be {wanted}, got {short(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be text, got {short(value)}") from error
+    return value
+
+
+def entries(name: str, value: Any, least: int = 0) -> list[Any]:
+    """A list with so many entries at least."""
+    if not isinstance(value, list | tuple) or len(value) < least:
+        wanted = f"a list of {least} entries or more" if least else "a list"
+        raise ValueError(f"{name} must be {wanted}, got {short(value)}")
+    return list(value)
+
+
+def mapping(name: str, value: Any, keys: Iterable[str] = ()) -> dict[Any, Any]:
+    """A dict with these keys, and perhaps others."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a dict, got {short(value)}")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"{name} must hold {', '.join(map(repr, missing))}, got {short(value)}")
+    return value
+
+
+def tensor(
+    name: str, value: Any, dtype: torch.dtype | None = None, dims: int | None = None
+) -> Tensor:
+    """A dense tensor without gradient, of a type and a number of dimensions.
+
+    A few bytes of a file can describe one of any size, whose elements share them.
+    """
+    if (
+        not isinstance(value, Tensor)
+        or value.layout is not torch.strided
+        or value.device.type == "meta"
+        or value.is_quantized
+        or value.requires_grad
+        or (dtype is not None and value.dtype is not dtype)
+        or (dims is not None and value.dim() != dims)
+    ):
+        kind = "a dense tensor" if dtype is None else f"a {str(dtype)[6:]} tensor"
+        shape = "" if dims is None else f" of {dims} dimensions"
+        raise ValueError(f"{name} must be {kind}{shape}, got {short(value)}")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise ValueError(f"{name} must have memory for its elements, got {short(value)}")
+    return value
+
+
+def plain_bytes(name: str, value: Any) -> bytes:
+    """Bytes."""
+    if not isinstance(value, bytes):
+        raise ValueError(f"{name} must be bytes, got {short(value)}")
+    return value
+
+
+def safely_loaded(name: str, file: IO[bytes]) -> Any:
+    """What ``torch.save`` wrote, if it is tensors and plain data; nothing in it is executed."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # which ones torch raises for a broken file is not written down
+        # Its own words go on with the advice to load what it refuses with weights_only=False.
+        reason = str(error).partition("\n")[0].partition(" (1)")[0]
+        raise ValueError(
+            f"{name} must hold tensors and plain data that torch.save wrote, got something broken "
+            f"or more than that, of which nothing was executed: {reason}"
+        ) from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

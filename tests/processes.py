@@ -1,0 +1,35 @@
+"""Several processes of one test: started together, ended together."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def spawn(
+    work: Callable[..., None], world: int, folder: Path, timeout_s: float, *more: Any
+) -> list[Any]:
+    """Run ``work(rank, world, folder, *more)`` in ``world`` processes; no process survives.
+
+    Returns:
+        What each has pickled into ``folder / f"seen{world}-{rank}"``.
+    """
+    context = torch.multiprocessing.spawn(
+        work, (world, str(folder), *more), nprocs=world, join=False
+    )
+    assert context is not None
+    try:
+        deadline = time.monotonic() + timeout_s
+        while not context.join(timeout=max(deadline - time.monotonic(), 0)):
+            if time.monotonic() > deadline:
+                pytest.fail(f"{world} processes did not come to an end within {timeout_s} s")
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [pickle.loads((folder / f"seen{world}-{rank}").read_bytes()) for rank in range(world)]

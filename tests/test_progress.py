@@ -1,0 +1,84 @@
+"""What is shown while something runs: rate and smoothed loss, seldom, to people alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import OPTIMIZERS, cross_entropy, make_batches, make_model
+
+import lrfast
+from lrfast import _progress
+from lrfast._progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The time that the bar sees."""
+    now = [100.0]
+    monkeypatch.setattr(_progress, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_numbers_are_worked_out_a_few_times_per_second(terminal: Any, clock: list[float]) -> None:
+    asked: list[int] = []
+    with Progress("trying", 100, done=10) as bar:
+        for step in range(11, 101):
+            clock[0] += 0.01
+            bar.show(step, lambda step=step: {"step": asked.append(step) or str(step)})
+    assert len(asked) == 5 and asked[0] == 11 and asked[-1] == 100
+    shown = terminal.take()
+    assert all(f"step={step}" in shown for step in asked)
+    assert "trying:  11%" in shown and "100/100" in shown and "steps/s" in shown
+
+
+def test_a_log_gets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """pytest's stderr is no terminal; nothing is worked out either."""
+    with Progress("trying", 10) as bar:
+        bar.show(1, lambda: pytest.fail("asked for numbers"))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_it_can_be_left_out(terminal: Any) -> None:
+    with Progress("trying", 10, shown=False) as bar:
+        bar.show(1, lambda: pytest.fail("asked for numbers"))
+    assert terminal.take() == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "is_terminal", "watches"),
+    [("io", True, True), ("io", False, False), ("ipykernel.iostream", False, True)],
+    ids=["terminal", "pipe", "notebook"],
+)
+def test_who_watches(
+    module: str, is_terminal: bool, watches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = type("Stream", (), {"isatty": lambda self: is_terminal, "__module__": module})()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert _progress._somebody_watches() == watches
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not _progress._somebody_watches()
+
+
+def test_a_race_is_shown(terminal: Any) -> None:
+    model = make_model()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    result = lrfast.lr_find(model, optimizer, make_batches(5), cross_entropy, num_iter=30, verify=6)
+    shown = terminal.take()
+    assert result.race is not None
+    for candidate in result.race.candidates:
+        assert f"race, rate {candidate.lr:.1e}" in shown
+    assert "6/6" in shown and "loss=" in shown
+
+
+def test_a_retest_is_shown(terminal: Any) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = lrfast.SGD(model.parameters(), lr=0.1)
+    batches = [(torch.randn(4, 2), torch.randn(4, 1))] * 5
+    mse_loss = torch.nn.functional.mse_loss
+    retest = lrfast.Retest(model, optimizer, batches, mse_loss, every=1, num_iter=10)
+    retest.epoch_end()
+    assert "range test" in terminal.take()
