@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from docutils import nodes  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
 import lrfast  # noqa: E402
@@ -129,9 +130,20 @@ def _find_by_end(app: Any, env: Any, node: Any, content: Any) -> Any:
     return None
 
 
+def _link_names(app: Any, doctree: nodes.document, page: str) -> None:
+    """Make links of the public names that pages write as code, where they are nothing else yet."""
+    objects = app.env.get_domain("py").objects
+    for literal in list(doctree.findall(nodes.literal)):
+        entry = objects.get(literal.astext().removesuffix("()"))
+        if entry is not None and not isinstance(literal.parent, nodes.reference | nodes.title):
+            place = (entry.docname, entry.node_id)
+            literal.replace_self(make_refnode(app.builder, page, *place, literal.deepcopy()))
+
+
 def setup(app: Any) -> None:
-    """Connect what makes links of the docstrings' names and annotations."""
+    """Connect what makes links of names and annotations."""
     app.connect("source-read", _read)
     # Before autodoc itself looks at the signature.
     app.connect("autodoc-before-process-signature", _evaluate_annotations, priority=100)
     app.connect("missing-reference", _find_by_end)
+    app.connect("doctree-resolved", _link_names)

@@ -18,6 +18,8 @@ from lrfast._plain import any_number, entries, mapping, number, tensor, text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["History", "Stage"]
+
 FloatArray = npt.NDArray[np.float64]
 
 

@@ -40,6 +40,9 @@ class RetestEntry:
     def from_dict(cls, data: Any) -> RetestEntry:
         """Return the entry that a checkpoint holds.
 
+        Args:
+            data: The entry as plain data.
+
         Raises:
             ValueError: If it holds none.
         """

@@ -53,7 +53,11 @@ class Sweep:
         return parts
 
     def table(self, count: int | None = None) -> FloatArray:
-        """Return the rates of the first points, or of all of them, [points, groups]."""
+        """Return the rates of the first points, or of all of them, [points, groups].
+
+        Args:
+            count: Points, the first ones; None for all.
+        """
         points = np.arange(self.num_iter if count is None else count)
         columns = [own * schedule.values(points) for own, schedule in self.parts()]
         return np.stack(columns, axis=1)

@@ -67,7 +67,7 @@ def cosine(T_max: int, eta_min: float = 0.0) -> Schedule:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> [round(value, 2) for value in cosine(10, eta_min=0.1).values([0, 5, 10])]
+        >>> cosine(10, eta_min=0.1).values([0, 5, 10]).round(2).tolist()
         [1.0, 0.55, 0.1]
 
     Reference:
@@ -91,7 +91,7 @@ def exponential(total_steps: int, gamma: float) -> Schedule:
         ValueError: If an argument is out of range, or ``gamma ** total_steps`` is no float.
 
     Example:
-        >>> [round(value, 3) for value in exponential(3, 0.1).values([0, 1, 2])]
+        >>> exponential(3, 0.1).values([0, 1, 2]).round(3).tolist()
         [1.0, 0.1, 0.01]
     """
     total_steps = check_steps("total_steps", total_steps)
@@ -167,7 +167,7 @@ def sweep(start: float, end: float, num_iter: int) -> Schedule:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> [round(value, 6) for value in sweep(1e-3, 10.0, 5).values(range(5))]
+        >>> sweep(1e-3, 10.0, 5).values(range(5)).round(6).tolist()
         [0.001, 0.01, 0.1, 1.0, 10.0]
     """
     for name, value in (("start", start), ("end", end)):
