@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import lrfast
 from lrfast import schedules
 from lrfast._extension import extension
+from lrfast.integrations.scheduler import DeviceScheduler
 from lrfast.schedules import Schedule
 
 HUGE = 2**40  # elements, or bytes, that no machine has
@@ -220,6 +221,23 @@ def test_a_clock_that_is_no_count_does_not_reach_the_ring_of_records() -> None:
     for clock in ((-1, 0), (0, -1), (2**60, 0)):
         with pytest.raises(ValueError, match="steps must lie in"):
             optimizer._engine.set_clock(*clock)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "state_dict must hold 'last_epoch'"),
+        ({"last_epoch": "3"}, "last_epoch must be a whole number .*got '3'"),
+        ({"last_epoch": 3, "_step_count": -1}, "_step_count must be a whole number .*got -1"),
+    ],
+)
+def test_the_face_of_a_scheduler(state: Any, message: str) -> None:
+    scheduler = DeviceScheduler(make_optimizer())
+    scheduler.step()
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match=message):
+        scheduler.load_state_dict(state)
+    assert scheduler.state_dict() == before
 
 
 PLATEAUS: list[tuple[str, Any, str]] = [

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from lrfast._fused import FusedOptimizer
+from lrfast._plain import mapping, whole
 from lrfast.integrations._unwrap import fused_optimizer
 from lrfast.schedules import Schedule
 
@@ -86,6 +87,12 @@ class DeviceScheduler(LRScheduler):
         return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a count, also that of one of torch's schedulers."""
-        self.last_epoch = int(state_dict["last_epoch"])
-        self._step_count = int(state_dict.get("_step_count", self.last_epoch + 1))
+        """Take over a count, also that of one of torch's schedulers.
+
+        Raises:
+            ValueError: If it holds none; nothing has changed then.
+        """
+        mapping("state_dict", state_dict, ["last_epoch"])
+        last_epoch = whole("last_epoch", state_dict["last_epoch"])
+        self._step_count = whole("_step_count", state_dict.get("_step_count", last_epoch + 1))
+        self.last_epoch = last_epoch
