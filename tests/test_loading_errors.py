@@ -28,6 +28,14 @@ def expanded(*shape: int) -> Tensor:
     return torch.zeros(1).expand(*shape)
 
 
+def nested(depth: int) -> Any:
+    """A list in a list in a list."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 # Schedules.
 
 
@@ -179,6 +187,7 @@ STATES: dict[str, tuple[Change, str]] = {
         lambda s: s["state"][0].update(step=torch.tensor(-1.0)),
         r"state\[0\]\['step'\] must be a finite number in \[0",
     ),
+    "nested": (lambda s: s["state"].update({99: nested(3000)}), r"state\[99\] must be plain data"),
     "unnamed": (lambda s: s["state"][0].update({None: torch.ones(3)}), "a state must be a string"),
     "schedule": (lambda s: s["lrfast"]["schedules"][0].pop("rate"), "without 'rate'"),
     "schedules": (lambda s: s["lrfast"]["schedules"].append(None), "one per param group, 1, got 2"),
@@ -259,3 +268,10 @@ def test_loss_schedules(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plateau.load_state_dict(plateau.state_dict() | {name: value})
     assert repr(plateau.state_dict()) == before
+
+
+@pytest.mark.parametrize("best", [0.1, 10**30, math.inf, torch.tensor(0.1, dtype=torch.float64)])
+def test_a_loss_schedule_takes_numbers_with_all_their_digits(best: Any) -> None:
+    plateau = lrfast.Plateau(make_optimizer(), window=3)
+    plateau.load_state_dict(plateau.state_dict() | {"best": best})
+    assert float(plateau.state_dict()["best"]) == float(best)
