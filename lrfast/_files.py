@@ -26,11 +26,11 @@ def replacing(path: str | Path, mode: str = "w", **options: Any) -> Iterator[IO[
     Returns:
         A context manager that yields the open file.
     """
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
-        with open(target, mode, **options) as file:
+    if Path(path).exists() and not Path(path).is_file():
+        with open(path, mode, **options) as file:
             yield file
         return
+    target = Path(path).resolve()
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(new, mode.replace("w", "x"), **options) as file:

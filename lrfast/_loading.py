@@ -78,7 +78,8 @@ def check_loaded_groups(optimizer: Scheduled, rule: str) -> None:
     except KeyError as error:
         raise ValueError(f"state_dict must hold all hyperparameters: {error.args[0]}") from error
     except RuntimeError as error:  # of a value that is true and false
-        raise ValueError(f"state_dict must hold plain hyperparameters: {error}") from error
+        reason = str(error)[:200]
+        raise ValueError(f"state_dict must hold plain hyperparameters: {reason}") from error
 
 
 @contextmanager
@@ -104,7 +105,8 @@ def _check_states(
     optimizer: Scheduled, rule: str, groups: list[dict[Any, Any]], state: dict[Any, Any]
 ) -> None:
     moments = {name for form in extension().rule_states[rule] for name in form} | {"ema"}
-    saved = chain.from_iterable(group["params"] for group in groups)
+    saved = list(chain.from_iterable(group["params"] for group in groups))
+    _check_copies("state", {place: state[place] for place in state.keys() - set(saved)})
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for place, param in zip(saved, params, strict=False):
         if place not in state:
@@ -124,7 +126,7 @@ def _check_states(
 
 
 def _check_copies(where: str, group: dict[Any, Any]) -> None:
-    """Check that torch can copy what a group holds, which may be anything."""
+    """Check that what a group holds can be copied, as torch does it; it may be anything."""
     for name, value in group.items():
         if name == "params" or isinstance(value, int | float | str | None):
             continue

@@ -117,7 +117,7 @@ def _try(states: GlobalRandom, generators: list[Tensor]) -> None:
         for state in (states.cpu, *generators):
             if len(state) != _CUDA_BYTES:
                 torch.Generator().set_state(state)
-    except (KeyError, OverflowError, RuntimeError, TypeError) as error:
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"random states must be those of generators, got others: {error}"
         ) from error

@@ -199,7 +199,8 @@ class FineTuner(Fits):
         states and the place in the data; it is written whole or not at all.
 
         Args:
-            path: The file; one that is there is replaced.
+            path: The file; one that is there is replaced. A process that is killed while it writes
+                leaves a ``.name.*.tmp`` beside it, and the old file as it was.
         """
         run, driver = self._interrupted, None
         if self._loop is not None:
@@ -213,8 +214,10 @@ class FineTuner(Fits):
             path: The file. Nothing in it is executed.
 
         Raises:
-            ValueError: If it was saved by a tuner with other groups, optimizer or options; nothing
-                has changed then.
+            ValueError: If it was saved by a tuner with other groups, optimizer or options, or is
+                broken; nothing has changed then.
+            MemoryError: If there is no memory for a copy of what there is, which the host keeps
+                until all is loaded.
         """
         if self._loop is not None:
             raise ValueError("load must wait until the stage has ended, got a call while it runs")

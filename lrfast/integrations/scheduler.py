@@ -9,9 +9,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from lrfast._fused import FusedOptimizer
+from lrfast._loading import check_entry
+from lrfast._plain import mapping, whole
 from lrfast._scheduled import saved_schedules
 from lrfast.integrations._unwrap import fused_optimizer
-from lrfast.loss_schedules import check_saved
 from lrfast.schedules import Schedule
 
 
@@ -97,13 +98,15 @@ class DeviceScheduler(LRScheduler):
         The optimizer takes its schedule over where its own checkpoint held none.
 
         Raises:
-            ValueError: If the optimizer's checkpoint held no schedule, and another one is attached
-                than the saved one; nothing has changed then.
+            ValueError: If it holds no count, or the optimizer's checkpoint held no schedule, and
+                another one is attached than the saved one; nothing has changed then.
         """
-        entry = state_dict.get("optimizer", {})
+        mapping("state_dict", state_dict, ["last_epoch"])
+        last_epoch = whole("last_epoch", state_dict["last_epoch"])
+        step_count = whole("_step_count", state_dict.get("_step_count", last_epoch + 1))
+        entry = mapping("optimizer", state_dict.get("optimizer", {}))
         if self.optimizer._loaded_clock is None and entry:
-            check_saved(self.optimizer, entry.get("loss_schedule"))
+            check_entry(self.optimizer, entry)
             self.optimizer._check_saved_schedules(saved_schedules(entry))
             self.optimizer._load_entry(entry)
-        self.last_epoch = int(state_dict["last_epoch"])
-        self._step_count = int(state_dict.get("_step_count", self.last_epoch + 1))
+        self.last_epoch, self._step_count = last_epoch, step_count

@@ -130,8 +130,11 @@ class LossSchedule(ABC):
     @torch.no_grad()
     def _put_back(self, state_dict: Mapping[str, Any]) -> None:
         """Take values that have been checked, or are its own; never waits for the device."""
-        for name, value in self._state.items():
-            value.copy_(torch.as_tensor(state_dict[name]))
+        for name, own in self._state.items():
+            value = state_dict[name]
+            own.copy_(
+                value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=own.dtype)
+            )
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Check that :meth:`load_state_dict` can take a state dict.

@@ -86,6 +86,7 @@ class _Watched:
     ) -> None:
         self._target, self._seed, self._last, self._folder = target, seed, last, folder
         folder.mkdir()
+        self._notes = folder / "findings"
         self._places: Any = RawArray("q", 2)  # the case under way, and how many were accepted
         self._seen, self._since = -1, time.monotonic()
         self._pid = 0
@@ -99,7 +100,7 @@ class _Watched:
         place = self._places[0]
         if ended:
             self._pid = 0
-            self._collect(report)
+            self._collect(report, place if status else self._last)
             if status != 0:
                 self._lost(report, place, f"the process ended with status {status}")
             return bool(self._pid)
@@ -108,7 +109,7 @@ class _Watched:
         elif time.monotonic() - self._since > HANG_S:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-            self._collect(report)
+            self._collect(report, place)
             self._lost(report, place, f"no end within {HANG_S:.0f} s")
         return True
 
@@ -121,6 +122,7 @@ class _Watched:
             self._start(place + 1)
 
     def _start(self, first: int) -> None:
+        self._first, self._began = first, time.monotonic()
         self._places[0], self._places[1] = first, 0
         self._pid = os.fork()
         if self._pid == 0:
@@ -131,38 +133,32 @@ class _Watched:
                 os._exit(1)
             os._exit(0)
 
-    def _collect(self, report: Report) -> None:
-        for path in sorted(self._folder.glob("report*.json")):
-            found = json.loads(path.read_text())
-            report.cases += found["cases"]
-            report.accepted += found["accepted"]
-            report.seconds += found["seconds"]
-            report.count += found["count"]
-            report.findings += found["findings"]
-            path.unlink()
+    def _collect(self, report: Report, end: int) -> None:
+        """Add what the process has done up to a case."""
+        report.cases += end - self._first
+        report.accepted += self._places[1]
+        report.seconds += time.monotonic() - self._began
+        if self._notes.exists():
+            found = [json.loads(line) for line in self._notes.read_text().splitlines()]
+            report.count += len(found)
+            report.findings += found[:KEPT]
+            self._notes.unlink()
 
     def _work(self, first: int) -> None:
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         target = self._target(self._folder / "file")
         _limit_memory()
-        began, report = time.perf_counter(), Report()
         for index in range(first, self._last):
             self._places[0] = index
             try:
-                report.accepted += target.case(_random(self._target, self._seed, index))
+                self._places[1] += target.case(_random(self._target, self._seed, index))
             except Exception as error:
-                report.count += 1
-                if len(report.findings) < KEPT:
-                    frames = traceback.format_tb(error.__traceback__)[-3:]
-                    text = "".join(frames) + f"{type(error).__name__}: {error!s:.500}"
-                    report.findings.append(f"{self._target.name}, case {index}: {text}")
+                frames = traceback.format_tb(error.__traceback__)[-3:]
+                text = "".join(frames) + f"{type(error).__name__}: {error!s:.500}"
+                with self._notes.open("a") as file:
+                    file.write(json.dumps(f"{self._target.name}, case {index}: {text}") + "\n")
                 target = self._target(self._folder / "file")
-            report.cases += 1
-            if report.cases % 1000 == 0 or index + 1 == self._last:
-                report.seconds = time.perf_counter() - began
-                text = json.dumps(vars(report))
-                (self._folder / f"report{first}.json").write_text(text)
 
 
 def _limit_memory() -> None:
