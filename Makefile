@@ -13,8 +13,8 @@ CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cp
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test lint format sources-check cuda-check sanitize bench \
-	bench-quick peers docs gpu-check clean distclean
+.PHONY: help env build demo test coverage dist docs pictures lint format sources-check cuda-check \
+	sanitize bench bench-quick peers gpu-check clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,16 @@ demo: build ## what lrfast does, in a minute
 
 test: build ## the whole test suite (PYTEST_ARGS="-k name" for a part)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The C++ programs count at -O0; what they instantiate several times counts once.
+COUNTED := build/coverage
+coverage: build ## the whole suite, counting the lines it reaches; fails below 95 %
+	rm -rf $(COUNTED) && mkdir -p $(COUNTED)/cpp
+	LRFAST_CPP_COVERAGE=$(abspath $(COUNTED)/cpp) $(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	$(BIN)/gcovr --filter csrc/core --filter csrc/cpu --merge-lines --txt - --fail-under-line 95 \
+		$(COUNTED)/cpp
 
 lint: $(VENV)/.env ## ruff, clang-format, mypy
 	$(BIN)/ruff check .
@@ -76,6 +86,11 @@ bench: build ## the benchmarks on the CPU, to build/bench.json (BENCH_ARGS="-k n
 bench-quick: build ## some of them, in less than a minute
 	$(BENCH) -m "quick and not gpu" --seconds 0.1 $(BENCH_ARGS)
 
+dist: $(VENV)/.env ## source distribution and CPU wheels, tried in fresh environments
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/release.txt
+	$(BIN)/python -m build --sdist --outdir dist
+	$(BIN)/python tools/build_wheels.py --out dist $(DIST_ARGS)
+
 peers: $(VENV)/.env ## install what the benchmarks compare with beside torch
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-build-isolation -r requirements/peers.txt
@@ -88,6 +103,9 @@ docs: $(VENV)/.docs ## the site, to build/docs; every warning is an error, every
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet --jobs 2 \
 		docs build/docs
 	$(BIN)/python tools/check_site.py build/docs
+
+pictures: build ## the pictures of the concept pages, to docs/images/concepts
+	$(BIN)/python docs/plots.py
 
 # GPU machines bring their own torch, and often no network: PYTHON as it is, and no installation.
 # GPU_CHECK_ARGS=--dry-run rehearses it anywhere; --commit=... names the sources where .git is not.

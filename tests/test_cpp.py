@@ -2,6 +2,9 @@
 
 The bodies of the CUDA kernels run here too, over whole grids on the host, on machines without a
 GPU. `make sanitize` runs this file alone.
+
+With LRFAST_CPP_COVERAGE=folder some programs run once more, compiled for gcov, and leave in that
+folder what `make coverage` reads: those that need no grid, and so show what the rest is built on.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ BUILDS = {
     # As the extension is built. The loops come vectorised, once per instruction set, and must
     # still agree bit for bit with the body that nvcc compiles.
     "release": ["-O3"],
+    # At -O0 the loops take ten times as long. Threads count, too.
+    "coverage": ["-O1", "-DLRFAST_NO_CLONES", "--coverage", "-fprofile-update=atomic"],
 }
 AGREEMENTS = ["test_clipping", "test_passes", "test_step_body"]
 RUNS = [
@@ -40,6 +45,10 @@ RUNS = [
     *[("test_cpu_step", "thread"), ("test_step_races", "thread")],
     *[(program, "release") for program in [*AGREEMENTS, "test_cpu_step"]],
 ]
+COUNTS = os.environ.get("LRFAST_CPP_COVERAGE")
+COUNTED = ["test_cpu_step", "test_curve", "test_math", "test_rules", "test_schedule"]
+if COUNTS:
+    RUNS += [(program, "coverage") for program in COUNTED]
 
 # The loader picks one clone of the drivers' loops, the best for this machine; these are the others
 # that it can run.
@@ -59,8 +68,8 @@ Objects = dict[tuple[str, str], Future]
 
 def support_of(build: str) -> list[str]:
     """What the programs of a build share. One thread runs all blocks of grid.cpp's grids, where
-    ThreadSanitizer has nothing to find."""
-    return [stem for stem in SUPPORT if (stem, build) != ("grid", "thread")]
+    ThreadSanitizer has nothing to find; it is no part of what is counted."""
+    return [stem for stem in SUPPORT if stem != "grid" or build not in ("thread", "coverage")]
 
 
 def source_of(stem: str) -> Path:
@@ -91,7 +100,7 @@ def expect_pass(program: str, parts: list[Path], build: str, folder: Path) -> No
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Objects]:
     """Object files by (stem, build), compiling on all cores while the first tests already run."""
-    folder = tmp_path_factory.mktemp("cpp")
+    folder = Path(COUNTS) if COUNTS else tmp_path_factory.mktemp("cpp")
     wanted = [("grid", "address"), ("step", "release")]  # take longest, so they come first
     for program, build in RUNS:
         wanted += [(stem, build) for stem in [*support_of(build), *DRIVERS, program]]

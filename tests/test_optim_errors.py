@@ -77,6 +77,10 @@ def adamw(**options: Any) -> lrfast.AdamW:
     return lrfast.AdamW([parameter()], **options)
 
 
+def lion(**options: Any) -> lrfast.Lion:
+    return lrfast.Lion([parameter()], **options)
+
+
 def negative_in_second_group() -> None:
     lrfast.SGD([{"params": [parameter()]}, {"params": [parameter()], "lr": -1.0}], lr=0.1)
 
@@ -103,6 +107,15 @@ OPTIMIZER_ERRORS = (
     ErrorCase("nesterov", lambda: sgd(nesterov=True), ValueError, "Nesterov momentum requires"),
     ErrorCase("beta", lambda: adamw(betas=(1.0, 0.9)), ValueError, "Invalid beta parameter"),
     ErrorCase("eps", lambda: adamw(eps=-1.0), ValueError, "Invalid epsilon"),
+    ErrorCase("lion lr", lambda: lion(lr=-1.0), ValueError, "Invalid learning rate: -1.0"),
+    ErrorCase("lion lrs", lambda: lion(lr=torch.ones(2)), ValueError, "Tensor lr must be 1-el"),
+    ErrorCase("lion betas", lambda: lion(betas=(0.9, 1.0)), ValueError, "at index 1: 1.0"),
+    ErrorCase(
+        "lion decay", lambda: lion(weight_decay=-0.1), ValueError, "weight_decay value: -0.1"
+    ),
+    ErrorCase(
+        "then", lambda: schedules.cosine(5).then(0.5), TypeError, "must be a Schedule, got flo"
+    ),
     ErrorCase("no params", lambda: lrfast.SGD([]), ValueError, "empty parameter list"),
     ErrorCase(
         "differentiable", lambda: sgd(differentiable=True), ValueError, "use torch.optim for diff"
