@@ -15,14 +15,9 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-from lrfast import _states
+from lrfast import _loading, _states
 from lrfast._extension import extension
-from lrfast._loading import (
-    ENGINE_ENTRY,
-    check_loaded_groups,
-    check_state_dict,
-    unless_it_fails,
-)
+from lrfast._loading import ENGINE_ENTRY
 from lrfast._options import Options, StepOptions, check_group
 from lrfast._plain import mapping
 from lrfast._scheduled import Scheduled, ScheduleSnapshot, saved_schedules
@@ -231,7 +226,7 @@ class FusedOptimizer(Scheduled):
         given: list[dict[str, Any]] = []
 
         def check_and_note(state: dict[str, Any]) -> None:
-            check_state_dict(self, self._rule, state)
+            _loading.check_state_dict(self, self._rule, state)
             if schedule is None:
                 self._check_saved_schedules(saved_schedules(state.get(ENGINE_ENTRY, {})))
             given.append(state)
@@ -243,7 +238,7 @@ class FusedOptimizer(Scheduled):
             ),
         ]
         try:
-            with unless_it_fails(self):
+            with _loading.unless_it_fails(self):
                 super().load_state_dict(mapping("state_dict", state_dict))
         finally:
             for handle in handles:
@@ -251,7 +246,7 @@ class FusedOptimizer(Scheduled):
 
     def _complete_load(self, state_dict: dict[str, Any], keeps_own: bool) -> None:
         """Do what torch's load_state_dict leaves: dtypes, the schedule, its step."""
-        check_loaded_groups(self, self._rule)
+        _loading.check_loaded_groups(self, self._rule)
         _states.restore_dtypes(self, state_dict)
         self._choose_dtypes()
         self._load_entry(state_dict.get(ENGINE_ENTRY, {}), keeps_own)

@@ -128,7 +128,7 @@ def safely_loaded(name: str, file: IO[bytes]) -> Any:
         raise
     except Exception as error:  # which ones torch raises for a broken file is not written down
         # Its own words go on with the advice to load what it refuses with weights_only=False.
-        reason = str(error).partition("\n")[0].partition(" (1)")[0]
+        reason = str(error).partition("\n")[0].partition(" (1)")[0][:500]
         raise ValueError(
             f"{name} must hold tensors and plain data that torch.save wrote, got something broken "
             f"or more than that, of which nothing was executed: {reason}"

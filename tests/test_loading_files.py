@@ -77,6 +77,7 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "total": (lambda d: d["callbacks"][1].update(total=torch.ones(2)), "total must be a float64"),
     "history": (lambda d: d["history"].update(stages=3), "stages must be a list, got 3"),
     "python": (lambda d: d["random"].update(python=[3, [1], None]), "random states must be"),
+    "gauss": (lambda d: d["random"]["python"].__setitem__(2, []), "python's random state must be"),
     "numpy": (lambda d: d["random"]["numpy"]["state"].update(pos=10**6), r"pos must be .*\[0, 624"),
     "bytes": (
         lambda d: d["random"]["numpy"]["state"]["key"].update(dtype="S2000000000"),

@@ -92,7 +92,7 @@ def unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
                 raise
             raise ValueError(
                 "path must be a checkpoint that FineTuner.save wrote, got one that is broken: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {str(error)[:500]}"
             ) from error
 
 

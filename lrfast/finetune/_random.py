@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrfast._batches import generators_of
-from lrfast._plain import entries, mapping, tensor, text, whole
+from lrfast._plain import entries, mapping, number, tensor, text, whole
 from lrfast.snapshot import GlobalRandom
 
 _CUDA_BYTES = 16  # of the state of a GPU's generator, which only a GPU can check
@@ -72,6 +72,8 @@ class RandomStates:
         """
         mapping("random states", data, ["python", "numpy", "cpu", "cuda", "generators"])
         version, words, gauss = entries("python's random state", data["python"], least=3)
+        if gauss is not None:  # Python itself takes anything there
+            number("python's random state", gauss)
         cuda = [_bytes(each) for each in entries("states of GPUs", data["cuda"])]
         states = GlobalRandom(
             (version, tuple(entries("words", words)), gauss),
@@ -119,7 +121,7 @@ def _try(states: GlobalRandom, generators: list[Tensor]) -> None:
                 torch.Generator().set_state(state)
     except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"random states must be those of generators, got others: {error}"
+            f"random states must be those of generators, got others: {str(error)[:200]}"
         ) from error
 
 

@@ -221,7 +221,7 @@ class LossSchedule(ABC):
         if not differing:
             return None
         named = [
-            ", ".join(f"{name}={given.get(name)!r}" for name in differing)
+            ", ".join(f"{short(name)[1:-1]}={short(given.get(name))}" for name in differing)
             for given in (arguments, differing)
         ]
         return f"{own['kind']}({named[0]})", f"{own['kind']}({named[1]})"
