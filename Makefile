@@ -44,13 +44,12 @@ demo: build ## what lrfast does, in a minute
 test: build ## the whole test suite (PYTEST_ARGS="-k name" for a part)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# The C++ programs count at -O0; what they instantiate several times counts once.
+# pytest-cov, as a process of xdist that takes ten seconds to end is killed with what coverage holds.
+# What C++ programs instantiate several times counts once.
 COUNTED := build/coverage
 coverage: build ## the whole suite, counting the lines it reaches; fails below 95 %
 	rm -rf $(COUNTED) && mkdir -p $(COUNTED)/cpp
-	LRFAST_CPP_COVERAGE=$(abspath $(COUNTED)/cpp) $(BIN)/coverage run -m pytest $(PYTEST_ARGS)
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	LRFAST_CPP_COVERAGE=$(abspath $(COUNTED)/cpp) $(BIN)/python -m pytest --cov $(PYTEST_ARGS)
 	$(BIN)/gcovr --filter csrc/core --filter csrc/cpu --merge-lines --txt - --fail-under-line 95 \
 		$(COUNTED)/cpp
 

@@ -101,7 +101,7 @@ def test_a_wheel_names_the_torch_that_it_runs_with(tmp_path: Path) -> None:
     )
     (info / "WHEEL").write_text("Wheel-Version: 1.0\nTag: cp311-cp311-linux_x86_64\n")
     (info / "RECORD").touch()
-    build_wheels.answer("wheel", "pack", tmp_path / "made", "-d", tmp_path)
+    build_wheels.answer(sys.executable, "-m", "wheel", "pack", tmp_path / "made", "-d", tmp_path)
     plain = tmp_path / "lrfast-1.2.0-cp311-cp311-linux_x86_64.whl"
     named = build_wheels.name_torch(plain, "2.13.1+cpu", tmp_path / "named")
     assert named.name == "lrfast-1.2.0+torch2.13.cpu-cp311-cp311-linux_x86_64.whl"

@@ -87,7 +87,7 @@ def name_torch(wheel: Path, torch: str, folder: Path) -> Path:
     install one beside another torch.
     """
     release = ".".join(torch.split(".")[:2])
-    answer("wheel", "unpack", wheel, "-d", folder)
+    answer(sys.executable, "-m", "wheel", "unpack", wheel, "-d", folder)
     unpacked = next(folder.glob("lrfast-*/"))
     info = next(unpacked.glob("*.dist-info"))
     version = unpacked.name.removeprefix("lrfast-")
@@ -100,7 +100,7 @@ def name_torch(wheel: Path, torch: str, folder: Path) -> Path:
     assert (versions, needs) == (1, 1), (versions, needs)
     (info / "METADATA").write_text(text)
     info.rename(unpacked / f"lrfast-{named}.dist-info")
-    answer("wheel", "pack", unpacked, "-d", folder)
+    answer(sys.executable, "-m", "wheel", "pack", unpacked, "-d", folder)
     return next(folder.glob("lrfast-*.whl"))
 
 
