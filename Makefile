@@ -9,7 +9,7 @@ ARCHS ?= sm_90
 BIN := $(VENV)/bin
 # Folders too: their date changes when a file in them is added or deleted.
 NATIVE := $(shell find csrc)
-CXX_FILES := $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
