@@ -328,6 +328,19 @@ def test_a_race_climbs_from_a_wrong_rate(
     assert result.suggestion.lr is not None and result.suggestion.lr < 0.02
 
 
+def test_where_auto_declines_the_middle_one_of_the_others_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single rule may be far off: the steepest point of a noisy curve can lie anywhere."""
+    declined = Suggestion(None, "auto", "it does not know", 0.0)
+    monkeypatch.setattr(suggest, "auto", lambda lrs, losses, **known: declined)
+    result, _ = bowl("sgd", 100.0, 0.01)
+    others = sorted(s.lr for rule, s in result.suggestions.items() if s.lr and rule != "verified")
+    assert result.race is not None and len(others) > 3
+    first = next(c for c in result.race.candidates if c.rule != "neighbour")
+    assert first.lr == others[(len(others) - 1) // 2]
+
+
 @pytest.mark.parametrize("kind", ["sgd", "torch-sgd"])
 def test_where_every_rate_does_harm_none_is_suggested(kind: str) -> None:
     """The judge's loss is the negative of that in training."""

@@ -304,9 +304,12 @@ class _Search:
 
 
 def _first_candidate(result: RangeTest) -> Suggestion:
-    """What "auto" says, or else the first rule that answers."""
-    answers = list(result.suggestions.values())
-    return min([result.suggestions["auto"], *answers], key=lambda answer: answer.lr is None)
+    """What "auto" says, or else the middle one of all answers; a single rule's may be far off."""
+    auto = result.suggestions["auto"]
+    answers = [(answer.lr, answer) for answer in result.suggestions.values() if answer.lr]
+    if auto.lr is not None or not answers:
+        return auto
+    return sorted(answers, key=lambda pair: pair[0])[(len(answers) - 1) // 2][1]
 
 
 def _reseed(repeat: int, loaders: Sequence[Any]) -> None:
