@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +52,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("LRFAST_REQUIRE_CUDA") == "1":
         pytest.fail("LRFAST_REQUIRE_CUDA=1, but torch finds no CUDA device", pytrace=False)
     pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c() -> None:
+    """Tests press Ctrl-C, which a shell makes programs ignore that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
