@@ -75,6 +75,8 @@ def check_loaded_groups(optimizer: Scheduled, rule: str) -> None:
         for index, group in enumerate(optimizer.param_groups):
             check_group(index, group)
         extension().check_groups(rule, optimizer.param_groups)
+        for beta in chain.from_iterable(g.get("betas", ()) for g in optimizer.param_groups):
+            number("betas", float(beta), 0.0, 1.0)  # their powers are products of momenta
     except KeyError as error:
         raise ValueError(f"state_dict must hold all hyperparameters: {error.args[0]}") from error
     except RuntimeError as error:  # of a value that is true and false

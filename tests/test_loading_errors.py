@@ -153,6 +153,10 @@ STATES: dict[str, tuple[Change, str]] = {
     "no lr": (lambda s: s["param_groups"][0].pop("lr"), "all hyperparameters: .*lr"),
     "lr": (lambda s: s["param_groups"][0].update(lr="big"), r"lr of param_groups\[0\] must be"),
     "huge lr": (lambda s: s["param_groups"][0].update(lr=10**400), "lr of .* finite"),
+    "a beta whose powers overflow": (
+        lambda s: s["param_groups"][0].update(betas=(1e300, 0.9)),
+        r"betas must be a finite number in \[0, 1\], got 1e\+300",
+    ),
     "betas": (lambda s: s["param_groups"][0].update(betas=0.9), r"\['betas'\]\[0\] is missing"),
     "nan": (lambda s: s["param_groups"][0].update(eps=math.nan), r"\['eps'\] must be finite"),
     "frozen": (

@@ -71,6 +71,10 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "no model": (lambda d: d.pop("model"), "broken: KeyError: 'model'"),
     "buffers": (lambda d: d.update(buffers={"x": torch.ones(1)}), "broken: KeyError: 'x'"),
     "requires": (lambda d: d["requires_grad"].update({"0.bias": 3}), "requires_grad must be True"),
+    "a best value alone": (
+        lambda d: d["best"].update(tensors={}),
+        "the best model must hold a value and its tensors, or neither",
+    ),
     "best": (lambda d: d["best"]["tensors"].popitem(), r"tensors must be \['"),
     "callbacks": (lambda d: d["callbacks"][0].update(waited=-1), "waited must be a whole number"),
     "fewer": (lambda d: d.update(callbacks=[]), "zip"),

@@ -69,6 +69,8 @@ class Best:
                 raise ValueError(f"{name} must be {short(own[name])}, got {short(values)}")
         if (value := state["value"]) is not None:
             any_number("value", value)
+        if (value is None) != (not saved):
+            raise ValueError("the best model must hold a value and its tensors, or neither")
         self.value = value
         self._tensors = {n: t.detach().to(own[n].device, copy=True) for n, t in saved.items()}
 

@@ -239,7 +239,8 @@ class Checkpoints(Target):
             return
         if random.random() < 0.3:
             self.attempt(taker.resume)
-        taker.restore_best()
+        if taker.best is not None and taker.best.value is not None:
+            taker.restore_best()
 
 
 class Sharded(Target):
