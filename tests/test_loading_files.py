@@ -92,6 +92,16 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "optimizer": (lambda d: d["optimizer"].pop("state"), "state_dict must hold 'state'"),
     "run": (lambda d: d["run"].update(epochs=HUGE), r"epochs must be a whole number in \[1"),
     "epochs": (lambda d: d["run"].update(epochs=2**30), "epochs must be of 2147483648 steps in"),
+    "fewer batches than updates": (
+        lambda d: d["run"].update(used=0),
+        "step must be 5 at most after the batches used",
+    ),
+    "more losses than steps": (
+        lambda d: d["run"].update(
+            losses=torch.ones(100).double(), factors=torch.ones(100).double()
+        ),
+        "losses must be",
+    ),
     "schedules": (lambda d: d["run"]["schedules"].append(d["run"]["schedules"][0]), "schedules mu"),
     "frozen": (lambda d: d["run"].update(frozen=[[0, [True]]]), "frozen must say so of 3 param"),
     "kind": (lambda d: d["kind"].update(accumulate=torch.ones(2)), "broken: RuntimeError"),

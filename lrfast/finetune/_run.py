@@ -179,6 +179,11 @@ class Run:
         factors = floats("factors", data["factors"]) if "factors" in data else np.ones(len(losses))
         if len(factors) != len(losses):
             raise ValueError(f"factors must be {len(losses)}, one per loss, got {len(factors)}")
+        plain = _plain(data)
+        if len(losses) > plain["step"]:
+            raise ValueError(
+                f"losses must be {plain['step']} at most, one per step, got {len(losses)}"
+            )
         return cls(
             schedules=tuple(
                 Schedule.from_dict(each) for each in entries("schedules", data["schedules"], 1)
@@ -189,7 +194,7 @@ class Run:
             frozen=[_frozen(entry, len(losses)) for entry in entries("frozen", data["frozen"])],
             order=None if order is None else RandomStates.from_dict(order),
             moment=Moment.from_dict(data),
-            **_plain(data),
+            **plain,
         )
 
     def resumed(self) -> Run:
@@ -215,6 +220,9 @@ def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
     }
     if counts["epochs"] * counts["epoch_steps"] > _MAX_RUN:
         raise ValueError(f"epochs must be of {_MAX_RUN} steps in all at most, got {counts}")
+    most = counts["epoch"] * counts["epoch_steps"] + counts["used"]  # an update has a batch or more
+    if counts["step"] > most:
+        raise ValueError(f"step must be {most} at most after the batches used, got {counts}")
     timetable = mapping("timetable", data["timetable"])
     return counts | {
         "name": text("name", data["name"]),
