@@ -29,9 +29,8 @@ EfficientNet-Lite0 (4.7 million weights, ImageNet) with a new head for ten class
 64 x 64, 10 labels per class to train on, 200 others to judge by. Batch norm keeps ImageNet's
 statistics, except in the rows that end in "batch statistics".
 
-At the one rate that the range test suggests for all layers, the network loses what it knew and ends
-at chance. The losses are high, as the head trains at a rate that fits 100 images and is sure of
-everything. With batch statistics, the head trains on those of 16 images and is judged with running
+One rate for all layers wins: ImageNet's features are far from digits, and the two stages move the
+body little. With batch statistics, the head trains on those of 16 images and is judged with running
 ones, which 30 steps of momentum 0.01 have moved by a quarter of the way."""
 LABELS = 10
 JUDGED = 200
