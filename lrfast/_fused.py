@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
 from lrfast import _loading, _states
+from lrfast._compile import keep_out_of_graphs
 from lrfast._extension import extension
 from lrfast._loading import ENGINE_ENTRY
 from lrfast._options import Options, StepOptions, check_group
@@ -29,18 +30,6 @@ from lrfast.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from lrfast import _C
-
-
-def _keep_out_of_graphs(function: Any) -> None:
-    """Let torch.compile break its graph at a call of the function, and run it as it is.
-
-    torch.compiler.disable does the same with a wrapper that costs a microsecond at each call, and
-    with an import of the compiler.
-    """
-    function._torchdynamo_disable = True
-    frames = torch._C._dynamo.eval_frame
-    skip = frames._FrameAction.SKIP
-    frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
 
 
 class FusedOptimizer(Scheduled):
@@ -95,7 +84,7 @@ class FusedOptimizer(Scheduled):
     # torch.optim wraps step() to run hooks and to mark it for its profiler, at 5 us per call: we
     # run the hooks ourselves, where there are any.
     step.hooked = True  # type: ignore[attr-defined]
-    _keep_out_of_graphs(step)
+    keep_out_of_graphs(step)
 
     @property
     def max_grad_norm(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -75,8 +75,7 @@ def check_loaded_groups(optimizer: Scheduled, rule: str) -> None:
         for index, group in enumerate(optimizer.param_groups):
             check_group(index, group)
         extension().check_groups(rule, optimizer.param_groups)
-        for beta in chain.from_iterable(g.get("betas", ()) for g in optimizer.param_groups):
-            number("betas", float(beta), 0.0, 1.0)  # their powers are products of momenta
+        _check_betas(chain.from_iterable(g.get("betas", ()) for g in optimizer.param_groups))
     except KeyError as error:
         raise ValueError(f"state_dict must hold all hyperparameters: {error.args[0]}") from error
     except RuntimeError as error:  # of a value that is true and false
@@ -125,6 +124,13 @@ def _check_states(
                     )
             elif value is not None and (name in moments or not isinstance(value, int | float)):
                 raise ValueError(f"{where} must be a tensor or None, got {short(value)}")
+
+
+def _check_betas(betas: Iterable[Any]) -> None:
+    """Check what products of momenta are powers of; asking a device for its value would wait."""
+    for beta in betas:
+        if not isinstance(beta, Tensor) or beta.is_cpu:
+            number("betas", float(beta), least=0.0, most=1.0)
 
 
 def _check_copies(where: str, group: dict[Any, Any]) -> None:

@@ -138,7 +138,17 @@ def test_version_and_type_information() -> None:
 # stands on one level; its own modules may not import each other in a circle.
 LEVELS = (
     {"_plain", "_files"},
-    {"_extension", "_shards", "groups", "_copies", "suggest", "_batches", "telemetry", "_traffic"},
+    {
+        "_extension",
+        "_compile",
+        "_shards",
+        "groups",
+        "_copies",
+        "suggest",
+        "_batches",
+        "telemetry",
+        "_traffic",
+    },
     {"_mirror", "_progress", "_rich"},
     {"snapshot", "schedules", "curve", "_options", "_states"},
     {"_scheduled"},

@@ -39,7 +39,7 @@ def test_a_killed_run_ends_as_if_undisturbed(run: str, seed: int, found: Any) ->
 def test_runs_were_killed_everywhere(found: Any) -> None:
     torn = [value for name, value in found.items() if name[-1].isdigit()]
     moments = {moment for each in torn for moment in each["moments"]}
-    assert "amid the bytes" in moments and sum(each["kills"] for each in torn) >= 8
+    assert "amid the bytes" in moments and sum(each["kills"] for each in torn) > 8
     assert sum(each["torn files"] for each in torn) > 0
 
 

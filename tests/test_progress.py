@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import OPTIMIZERS, cross_entropy, make_batches, make_model
+from tiny import OPTIMIZERS, OURS, cross_entropy, make_batches, make_model
 
 import lrfast
 from lrfast import _progress
@@ -82,3 +82,18 @@ def test_a_retest_is_shown(terminal: Any) -> None:
     retest = lrfast.Retest(model, optimizer, batches, mse_loss, every=1, num_iter=10)
     retest.epoch_end()
     assert "range test" in terminal.take()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_a_range_test_shows_rate_and_smoothed_loss(kind: str, terminal: Any) -> None:
+    model = make_model()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    for progress in (False, True):
+        result = lrfast.lr_find(
+            model, optimizer, make_batches(5), cross_entropy, num_iter=5, progress=progress
+        )
+        shown = terminal.take()
+        assert bool(shown) == progress
+    assert "range test" in shown and "lr=1.0e+01" in shown and "5/5" in shown
+    assert f"loss={result.smoothed[-1]:.4g}" in shown
+    assert result.seconds > 0

@@ -14,7 +14,6 @@ import pytest
 import torch
 from tiny import (
     OPTIMIZERS,
-    OURS,
     cross_entropy,
     ema,
     make_batches,
@@ -388,20 +387,3 @@ def test_a_note_says_where_a_loss_is_not_finite() -> None:
     note = f"the loss is nan at point 2, at a rate of {result.lrs[1]:.1e}"
     assert result.notes[0] == note and note in str(result)
     assert not any("the loss is" in note for note in scripted([1.0, 1.0, 1.0, 1.0]).notes)
-
-
-# What it shows while it runs.
-
-
-@pytest.mark.parametrize("kind", OURS)
-def test_progress(kind: str, terminal: Any) -> None:
-    model, optimizer = three_groups(kind)
-    for progress in (False, True):
-        result = lr_find(
-            model, optimizer, make_batches(5), cross_entropy, num_iter=5, progress=progress
-        )
-        shown = terminal.take()
-        assert bool(shown) == progress
-    assert "range test" in shown and "lr=1.0e+01" in shown and "5/5" in shown
-    assert f"loss={result.smoothed[-1]:.4g}" in shown
-    assert result.seconds > 0

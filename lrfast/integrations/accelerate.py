@@ -37,7 +37,7 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
 
     Example:
         >>> import torch, lrfast
-        >>> from accelerate import Accelerator, DistributedType
+        >>> from accelerate import Accelerator
         >>> accelerator = Accelerator(cpu=True)
         >>> layer = torch.nn.Linear(2, 1)
         >>> layer, optimizer = accelerator.prepare(layer, lrfast.SGD(layer.parameters(), lr=0.5))
