@@ -63,7 +63,7 @@ class Stage:
         """Return the stage that :meth:`to_dict` described.
 
         Args:
-            data: Such a description, also one that went through JSON.
+            data: Such a description; its arrays are tensors.
 
         Raises:
             ValueError: If it described none.
@@ -144,7 +144,7 @@ class History:
         """Return the history that :meth:`to_dict` described.
 
         Args:
-            data: Such a description, also one that went through JSON.
+            data: Such a description; its arrays are tensors.
 
         Raises:
             ValueError: If it described none.
