@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lrfast import _C
-from lrfast._traffic import bytes_moved
+from lrfast.tools.bench._traffic import bytes_moved
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -64,8 +64,8 @@ nitpick_ignore_regex = [
 ]
 # Private types in signatures, and where what they can do is documented.
 SHOWN_AS = {
-    "lrfast._scheduled.Scheduled": "lrfast.optim.FusedOptimizer",
-    "lrfast._options.StepOptions": "lrfast.optim.Options",
+    "lrfast.optim._scheduling.Scheduled": "lrfast.optim.FusedOptimizer",
+    "lrfast.optim._options.StepOptions": "lrfast.optim.Options",
 }
 
 # Pages that stand at the root of the repository, where people look for them.

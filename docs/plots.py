@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 import lrfast
 from lrfast import schedules
-from lrfast._traffic import bytes_moved
 from lrfast.plot import plot_range_test, plot_schedules
+from lrfast.tools.bench._traffic import bytes_moved
 
 FOLDER = Path(__file__).parent / "images" / "concepts"
 LINES = ("-", "--", "-.", ":")

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lrfast._shards import Shards
+from lrfast.optim._shards import Shards
 
 _Segment = tuple[int, float, float, float, float, str, float, Sequence[float]]
 _Table = tuple[int, int, float, float, float, Sequence[_Segment]]

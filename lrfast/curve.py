@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lrfast._extension import extension
-from lrfast._mirror import Mirror
+from lrfast._utils.async_copy import Mirror
+from lrfast._utils.extension import extension
 
 Smoother = Literal["ema", "sma", "median", "savgol", "none"]
 

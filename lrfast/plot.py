@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lrfast._files import replacing
+from lrfast._utils.atomic_write import replacing
 from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lrfast._scheduled import Scheduled
-    from lrfast.history import History
+    from lrfast.finetune._history import History
+    from lrfast.optim._scheduling import Scheduled
     from lrfast.range_test import RangeTest
 
 _LINES = ("-", "--", "-.", ":")

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lrfast
 from lrfast import FineTuner, RangeTest, schedules
-from lrfast._files import replacing
+from lrfast._utils.atomic_write import replacing
 from lrfast.finetune import Callback
 
 KILLS = 5  # of a run at most; then it may end

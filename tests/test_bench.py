@@ -15,8 +15,9 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 import lrfast
-from lrfast import BenchResult, bench, cli
-from lrfast.bench import _contenders, _timing
+from lrfast import BenchResult, bench
+from lrfast.tools import cli
+from lrfast.tools.bench import _contenders, _timing
 
 FAST = {"seconds": 1e-3}
 FORWARD = "forward + backward"

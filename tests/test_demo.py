@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 
 import lrfast
-from lrfast import RangeTest, cli, demo
+from lrfast import RangeTest
+from lrfast.tools import cli, demo
 from lrfast.finetune import _trainer
 from lrfast.range_test import Sweep
 from lrfast.suggest import Suggestion

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from lrfast import cli, doctor
+from lrfast.tools import cli, doctor
 from lrfast.doctor import Finding
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import lrfast
 from lrfast import FineTuner, LossCurve, lr_find, schedules, suggest
-from lrfast._batches import DataEnded
+from lrfast.training._data import DataEnded
 
 
 class Bench:

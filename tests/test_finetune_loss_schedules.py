@@ -163,7 +163,7 @@ def test_no_step_reads_from_the_device(
 def test_the_bar_shows_the_rate_that_is_used(
     terminal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lrfast._progress._INTERVAL_S", 0.0)
+    monkeypatch.setattr("lrfast._utils.progress._INTERVAL_S", 0.0)
     tuner = scripted([1.0, 1.0, 1.0], progress=True)
     tuner.callbacks.append(Observe(plateau_of(tuner, factor=0.25), "script"))
     tuner.fit(3, schedules.constant(), lr=0.1)

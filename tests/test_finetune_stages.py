@@ -16,7 +16,7 @@ from tuners import STEPS, Scripted, make_tuner
 import lrfast
 from lrfast import FineTuner, schedules
 from lrfast.finetune import Callback, EarlyStop
-from lrfast.finetune._run import cycle_ends
+from lrfast.finetune._stage_state import cycle_ends
 from lrfast.groups import gradual
 
 # The stages by name.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lrfast
-from lrfast import _extension
+from lrfast._utils import extension as _extension
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(lrfast.__file__).parent

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lrfast
 from lrfast import schedules
-from lrfast._extension import extension
+from lrfast._utils.extension import extension
 from lrfast.integrations.scheduler import DeviceScheduler
 from lrfast.schedules import Schedule
 

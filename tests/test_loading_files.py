@@ -21,7 +21,7 @@ from tuners import make_tuner
 
 import lrfast
 from lrfast import History, RangeTest, Stage
-from lrfast._files import replacing
+from lrfast._utils.atomic_write import replacing
 from lrfast.finetune import EarlyStop, Observe
 
 HISTORIES: list[tuple[str, Any, str]] = [

@@ -13,7 +13,7 @@ from cases import by_name
 
 import lrfast
 from lrfast import schedules
-from lrfast._extension import extension
+from lrfast._utils.extension import extension
 from lrfast.curve import LossCurve
 from lrfast.schedules import Schedule
 

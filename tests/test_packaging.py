@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import lrfast
-from lrfast import _extension
+from lrfast._utils import extension as _extension
 from tools import build_wheels
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import torch
 from cases import OPTIMIZERS, OptimizerCase, by_name
 
 from benchmarks import limits
-from lrfast._traffic import bytes_moved
+from lrfast.tools.bench._traffic import bytes_moved
 
 
 def test_the_page_is_up_to_date() -> None:

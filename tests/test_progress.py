@@ -11,8 +11,8 @@ import torch
 from tiny import OPTIMIZERS, OURS, cross_entropy, make_batches, make_model
 
 import lrfast
-from lrfast import _progress
-from lrfast._progress import Progress
+from lrfast._utils import progress as _progress
+from lrfast._utils.progress import Progress
 
 
 @pytest.fixture

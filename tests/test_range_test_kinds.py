@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import lrfast
 from lrfast import RangeTest, lr_find
-from lrfast._batches import DataEnded, cycled, windows
+from lrfast.training._data import DataEnded, cycled, windows
 
 ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
 PLAIN: dict[str, Any] = {"stop": None, "progress": False, "start_lr": 1e-3, "end_lr": 0.5}

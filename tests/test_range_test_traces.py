@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 import lrfast
 from lrfast import LossCurve, RangeTest, lr_find, schedules
 from lrfast.curve import CurveStatus
-from lrfast.range_test import _find
+from lrfast.range_test import _lr_find
 
 
 @dataclass
@@ -190,7 +190,7 @@ def test_without_the_snapshot_there_would_be_traces(monkeypatch: pytest.MonkeyPa
     setup.train(2)
     untouched = setup.trace()
     nothing = SimpleNamespace(nbytes=0)
-    monkeypatch.setattr(_find, "preserved", lambda *args, **options: nullcontext(nothing))
+    monkeypatch.setattr(_lr_find, "preserved", lambda *args, **options: nullcontext(nothing))
     sweep(setup)
     found = setup.trace()
     changed = {name for name in untouched if found[name] != untouched[name]}

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lrfast
 from lrfast import suggest
-from lrfast.range_test._context import Amounts, context_of
-from lrfast.range_test._training import Training
+from lrfast.range_test._priors import Amounts, context_of
+from lrfast.training._step import Training
 
 LRS = rates()
 

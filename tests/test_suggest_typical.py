@@ -14,7 +14,7 @@ from torch import nn
 import lrfast
 from lrfast import suggest
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._context import Amounts, Context, context_of, weights_of
+from lrfast.range_test._priors import Amounts, Context, context_of, weights_of
 
 LRS = rates()
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import lrfast
-from lrfast._batches import to_device
 from lrfast.snapshot import Snapshot
+from lrfast.training._data import to_device
 
 ON_META = torch.device("meta")
 

@@ -11,7 +11,7 @@ from torch import nn
 from lrfast import demo
 from lrfast.demo import Digits, Task
 from lrfast.finetune import FineTuner
-from lrfast.finetune._recipe_rates import read
+from lrfast.finetune._recipe._rates import read
 
 EPOCHS = sum(demo.EPOCHS)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.suggestions.regret import CAP, Landscape
 from benchmarks.suggestions.sweeps import context
-from lrfast.range_test._context import Amounts, Context
+from lrfast.range_test._priors import Amounts, Context
 from lrfast.suggest._auto import Constants, answer
 from lrfast.suggest._shape import Shape, read_shape
 

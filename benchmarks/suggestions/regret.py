@@ -34,7 +34,7 @@ from benchmarks.suggestions.sweeps import (
     is_complete,
 )
 from benchmarks.suggestions.tasks import Task
-from lrfast.range_test._context import Amounts, Context
+from lrfast.range_test._priors import Amounts, Context
 
 FloatArray = NDArray[np.float64]
 

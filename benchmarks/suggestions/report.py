@@ -24,7 +24,7 @@ from benchmarks.suggestions.tasks import TASKS
 from benchmarks.suggestions.train import STEPS
 from benchmarks.suggestions.unseen import UNSEEN
 from benchmarks.suggestions.verified import verdicts
-from lrfast.range_test._context import Context
+from lrfast.range_test._priors import Context
 
 CHOSEN_ON = """\
 What `auto` is made of was chosen with these in view: most of its constants with the first 27 of

@@ -17,9 +17,9 @@ from benchmarks.suggestions import train
 from benchmarks.suggestions.data import Pair
 from benchmarks.suggestions.store import Record, Store
 from benchmarks.suggestions.tasks import Task
-from lrfast._batches import targets_of
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._context import Amounts, Context, Weights, context_of, weights_of
+from lrfast.range_test._priors import Amounts, Context, Weights, context_of, weights_of
+from lrfast.training._data import targets_of
 
 FloatArray = NDArray[np.float64]
 

@@ -8,10 +8,10 @@ torch.optim on a GPU at every step, to keep a loss that is not finite from the w
 
 from lrfast.finetune._callbacks import Callback, EarlyStop, Observe
 from lrfast.finetune._metrics import Metric, accuracy
-from lrfast.finetune._recipe import Recipe
-from lrfast.finetune._recipe_plan import PlannedStage
-from lrfast.finetune._recipe_table import AppliedStage
-from lrfast.finetune._run import Run
+from lrfast.finetune._recipe._plan import PlannedStage
+from lrfast.finetune._recipe._recipe import Recipe
+from lrfast.finetune._recipe._report import AppliedStage
+from lrfast.finetune._stage_state import Run
 from lrfast.finetune._tuner import FineTuner
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lrfast._plain import any_number, mapping, tensor, whole
+from lrfast._utils.validation import any_number, mapping, tensor, whole
 from lrfast.finetune._setup import check_whole
-from lrfast.loss_schedules import LossSchedule
+from lrfast.optim._loss_schedules import LossSchedule
 
 if TYPE_CHECKING:
     from lrfast.finetune._tuner import FineTuner

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrfast._files import replacing
-from lrfast._fused import FusedOptimizer
-from lrfast._loading import unless_it_fails
-from lrfast._plain import entries, flag, mapping, number, safely_loaded, short, tensor
+from lrfast._utils.atomic_write import replacing
+from lrfast._utils.validation import entries, flag, mapping, number, safely_loaded, short, tensor
+from lrfast.finetune._history import History
 from lrfast.finetune._loop import own_groups
-from lrfast.finetune._run import Moment, Run
-from lrfast.history import History
-from lrfast.snapshot import Snapshot, is_out_of_memory
+from lrfast.finetune._stage_state import Moment, Run
+from lrfast.optim._checkpoint import unless_it_fails
+from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.training._snapshot import Snapshot, is_out_of_memory
 
 if TYPE_CHECKING:
-    from lrfast._drive import Driver
     from lrfast.finetune._tuner import FineTuner
+    from lrfast.optim._schedule_driver import Driver
 
 _FORMAT = 1
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrfast import schedules
-from lrfast._scheduled import set_rate
-from lrfast.finetune._precompute import check_precompute
-from lrfast.finetune._run import Run
+from lrfast.finetune._features import check_precompute
+from lrfast.finetune._history import Stage
 from lrfast.finetune._setup import check_trains, check_whole, group_rates, group_schedules
+from lrfast.finetune._stage_state import Run
 from lrfast.finetune._trainer import Trainer
 from lrfast.groups import Rates
-from lrfast.history import Stage
+from lrfast.optim._scheduling import set_rate
 from lrfast.schedules import Schedule
 
 # fastai states the last rate as a fraction of the peak, we as one of the first rate.

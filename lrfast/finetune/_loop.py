@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lrfast._batches import DataEnded, device_of
-from lrfast._drive import Driver, drive
-from lrfast._fused import FusedOptimizer
-from lrfast._mirror import Mirror
-from lrfast._progress import Progress
+from lrfast._utils.async_copy import Mirror
+from lrfast._utils.progress import Progress
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune._interrupts import Interrupts
-from lrfast.finetune._random import RandomStates
-from lrfast.finetune._run import Moment, Run
-from lrfast.range_test._captured import CapturedUpdate
-from lrfast.range_test._training import Training
+from lrfast.finetune._stage_state import Moment, Run
+from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim._schedule_driver import Driver, drive
+from lrfast.training._captured import CapturedUpdate
+from lrfast.training._data import DataEnded, device_of
+from lrfast.training._random import RandomStates
+from lrfast.training._step import Training
 
 
 @dataclass(frozen=True)

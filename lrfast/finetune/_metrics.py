@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrfast._batches import (
+from lrfast.training._data import (
     ComputeLoss,
     LossFunction,
     device_of,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrfast._batches import ComputeLoss, device_of, length_of
-from lrfast._fused import FusedOptimizer
 from lrfast.groups import Rates, spread
+from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.schedules import Schedule
+from lrfast.training._data import ComputeLoss, device_of, length_of
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 

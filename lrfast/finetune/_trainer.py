@@ -9,15 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from lrfast._batches import ComputeLoss, LossFunction, make_compute_loss
-from lrfast._fused import FusedOptimizer
-from lrfast.finetune._best import Best
+from lrfast.finetune._best_model import Best
 from lrfast.finetune._callbacks import Callback
+from lrfast.finetune._features import Task, precompute
+from lrfast.finetune._history import History, Stage
 from lrfast.finetune._interrupts import Interrupts
 from lrfast.finetune._loop import Hooks, Loop
 from lrfast.finetune._metrics import Metric, evaluate
-from lrfast.finetune._precompute import Task, precompute
-from lrfast.finetune._run import Run
 from lrfast.finetune._setup import (
     MakeOptimizer,
     autocast,
@@ -28,6 +26,7 @@ from lrfast.finetune._setup import (
     make_optimizer,
     make_scaler,
 )
+from lrfast.finetune._stage_state import Run
 from lrfast.groups import (
     Groups,
     NormPolicy,
@@ -36,11 +35,12 @@ from lrfast.groups import (
     layer_groups,
     set_norm_mode,
 )
-from lrfast.history import History, Stage
 from lrfast.optim import AdamW
+from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.range_test import RangeTest, lr_find
-from lrfast.range_test._captured import check_optimizer
-from lrfast.range_test._training import Training
+from lrfast.training._captured import check_optimizer
+from lrfast.training._data import ComputeLoss, LossFunction, make_compute_loss
+from lrfast.training._step import Training
 
 
 class Trainer:

@@ -9,11 +9,11 @@ from typing import Any
 
 from lrfast.finetune import _checkpoint
 from lrfast.finetune._fits import Fits
-from lrfast.finetune._recipe import Recipe
-from lrfast.finetune._recipe_plan import Numbers, Top
-from lrfast.finetune._run import Run
+from lrfast.finetune._history import Stage
+from lrfast.finetune._recipe._plan import Numbers, Top
+from lrfast.finetune._recipe._recipe import Recipe
 from lrfast.finetune._setup import check_trains, check_whole, group_schedules
-from lrfast.history import Stage
+from lrfast.finetune._stage_state import Run
 from lrfast.schedules import Schedule
 
 

@@ -7,12 +7,12 @@ rates move while training is left to the schedules, the update to the optimizer.
 """
 
 from lrfast.groups._discriminative import discriminative
+from lrfast.groups._explicit import Groups, GroupSpec
 from lrfast.groups._freezing import freeze, freeze_to, layer_count, unfreeze
-from lrfast.groups._group import LayerGroup, LayerGroups
+from lrfast.groups._layer_group import LayerGroup, LayerGroups
 from lrfast.groups._layers import layer_groups
 from lrfast.groups._norm_mode import NormPolicy, set_norm_mode
 from lrfast.groups._rates import Rates, spread
-from lrfast.groups._specs import Groups, GroupSpec
 from lrfast.groups._timetable import Timetable, gradual
 
 __all__ = [

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lrfast.groups._group import LayerGroup
+from lrfast.groups._explicit import Groups
+from lrfast.groups._layer_group import LayerGroup
 from lrfast.groups._layers import layer_groups, parameter_names
 from lrfast.groups._norms import norm_parameters
 from lrfast.groups._numbers import number
 from lrfast.groups._patterns import compile_pattern
 from lrfast.groups._rates import Rates, decayed, spread
-from lrfast.groups._specs import Groups
 
 _BIAS = re.compile(r"(^|_)bias(_|$)")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from lrfast.groups._cut import Block, found_blocks
-from lrfast.groups._group import LayerGroup, LayerGroups
-from lrfast.groups._specs import Groups, Names, given_blocks, numbered_blocks
+from lrfast.groups._automatic import Block, found_blocks
+from lrfast.groups._explicit import Groups, Names, given_blocks, numbered_blocks
+from lrfast.groups._layer_group import LayerGroup, LayerGroups
 
 
 def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:

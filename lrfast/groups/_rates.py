@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from lrfast.groups._group import LayerGroup, LayerGroups
+from lrfast.groups._layer_group import LayerGroup, LayerGroups
 from lrfast.groups._numbers import fraction, number
 from lrfast.groups._patterns import compile_pattern
 

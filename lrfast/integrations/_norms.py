@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lrfast._fused import FusedOptimizer
+from lrfast.optim._optimizer import FusedOptimizer
 
 
 class NormOfStep:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lrfast.integrations._norms import NormOfStep
-from lrfast.integrations._unwrap import fused_optimizer
+from lrfast.integrations._shared import fused_optimizer
 
 
 def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:

@@ -10,8 +10,8 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
 
 from lrfast import range_test
-from lrfast._fused import FusedOptimizer
 from lrfast.optim import AdamW
+from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.range_test import RangeTest
 
 

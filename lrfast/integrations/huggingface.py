@@ -20,17 +20,17 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.optimization import get_scheduler
 
 from lrfast import range_test, schedules
-from lrfast._fused import FusedOptimizer
 from lrfast.groups import Rates, discriminative
 from lrfast.integrations._found import Finder
 from lrfast.integrations._late import LateReader
-from lrfast.integrations._unwrap import fused_optimizer, inner_optimizer
+from lrfast.integrations._shared import fused_optimizer, inner_optimizer
 from lrfast.integrations.accelerate import clip_in_step, in_parallel, step_can_clip, undisturbed
 from lrfast.integrations.scheduler import DeviceScheduler
 from lrfast.optim import Adam, AdamW, NAdam
+from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.range_test import RangeTest
 from lrfast.schedules import Schedule
-from lrfast.snapshot import GlobalRandom
+from lrfast.training._snapshot import GlobalRandom
 
 _FOLLOWS_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 

@@ -22,7 +22,7 @@ from lrfast import range_test
 from lrfast.groups import NormPolicy, Timetable, set_norm_mode
 from lrfast.integrations._found import Finder
 from lrfast.integrations._late import LateReader
-from lrfast.integrations._unwrap import fused_optimizer, inner_optimizer
+from lrfast.integrations._shared import fused_optimizer, inner_optimizer
 from lrfast.integrations.scheduler import DeviceScheduler
 
 if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:

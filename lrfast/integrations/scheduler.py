@@ -8,11 +8,11 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from lrfast._fused import FusedOptimizer
-from lrfast._loading import check_entry
-from lrfast._plain import mapping, whole
-from lrfast._scheduled import saved_schedules
-from lrfast.integrations._unwrap import fused_optimizer
+from lrfast._utils.validation import mapping, whole
+from lrfast.integrations._shared import fused_optimizer
+from lrfast.optim._checkpoint import check_entry
+from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim._scheduling import saved_schedules
 from lrfast.schedules import Schedule
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lrfast.history import History
+from lrfast.finetune._history import History
 from lrfast.range_test import RangeTest
 
 

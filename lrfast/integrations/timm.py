@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import optim, schedules
-from lrfast._fused import FusedOptimizer
-from lrfast.integrations._unwrap import fused_optimizer
+from lrfast.integrations._shared import fused_optimizer
+from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.schedules import Schedule
 
 _PREFIX = "lrfast"

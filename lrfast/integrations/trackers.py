@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lrfast._fused import FusedOptimizer
 from lrfast.finetune import Callback, FineTuner
 from lrfast.integrations._late import LateReader
+from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.range_test import RangeTest
 
 Log = Callable[[Mapping[str, float], int], None]

@@ -4,9 +4,9 @@ The classes inherit constructor, checks, state_dict and hooks from torch.optim, 
 what the installed torch says they are; :class:`FusedOptimizer` replaces their ``step``.
 """
 
-from lrfast._fused import FusedOptimizer
-from lrfast._options import Options
-from lrfast._scheduled import Planned
+from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim._options import Options
+from lrfast.optim._scheduling import Planned
 from lrfast.optim._wrap import wrap
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from typing_extensions import Unpack
 
-from lrfast._fused import FusedOptimizer
-from lrfast._options import StepOptions
+from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim._options import StepOptions
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.nadam import NAdam

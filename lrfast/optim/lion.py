@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from lrfast._fused import FusedOptimizer
-from lrfast._options import StepOptions
+from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim._options import StepOptions
 from lrfast.schedules import Schedule
 
 

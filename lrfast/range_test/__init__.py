@@ -6,7 +6,7 @@ Nothing in its loop waits for the device. Rules that read a rate off the curve a
 """
 
 from lrfast.range_test._applied import AppliedRates
-from lrfast.range_test._find import lr_find
+from lrfast.range_test._lr_find import lr_find
 from lrfast.range_test._race_result import Candidate, Race
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._retest import Retest

@@ -12,7 +12,7 @@ import torch
 
 from lrfast import suggest
 from lrfast.curve import LossCurve
-from lrfast.range_test._context import Context
+from lrfast.range_test._priors import Context
 from lrfast.range_test._result import Outcome, RangeTest
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion

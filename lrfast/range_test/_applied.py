@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
-from lrfast._scheduled import set_rate
+from lrfast.optim._scheduling import set_rate
 from lrfast.range_test._text import aligned
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lrfast._batches import check_loss, close, device_of, upload
-from lrfast._drive import Driver, drive
-from lrfast._progress import Progress
+from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
-from lrfast.range_test._captured import CapturedUpdate
-from lrfast.range_test._context import Amounts
+from lrfast.optim._schedule_driver import Driver, drive
+from lrfast.range_test._priors import Amounts
 from lrfast.range_test._sweep import Sweep
-from lrfast.range_test._training import Training
+from lrfast.training._captured import CapturedUpdate
+from lrfast.training._data import check_loss, close, device_of, upload
+from lrfast.training._step import Training
 
 # Points that are not judged: two losses do not tell how noisy they are, and those of a model that
 # fits its data already, 1e-5 and then 1e-4, are no divergence.

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrfast import schedules
-from lrfast._batches import close, device_of, evaluating
-from lrfast._drive import Driver, drive
-from lrfast._progress import Progress
-from lrfast._scheduled import set_rate
+from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
+from lrfast.optim._schedule_driver import Driver, drive
+from lrfast.optim._scheduling import set_rate
 from lrfast.range_test._race_result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
-from lrfast.range_test._training import Training
-from lrfast.snapshot import Snapshot
 from lrfast.suggest import Suggestion
+from lrfast.training._data import close, device_of, evaluating
+from lrfast.training._snapshot import Snapshot
+from lrfast.training._step import Training
 
 # A quarter of a decade. Near its best rate a one-cycle run's loss changes by a few per cent over
 # that, and by less than the draw of the batches over less.

@@ -14,14 +14,14 @@ import numpy as np
 from torch.optim import Optimizer
 
 from lrfast import suggest
-from lrfast._files import replacing
+from lrfast._utils.atomic_write import replacing
 from lrfast.plot import plot_comparison, plot_range_test
-from lrfast.range_test import _json
+from lrfast.range_test import _serialize
 from lrfast.range_test._applied import AppliedRates, set_rates
+from lrfast.range_test._display import terminal_plot
 from lrfast.range_test._html import html
 from lrfast.range_test._race_result import Race
 from lrfast.range_test._sweep import FloatArray, Sweep
-from lrfast.range_test._terminal import terminal_plot
 from lrfast.range_test._text import COLUMNS, aligned, cells, rate_text
 from lrfast.suggest import Suggestion
 
@@ -208,7 +208,7 @@ class RangeTest:
         Args:
             path: Where to write. It is strict JSON: NaN and infinities are strings such as "nan".
         """
-        _json.save(self, path)
+        _serialize.save(self, path)
 
     @classmethod
     def from_json(cls, path: str | Path) -> RangeTest:
@@ -220,7 +220,7 @@ class RangeTest:
         Raises:
             ValueError: If the file is broken or of an unknown format.
         """
-        return cls(**_json.load(path))
+        return cls(**_serialize.load(path))
 
     def plot(self, path: str | Path | None = None, others: Sequence[RangeTest] = ()) -> Figure:
         """Draw losses, smoothed losses, derivative and suggestions; needs matplotlib.
@@ -292,7 +292,7 @@ class RangeTest:
         return html(self)
 
     def __rich__(self) -> Table:
-        from lrfast._rich import table
+        from lrfast._utils.tables import table
 
         rows = [cells(rule, suggestion) for rule, suggestion in self.suggestions.items()]
         return table(str(self), COLUMNS, rows, chosen=list(self.suggestions).index(self.rule))

@@ -17,15 +17,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
-from lrfast._batches import LossFunction, device_of
-from lrfast._files import replacing
-from lrfast._plain import any_number, entries, mapping, number, whole
-from lrfast.range_test._find import lr_find
-from lrfast.range_test._peaks import PeakRates
-from lrfast.range_test._ranks import ranks_of
+from lrfast._utils.atomic_write import replacing
+from lrfast._utils.validation import any_number, entries, mapping, number, whole
+from lrfast.range_test._lr_find import lr_find
+from lrfast.range_test._peak_rates import PeakRates
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._retest_log import RetestEntry, RetestOutcome, Trigger
 from lrfast.range_test._text import aligned
+from lrfast.training._data import LossFunction, device_of
+from lrfast.training._ranks import ranks_of
 
 _COUNTERS: Final = {
     "epoch": whole,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from lrfast._plain import any_number, entries, mapping, short, text, whole
+from lrfast._utils.validation import any_number, entries, mapping, short, text, whole
 
 Trigger = Literal["every", "plateau", "unfreeze"]
 RetestOutcome = Literal["applied", "kept", "declined", "over budget"]

@@ -21,12 +21,12 @@ from lrfast.schedules._basic import (
     sweep,
 )
 from lrfast.schedules._clock import per_epoch
+from lrfast.schedules._convert import from_function, from_torch
 from lrfast.schedules._cycles import cyclic, one_cycle, sgdr
-from lrfast.schedules._imported import from_function, from_torch
 from lrfast.schedules._schedule import Schedule
+from lrfast.schedules._segments import Segment, Table
 from lrfast.schedules._stairs import multistep, staircase, step
-from lrfast.schedules._tables import Segment, Table
-from lrfast.schedules._warm import flat_cosine, inverse_sqrt, slanted_triangular, warmup, wsd
+from lrfast.schedules._warmup import flat_cosine, inverse_sqrt, slanted_triangular, warmup, wsd
 
 __all__ = [
     "Schedule",

@@ -6,7 +6,7 @@ import math
 
 from lrfast.schedules._checks import check_factor, check_steps
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._tables import Segment, hold, track
+from lrfast.schedules._segments import Segment, hold, track
 
 # The engine's exponential holds for exponents up to 700; 1e304 is as far as a float goes anyway.
 _MAX_LOG_RATIO = 700.0

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lrfast.schedules._checks import check_steps
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._tables import Segment, Table, Track
+from lrfast.schedules._segments import Segment, Table, Track
 
 Clock = Callable[[float], float]
 

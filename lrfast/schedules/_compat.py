@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from lrfast.schedules._tables import Segment, Shape, Track, hold, track
+from lrfast.schedules._segments import Segment, Shape, Track, hold, track
 
 Compat = Literal["torch", "fastai", "optax"]
 COMPATS = ("torch", "fastai", "optax")

@@ -14,7 +14,7 @@ from lrfast.schedules._checks import (
 )
 from lrfast.schedules._compat import COMPATS, FINAL_DIV, PCT_START, Compat, phase_ends, phases
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._tables import Segment, Shape, Table, Track, chain, track
+from lrfast.schedules._segments import Segment, Shape, Table, Track, chain, track
 
 Anneal = Literal["cos", "linear"]
 Mode = Literal["triangular", "triangular2", "exp_range"]

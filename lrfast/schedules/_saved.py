@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
-from lrfast._plain import entries, number, short, text, whole
-from lrfast.schedules._tables import Segment, Shape, Table, Track
+from lrfast._utils.validation import entries, number, short, text, whole
+from lrfast.schedules._segments import Segment, Shape, Table, Track
 
 
 def decode_track(rows: Any) -> Track:

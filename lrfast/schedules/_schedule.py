@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lrfast._extension import extension
-from lrfast._plain import entries, mapping, text, whole
+from lrfast._utils.extension import extension
+from lrfast._utils.validation import entries, mapping, text, whole
 from lrfast.schedules._saved import decode_track
-from lrfast.schedules._tables import Track, chain, hold
+from lrfast.schedules._segments import Track, chain, hold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -248,7 +248,7 @@ class Schedule:
 
     def describe(self) -> str:
         """Return one line per segment: steps, shape, first and last value."""
-        from lrfast.schedules._inspect import describe
+        from lrfast.schedules._describe import describe
 
         return describe(self)
 
@@ -264,13 +264,13 @@ class Schedule:
         Raises:
             ValueError: If a step is negative.
         """
-        from lrfast.schedules._inspect import table
+        from lrfast.schedules._describe import table
 
         return table(self, steps, rates)
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that are the same for equal schedules only."""
-        from lrfast.schedules._inspect import fingerprint
+        from lrfast.schedules._describe import fingerprint
 
         return fingerprint(self)
 
@@ -280,7 +280,7 @@ class Schedule:
         Args:
             other: The other schedule.
         """
-        from lrfast.schedules._inspect import difference
+        from lrfast.schedules._describe import difference
 
         return difference(self, other)
 

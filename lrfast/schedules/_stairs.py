@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from lrfast.schedules._checks import check_factor, check_share, check_steps
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._tables import Segment, Table, Track, chain, hold, track
+from lrfast.schedules._segments import Segment, Table, Track, chain, hold, track
 
 
 def step(step_size: int, gamma: float = 0.1) -> Schedule:

@@ -13,15 +13,15 @@ curve that never falls, they decline. The others read raw losses, and know how n
 A new rule is one function and one entry in `_rules.py`.
 """
 
-from lrfast.suggest._arrays import trim
 from lrfast.suggest._auto import auto
+from lrfast.suggest._curve import trim
 from lrfast.suggest._descents import cyclic, last_decreasing, longest_descent
 from lrfast.suggest._fastai import minimum, slide, steep, valley
 from lrfast.suggest._flat import flat
+from lrfast.suggest._priors import typical_rate
 from lrfast.suggest._rules import get, names, reads_raw
 from lrfast.suggest._scale import rate_scale
 from lrfast.suggest._suggestion import Rule, Suggestion
-from lrfast.suggest._typical import typical_rate
 
 __all__ = [
     "Rule",

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._arrays import FloatArray, finite_part, validated
+from lrfast.suggest._curve import FloatArray, finite_part, validated
 from lrfast.suggest._shape import FEWEST_POINTS, Shape, lost_in_noise, read_shape
 from lrfast.suggest._suggestion import Suggestion, declined
 

@@ -8,7 +8,7 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._arrays import FloatArray, confidence, finite_part, is_whole, why_not
+from lrfast.suggest._curve import FloatArray, confidence, finite_part, is_whole, why_not
 from lrfast.suggest._suggestion import Suggestion, declined
 
 

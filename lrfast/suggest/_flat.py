@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._arrays import MEDIAN_ABS_DIFFERENCE, FloatArray, finite_part
+from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, finite_part
 from lrfast.suggest._suggestion import Suggestion, declined
 
 _FEWEST_POINTS: Final = 20

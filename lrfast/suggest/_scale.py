@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from lrfast.suggest._arrays import is_whole
-from lrfast.suggest._typical import ADAPTIVE
+from lrfast.suggest._curve import is_whole
+from lrfast.suggest._priors import ADAPTIVE
 
 _USUAL_BATCH: Final = 32
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._arrays import MEDIAN_ABS_DIFFERENCE, FloatArray, finite_part
+from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, finite_part
 
 _MOST_POINTS: Final = 400  # longer curves are read as means over as many blocks
 FEWEST_POINTS: Final = 10

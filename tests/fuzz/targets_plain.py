@@ -14,7 +14,7 @@ from torch import nn
 
 import lrfast
 from lrfast import History, RangeTest, Retest, schedules
-from lrfast._extension import extension
+from lrfast._utils.extension import extension
 from lrfast.schedules import Schedule
 
 from .mutations import damage

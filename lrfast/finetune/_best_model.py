@@ -1,0 +1,79 @@
+"""The best model so far, kept on the device."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lrfast._utils.validation import any_number, mapping, short, tensor
+from lrfast.finetune._callbacks import check_monitored, is_better, mode_of
+
+
+class Best:
+    """A copy of parameters and buffers from when validation was best.
+
+    Args:
+        monitor: "valid_loss" or the name of a metric.
+        mode: "min", "max" or None, as for :class:`EarlyStop`.
+    """
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"] | None) -> None:
+        self.monitor = monitor
+        self.mode = mode_of(monitor, mode)
+        self.value: float | None = None
+        self._tensors: dict[str, Tensor] = {}
+
+    def consider(self, model: nn.Module, found: dict[str, float]) -> None:
+        """Copy the model if what validation found is better than ever; waits for nothing."""
+        value = found[check_monitored(self.monitor, found)]
+        if not is_better(value, self.value, self.mode):
+            return
+        self.value = value
+        if not self._tensors:
+            self._tensors = {n: t.detach().clone() for n, t in _tensors(model).items()}
+            return
+        for name, values in _tensors(model).items():
+            self._tensors[name].copy_(values.detach())
+
+    def restore(self, model: nn.Module) -> None:
+        """Write the copy into the model's tensors.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not self._tensors:
+            raise ValueError("restore_best needs a validated epoch, got none so far")
+        with torch.no_grad():
+            for name, values in _tensors(model).items():
+                values.copy_(self._tensors[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value and the copy."""
+        return {"value": self.value, "tensors": dict(self._tensors)}
+
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
+        """Take over what :meth:`state_dict` returned, onto the model's devices.
+
+        Raises:
+            ValueError: If it is of another model; nothing has changed then.
+        """
+        mapping("the best model", state, ["value", "tensors"])
+        saved, own = mapping("tensors", state["tensors"]), _tensors(model)
+        if saved and saved.keys() != own.keys():
+            raise ValueError(f"tensors must be {short(list(own))}, got {short(list(saved))}")
+        for name, values in saved.items():
+            if tensor(name, values, own[name].dtype).shape != own[name].shape:
+                raise ValueError(f"{name} must be {short(own[name])}, got {short(values)}")
+        if (value := state["value"]) is not None:
+            any_number("value", value)
+        if (value is None) != (not saved):
+            raise ValueError("the best model must hold a value and its tensors, or neither")
+        self.value = value
+        self._tensors = {n: t.detach().to(own[n].device, copy=True) for n, t in saved.items()}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(chain(model.named_parameters(), model.named_buffers()))

@@ -1,0 +1,196 @@
+"""Head training on features that the frozen body has computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lrfast.finetune._setup import autocast
+from lrfast.training._data import LossFunction, device_of, evaluating, split_pair, to_device
+from lrfast.training._random import RandomStates
+
+Features = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage trains, on what.
+
+    Args:
+        model: The model, or its head alone.
+        train: Training batches; of a head (features, targets), in the order of the inputs.
+        valid: Validation batches, or None.
+    """
+
+    model: nn.Module
+    train: Iterable[Any]
+    valid: Iterable[Any] | None
+
+
+def precompute(
+    model: nn.Module,
+    train: Iterable[Any],
+    valid: Iterable[Any] | None,
+    amp: torch.dtype | None,
+) -> Task:
+    """Run the frozen body once over the data, in evaluation mode.
+
+    The features are those of one pass: random augmentation is drawn once, or not at all where the
+    data come without it. They stay on the model's device. Random generators are as before.
+
+    Args:
+        model: A Sequential, maybe of Sequentials, whose first parts are frozen.
+        train: A DataLoader over a map-style dataset, whose order is kept, or a list of batches.
+        valid: The same, or None.
+        amp: Type of the forward passes under autocast.
+
+    Raises:
+        TypeError, ValueError: If model or data are of another kind.
+    """
+    body, head = cut(model)
+    run = _runner(model, body, amp)
+    loaders = [train, valid]
+    before = RandomStates.take(loaders)
+    try:
+        with evaluating(model):
+            features = _features(train, run, "train")
+            return Task(head, features, None if valid is None else _features(valid, run, "valid"))
+    finally:
+        before.put_back(loaders)
+
+
+def check_precompute(
+    model: nn.Module, loss_fn: LossFunction | None, timetable: Mapping[int, int]
+) -> None:
+    """Check whether a stage can train on features.
+
+    Raises:
+        TypeError, ValueError: If it cannot.
+    """
+    cut(model)
+    if loss_fn is None:
+        raise ValueError("precompute needs loss_fn(outputs, targets), got none")
+    if timetable:
+        raise ValueError(f"precompute needs a body that stays frozen, got timetable={timetable}")
+
+
+def cut(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return the parts of a model before and from the first one that trains.
+
+    Dropout between the last frozen parameter and the first one that trains goes with the head, with
+    all that follows it; so what is left out of the training mode is what is frozen.
+
+    Raises:
+        TypeError: If the model is not a chain of modules.
+        ValueError: If its first part trains, or no part does.
+    """
+    parts = _chain(model)
+    if parts is None:
+        raise TypeError(
+            "precompute needs an nn.Sequential, whose head can be run by itself, got "
+            f"{type(model).__name__}; wrap it as nn.Sequential(body, head)"
+        )
+    trains = [any(p.requires_grad for p in part.parameters()) for part in parts]
+    if True not in trains:
+        raise ValueError("precompute needs a head that trains, got a model frozen throughout")
+    first = trains.index(True)
+    frozen = [i for i in range(first) if any(True for _ in parts[i].parameters())]
+    if not frozen:
+        raise ValueError("precompute needs a frozen body, got none; call freeze() first")
+    between = range(frozen[-1] + 1, first)
+    first = next((i for i in between if _has_dropout(parts[i])), first)
+    body_ids = {id(p) for part in parts[:first] for p in part.parameters()}
+    for part in parts[first:]:
+        if any(id(p) in body_ids for p in part.parameters()):
+            raise ValueError("precompute needs a head that shares no parameter with the body")
+    return nn.Sequential(*parts[:first]), nn.Sequential(*parts[first:])
+
+
+def _chain(module: nn.Module) -> list[nn.Module] | None:
+    """The modules that run one after another, nested Sequentials flattened."""
+    if not isinstance(module, nn.Sequential) or _has_hooks(module):
+        return None
+    if type(module).forward is not nn.Sequential.forward:
+        return None
+    parts: list[nn.Module] = []
+    for child in module:  # not children(), which leaves out a module's second turn
+        parts += _chain(child) or [child]
+    return parts
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    return any("Drop" in type(part).__name__ for part in module.modules())
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _runner(
+    model: nn.Module, body: nn.Module, amp: torch.dtype | None
+) -> Callable[[Any], Features]:
+    device = device_of(model)
+
+    def run(batch: Any) -> Features:
+        inputs, targets = split_pair(to_device(batch, device))
+        with torch.no_grad(), autocast(model, amp):
+            return body(inputs).detach(), targets
+
+    return run
+
+
+def _features(data: Iterable[Any], run: Callable[[Any], Features], name: str) -> Iterable[Any]:
+    if not isinstance(data, DataLoader):
+        if not isinstance(data, Sequence):
+            raise TypeError(
+                f"precompute needs {name} to be a DataLoader or a list of batches, got "
+                f"{type(data).__name__}"
+            )
+        return [run(batch) for batch in data]
+    if data.batch_sampler is None or isinstance(data.dataset, torch.utils.data.IterableDataset):
+        raise TypeError(f"precompute needs {name} to batch a map-style dataset, got another loader")
+    in_order = DataLoader(
+        data.dataset,
+        batch_size=data.batch_size or 64,
+        collate_fn=data.collate_fn,
+        num_workers=data.num_workers,
+    )
+    parts = [run(batch) for batch in in_order]
+    if not all(isinstance(part, Tensor) for pair in parts for part in pair):
+        raise TypeError(f"precompute needs features and targets of {name} to be tensors")
+    rows = _Rows(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+    return DataLoader(
+        rows,
+        batch_sampler=data.batch_sampler,
+        collate_fn=_as_it_is,
+        generator=data.generator,
+    )
+
+
+class _Rows(Dataset[Any]):
+    """Features and targets on the device, fetched by the batch."""
+
+    def __init__(self, features: Tensor, targets: Tensor) -> None:
+        self._features = features
+        self._targets = targets
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitem__(self, index: int) -> Features:
+        return self._features[index], self._targets[index]
+
+    def __getitems__(self, indices: list[int]) -> Features:
+        rows = torch.tensor(indices)
+        if self._features.is_cuda:
+            rows = rows.pin_memory().to(self._features.device, non_blocking=True)
+        return self._features[rows], self._targets[rows]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,225 @@
+"""The recipe for fine-tuning as one object: a plan to read, to run and to compare with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lrfast.finetune._recipe import _rates as rates
+from lrfast.finetune._recipe import _report as tables
+from lrfast.finetune._callbacks import EarlyStop
+from lrfast.finetune._history import Stage
+from lrfast.finetune._recipe._plan import Numbers, PlannedStage, plan
+from lrfast.finetune._recipe._rates import Choice
+from lrfast.finetune._recipe._report import AppliedStage
+from lrfast.finetune._setup import group_rates
+from lrfast.range_test import RangeTest
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from lrfast.finetune._tuner import FineTuner
+
+_GOOD_ENDS = ("completed", "stopped")
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A stage that has begun and is not in the report yet, as after an interruption."""
+
+    choice: Choice
+    rates: tuple[float, ...]
+    before: dict[str, float]
+    stages: int  # in the history before it
+
+
+class Recipe:
+    """A plan for fine-tuning; :meth:`FineTuner.recipe` makes one.
+
+    Printed, it is the table of its stages. Nothing runs before :meth:`run` or :meth:`run_next`,
+    and stage by stage is, bit for bit, all at once.
+
+    Args:
+        tuner: Who trains.
+        numbers: How.
+    """
+
+    def __init__(self, tuner: FineTuner, numbers: Numbers) -> None:
+        numbers.check(tuner)
+        self._tuner = tuner
+        self._numbers = numbers
+        self._stop = EarlyStop(patience=1, at="cycle")
+        self._begun: _Begun | None = None
+        self.stages: tuple[PlannedStage, ...] = plan(tuner, numbers)
+        self.applied: list[AppliedStage] = []
+        self.tests: dict[str, RangeTest] = {}
+
+    @property
+    def next_stage(self) -> PlannedStage | None:
+        """The stage that :meth:`run_next` runs; None after the last one."""
+        done = len(self.applied)
+        return self.stages[done] if done < len(self.stages) else None
+
+    def run(self) -> list[AppliedStage]:
+        """Run all stages that are left; one that ends with a loss that is not finite is the last.
+
+        Returns:
+            Every stage that has run, with what was planned.
+
+        Raises:
+            ValueError: If a range test names no rate, or the recipe has run.
+        """
+        self.run_next()
+        while self.next_stage is not None and self.applied[-1].stage.outcome in _GOOD_ENDS:
+            self.run_next()
+        return self.applied
+
+    def run_next(self) -> AppliedStage:
+        """Run the range tests that the next stage needs, then the stage.
+
+        After an interruption it goes on with the stage that was interrupted.
+
+        Returns:
+            What happened, with what was planned.
+
+        Raises:
+            ValueError: If a range test names no rate, or the recipe has run.
+        """
+        planned = self.next_stage
+        if planned is None:
+            raise ValueError(
+                f"recipe must have a stage left, got all {len(self.stages)} run; make another one "
+                "to train on"
+            )
+        with self._prepared(planned):
+            stage = self._goes_on()
+            if stage is None:
+                stage = self._begin(planned)
+        begun, self._begun = self._begun, None
+        assert begun is not None
+        done = AppliedStage(planned, begun.choice, begun.rates, begun.before, stage)
+        self.applied.append(done)
+        return done
+
+    def describe(self) -> str:
+        """Return the plan: one line per stage, under a heading."""
+        return tables.text(tables.PLANNED, tables.planned_rows(self.stages))
+
+    def report(self) -> str:
+        """Return planned against applied: one line per stage that ran, then the reasons."""
+        if not self.applied:
+            return "No stage has run yet."
+        table = tables.text(tables.APPLIED, tables.applied_rows(self.applied))
+        return "\n".join([table, *self._notes()])
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{stage.name}: {stage.steps} steps" for stage in self.stages)
+        return f"Recipe({names}; {len(self.applied)} of {len(self.stages)} run)"
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        from lrfast._utils.tables import table
+
+        shown = [table("Planned", tables.PLANNED, tables.planned_rows(self.stages))]
+        if self.applied:
+            shown.append(table("Applied", tables.APPLIED, tables.applied_rows(self.applied)))
+        notes = self._notes() if self.applied else []
+        return Group(*shown, *map(Text, notes))
+
+    def _repr_html_(self) -> str:
+        shown = tables.html(tables.PLANNED, tables.planned_rows(self.stages))
+        if self.applied:
+            shown += tables.html(tables.APPLIED, tables.applied_rows(self.applied), self._notes())
+        return shown
+
+    def _notes(self) -> list[str]:
+        notes = [
+            f"Range test on {name}: {len(test.lrs)} points, {test.outcome}, {test.seconds:.1f} s."
+            for name, test in self.tests.items()
+        ]
+        notes += [f"Rates of {each.plan.name}: {each.choice.reason}." for each in self.applied]
+        left = self.next_stage
+        if left is not None and self.applied[-1].stage.outcome not in _GOOD_ENDS:
+            outcome = self.applied[-1].stage.outcome
+            notes.append(f"{left.name} was not run, for {self.applied[-1].plan.name} is {outcome}.")
+        return notes
+
+    @contextmanager
+    def _prepared(self, planned: PlannedStage) -> Iterator[None]:
+        """Have the tuner train what a stage trains, on its data, with its early stop."""
+        tuner, train = self._tuner, self._tuner.train
+        ends_early = planned.trains_all and self._numbers.cycle_mult is not None
+        if planned.on_features and self._numbers.plain is not None:
+            tuner.train = self._numbers.plain
+        if ends_early:
+            tuner.callbacks.append(self._stop)
+        try:
+            yield
+        finally:
+            tuner.train = train
+            if ends_early:
+                tuner.callbacks.remove(self._stop)
+
+    def _goes_on(self) -> Stage | None:
+        """The stage that had begun, at its end; None if none had."""
+        history = self._tuner.history.stages
+        if self._begun is None or len(history) == self._begun.stages:
+            return None
+        is_interrupted = history[-1].outcome == "interrupted"
+        return self._tuner.resume() if is_interrupted else history[-1]
+
+    def _begin(self, planned: PlannedStage) -> Stage:
+        tuner = self._tuner
+        choice = self._choose(planned)
+        spread: slice | float = choice.last
+        if planned.trains_all:
+            tuner.unfreeze()
+            spread = (
+                choice.last if choice.first == choice.last else slice(choice.first, choice.last)
+            )
+        else:
+            tuner.freeze()
+        groups = tuner.optimizer.param_groups
+        own = group_rates(tuner.optimizer, spread, len(tuner.groups))
+        peaks = tuple(
+            math.nan if group.get("frozen") else rate
+            for group, rate in zip(groups, own, strict=True)
+        )
+        before = {} if tuner.valid is None else tuner.validate()
+        self._begun = _Begun(choice, peaks, before, len(tuner.history.stages))
+        mult = self._numbers.cycle_mult
+        if mult is None or planned.on_features:
+            return tuner.fit_one_cycle(planned.epochs, spread, precompute=planned.on_features)
+        if planned.trains_all:
+            return tuner.fit_sgdr(self._numbers.cycles, 1, spread, cycle_mult=mult)
+        return tuner.fit_sgdr(planned.epochs, 1, spread, cycle_mult=1.0)
+
+    def _choose(self, planned: PlannedStage) -> Choice:
+        """The rates of a stage; runs the range tests that nobody has run yet."""
+        numbers, tuner = self._numbers, self._tuner
+        if not self.applied and numbers.top == "before":
+            tuner.unfreeze()
+            self._test("all layers before training")
+        if not planned.trains_all:
+            tuner.freeze()
+            return rates.head_choice(self._test("the head"))
+        if numbers.top == "before":
+            return rates.before_choice(self._test("all layers before training"), numbers.spread)
+        tuner.unfreeze()
+        head = rates.head_choice(self.tests["the head"]).last
+        test = self._test("all layers")
+        return rates.dropped_choice(head, numbers.head_drop, test, numbers.spread)
+
+    def _test(self, what: str) -> RangeTest:
+        """The range test on what trains now, the first time; then what it found."""
+        if what not in self.tests:
+            self.tests[what] = self._tuner.lr_find(vary="same", adaptive=True)
+        return self.tests[what]

@@ -1,0 +1,121 @@
+"""Explicit layer groups: modules, parameters, patterns or a function, checked to be the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from lrfast.groups._automatic import Block
+from lrfast.groups._layer_group import LayerGroup
+from lrfast.groups._patterns import CATCH_ALL, compile_pattern
+
+GroupSpec: TypeAlias = nn.Module | LayerGroup | str | Iterable[nn.Module | Tensor]
+Groups: TypeAlias = Iterable[GroupSpec] | Callable[[str], int | None]
+Names: TypeAlias = Mapping[Tensor, list[str]]
+
+
+def given_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names) -> list[Block]:
+    """Return one block per explicit group, after checking that together they are the model."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    blocks: list[Block] = []
+    given: set[Tensor] = set()
+    for index, group in enumerate(groups):
+        if isinstance(group, str):
+            parameters = _matching(group, names, given if group == CATCH_ALL else set())
+        else:
+            parameters = _members(index, group)
+        _check_members(index, group, parameters, names, given)
+        given.update(parameters)
+        blocks.append(Block([(_spec_name(index, group, paths), parameters)]))
+    missing = [aliases[0] for parameter, aliases in names.items() if parameter not in given]
+    if missing:
+        raise ValueError(f"groups must hold every parameter, add {', '.join(missing)} to one")
+    return blocks
+
+
+def _matching(pattern: str, names: Names, but: set[Tensor]) -> list[Tensor]:
+    matches = compile_pattern(pattern)
+    return [p for p, aliases in names.items() if p not in but and any(map(matches, aliases))]
+
+
+def _check_members(
+    index: int, group: GroupSpec, parameters: list[Tensor], names: Names, given: set[Tensor]
+) -> None:
+    if isinstance(group, str) and not parameters and group != CATCH_ALL:
+        raise ValueError(
+            f"groups[{index}] must match the name of a parameter or the path of a module, "
+            f"got {group!r}"
+        )
+    if not all(parameter in names for parameter in parameters):
+        raise ValueError(
+            f"groups[{index}] must hold parameters of the model, got others too; "
+            "pass modules of the model itself, not of a copy"
+        )
+    if given.issuperset(parameters):
+        raise ValueError(
+            f"groups[{index}] must hold a parameter that no earlier group holds, got none; "
+            "leave this group out"
+        )
+
+
+def _spec_name(index: int, group: GroupSpec, paths: Mapping[int, str]) -> str:
+    if isinstance(group, str):
+        return group
+    name = group.name if isinstance(group, LayerGroup) else paths.get(id(group))
+    return name or f"group {index}"
+
+
+def _members(index: int, group: GroupSpec) -> list[Tensor]:
+    if isinstance(group, (nn.Module, LayerGroup)):
+        return list(group.parameters() if isinstance(group, nn.Module) else group.parameters)
+    members: list[Tensor] = []
+    for member in group if isinstance(group, Iterable) else [group]:
+        if not isinstance(member, (nn.Module, Tensor)):
+            hint = "; names go into one glob, such as '[01].*'" if isinstance(member, str) else ""
+            raise TypeError(
+                f"groups[{index}] must be a module or a list of modules or parameters, "
+                f"got {type(member).__name__} in it{hint}"
+            )
+        members.extend(member.parameters() if isinstance(member, nn.Module) else [member])
+    return members
+
+
+def numbered_blocks(number_of: Callable[[str], object], names: Names) -> list[Block]:
+    """Return one block per number that a function gives to names, after the same checks."""
+    numbered: dict[int, list[Tensor]] = {}
+    missing: list[str] = []
+    for parameter, aliases in names.items():
+        numbers = [_number(number_of, name) for name in aliases]
+        for number in numbers:
+            if number is not None:
+                numbered.setdefault(number, []).append(parameter)
+        if set(numbers) == {None}:
+            missing.append(aliases[0])
+    if missing:
+        raise ValueError(
+            f"groups must give every parameter a number, got None for {', '.join(missing)}"
+        )
+    given: set[Tensor] = set()
+    for number in range(len(numbered)):
+        if number not in numbered:
+            raise ValueError(
+                f"groups must use every number from 0 on, got no parameter for {number}"
+            )
+        if given.issuperset(numbered[number]):
+            raise ValueError(
+                f"groups must give group {number} a parameter that no earlier group holds, "
+                f"got {', '.join(names[p][0] for p in numbered[number])}"
+            )
+        given.update(numbered[number])
+    return [Block([(f"group {number}", numbered[number])]) for number in range(len(numbered))]
+
+
+def _number(number_of: Callable[[str], object], name: str) -> int | None:
+    found = number_of(name)
+    if found is None or (isinstance(found, int) and not isinstance(found, bool) and found >= 0):
+        return found
+    raise ValueError(
+        f"groups must return a whole number from 0 on, or None, got {found!r} for {name}"
+    )

@@ -1,0 +1,160 @@
+"""Loading of optimizers: what a state dict must hold, checked before anything changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+from lrfast._utils.extension import extension
+from lrfast._utils.validation import MAX_STEPS, entries, mapping, number, short, tensor, text, whole
+from lrfast.optim._loss_schedules import check_saved
+from lrfast.optim._options import check_group, check_saved_groups
+from lrfast.optim._scheduling import Scheduled, saved_schedules
+from lrfast.optim._state import SCALARS
+
+ENGINE_ENTRY = "lrfast"  # key of our entry in a state dict; torch.optim ignores it
+
+
+def check_state_dict(optimizer: Scheduled, rule: str, state_dict: Mapping[str, Any]) -> None:
+    """Check that an optimizer can load a state dict and step with it.
+
+    Args:
+        optimizer: Who loads.
+        rule: The name of its rule.
+        state_dict: What is to be loaded.
+
+    Raises:
+        TypeError, ValueError: If it cannot; the message says why. Another number of groups or
+            parameters is left to torch to refuse.
+    """
+    mapping("state_dict", state_dict, ["state", "param_groups"])
+    groups = [
+        mapping(f"param_groups[{index}]", group, ["params"])
+        for index, group in enumerate(entries("param_groups", state_dict["param_groups"]))
+    ]
+    for index, group in enumerate(groups):
+        for place in entries(f"params of param_groups[{index}]", group["params"]):
+            if not isinstance(place, int | str):
+                raise ValueError(f"params must be numbers or names, got {short(place)}")
+        _check_copies(f"param_groups[{index}]", group)
+    check_saved_groups(set(optimizer.defaults), dict(state_dict))
+    _check_states(optimizer, rule, groups, mapping("state", state_dict["state"]))
+    check_entry(optimizer, state_dict.get(ENGINE_ENTRY, {}))
+
+
+def check_entry(optimizer: Scheduled, entry: Any) -> None:
+    """Check what a state dict holds beside torch's entries.
+
+    Raises:
+        ValueError: If the optimizer cannot take it.
+    """
+    saved = saved_schedules(mapping(ENGINE_ENTRY, entry))
+    if saved is not None:
+        whole("schedule_step", entry.get("schedule_step"))
+        if len(saved) != len(optimizer.param_groups):
+            raise ValueError(
+                f"schedules must be one per param group, {len(optimizer.param_groups)}, got "
+                f"{len(saved)}"
+            )
+    whole("steps", entry.get("steps", 0))
+    check_saved(optimizer, entry.get("loss_schedule"))
+
+
+def check_loaded_groups(optimizer: Scheduled, rule: str) -> None:
+    """Check that a step can read the hyperparameters which have been loaded.
+
+    Raises:
+        TypeError, ValueError: If it cannot.
+    """
+    try:
+        for index, group in enumerate(optimizer.param_groups):
+            check_group(index, group)
+        extension().check_groups(rule, optimizer.param_groups)
+        _check_betas(chain.from_iterable(g.get("betas", ()) for g in optimizer.param_groups))
+    except KeyError as error:
+        raise ValueError(f"state_dict must hold all hyperparameters: {error.args[0]}") from error
+    except RuntimeError as error:  # of a value that is true and false
+        reason = str(error)[:200]
+        raise ValueError(f"state_dict must hold plain hyperparameters: {reason}") from error
+
+
+@contextmanager
+def unless_it_fails(optimizer: Scheduled) -> Iterator[None]:
+    """Give the optimizer back what it held if the block raises; torch puts new tables in place."""
+    kept = {name: vars(optimizer)[name] for name in _HELD if name in vars(optimizer)}
+    schedules = optimizer._schedule_snapshot()
+    try:
+        yield
+    except BaseException:
+        engine = kept["_engine"]
+        vars(optimizer).update(kept)
+        optimizer._engine = None  # else it would be told what it knows
+        optimizer._schedule_restore(schedules)
+        optimizer._engine = engine
+        raise
+
+
+_HELD = ("state", "param_groups", "_engine", "_loaded_clock")
+
+
+def _check_states(
+    optimizer: Scheduled, rule: str, groups: list[dict[Any, Any]], state: dict[Any, Any]
+) -> None:
+    moments = {name for form in extension().rule_states[rule] for name in form} | {"ema"}
+    saved = list(chain.from_iterable(group["params"] for group in groups))
+    _check_copies("state", {place: state[place] for place in state.keys() - set(saved)})
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for place, param in zip(saved, params, strict=False):
+        if place not in state:
+            continue
+        for name, value in mapping(f"state[{short(place)}]", state[place]).items():
+            where = f"state[{short(place)}][{short(text('a state', name))}]"
+            if name in SCALARS:
+                _check_scalar(name, where, value)
+            elif isinstance(value, Tensor):
+                if tensor(where, value).shape != param.shape and name in moments:
+                    raise ValueError(
+                        f"{where} must have its parameter's shape {list(param.shape)}, got "
+                        f"{short(value)}"
+                    )
+            elif value is not None and (name in moments or not isinstance(value, int | float)):
+                raise ValueError(f"{where} must be a tensor or None, got {short(value)}")
+
+
+def _check_betas(betas: Iterable[Any]) -> None:
+    """Check what products of momenta are powers of; asking a device for its value would wait."""
+    for beta in betas:
+        if not isinstance(beta, Tensor) or beta.is_cpu:
+            number("betas", float(beta), least=0.0, most=1.0)
+
+
+def _check_copies(where: str, group: dict[Any, Any]) -> None:
+    """Check that what a group holds can be copied, as torch does it; it may be anything."""
+    for name, value in group.items():
+        if name == "params" or isinstance(value, int | float | str | None):
+            continue
+        if name in ("capturable", "fused"):  # which torch asks whether they are true
+            raise ValueError(f"{where}[{name!r}] must be True or False, got {short(value)}")
+        try:
+            copy.deepcopy(value)
+        except Exception as error:
+            raise ValueError(
+                f"{where}[{short(name)}] must be plain data, got {short(value)}, which cannot be "
+                f"copied: {type(error).__name__}"
+            ) from error
+
+
+def _check_scalar(name: str, where: str, value: Any) -> None:
+    most = 1.0 if name.endswith("product") else float(MAX_STEPS)
+    if not isinstance(value, Tensor):
+        number(where, value, least=0.0, most=most)
+        return
+    if tensor(where, value).numel() != 1 or value.is_complex():
+        raise ValueError(f"{where} must be one number, got {short(value)}")
+    if value.is_cpu:  # asking a device for its value would wait for it
+        number(where, float(value), least=0.0, most=most)

@@ -1,0 +1,214 @@
+"""Lets schedules drive any optimizer for one run, ours on the device and others from the host.
+
+The range test and the fine-tuner see one interface. For an optimizer of torch.optim the rates are
+written into its param groups before each step, which costs host time and no wait.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim._scheduling import momentum_of, set_rate
+from lrfast.schedules import Schedule
+
+
+class Driver(ABC):
+    """Schedules at work on an optimizer."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    @abstractmethod
+    def before_step(self) -> None:
+        """See to it that the next step uses the schedules' rates."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """Go on to the next rates, unless there was no step.
+
+        Waits for the device only where one of torch's fused optimizers stepped under a scaler.
+        """
+
+    @abstractmethod
+    def rate_used(self, group: int) -> float | Tensor:
+        """Return the rate that a group's last step used; a tensor is float64 [1] on the device."""
+
+    def scale(self) -> Tensor | None:
+        """What multiplies the schedules' rates now, float64 [1] on the device; None: nothing."""
+        return None
+
+    @abstractmethod
+    def applied(self) -> Tensor:
+        """Return the count of steps applied so far, one int64."""
+
+    @abstractmethod
+    def own(self, group: int) -> tuple[float, float | None]:
+        """Return a group's rate without the schedule, and its momentum where that is written."""
+
+    @abstractmethod
+    def watch(self) -> None:
+        """Obey the stop flag again, after somebody else drove the optimizer for a while."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Give every group the rate back that it had."""
+
+    def step(self) -> None:
+        """Make one optimizer step at the schedules' rates."""
+        self.before_step()
+        self._optimizer.step()
+        self.after_step()
+
+
+def drive(
+    optimizer: Optimizer,
+    schedule: Schedule | Sequence[Schedule],
+    total_steps: int,
+    stop_flag: Tensor | None = None,
+    start: int = 0,
+    *,
+    scaled: bool = False,
+) -> Driver:
+    """Put a schedule in charge of an optimizer.
+
+    Args:
+        optimizer: Ours or any of torch.optim.
+        schedule: Multiplies each group's own rate; one for all groups, or one per group.
+        total_steps: Steps of the schedule that will be made at most; its last value then holds.
+        stop_flag: One float64 on the device; while it is not 0 our optimizers change nothing.
+        start: The schedule's step that the next step makes.
+        scaled: Whether the factor of the optimizer's loss schedule multiplies the rates; else it
+            rests until the driver is detached.
+
+    Returns:
+        The driver.
+    """
+    if isinstance(optimizer, FusedOptimizer):
+        return _DeviceDriver(optimizer, schedule, stop_flag, start, scaled)
+    return _HostDriver(optimizer, schedule, total_steps, start)
+
+
+class _DeviceDriver(Driver):
+    _optimizer: FusedOptimizer
+
+    def __init__(
+        self,
+        optimizer: FusedOptimizer,
+        schedule: Schedule | Sequence[Schedule],
+        stop_flag: Tensor | None,
+        start: int,
+        scaled: bool,
+    ) -> None:
+        super().__init__(optimizer)
+        optimizer._scale_rests = not scaled  # the engine hears of it with the schedule
+        self._stop_flag = stop_flag
+        optimizer._attach(optimizer._one_per_group(schedule), start)
+        optimizer._watch(stop_flag)
+
+    def watch(self) -> None:
+        self._optimizer._watch(self._stop_flag)
+
+    def before_step(self) -> None:
+        pass
+
+    def after_step(self) -> None:
+        pass
+
+    def rate_used(self, group: int) -> Tensor:
+        return self._optimizer.last_rates[group : group + 1]
+
+    def scale(self) -> Tensor | None:
+        scale = self._optimizer._rate_scale
+        return None if scale is None else scale.reshape(1)
+
+    def applied(self) -> Tensor:
+        engine = self._optimizer._engine
+        clocks = [] if engine is None else engine.clocks()
+        start = self._optimizer._clock_at_start[0]
+        return clocks[0][0].clone() if clocks else torch.tensor(start)
+
+    def own(self, group: int) -> tuple[float, float | None]:
+        return float(self._optimizer.param_groups[group]["lr"]), None
+
+    def detach(self) -> None:
+        self._optimizer._watch(None)
+        self._optimizer._scale_rests = False
+        self._optimizer._attach([None] * len(self._optimizer.param_groups))
+
+
+class _HostDriver(Driver):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule | Sequence[Schedule],
+        total_steps: int,
+        start: int,
+    ) -> None:
+        super().__init__(optimizer)
+        groups = optimizer.param_groups
+        self._own_rates = [float(group["lr"]) for group in groups]
+        self._own_momenta = [momentum_of(group) for group in groups]
+        schedules = [schedule] * len(groups) if isinstance(schedule, Schedule) else list(schedule)
+        steps = np.arange(total_steps)
+        tables = {each: (each.values(steps), each.momentum(steps)) for each in set(schedules)}
+        self._tables = [tables[each] for each in schedules]
+        self._last = total_steps - 1
+        self._next = start
+        self._has_stepped = False
+        self._found_inf: Tensor | None = None
+        self._hook = optimizer.register_step_post_hook(self._note_step)
+
+    def before_step(self) -> None:
+        self._has_stepped = False
+        step = min(self._next, self._last)
+        groups = self._optimizer.param_groups
+        for group, own, (rates, momenta) in zip(groups, self._own_rates, self._tables, strict=True):
+            set_rate(group, own * float(rates[step]))
+            if momenta is not None:
+                _set_momentum(group, float(momenta[step]))
+
+    def after_step(self) -> None:
+        # GradScaler does not call the steps that it skips, but for those that skip by themselves.
+        if self._has_stepped and not (self._found_inf is not None and self._found_inf.item()):
+            self._next += 1
+
+    def rate_used(self, group: int) -> float | Tensor:
+        lr = self._optimizer.param_groups[group]["lr"]
+        return lr.detach().double().reshape(1) if isinstance(lr, Tensor) else float(lr)
+
+    def applied(self) -> Tensor:
+        return torch.tensor(self._next)
+
+    def own(self, group: int) -> tuple[float, float | None]:
+        return self._own_rates[group], self._own_momenta[group]
+
+    def watch(self) -> None:
+        pass
+
+    def _note_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._has_stepped = True
+        self._found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler for the step
+
+    def detach(self) -> None:
+        self._hook.remove()
+        groups = self._optimizer.param_groups
+        for group, rate, momentum in zip(groups, self._own_rates, self._own_momenta, strict=True):
+            set_rate(group, rate)
+            if momentum is not None:
+                _set_momentum(group, momentum)
+
+
+def _set_momentum(group: dict[str, Any], momentum: float) -> None:
+    betas = group.get("betas")
+    if isinstance(betas, tuple):
+        group["betas"] = (momentum, *betas[1:])
+    elif "momentum" in group:
+        group["momentum"] = momentum

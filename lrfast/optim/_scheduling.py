@@ -1,0 +1,363 @@
+"""What an optimizer does with a schedule: attach it, say where it stands, let it go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lrfast._utils.validation import entries
+from lrfast.schedules import Schedule
+from lrfast.schedules._checks import check_steps
+
+if TYPE_CHECKING:
+    from lrfast import _C
+    from lrfast.optim._loss_schedules import LossSchedule
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the schedules will do to every group, if nothing is changed on the way.
+
+    Args:
+        steps: Schedule steps, int64 [steps].
+        rates: Learning rates, float64 [steps, groups].
+        momenta: Momentum or beta1, float64 [steps, groups]; NaN where the rule has none.
+        weight_decays: Weight decay, float64 [steps, groups]; NaN where the rule has none.
+    """
+
+    steps: npt.NDArray[np.int64]
+    rates: Floats
+    momenta: Floats
+    weight_decays: Floats
+
+
+class Scheduled(torch.optim.Optimizer):
+    """The part of a fused optimizer that schedules are attached to; the engine evaluates them."""
+
+    _engine: _C.Engine | None
+    _schedules: list[Schedule | None]  # one per group
+    _clock_at_start: tuple[int, int]  # of an engine yet to be made: see _clock
+    _loss_schedule: LossSchedule | None = None
+    _scale_rests = False  # whether somebody plans the rates who wants no factor on top
+    _loaded_clock: tuple[int, int] | None = None  # where a state dict has put it
+    _captured_by: object = None  # the captured step that makes this optimizer's steps
+
+    def set_schedule(
+        self,
+        schedule: Schedule | Sequence[Schedule | None] | None,
+        *,
+        step: int | None = None,
+    ) -> None:
+        """Attach a schedule; its step 0 is the next step that is applied.
+
+        The schedule multiplies ``param_groups[i]["lr"]``, which stays what the user set. It is
+        evaluated on the device, once per group and step.
+
+        Between :meth:`load_state_dict` and the first step the schedule that was loaded goes on
+        where it stands when it is set once more; for another one ``step`` must say where it begins.
+
+        Args:
+            schedule: One schedule for all groups, a sequence with one (or None) per group, or None
+                to detach and leave every group's rate where the schedule has brought it.
+            step: The schedule's step that the next applied step makes, 0 or more. None: 0, or where
+                the loaded schedule stands.
+
+        Raises:
+            ValueError: If a sequence has not one entry per group, ``step`` is out of range, or it
+                is None for another schedule than the one just loaded.
+            TypeError: If an entry is not a :class:`lrfast.schedules.Schedule`.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer = torch.nn.Linear(2, 1)
+            >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.1)
+            >>> optimizer.set_schedule(lrfast.schedules.one_cycle(total_steps=100))
+            >>> optimizer.current_rates()
+            [0.004]
+        """
+        schedules = self._one_per_group(schedule)
+        if step is not None:
+            step = check_steps("step", step, least=0)
+        elif schedule is not None and self._loaded_clock is not None:
+            step = self._step_of_loaded(schedules)
+        if schedule is None:
+            self._leave_rates()
+        self._attach(schedules, step or 0)
+        self._loaded_clock = None
+
+    @property
+    def schedules(self) -> list[Schedule | None]:
+        """The schedules that are attached, one entry per group; None where there is none."""
+        return self._padded_schedules()
+
+    def planned(self, steps: int | None = None) -> Planned:
+        """Return rates, momenta and weight decays of every group over the schedules' steps.
+
+        A factor that losses drive is not in them.
+
+        Args:
+            steps: How many from step 0 on, 1 or more. None: up to the end of the longest schedule.
+
+        Raises:
+            ValueError: If ``steps`` is out of range, or None without a schedule.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer, one_cycle = torch.nn.Linear(2, 1), lrfast.schedules.one_cycle
+            >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.5, schedule=one_cycle(100))
+            >>> planned = optimizer.planned()
+            >>> planned.rates.shape, float(planned.rates.max())
+            ((100, 1), 0.5)
+        """
+        schedules = self._padded_schedules()
+        if steps is None:
+            if not any(schedules):
+                raise ValueError("steps must be given for an optimizer without a schedule")
+            steps = max(schedule.total_steps for schedule in schedules if schedule)
+        moments = np.arange(check_steps("steps", steps))
+        columns = [
+            _planned(group, schedule, moments)
+            for group, schedule in zip(self.param_groups, schedules, strict=True)
+        ]
+        rates, momenta, decays = (
+            np.stack(channel, axis=1) for channel in zip(*columns, strict=True)
+        )
+        return Planned(moments, rates, momenta, decays)
+
+    def _one_per_group(
+        self, schedule: Schedule | Sequence[Schedule | None] | None
+    ) -> list[Schedule | None]:
+        """What the user gave, checked, as a list with one entry per group."""
+        count = len(self.param_groups)
+        if isinstance(schedule, str):
+            raise TypeError(
+                "schedule must be made by lrfast.schedules, got a string; "
+                f"schedules.get({schedule!r})(...) makes one"
+            )
+        if schedule is None or isinstance(schedule, Schedule):
+            schedules: list[Schedule | None] = [schedule] * count
+        else:
+            schedules = list(schedule)
+        if len(schedules) != count:
+            raise ValueError(
+                f"schedule must be one schedule or one per group: the optimizer has {count} "
+                f"groups, got {len(schedules)} schedules"
+            )
+        for entry in schedules:
+            if entry is not None and not isinstance(entry, Schedule):
+                raise TypeError(
+                    f"schedule must be made by lrfast.schedules, got {type(entry).__name__}"
+                )
+        return schedules
+
+    def _step_of_loaded(self, schedules: list[Schedule | None]) -> int:
+        """Where schedules go on that are set right after loading, if they are the loaded ones."""
+        if self._loaded_clock != self._clock():
+            return 0  # steps have been made since
+        stands = self.schedule_step
+        differs = difference(schedules, self._padded_schedules())
+        if differs:
+            raise ValueError(
+                "step must say where another schedule than the one just loaded begins (0 to start "
+                f"it, {stands} to go on where that one stands), got None; set against loaded: "
+                f"{differs}"
+            )
+        return stands
+
+    def current_rates(self) -> list[float]:
+        """Return the rate that the next step will use, per group. Waits for the device."""
+        scale = 1.0 if self._rate_scale is None else float(self._rate_scale)
+        return [rate * scale for rate in self._scheduled_rates()]
+
+    @property
+    def loss_schedule(self) -> LossSchedule | None:
+        """The Plateau or Greedy whose factor multiplies the rates, None where there is none.
+
+        Loading a state dict that holds one, where there is none, makes it.
+        """
+        return self._loss_schedule
+
+    @property
+    def schedule_step(self) -> int:
+        """Steps applied since the schedule was set. Waits for the device."""
+        return self._clock()[0]
+
+    @property
+    def last_rates(self) -> Tensor:
+        """The rates that the last step used, float64 [groups] on the device that it ran on."""
+        rates = [] if self._engine is None else self._engine.rates()
+        return rates[0] if rates else torch.zeros(len(self.param_groups), dtype=torch.float64)
+
+    def _clock(self) -> tuple[int, int]:
+        """Steps applied since the schedule was set, and in all. Waits for the device."""
+        clocks = [] if self._engine is None else self._engine.clocks()
+        return tuple(clocks[0].tolist()) if clocks else self._clock_at_start
+
+    def _scheduled_rates(self) -> list[float]:
+        clock = self.schedule_step
+        return [
+            float(group["lr"]) * (1.0 if schedule is None else schedule.at(clock))
+            for group, schedule in zip(self.param_groups, self._padded_schedules(), strict=True)
+        ]
+
+    @property
+    def _rate_scale(self) -> Tensor | None:
+        """What multiplies all rates, one float64 on the device."""
+        schedule = None if self._scale_rests else self._loss_schedule
+        return None if schedule is None else schedule._state["scale"]
+
+    def _attach_loss_schedule(self, schedule: LossSchedule | None) -> None:
+        """Let a loss-driven schedule's factor multiply every group's rate from now on."""
+        self._loss_schedule = schedule
+        if self._engine is not None:
+            self._engine.scale_rates(self._rate_scale)
+
+    def _schedule_entry(self) -> dict[str, Any]:
+        """What a state dict says of the schedules. Waits for the device."""
+        entry: dict[str, Any] = {}
+        if any(self._schedules):
+            schedules = self._padded_schedules()
+            entry["schedules"] = [each.to_dict() if each else None for each in schedules]
+            entry["schedule_step"] = self.schedule_step
+        if self._loss_schedule is not None:
+            entry["loss_schedule"] = self._loss_schedule.state_dict()
+        return entry
+
+    def _schedule_snapshot(self) -> ScheduleSnapshot:
+        schedule = self._loss_schedule
+        state = {} if schedule is None else schedule.state_dict()
+        return list(self._schedules), self._clock_at_start, schedule, state
+
+    def _schedule_restore(self, snapshot: ScheduleSnapshot) -> None:
+        schedules, self._clock_at_start, schedule, state = snapshot
+        self._schedules = list(schedules)
+        self._attach_loss_schedule(schedule)
+        if schedule is not None:
+            schedule._put_back(state)
+
+    def _set_schedule_step(self, applied: int) -> None:
+        """Let the next step be that one of the schedules. Waits for the device."""
+        self._set_clock(applied, self._clock()[1])
+
+    def _set_clock(self, applied: int, steps: int) -> None:
+        self._clock_at_start = (applied, steps)
+        if self._engine is not None:
+            self._engine.set_clock(applied, steps)
+
+    def _leave_rates(self) -> None:
+        """Make the rates that the schedules have reached the groups' own."""
+        rates = self._scheduled_rates() if any(self._schedules) else []
+        for group, schedule, rate in zip(self.param_groups, self._schedules, rates, strict=False):
+            if schedule is not None:
+                set_rate(group, rate)
+
+    def _check_saved_schedules(self, saved: list[Schedule | None] | None) -> None:
+        """Refuse another schedule than the attached one: which is meant, the user must say."""
+        if saved is None or not any(self._schedules) or len(saved) != len(self.param_groups):
+            return  # torch refuses another number of groups
+        differs = difference(saved, self._padded_schedules())
+        if differs:
+            raise ValueError(
+                'schedule must be "saved" or "own" where the saved one and the attached one '
+                f"differ, got None; saved against own: {differs}"
+            )
+
+    def _attach(self, schedules: list[Schedule | None], step: int = 0) -> None:
+        """Put schedules, one per group, in charge from the next step on; rates stay as set."""
+        self._schedules = schedules
+        self._clock_at_start = (0, self._clock_at_start[1])
+        if self._engine is not None:
+            self._send_schedules(self._engine)
+        if step:
+            self._set_schedule_step(step)
+
+    def _send_schedules(self, engine: _C.Engine) -> None:
+        distinct = list(dict.fromkeys(s for s in self._padded_schedules() if s is not None))
+        engine.set_schedules(
+            [schedule.encode() for schedule in distinct],
+            [-1 if s is None else distinct.index(s) for s in self._padded_schedules()],
+        )
+        engine.scale_rates(self._rate_scale)
+
+    def _padded_schedules(self) -> list[Schedule | None]:
+        """One entry per group; groups added after set_schedule have none."""
+        missing = len(self.param_groups) - len(self._schedules)
+        return (self._schedules + [None] * missing)[: len(self.param_groups)]
+
+
+# Schedules, clock of an engine yet to be made, the loss-driven schedule and a copy of its state.
+ScheduleSnapshot = tuple[
+    list[Schedule | None], tuple[int, int], "LossSchedule | None", dict[str, Any]
+]
+
+
+def momentum_of(group: dict[str, Any]) -> float | None:
+    """Return a param group's momentum or beta1; None if its rule has none."""
+    betas = group.get("betas")
+    if isinstance(betas, tuple):
+        return float(betas[0])
+    momentum = group.get("momentum")
+    return float(momentum) if isinstance(momentum, int | float) else None
+
+
+def saved_schedules(entry: dict[str, Any]) -> list[Schedule | None] | None:
+    """Return the schedules in our entry of a state dict, one per group; None if there are none."""
+    saved = entry.get("schedules")
+    if saved is None:
+        return None
+    each = entries("schedules", saved)
+    return [None if entry is None else Schedule.from_dict(entry) for entry in each]
+
+
+def _planned(
+    group: dict[str, Any], schedule: Schedule | None, steps: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats, Floats]:
+    """Rates, momenta and weight decays of one group."""
+    momentum = momentum_of(group)
+    own = (
+        float(group["lr"]),
+        math.nan if momentum is None else momentum,
+        float(group.get("weight_decay", math.nan)),
+    )
+    rates, momenta, decays = (np.full(len(steps), value) for value in own)
+    if schedule is None:
+        return rates, momenta, decays
+    cycled, faded = schedule.momentum(steps), schedule.weight_decay(steps)
+    return (
+        rates * schedule.values(steps),
+        momenta if cycled is None or momentum is None else cycled,
+        decays if faded is None else decays * faded,
+    )
+
+
+def difference(ours: Sequence[Schedule | None], theirs: Sequence[Schedule | None]) -> str:
+    """Return in words how the schedules of each group differ; nothing where they are equal."""
+    lines: dict[str, list[str]] = {}  # of what differs, the groups in which it does
+    for group, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if one == other:
+            continue
+        if one is None or other is None:
+            names = ["none" if each is None else each.name for each in (one, other)]
+            text = f"{names[0]} against {names[1]}"
+        else:
+            text = one.difference(other).replace("\n", ", ")
+        lines.setdefault(text, []).append(str(group))
+    return "; ".join(f"group {', '.join(groups)}: {text}" for text, groups in lines.items())
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a param group's rate, in place where it is a tensor."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        lr.fill_(rate)
+    else:
+        group["lr"] = rate

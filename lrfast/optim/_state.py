@@ -1,0 +1,100 @@
+"""Tensors of optimizer state in the form that the engine needs: shape, dtype, device, layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrfast._utils.extension import extension
+
+# States that have a dtype of their own; all others are moments of the gradient.
+SCALARS = ("step", "beta1_product", "mu_product")
+NOT_MOMENTS = (*SCALARS, "ema")
+
+
+def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros in the memory layout that the engine walks, which is dense even if ``param`` is not."""
+    if hasattr(param, "_local_tensor"):  # a DTensor's state is one too, for its checkpoints
+        return torch.zeros_like(param, dtype=dtype)
+    strides = extension().layout_strides(param)
+    zeros = torch.empty_strided(param.shape, strides, dtype=dtype, device=param.device)
+    return zeros.zero_()
+
+
+def usable(name: str, value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
+    """A state in its parameter's shape, device and memory layout.
+
+    Raises:
+        ValueError: If it has another shape.
+    """
+    if not isinstance(value, Tensor) or value.shape != param.shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"state {name!r} must have its parameter's shape {tuple(param.shape)}, got {got}"
+        )
+    return zeros_like(param, dtype).copy_(value)
+
+
+def scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor [] on its parameter's device, without waiting for that."""
+    if isinstance(value, Tensor):
+        return value.detach().reshape(()).to(param.device, dtype)
+    return torch.full((), value, dtype=dtype, device=param.device)
+
+
+def average_dtype(param: Tensor) -> torch.dtype:
+    """What a weight's average is kept in: half types would lose most of its steps."""
+    is_half = param.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if is_half else param.dtype
+
+
+def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Undo torch's cast of states to the parameter's dtype where it loses digits.
+
+    float32 moments of a half parameter stay float32, and so does the float64 product of beta1;
+    a state too wide for the engine is narrowed when it is first used.
+    """
+    saved_ids: Iterable[int] = chain.from_iterable(
+        group["params"] for group in state_dict["param_groups"]
+    )
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    for saved_id, param in zip(saved_ids, params, strict=True):
+        loaded = optimizer.state.get(param, {})
+        for name, value in state_dict["state"].get(saved_id, {}).items():
+            if not isinstance(value, Tensor) or not isinstance(loaded.get(name), Tensor):
+                continue
+            if value.dtype.itemsize > loaded[name].dtype.itemsize:
+                loaded[name] = value.to(param.device, copy=True)
+
+
+def choose_dtypes(
+    optimizer: torch.optim.Optimizer, dtype_of: Callable[[Tensor], torch.dtype]
+) -> None:
+    """Bring the moments that are there into the dtype of each parameter's states."""
+    for param, state in optimizer.state.items():
+        if not isinstance(param, Tensor):  # torch loads states of parameters that are none, too
+            continue
+        chosen = dtype_of(param)
+        for name, value in state.items():
+            if isinstance(value, Tensor) and name not in NOT_MOMENTS:
+                state[name] = value.to(chosen)
+
+
+def mark_unbegun_buffers(
+    optimizer: torch.optim.Optimizer, counts: list[tuple[Tensor, Tensor]], state: dict[str, Any]
+) -> None:
+    """Tell a buffer that no step has filled yet from one of zeros: the first one was skipped.
+
+    torch's SGD says so by None; the engine by a count that torch has no place for.
+    """
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    ids = {id(param): index for index, param in enumerate(params)}
+    began = torch.stack([count.cpu() for _, count in counts]).tolist() if counts else []
+    for (param, _), count in zip(counts, began, strict=True):
+        packed = state["state"].get(ids.get(id(param)), {})
+        if count == 0 and packed.get("momentum_buffer") is not None:
+            state["state"][ids[id(param)]] = packed | {"momentum_buffer": None}

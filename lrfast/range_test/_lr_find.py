@@ -1,0 +1,377 @@
+"""``lr_find``: sweeps, put back, read, and, where wanted, raced."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from lrfast.range_test import _analysis
+from lrfast.range_test._loop import Loop
+from lrfast.range_test._priors import Amounts, context_of, weights_of
+from lrfast.range_test._race import race
+from lrfast.range_test._result import RangeTest
+from lrfast.range_test._sweep import Mode, Sweep, Vary, make_sweep
+from lrfast.suggest import Suggestion
+from lrfast.training._captured import check_captures
+from lrfast.training._data import (
+    ComputeLoss,
+    LossFunction,
+    Replayed,
+    length_of,
+    make_compute_loss,
+)
+from lrfast.training._ranks import ranks_of
+from lrfast.training._snapshot import Snapshot, bytes_needed, preserved, sizes
+from lrfast.training._step import StepFunction, Training
+
+_log = logging.getLogger(__name__)
+
+_MAX_SWEEPS = 4  # of an adaptive range test
+
+
+def lr_find(
+    model: nn.Module,
+    optimizer: Optimizer,
+    data: Iterable[Any],
+    loss_fn: LossFunction | None = None,
+    *,
+    compute_loss: ComputeLoss | None = None,
+    step_fn: StepFunction | None = None,
+    start_lr: float | Sequence[float] = 1e-7,
+    end_lr: float | Sequence[float] = 10.0,
+    num_iter: int = 100,
+    mode: Mode = "exp",
+    vary: Vary = "ratio",
+    stop: float | None = 4.0,
+    beta: float = 0.98,
+    lag: int = 0,
+    accumulate: int = 1,
+    same_batch: bool = False,
+    valid: Iterable[Any] | None = None,
+    judge: Iterable[Any] | None = None,
+    repeats: int = 1,
+    adaptive: bool = False,
+    verify: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
+    others: Sequence[object] = (),
+    snapshot: Literal["device", "host"] = "device",
+    process_group: dist.ProcessGroup | None = None,
+    capture: bool = False,
+    progress: bool = True,
+) -> RangeTest:
+    """Run a range test: train with growing rates, record the losses, put everything back.
+
+    Training after a range test is, bit for bit, training without it: parameters, buffers,
+    gradients, optimizer state, modes, random numbers and the order of a DataLoader are as before,
+    also when something raises in the middle. Data that can be iterated only once is used up.
+
+    With a model in DistributedDataParallel, or sharded by FSDP, every rank calls it alike: losses
+    are averaged, all ranks stop at the same point, and each puts its own copy back.
+
+    Args:
+        model: Module with trainable parameters; it is put into training mode if it is not.
+        optimizer: Ours, or any of torch.optim, with parameters of the model; one whose ``step``
+            needs a closure gets one.
+        data: Batches; cycled if they are too few.
+        loss_fn: ``loss_fn(model(inputs), targets)`` for batches ``(inputs, targets)``; of more
+            entries than two all but the last are inputs.
+        compute_loss: Instead of ``loss_fn``: ``compute_loss(model, batch)`` returns the loss. With
+            neither, the model returns its loss: as it is, as ``.loss``, as ``["loss"]`` or first.
+        step_fn: Instead of both: ``step_fn(batch)`` makes a whole training step, from zeroing
+            gradients to ``optimizer.step()``, leaves rates alone and returns the loss. Whatever it
+            changes besides model and optimizer belongs in ``others``.
+        start_lr: First rate, above 0; or one per param group.
+        end_lr: Last rate, above ``start_lr``; or one per param group.
+        num_iter: Points of the sweep, 2 or more. A point is an applied update.
+        mode: "exp", equal ratios from rate to rate, or "linear", equal differences.
+        vary: "ratio": all groups, their ratios kept, ``start_lr`` and ``end_lr`` being rates of the
+            trained group with the highest one. "same": all groups at the same rate. A number: that
+            group alone, while the others hold their rates.
+        stop: The sweep ends when the smoothed loss exceeds ``stop`` times the best (measured
+            against the drop and the noise where the best is not above 0); None: never for that.
+        beta: Decay of the EMA that smooths the losses, in [0, 1).
+        lag: 0 pairs a rate with the loss just before its update, as all peers do; 1 with the loss
+            just after it, at the cost of one forward pass.
+        accumulate: Batches per update; a point's loss is their mean.
+        same_batch: Whether all updates see the first one's batches, which removes their noise.
+        valid: Batches; a point's loss is then the mean over them after the update.
+        repeats: Sweeps, each with other data order and random numbers; the result is their median.
+        adaptive: Whether to sweep again, over the range that rule "auto" proposes, where it
+            declines; 4 sweeps at most.
+        verify: Steps, 2 or more, of the short one-cycle runs in which the suggested rate and its
+            neighbours race from the present state on the same batches; 8 runs at most. 0: no race.
+        judge: Validation batches whose mean loss decides the race; ``valid`` by default; without
+            either some training batches that the runs have not seen.
+        scaler: GradScaler; steps that it skips add no point.
+        others: Objects with ``state_dict`` and ``load_state_dict`` to put back too.
+        snapshot: Where the copies are kept that put everything back: on the "device" that trains,
+            or in the "host" memory, for models that fill the device.
+        process_group: The ranks that train together, where the model is neither in
+            DistributedDataParallel nor sharded.
+        capture: Whether a sweep's updates are captured in a CUDA graph, see :func:`lrfast.capture`;
+            for our optimizers and training losses. Races run as ever.
+        progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
+
+    Returns:
+        Curve, suggestions and outcome.
+
+    Raises:
+        TypeError, ValueError: For bad arguments, data or losses; nothing has changed then.
+
+    Example:
+        >>> import torch, lrfast
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = lrfast.SGD(model.parameters(), lr=0.1)
+        >>> batches = [(torch.ones(4, 2), torch.ones(4, 1))]
+        >>> result = lrfast.lr_find(
+        ...     model, optimizer, batches, torch.nn.functional.mse_loss, progress=False
+        ... )
+        >>> result.suggestion.rule, len(result.losses) == len(result.lrs)
+        ('auto', True)
+
+    Reference:
+        Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
+    """
+    began = time.perf_counter()
+    settings = _Settings(beta, stop, lag, repeats, adaptive, verify, progress)
+    settings.check()
+    _check_steps(accumulate, step_fn, loss_fn, compute_loss, valid, lag, verify)
+    sweep = make_sweep(model, optimizer, start_lr, end_lr, num_iter, mode, vary)
+    training = Training(
+        model,
+        optimizer,
+        Replayed(data) if settings.goes_over_data_again else data,
+        make_compute_loss(loss_fn, compute_loss),
+        step_fn,
+        accumulate,
+        same_batch,
+        valid,
+        valid if judge is None else judge,
+        scaler,
+        ranks_of(model, process_group),
+        captures=capture,
+    )
+    if capture:
+        check_captures(training)
+    if scaler is not None and training.takes_closure:
+        raise ValueError("scaler must be left out for an optimizer that needs a closure")
+    loaders = [
+        each for each in (data, valid, judge) if isinstance(each, torch.utils.data.DataLoader)
+    ]
+    kept = [*others, *([] if scaler is None else [scaler])]
+    _check_memory(bytes_needed(model, optimizer), snapshot)
+    on_host = snapshot == "host"
+    with preserved(model, optimizer, others=kept, loaders=loaders, on_host=on_host) as saved:
+        result = _Search(training, sweep, settings, saved, loaders).run()
+    for note in result.notes:
+        _log.info(note)
+    return replace(result, seconds=time.perf_counter() - began, snapshot_bytes=saved.nbytes)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Arguments of ``lr_find`` that concern neither the model nor the rates."""
+
+    beta: float
+    stop: float | None
+    lag: int
+    repeats: int
+    adaptive: bool
+    verify: int
+    progress: bool
+
+    @property
+    def goes_over_data_again(self) -> bool:
+        return self.repeats > 1 or self.adaptive or self.verify > 0
+
+    def check(self) -> None:
+        if self.stop is not None and not (math.isfinite(self.stop) and self.stop > 1):
+            raise ValueError(f"stop must be None, or finite and above 1, got {self.stop}")
+        if self.lag not in (0, 1):
+            raise ValueError(f"lag must be 0 or 1, got {self.lag!r}")
+        if not _is_count(self.repeats) or self.repeats < 1:
+            raise ValueError(f"repeats must be a whole number, 1 or more, got {self.repeats!r}")
+        if not _is_count(self.verify) or self.verify == 1 or self.verify < 0:
+            raise ValueError(
+                f"verify must be a whole number of steps, 2 or more, or 0, got {self.verify!r}"
+            )
+
+
+class _Search:
+    """The sweeps of one call of ``lr_find``, within its snapshot."""
+
+    def __init__(
+        self,
+        training: Training,
+        sweep: Sweep,
+        settings: _Settings,
+        saved: Snapshot,
+        loaders: Sequence[Any],
+    ) -> None:
+        self._training = training
+        self._sweep = sweep
+        self._settings = settings
+        self._saved = saved
+        self._loaders = loaders
+        self._is_fresh = True
+        self._weights = weights_of(training.optimizer)
+
+    def run(self) -> RangeTest:
+        """Sweep as often as it takes, and race."""
+        result = self._swept(self._sweep)
+        notes: list[str] = []
+        sweeps = 1
+        while self._settings.adaptive and sweeps < _MAX_SWEEPS:
+            answer = result.suggestions["auto"]
+            if answer.lr is not None or answer.next_range is None:
+                break
+            notes.append(f"swept again: {answer.reason}")
+            result = self._swept(self._next(result.sweep, answer.next_range))
+            sweeps += 1
+        notes += result.notes
+        if self._settings.verify:
+            result = self._raced(result)
+        return replace(result, notes=tuple(notes))
+
+    def _swept(self, sweep: Sweep) -> RangeTest:
+        settings = self._settings
+        recordings = []
+        amounts = Amounts()
+        for repeat in range(settings.repeats):
+            if not self._is_fresh:
+                self._saved.restore()
+            self._is_fresh = False
+            if repeat:
+                _reseed(repeat, self._loaders)
+            loop = Loop(
+                self._training,
+                sweep,
+                beta=settings.beta,
+                stop=settings.stop,
+                lag=settings.lag,
+                progress=settings.progress,
+            )
+            recordings.append(_analysis.read(loop.run(), settings.lag))
+            amounts = loop.amounts
+        context = context_of(self._training.optimizer, sweep.reference, amounts, self._weights)
+        result = _analysis.summarise(sweep, recordings, settings.beta, context)
+        return replace(result, notes=self._notes(result))
+
+    def _next(self, sweep: Sweep, wanted: tuple[float, float]) -> Sweep:
+        """The sweep over the range that is wanted, with more points where that is the same one."""
+        start, end = sweep.ranges[sweep.reference]
+        if math.isclose(wanted[0], start) and math.isclose(wanted[1], end):
+            return replace(sweep, num_iter=3 * sweep.num_iter)
+        firsts, lasts = (sweep.rates_at(rate) for rate in wanted)
+        return replace(sweep, ranges=tuple(zip(firsts, lasts, strict=True)))
+
+    def _raced(self, result: RangeTest) -> RangeTest:
+        """The result with what a race between rates says, as rule "verified"."""
+        first = _first_candidate(result)
+        if first.lr is None:
+            verdict = replace(first, rule="verified")
+            outcome = None
+        else:
+            steps, progress = self._settings.verify, self._settings.progress
+            outcome, verdict = race(
+                self._training, result.sweep, self._saved, first, steps, progress
+            )
+        suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
+        return replace(result, suggestions=suggestions, race=outcome)
+
+    def _notes(self, result: RangeTest) -> tuple[str, ...]:
+        notes = []
+        if len(result.losses) and not math.isfinite(result.losses[-1]):
+            place = f"point {len(result.losses)}, at a rate of {result.lrs[-1]:.1e}"
+            notes.append(f"the loss is {result.losses[-1]} at {place}")
+        batches = length_of(self._training.data)
+        used = self._training.accumulate * len(result.lrs)
+        if not (batches is None or batches >= used or self._training.same_batch):
+            notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
+        return tuple(notes)
+
+
+def _first_candidate(result: RangeTest) -> Suggestion:
+    """What "auto" says, or else the middle one of all answers; a single rule's may be far off."""
+    auto = result.suggestions["auto"]
+    answers = [(answer.lr, answer) for answer in result.suggestions.values() if answer.lr]
+    if auto.lr is not None or not answers:
+        return auto
+    return sorted(answers, key=lambda pair: pair[0])[(len(answers) - 1) // 2][1]
+
+
+def _reseed(repeat: int, loaders: Sequence[Any]) -> None:
+    """Give a repeated sweep random numbers of its own; the snapshot brings the old ones back."""
+    seed = (torch.initial_seed() + repeat) % 2**63
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    for loader in loaders:
+        inner = getattr(loader.batch_sampler, "sampler", None)
+        owners = (loader, loader.sampler, inner)
+        for generator in {
+            id(g): g for o in owners if (g := getattr(o, "generator", None))
+        }.values():
+            generator.manual_seed((generator.initial_seed() + repeat) % 2**63)
+
+
+def _check_memory(needed: dict[torch.device, int], where: str) -> None:
+    """Say what the snapshot takes, and refuse before it starts where a device has not that much."""
+    if where not in ("device", "host"):
+        raise ValueError(f"snapshot must be 'device' or 'host', got {where!r}")
+    _log.info("the snapshot copies %s to %s memory", sizes(needed), where)
+    for device, size in needed.items():
+        if device.type != "cuda" or where == "host":
+            continue
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        if size > free:
+            raise MemoryError(
+                f"the snapshot needs {size} bytes of {device}, which has {free} left; "
+                "pass snapshot='host'"
+            )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_steps(
+    accumulate: int,
+    step_fn: StepFunction | None,
+    loss_fn: LossFunction | None,
+    compute_loss: ComputeLoss | None,
+    valid: Iterable[Any] | None,
+    lag: int,
+    verify: int,
+) -> None:
+    if not _is_count(accumulate) or accumulate < 1:
+        raise ValueError(f"accumulate must be a whole number, 1 or more, got {accumulate!r}")
+    if valid is not None and lag:
+        raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")
+    if step_fn is None:
+        return
+    clashes = {
+        "loss_fn": loss_fn is not None,
+        "compute_loss": compute_loss is not None,
+        "accumulate": accumulate > 1,
+        "valid": valid is not None,
+        "verify": verify > 0,
+    }
+    for name, clash in clashes.items():
+        if clash:
+            raise ValueError(f"{name} must be left out with step_fn, which makes the whole step")

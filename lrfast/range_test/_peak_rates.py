@@ -1,0 +1,125 @@
+"""The rates that a group's schedule peaks at, whoever makes the schedule, and how to move them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrfast.optim._scheduling import set_rate
+
+# Whatever torch's schedulers compute a rate from, in the param groups and in themselves.
+_GROUP_RATES: Final = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+_SCHEDULER_RATES: Final = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")
+
+
+class PeakRates:
+    """The peak rates of an optimizer's param groups, which scale with their whole schedules.
+
+    Args:
+        optimizer: Ours, or any of torch.optim.
+        schedulers: All schedulers of torch that are attached to it.
+
+    Raises:
+        TypeError, ValueError: If a scheduler is missing or of another kind or optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedulers: Sequence[LRScheduler]) -> None:
+        self._optimizer = optimizer
+        self._schedulers = _flat(schedulers, optimizer)
+        self._check()
+
+    def peaks(self) -> tuple[float, ...]:
+        """Return the highest rate of each group's schedule, [groups].
+
+        Raises:
+            ValueError: If a scheduler has been attached that is not known here.
+        """
+        self._check()
+        cyclic = [s.max_lrs for s in self._schedulers if hasattr(s, "max_lrs")]
+        peaks = []
+        for index, group in enumerate(self._optimizer.param_groups):
+            rate = group.get("initial_lr", group["lr"])
+            if cyclic and index < len(cyclic[0]):
+                rate = cyclic[0][index]
+            peaks.append(float(group.get("max_lr", rate)))
+        return tuple(peaks)
+
+    @contextmanager
+    def used_now(self) -> Iterator[None]:
+        """Let every group train at its peak: a scheduler at 0 hides the groups' ratios."""
+        own = [
+            float(lr) if isinstance(lr := group["lr"], Tensor) else lr
+            for group in self._optimizer.param_groups
+        ]
+        peaks = self.peaks()
+        moved = [index for index, peak in enumerate(peaks) if peak != own[index]]
+        try:
+            for index in moved:
+                set_rate(self._optimizer.param_groups[index], peaks[index])
+            yield
+        finally:
+            for index in moved:
+                set_rate(self._optimizer.param_groups[index], own[index])
+
+    @torch.no_grad()
+    def scale(self, factors: Sequence[float]) -> None:
+        """Multiply all rates that a scheduler may read, in place where they are tensors.
+
+        Args:
+            factors: One per param group.
+        """
+        places: list[tuple[Any, Any, float]] = [
+            (group, name, factor)
+            for group, factor in zip(self._optimizer.param_groups, factors, strict=True)
+            for name in _GROUP_RATES
+            if name in group
+        ]
+        lists = [getattr(s, name, None) for s in self._schedulers for name in _SCHEDULER_RATES]
+        # Nested schedulers may share a list, and groups a tensor.
+        for rates in {id(each): each for each in lists if each is not None}.values():
+            places += [(rates, index, f) for index, f in enumerate(factors[: len(rates)])]
+        scaled: set[int] = set()
+        for holder, key, factor in places:
+            rate = holder[key]
+            if factor == 1 or (isinstance(rate, Tensor) and id(rate) in scaled):
+                continue
+            if isinstance(rate, Tensor):
+                scaled.add(id(rate))
+                rate.mul_(factor)
+            else:
+                holder[key] = rate * factor
+
+    def _check(self) -> None:
+        groups = self._optimizer.param_groups
+        if not self._schedulers and any("initial_lr" in group for group in groups):
+            raise ValueError(
+                "schedulers must hold the schedulers attached to optimizer, which would undo a "
+                "change of its rates, got none; where none is attached any more, delete "
+                "'initial_lr' from the param groups"
+            )
+
+
+def _flat(schedulers: Sequence[LRScheduler], optimizer: Optimizer) -> list[LRScheduler]:
+    """The schedulers and those within them, each once."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer)}")
+    if not isinstance(schedulers, Sequence):
+        raise TypeError(f"schedulers must be a list, got a {type(schedulers).__name__}; wrap it")
+    found: dict[int, LRScheduler] = {}
+    for scheduler in schedulers:
+        if not isinstance(scheduler, LRScheduler):
+            raise TypeError(
+                "schedulers must be of torch.optim.lr_scheduler, got a "
+                f"{type(scheduler).__name__}; a schedule of ours is known to the optimizer"
+            )
+        if scheduler.optimizer is not optimizer:
+            raise ValueError("schedulers must be attached to optimizer, got one of another")
+        inner = _flat(getattr(scheduler, "_schedulers", ()), optimizer)
+        found |= {id(each): each for each in (scheduler, *inner)}
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""Tools around training: timing, diagnosis, the demo and the command line."""

@@ -1,0 +1,150 @@
+"""Times a user's own optimizer and model against lrfast, on equal work, in front of their eyes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from lrfast.optim._state import NOT_MOMENTS
+from lrfast.tools.bench._contenders import (
+    OURS,
+    THEIRS,
+    Contender,
+    Extras,
+    make_contenders,
+    subject_of,
+)
+from lrfast.tools.bench._result import UPDATE, BenchResult, Quartiles
+from lrfast.tools.bench._timing import FORWARD, Gradients, Loss, Samples, assert_same, measure
+from lrfast.tools.bench._traffic import bytes_moved
+from lrfast.training._data import (
+    ComputeLoss,
+    LossFunction,
+    check_loss,
+    make_compute_loss,
+    to_device,
+)
+
+__all__ = ["BenchResult", "bench"]
+
+
+def bench(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Any = None,
+    loss_fn: LossFunction | None = None,
+    *,
+    compute_loss: ComputeLoss | None = None,
+    scheduler: LRScheduler | None = None,
+    max_grad_norm: float | None = None,
+    ema_decay: float | None = None,
+    seconds: float = 3.0,
+) -> BenchResult:
+    """Time an optimizer's update of a model, as torch does it, against lrfast's.
+
+    Copies are timed, at least two of model and optimizer; the user's own stay as they are. That all
+    do the same is checked before. They take turns; on a GPU events measure, and nothing waits.
+
+    Args:
+        model: What is trained.
+        optimizer: Of torch.optim or of lrfast, then against its counterpart in torch; with the
+            states and settings that it has.
+        batch: One batch, as :func:`lrfast.lr_find` takes many: with it forward and backward are
+            timed too, and gradients are real. None: gradients are random.
+        loss_fn: ``loss_fn(outputs, targets)``, for batches (inputs, targets).
+        compute_loss: ``compute_loss(model, batch)``, for all others.
+        scheduler: The optimizer's, whose step is part of the update.
+        max_grad_norm: Norm to clip to, by ``clip_grad_norm_`` in torch.
+        ema_decay: Decay of an average of the weights, by ``swa_utils`` in torch.
+        seconds: To spend on timing, more or less.
+
+    Returns:
+        All times; ``table()`` renders them.
+
+    Raises:
+        TypeError, ValueError: For an optimizer that lrfast or torch has no counterpart of, or an
+            argument out of range.
+        RuntimeError: If the two do not do the same.
+
+    Example:
+        >>> import torch, lrfast
+        >>> model = torch.nn.Linear(8, 2)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> result = lrfast.tools.bench(model, optimizer, max_grad_norm=1.0, seconds=0.01)
+        >>> sorted(result.times["torch"])
+        ['clip', 'step', 'update', 'zero_grad']
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"seconds must be finite and above 0, got {seconds}")
+    if batch is None and (loss_fn is not None or compute_loss is not None):
+        raise ValueError("batch must be given where a loss is, got None")
+    loss = None if batch is None else _loss_of(batch, make_compute_loss(loss_fn, compute_loss))
+    subject = subject_of(model, optimizer, scheduler, Extras(max_grad_norm, ema_decay))
+    params = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+    devices = {param.device for param in params}
+    if len(devices) != 1:
+        raise ValueError(f"all parameters must be on one device, got {sorted(map(str, devices))}")
+    (device,) = devices
+    gpus = [device] if device.type == "cuda" else []
+    # Copies have never stepped, which schedulers warn of.
+    with torch.random.fork_rng(gpus), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        contenders = make_contenders(subject)
+        clips, zeroes = subject.extras.max_grad_norm is not None, subject.extras.zero_grads
+        gradients = Gradients(contenders, loss, refills=clips or zeroes)
+        difference = assert_same(contenders, gradients)
+        moved, held = _bytes(contenders[OURS], clips, zeroes)
+        for contender in contenders.values():
+            contender.set_schedule()
+        measured = measure(contenders, gradients, seconds, moved, held)
+    return BenchResult(
+        optimizer=f"{type(optimizer).__module__.split('.')[0]}'s {type(optimizer).__name__}",
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        parameters=sum(param.numel() for param in params),
+        tensors=len(params),
+        groups=len(optimizer.param_groups),
+        times={name: _quartiles(parts) for name, parts in measured.device.items()},
+        host_times={name: _quartiles(parts) for name, parts in measured.host.items()},
+        bytes_moved=moved,
+        bandwidth=measured.bandwidth,
+        difference=difference,
+        rounds=len(measured.host[THEIRS]["step"]),
+    )
+
+
+def _loss_of(batch: Any, compute_loss: ComputeLoss) -> Loss:
+    def loss(model: nn.Module) -> Tensor:
+        device = next(model.parameters()).device
+        return check_loss(compute_loss(model, to_device(batch, device)))
+
+    return loss
+
+
+def _bytes(ours: Contender, clips: bool, zeroes: bool) -> tuple[int, int]:
+    """Bytes that an update of ours moves, and those of the tensors that it works on."""
+    moved = held = 0
+    for param in ours.params:
+        state = ours.optimizer.state[param]
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        moments = sum(value.nbytes for n, value in tensors.items() if n not in NOT_MOMENTS)
+        average = tensors["ema"].nbytes if "ema" in tensors else 0
+        moved += bytes_moved(param.nbytes, moments, average, takes_norm=clips, zeroes=zeroes)
+        held += 2 * param.nbytes + moments + average
+    return moved, held
+
+
+def _quartiles(samples: Samples) -> dict[str, Quartiles]:
+    """Of each part, and of all that make the update, in microseconds."""
+    parts = [values for part, values in samples.items() if part != FORWARD]
+    update = [sum(values) for values in zip(*parts, strict=True)]
+    found = {}
+    for part, values in (samples | {UPDATE: update}).items():
+        low, median, high = statistics.quantiles([1e6 * value for value in values], n=4)
+        found[part] = (low, median, high)
+    return found

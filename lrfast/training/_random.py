@@ -1,0 +1,133 @@
+"""Random numbers of a training run, taken down as plain numbers and put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrfast._utils.validation import entries, mapping, number, tensor, text, whole
+from lrfast.training._data import generators_of
+from lrfast.training._snapshot import GlobalRandom
+
+_CUDA_BYTES = 16  # of the state of a GPU's generator, which only a GPU can check
+
+
+@dataclass(frozen=True)
+class RandomStates:
+    """States of the process's generators, and of those that data loaders have of their own.
+
+    Args:
+        globals: Those of Python, numpy and torch.
+        generators: Those of the loaders, in the loaders' order.
+    """
+
+    globals: GlobalRandom
+    generators: list[Tensor]
+
+    @classmethod
+    def take(cls, loaders: Iterable[object]) -> RandomStates:
+        """Return the states as they are now."""
+        own = [each.get_state() for loader in loaders for each in generators_of(loader)]
+        return cls(GlobalRandom.take(), own)
+
+    def put_back(self, loaders: Iterable[object]) -> None:
+        """Set the generators to these states.
+
+        Raises:
+            ValueError: If the loaders have another number of generators.
+        """
+        generators = [each for loader in loaders for each in generators_of(loader)]
+        if len(generators) != len(self.generators):
+            raise ValueError(
+                f"the loaders must have {len(self.generators)} generators as when the checkpoint "
+                f"was made, got {len(generators)}"
+            )
+        for generator, state in zip(generators, self.generators, strict=True):
+            generator.set_state(state)
+        self.globals.put_back()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the states as plain numbers, strings, lists and tensors."""
+        version, words, gauss = self.globals.python
+        return {
+            "python": [version, list(words), gauss],
+            "numpy": _plain(self.globals.numpy),
+            "cpu": self.globals.cpu,
+            "cuda": self.globals.cuda,
+            "generators": self.generators,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RandomStates:
+        """Return what :meth:`to_dict` described; states of GPUs that are not here are left out.
+
+        Raises:
+            ValueError: If a generator cannot be set to its state.
+        """
+        mapping("random states", data, ["python", "numpy", "cpu", "cuda", "generators"])
+        version, words, gauss = entries("python's random state", data["python"], least=3)
+        if gauss is not None:  # Python itself takes anything there
+            number("python's random state", gauss)
+        cuda = [_bytes(each) for each in entries("states of GPUs", data["cuda"])]
+        states = GlobalRandom(
+            (version, tuple(entries("words", words)), gauss),
+            _arrays(data["numpy"]),
+            _bytes(data["cpu"]),
+            cuda[: torch.cuda.device_count()],
+        )
+        generators = [_bytes(each) for each in entries("generators", data["generators"])]
+        _try(states, generators)
+        return cls(states, generators)
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's state with its arrays as dicts, which torch.load takes without trust."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return {"dtype": str(value.dtype), "values": value.tolist()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _arrays(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"dtype", "values"}:
+        words = [whole("words", each, most=2**64 - 1) for each in entries("words", value["values"])]
+        dtype = text("dtype", value["dtype"], ("uint32", "uint64"))
+        return np.array(words, dtype="uint64").astype(dtype)
+    return {key: _arrays(item) for key, item in value.items()}
+
+
+def _bytes(value: Any) -> Tensor:
+    return tensor("a generator's state", value, torch.uint8, 1)
+
+
+def _try(states: GlobalRandom, generators: list[Tensor]) -> None:
+    """Set generators of no use to the states, for the real ones must not fail half way."""
+    try:
+        random.Random().setstate(states.python)
+        _check_places(mapping("numpy's random state", states.numpy))
+        bits = type(np.random.get_bit_generator())  # type: ignore[attr-defined]
+        np.random.RandomState(bits()).set_state(states.numpy)
+        for state in (states.cpu, *generators):
+            if len(state) != _CUDA_BYTES:
+                torch.Generator().set_state(state)
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"random states must be those of generators, got others: {str(error)[:200]}"
+        ) from error
+
+
+def _check_places(state: dict[str, Any]) -> None:
+    """Check where numpy's generators go on in their memory, which they themselves do not."""
+    inner = mapping("numpy's random state", state.get("state"))
+    for holder, name, most in ((inner, "pos", 624), (state, "buffer_pos", 4)):
+        if name in holder:
+            whole(name, holder[name], most=most)

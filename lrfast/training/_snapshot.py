@@ -1,0 +1,367 @@
+"""Puts a training set-up back exactly as it was, so that a range test leaves no trace.
+
+A `Snapshot` copies everything that torch training changes, in memory and each tensor on its own
+device, and writes it back *into the same tensors*: addresses, views, tied weights, captured graphs
+and whoever else holds a tensor notice nothing. It may be restored any number of times. Nothing here
+waits for a device, except where the `state_dict` of an object in `others` does.
+
+What it leaves to others:
+
+* An optimizer's state beyond `state` and `param_groups` is the optimizer's own business: it offers
+  `_engine_snapshot` and `_engine_restore` (see `Engine`).
+* Extra Python state of modules (counters, caches, anything that is not a parameter, a buffer or the
+  train/eval flag) is out of scope, and so are hooks and swapped submodules. Shapes, dtypes and
+  devices are taken to stay as they are.
+* In optimizer state, dicts, lists, tuples, tensors, generators and immutable values come back;
+  objects of other types are kept by reference.
+* Iterators in use and the random state of workers that are already running cannot be taken back.
+  Workers that a sweep started are dropped, also with `persistent_workers=True`.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from lrfast.training._copies import Copies, bytes_of, owned, tensors_in
+from lrfast.training._data import end_workers, generators_of
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What an optimizer offers that keeps state where torch does not look.
+
+    `_engine_restore` is called after `state` and `param_groups` are back, with the object that
+    `_engine_snapshot` returned; it may be called several times with the same object.
+    """
+
+    def _engine_snapshot(self) -> object: ...
+
+    def _engine_restore(self, state: object, /) -> None: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What an entry of `others` must offer."""
+
+    def state_dict(self) -> Any:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> object:
+        """Put the state back."""
+        ...
+
+
+def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, int]:
+    """Return how much a snapshot of the two would take now, in bytes per device.
+
+    Args:
+        model: as for `Snapshot`.
+        optimizer: as for `Snapshot`.
+
+    Returns:
+        Bytes of parameters, buffers, gradients and optimizer states, by their device.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> bytes_needed(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        {device(type='cpu'): 12}
+    """
+    listed = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = list(dict.fromkeys(chain(model.parameters(), listed)))
+    grads = (p.grad for p in parameters if p.grad is not None)
+    states = tensors_in(list(optimizer.state.values()))
+    needed: dict[torch.device, int] = {}
+    for tensor in dict.fromkeys(chain(parameters, model.buffers(), grads, states)):
+        needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(owned(tensor))
+    return needed
+
+
+@dataclass(frozen=True)
+class GlobalRandom:
+    """The states of the process-wide random number generators."""
+
+    python: Any
+    numpy: Any
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def take(cls) -> GlobalRandom:
+        """Return the states as they are now."""
+        # Asking for CUDA's states would initialise CUDA: slow, and fatal to a later fork.
+        initialized = torch.cuda.is_initialized()
+        cuda = torch.cuda.get_rng_state_all() if initialized else []
+        numpy = np.random.get_state(legacy=False)  # a dict, whatever bit generator is in place
+        return cls(random.getstate(), numpy, torch.get_rng_state(), cuda)
+
+    def put_back(self) -> None:
+        """Set the generators to these states."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        torch.cuda.set_rng_state_all(self.cuda)
+
+
+class Snapshot:
+    """A copy of all that training changes, in memory, which `restore` puts back bit for bit.
+
+    Covered: parameters and buffers (also non-persistent ones, and parameters that only the
+    optimizer knows), their gradients and `requires_grad`, every submodule's train/eval flag, the
+    optimizer's `state` and `param_groups`, the `others`, Python's, numpy's and torch's global
+    random states, and the generators of the `loaders`. Not covered: see the module's text.
+
+    Args:
+        model: the module that trains; lazy parameters must have been initialised.
+        optimizer: its optimizer; its state may still be empty.
+        others: list or tuple of objects with `state_dict` and `load_state_dict`, such as LR
+            schedulers; a `GradScaler` is restored without waiting for its device. Default: none.
+        loaders: list or tuple of data loaders; those that are not a `DataLoader` are left alone.
+            Default: none.
+        on_host: whether copies of a GPU's tensors lie in pinned host memory, for models that fill
+            the GPU. Default: on the device of each tensor.
+
+    Raises:
+        TypeError: an argument is not of the type above.
+        ValueError: a parameter or buffer of `model` is lazy.
+        MemoryError: there is no room for the copies; what there was of them is gone again.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> before = model.weight.detach().clone()
+        >>> snapshot = Snapshot(model, optimizer)
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+        >>> snapshot.restore()
+        >>> torch.equal(model.weight, before), model.weight.grad
+        (True, None)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        others: Sequence[object] = (),
+        loaders: Sequence[object] = (),
+        on_host: bool = False,
+    ) -> None:
+        _check(model, optimizer, others, loaders)
+        self._copies = Copies(on_host)
+        self._engine = optimizer if isinstance(optimizer, Engine) else None
+        try:
+            with torch.no_grad():
+                self._take_model(model)
+                self._take_optimizer(optimizer)
+                self._take_gradients(model, optimizer)
+                self._take_others(others)
+            self._take_loaders(loaders)
+            self._random = GlobalRandom.take()
+        except (MemoryError, RuntimeError) as error:
+            # The error would keep what there is of the copies for as long as it lives.
+            vars(self).clear()
+            traceback.clear_frames(error.__traceback__)
+            if not is_out_of_memory(error):
+                raise
+            needed = sizes(bytes_needed(model, optimizer))
+            raise MemoryError(
+                f"there is no memory for a snapshot, which copies {needed}; let the copies lie in "
+                "host memory (on_host=True, for lr_find snapshot='host') or free what they need"
+            ) from error
+
+    def _take_model(self, model: nn.Module) -> None:
+        self._training = [(module, module.training) for module in model.modules()]
+        for tensor in chain(model.parameters(), model.buffers()):
+            self._copies.keep(tensor)
+        for module in model.modules():
+            # The tables too: `self.mean = new` in a forward pass rebinds a buffer.
+            self._copies.keep(module._parameters)
+            self._copies.keep(module._buffers)
+
+    def _take_optimizer(self, optimizer: Optimizer) -> None:
+        # optimizer.load_state_dict would bind both anew.
+        self._tables = (optimizer, optimizer.state, optimizer.param_groups)
+        self._copies.keep(optimizer.state)
+        self._copies.keep(optimizer.param_groups)
+        self._engine_state = self._engine._engine_snapshot() if self._engine else None
+
+    def _take_gradients(self, model: nn.Module, optimizer: Optimizer) -> None:
+        listed = (p for group in optimizer.param_groups for p in group["params"])
+        parameters = dict.fromkeys(chain(model.parameters(), listed))  # each once, in order
+        self._gradients = [(p, p.grad, p.requires_grad) for p in parameters]
+        for _, grad, _ in self._gradients:
+            self._copies.keep(grad)
+
+    def _take_others(self, others: Sequence[object]) -> None:
+        self._others: list[tuple[Stateful, Any]] = []
+        for other in others:
+            if isinstance(other, torch.amp.GradScaler):
+                # Its state_dict waits for the device, and omits which optimizers are unscaled.
+                self._copies.keep(vars(other))
+            elif isinstance(other, Stateful):
+                self._others.append((other, copy.deepcopy(other.state_dict())))
+
+    def _take_loaders(self, loaders: Sequence[object]) -> None:
+        self._iterators: list[tuple[DataLoader[Any], Any]] = []
+        for loader in loaders:
+            if isinstance(loader, DataLoader):
+                # Persistent workers, once started, no longer draw a seed at each epoch.
+                self._iterators.append((loader, loader._iterator))
+                for generator in generators_of(loader):
+                    self._copies.keep(generator)
+
+    def restore(self) -> None:
+        """Put everything back; may be called again later.
+
+        Should the `load_state_dict` of an object in `others` raise, the rest is put back all the
+        same, other objects included, and the exception goes on.
+
+        Returns:
+            None.
+
+        Raises:
+            Exception: whatever a `load_state_dict` or `_engine_restore` raises.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> snapshot = Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> model = model.eval()
+            >>> snapshot.restore()
+            >>> model.training
+            True
+        """
+        with ExitStack() as parts:  # one after another from the last, whatever they raise
+            parts.callback(self._random.put_back)  # last, so that nothing above can draw from it
+            parts.callback(self._restore_training)
+            for other, state in reversed(self._others):
+                parts.callback(_load, other, state)
+
+    def _restore_training(self) -> None:
+        optimizer, state, param_groups = self._tables
+        optimizer.state, optimizer.param_groups = state, param_groups
+        with torch.no_grad():
+            self._copies.put_back()
+        for parameter, grad, requires_grad in self._gradients:
+            parameter.grad = grad
+            parameter.requires_grad = requires_grad
+        for module, training in self._training:
+            module.training = training
+        for loader, iterator in self._iterators:
+            if loader._iterator is not iterator:
+                end_workers(loader._iterator)
+            loader._iterator = iterator
+        if self._engine:
+            self._engine._engine_restore(self._engine_state)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that the snapshot holds, on all devices together.
+
+        Random states, a few kB of host memory, are not counted.
+
+        Returns:
+            The number of bytes.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1)).nbytes
+            12
+        """
+        elsewhere = tensors_in([state for _, state in self._others] + [self._engine_state])
+        return self._copies.nbytes + sum(map(bytes_of, elsewhere))
+
+
+@contextmanager
+def preserved(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    others: Sequence[object] = (),
+    loaders: Sequence[object] = (),
+    on_host: bool = False,
+) -> Iterator[Snapshot]:
+    """Take a snapshot on entry and restore it on exit, also after an exception or Ctrl-C.
+
+    Args:
+        model: as for `Snapshot`.
+        optimizer: as for `Snapshot`.
+        others: as for `Snapshot`. Default: none.
+        loaders: as for `Snapshot`. Default: none.
+        on_host: as for `Snapshot`. Default: on the device.
+
+    Returns:
+        A context manager that yields the snapshot.
+
+    Raises:
+        TypeError: an argument is not of the type that `Snapshot` takes.
+        ValueError: a parameter or buffer of `model` is lazy.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with preserved(model, optimizer):
+        ...     optimizer.param_groups[0]["lr"] = 10.0
+        >>> optimizer.param_groups[0]["lr"]
+        0.1
+    """
+    snapshot = Snapshot(model, optimizer, others=others, loaders=loaders, on_host=on_host)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+def sizes(needed: dict[torch.device, int]) -> str:
+    """Return in words how much memory of which devices there is."""
+    return ", ".join(f"{size / 2**20:.1f} MiB of {device}" for device, size in needed.items())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed, of Python, numpy, or torch on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch has no type of its own for the host's memory, pinned memory included.
+    words = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _load(other: Stateful, state: Any) -> None:
+    # A copy, for load_state_dict may keep what it is given and change it later.
+    other.load_state_dict(copy.deepcopy(state))
+
+
+def _check(
+    model: nn.Module, optimizer: Optimizer, others: Sequence[object], loaders: Sequence[object]
+) -> None:
+    # A single DataLoader given as `loaders` would be iterated, batch by batch, and not restored.
+    for name, value, wanted, kind in (
+        ("model", model, "a torch.nn.Module", nn.Module),
+        ("optimizer", optimizer, "a torch.optim.Optimizer", Optimizer),
+        ("others", others, "a list or tuple", (list, tuple)),
+        ("loaders", loaders, "a list or tuple", (list, tuple)),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: wanted {wanted}, got {type(value).__name__}")
+    for index, other in enumerate(others):
+        if not isinstance(other, Stateful):
+            got = type(other).__name__
+            wanted = "an object with state_dict and load_state_dict"
+            raise TypeError(f"others[{index}]: wanted {wanted}, got {got}")
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"model: wanted initialised parameters and buffers, got lazy {name!r}")
