@@ -17,10 +17,10 @@ from rich.console import Console
 
 import lrfast
 from lrfast import RangeTest
-from lrfast.tools import cli, demo
 from lrfast.finetune import _trainer
 from lrfast.range_test import Sweep
 from lrfast.suggest import Suggestion
+from lrfast.tools import cli, demo
 
 PNG = b"\x89PNG\r\n\x1a\n"
 METHODS = ("recipe", "one uniform rate", "head only", "from scratch")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from lrfast.tools import cli, doctor
 from lrfast.doctor import Finding
+from lrfast.tools import cli, doctor
 
 ROOT = Path(__file__).parents[1]
 ENGINE = SimpleNamespace(

@@ -16,7 +16,7 @@ MAX_STEPS = 2**53  # counts beyond are not told apart by doubles
 _MAX = sys.float_info.max
 
 
-def short(value: object, length: int = 80) -> str:
+def short_repr(value: object, length: int = 80) -> str:
     """Return a value as a message shows it, which what a file holds may be too long for."""
     if isinstance(value, Tensor):
         needs = ", that requires a gradient" if value.requires_grad else ""
@@ -29,67 +29,71 @@ def short(value: object, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def whole(name: str, value: Any, least: int = 0, most: int = MAX_STEPS) -> int:
+def check_int(name: str, value: Any, least: int = 0, most: int = MAX_STEPS) -> int:
     """A whole number within bounds."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number in [{least}, {most}], got {short(value)}")
+        raise ValueError(
+            f"{name} must be a whole number in [{least}, {most}], got {short_repr(value)}"
+        )
     return int(value)
 
 
-def number(name: str, value: Any, least: float = -_MAX, most: float = _MAX) -> float:
+def check_finite(name: str, value: Any, least: float = -_MAX, most: float = _MAX) -> float:
     """A finite number within bounds, as it is."""
     if not _is_number(value) or not least <= value <= most:  # NaN fails, too
         bounds = "" if least == -_MAX else f" in [{least:g}, {most:g}]"
-        raise ValueError(f"{name} must be a finite number{bounds}, got {short(value)}")
+        raise ValueError(f"{name} must be a finite number{bounds}, got {short_repr(value)}")
     return value  # type: ignore[no-any-return]
 
 
-def any_number(name: str, value: Any) -> float:
+def check_float(name: str, value: Any) -> float:
     """A number, which may be infinite or NaN."""
     if not _is_number(value) or (isinstance(value, int) and not -_MAX <= value <= _MAX):
-        raise ValueError(f"{name} must be a number, got {short(value)}")
+        raise ValueError(f"{name} must be a number, got {short_repr(value)}")
     return value  # type: ignore[no-any-return]
 
 
-def flag(name: str, value: Any) -> bool:
+def check_bool(name: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {short(value)}")
+        raise ValueError(f"{name} must be True or False, got {short_repr(value)}")
     return value
 
 
-def text(name: str, value: Any, choices: Collection[str] = ()) -> str:
+def check_str(name: str, value: Any, choices: Collection[str] = ()) -> str:
     """A string, one of the choices where there are any."""
     if not isinstance(value, str) or (choices and value not in choices):
         wanted = f"one of {', '.join(choices)}" if choices else "a string"
-        raise ValueError(f"{name} must be {wanted}, got {short(value)}")
+        raise ValueError(f"{name} must be {wanted}, got {short_repr(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} must be text, got {short(value)}") from error
+        raise ValueError(f"{name} must be text, got {short_repr(value)}") from error
     return value
 
 
-def entries(name: str, value: Any, least: int = 0) -> list[Any]:
+def check_list(name: str, value: Any, least: int = 0) -> list[Any]:
     """A list with so many entries at least."""
     if not isinstance(value, list | tuple) or len(value) < least:
         wanted = f"a list of {least} entries or more" if least else "a list"
-        raise ValueError(f"{name} must be {wanted}, got {short(value)}")
+        raise ValueError(f"{name} must be {wanted}, got {short_repr(value)}")
     return list(value)
 
 
-def mapping(name: str, value: Any, keys: Iterable[str] = ()) -> dict[Any, Any]:
+def check_dict(name: str, value: Any, keys: Iterable[str] = ()) -> dict[Any, Any]:
     """A dict with these keys, and perhaps others."""
     if not isinstance(value, dict):
-        raise ValueError(f"{name} must be a dict, got {short(value)}")
+        raise ValueError(f"{name} must be a dict, got {short_repr(value)}")
     missing = [key for key in keys if key not in value]
     if missing:
-        raise ValueError(f"{name} must hold {', '.join(map(repr, missing))}, got {short(value)}")
+        raise ValueError(
+            f"{name} must hold {', '.join(map(repr, missing))}, got {short_repr(value)}"
+        )
     return value
 
 
-def tensor(
+def check_tensor(
     name: str, value: Any, dtype: torch.dtype | None = None, dims: int | None = None
 ) -> Tensor:
     """A dense tensor without gradient, of a type and a number of dimensions.
@@ -107,20 +111,20 @@ def tensor(
     ):
         kind = "a dense tensor" if dtype is None else f"a {str(dtype)[6:]} tensor"
         shape = "" if dims is None else f" of {dims} dimensions"
-        raise ValueError(f"{name} must be {kind}{shape}, got {short(value)}")
+        raise ValueError(f"{name} must be {kind}{shape}, got {short_repr(value)}")
     if value.nbytes > value.untyped_storage().nbytes():
-        raise ValueError(f"{name} must have memory for its elements, got {short(value)}")
+        raise ValueError(f"{name} must have memory for its elements, got {short_repr(value)}")
     return value
 
 
-def plain_bytes(name: str, value: Any) -> bytes:
+def check_bytes(name: str, value: Any) -> bytes:
     """Bytes."""
     if not isinstance(value, bytes):
-        raise ValueError(f"{name} must be bytes, got {short(value)}")
+        raise ValueError(f"{name} must be bytes, got {short_repr(value)}")
     return value
 
 
-def safely_loaded(name: str, file: IO[bytes]) -> Any:
+def load_untrusted(name: str, file: IO[bytes]) -> Any:
     """What ``torch.save`` wrote, if it is tensors and plain data; nothing in it is executed."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)

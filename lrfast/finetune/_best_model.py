@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lrfast._utils.validation import any_number, mapping, short, tensor
+from lrfast._utils.validation import check_dict, check_float, check_tensor, short_repr
 from lrfast.finetune._callbacks import check_monitored, is_better, mode_of
 
 
@@ -60,15 +60,19 @@ class Best:
         Raises:
             ValueError: If it is of another model; nothing has changed then.
         """
-        mapping("the best model", state, ["value", "tensors"])
-        saved, own = mapping("tensors", state["tensors"]), _tensors(model)
+        check_dict("the best model", state, ["value", "tensors"])
+        saved, own = check_dict("tensors", state["tensors"]), _tensors(model)
         if saved and saved.keys() != own.keys():
-            raise ValueError(f"tensors must be {short(list(own))}, got {short(list(saved))}")
+            raise ValueError(
+                f"tensors must be {short_repr(list(own))}, got {short_repr(list(saved))}"
+            )
         for name, values in saved.items():
-            if tensor(name, values, own[name].dtype).shape != own[name].shape:
-                raise ValueError(f"{name} must be {short(own[name])}, got {short(values)}")
+            if check_tensor(name, values, own[name].dtype).shape != own[name].shape:
+                raise ValueError(
+                    f"{name} must be {short_repr(own[name])}, got {short_repr(values)}"
+                )
         if (value := state["value"]) is not None:
-            any_number("value", value)
+            check_float("value", value)
         if (value is None) != (not saved):
             raise ValueError("the best model must hold a value and its tensors, or neither")
         self.value = value

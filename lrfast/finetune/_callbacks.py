@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from lrfast._utils.validation import any_number, mapping, tensor, whole
+from lrfast._utils.validation import check_dict, check_float, check_int, check_tensor
 from lrfast.finetune._setup import check_whole
 from lrfast.optim._loss_schedules import LossSchedule
 
@@ -157,9 +157,9 @@ class EarlyStop(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        mapping("state", state, ["best", "waited"])
-        waited = whole("waited", state["waited"])
-        self.best = None if state["best"] is None else any_number("best", state["best"])
+        check_dict("state", state, ["best", "waited"])
+        waited = check_int("waited", state["waited"])
+        self.best = None if state["best"] is None else check_float("best", state["best"])
         self.waited = waited
 
 
@@ -240,9 +240,9 @@ class Observe(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the schedule's own state is the optimizer's to load."""
-        total = mapping("state", state, ["total"])["total"]
+        total = check_dict("state", state, ["total"])["total"]
         if total is not None:
-            total = tensor("total", total, torch.float64, 0).to(self.schedule.scale.device)
+            total = check_tensor("total", total, torch.float64, 0).to(self.schedule.scale.device)
         self._total = total
 
 

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.validation import entries, flag, mapping, number, safely_loaded, short, tensor
+from lrfast._utils.validation import (
+    check_bool,
+    check_dict,
+    check_finite,
+    check_list,
+    check_tensor,
+    load_untrusted,
+    short_repr,
+)
 from lrfast.finetune._history import History
 from lrfast.finetune._loop import own_groups
 from lrfast.finetune._stage_state import Moment, Run
@@ -40,7 +48,7 @@ def read(path: str | Path) -> dict[str, Any]:
         ValueError: If the file is no checkpoint of a fine-tuner.
     """
     with open(path, "rb") as file:
-        data = safely_loaded(f"path {path}", file)
+        data = load_untrusted(f"path {path}", file)
     found = data.get("format") if isinstance(data, dict) else None
     if found != _FORMAT:
         raise ValueError(f"path must be a checkpoint of format {_FORMAT}, got {found!r} in {path}")
@@ -118,7 +126,7 @@ def _unless_it_fails(tuner: FineTuner) -> Iterator[None]:
 
 
 def _unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
-    _check_kind(_kind(tuner), mapping("kind", mapping("path", data)["kind"]))
+    _check_kind(_kind(tuner), check_dict("kind", check_dict("path", data)["kind"]))
     run = None if data["run"] is None else _check_run(tuner, Run.from_dict(data["run"]))
     moment = Moment.from_dict(data)
     _check_tensors(tuner.model, data["model"])
@@ -128,19 +136,19 @@ def _unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
         for name, values in data["buffers"].items():
             own[name].copy_(_like(name, values, own[name]))
     for name, parameter in tuner.model.named_parameters():
-        parameter.requires_grad_(flag("requires_grad", data["requires_grad"][name]))
+        parameter.requires_grad_(check_bool("requires_grad", data["requires_grad"][name]))
         parameter.grad = None
     tuner.optimizer.load_state_dict(data["optimizer"])
     if isinstance(tuner.optimizer, FusedOptimizer):
         # The stage that goes on attaches its schedule; until then the rates are the groups' own.
         tuner.optimizer._attach([None] * len(tuner.optimizer.param_groups))
     if tuner.scaler is not None:
-        for name, value in mapping("scaler", data["scaler"]).items():
-            number(f"the scaler's {name}", value, least=0.0)
+        for name, value in check_dict("scaler", data["scaler"]).items():
+            check_finite(f"the scaler's {name}", value, least=0.0)
         tuner.scaler.load_state_dict(data["scaler"])
     if tuner.best is not None:
         tuner.best.load_state_dict(data["best"], tuner.model)
-    states = entries("callbacks", data["callbacks"])
+    states = check_list("callbacks", data["callbacks"])
     for callback, state in zip(tuner.callbacks, states, strict=True):
         callback.load_state_dict(state)
     tuner.history.stages[:] = History.from_dict(data["history"]).stages
@@ -156,7 +164,9 @@ def _check_run(tuner: FineTuner, run: Run) -> Run:
     if len(run.schedules) not in (1, groups):
         raise ValueError(f"schedules must be 1 or {groups}, got {len(run.schedules)}")
     if any(len(flags) != groups for _, flags in run.frozen):
-        raise ValueError(f"frozen must say so of {groups} param groups, got {short(run.frozen)}")
+        raise ValueError(
+            f"frozen must say so of {groups} param groups, got {short_repr(run.frozen)}"
+        )
     if len(moment.modes) != modules:
         raise ValueError(f"modes must be of {modules} modules, got {len(moment.modes)}")
     return run
@@ -165,14 +175,14 @@ def _check_run(tuner: FineTuner, run: Run) -> Run:
 def _check_tensors(model: nn.Module, saved: Any) -> None:
     """Check shapes before any is loaded, for torch loads those that fit."""
     own = model.state_dict()
-    for name, values in mapping("model", saved, own).items():
+    for name, values in check_dict("model", saved, own).items():
         if isinstance(own.get(name), Tensor):
             _like(name, values, own[name])
 
 
 def _like(name: str, values: Any, own: Tensor) -> Tensor:
-    if tensor(name, values).shape != own.shape:
-        raise ValueError(f"{name} must be {short(own)}, got {short(values)}")
+    if check_tensor(name, values).shape != own.shape:
+        raise ValueError(f"{name} must be {short_repr(own)}, got {short_repr(values)}")
     return values  # type: ignore[no-any-return]
 
 
@@ -215,5 +225,5 @@ def _check_kind(own: dict[str, Any], saved: dict[str, Any]) -> None:
         if saved.get(name) != value:
             raise ValueError(
                 f"the checkpoint must be of a tuner with the same {name}: "
-                f"wanted {short(value, 300)}, got {short(saved.get(name), 300)}"
+                f"wanted {short_repr(value, 300)}, got {short_repr(saved.get(name), 300)}"
             )

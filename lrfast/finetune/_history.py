@@ -13,7 +13,14 @@ import numpy.typing as npt
 import torch
 
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.validation import any_number, entries, mapping, number, tensor, text
+from lrfast._utils.validation import (
+    check_dict,
+    check_finite,
+    check_float,
+    check_list,
+    check_str,
+    check_tensor,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +75,7 @@ class Stage:
         Raises:
             ValueError: If it described none.
         """
-        mapping("a stage", data, [field.name for field in fields(cls)])
+        check_dict("a stage", data, [field.name for field in fields(cls)])
         losses, rates = floats("losses", data["losses"]), floats("rates", data["rates"], 2)
         momentum = data["momentum"]
         if momentum is not None:
@@ -76,13 +83,13 @@ class Stage:
         if len({len(each) for each in (losses, rates, momentum) if each is not None}) > 1:
             raise ValueError("losses, rates and momentum must be as many, got different numbers")
         return cls(
-            name=text("name", data["name"]),
+            name=check_str("name", data["name"]),
             losses=losses,
             rates=rates,
             momentum=momentum,
-            epochs=tuple(epoch_row(row) for row in entries("epochs", data["epochs"])),
-            outcome=text("outcome", data["outcome"]),
-            seconds=number("seconds", data["seconds"]),
+            epochs=tuple(epoch_row(row) for row in check_list("epochs", data["epochs"])),
+            outcome=check_str("outcome", data["outcome"]),
+            seconds=check_finite("seconds", data["seconds"]),
         )
 
 
@@ -149,8 +156,8 @@ class History:
         Raises:
             ValueError: If it described none.
         """
-        stages = mapping("a history", data, ["stages"])["stages"]
-        return cls([Stage.from_dict(stage) for stage in entries("stages", stages)])
+        stages = check_dict("a history", data, ["stages"])["stages"]
+        return cls([Stage.from_dict(stage) for stage in check_list("stages", stages)])
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw losses, rates and validation over the steps; needs matplotlib.
@@ -172,7 +179,9 @@ def floats(name: str, value: Any, dims: int = 1) -> FloatArray:
     Raises:
         ValueError: If it is none, or has another number of dimensions.
     """
-    array: FloatArray = tensor(name, value, torch.float64, dims).detach().cpu().contiguous().numpy()
+    array: FloatArray = (
+        check_tensor(name, value, torch.float64, dims).detach().cpu().contiguous().numpy()
+    )
     return array
 
 
@@ -182,5 +191,5 @@ def epoch_row(row: Any) -> dict[str, float]:
     Raises:
         ValueError: If that is not numbers by their names, "step" among them.
     """
-    found = mapping("an epoch", row, ["step"])
-    return {text("a measure's name", name): any_number(name, found[name]) for name in found}
+    found = check_dict("an epoch", row, ["step"])
+    return {check_str("a measure's name", name): check_float(name, found[name]) for name in found}

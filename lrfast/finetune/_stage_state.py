@@ -12,7 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lrfast._utils.validation import entries, flag, mapping, number, text, whole
+from lrfast._utils.validation import (
+    check_bool,
+    check_dict,
+    check_finite,
+    check_int,
+    check_list,
+    check_str,
+)
 from lrfast.finetune._history import Stage, epoch_row, floats
 from lrfast.schedules import Schedule
 from lrfast.training._random import RandomStates
@@ -42,8 +49,8 @@ class Moment:
         Raises:
             ValueError: If it holds none.
         """
-        mapping("a moment", data, ["random", "modes"])
-        modes = [flag("modes", mode) for mode in entries("modes", data["modes"])]
+        check_dict("a moment", data, ["random", "modes"])
+        modes = [check_bool("modes", mode) for mode in check_list("modes", data["modes"])]
         return cls(RandomStates.from_dict(data["random"]), modes)
 
     def put_back(self, model: nn.Module, loaders: Iterable[object]) -> None:
@@ -173,7 +180,7 @@ class Run:
         Raises:
             ValueError: If it described none.
         """
-        mapping("a run", data, (*_PLAIN, "schedules", "losses", "rows", "frozen", "order"))
+        check_dict("a run", data, (*_PLAIN, "schedules", "losses", "rows", "frozen", "order"))
         order = data["order"]
         losses = floats("losses", data["losses"])
         factors = floats("factors", data["factors"]) if "factors" in data else np.ones(len(losses))
@@ -186,12 +193,12 @@ class Run:
             )
         return cls(
             schedules=tuple(
-                Schedule.from_dict(each) for each in entries("schedules", data["schedules"], 1)
+                Schedule.from_dict(each) for each in check_list("schedules", data["schedules"], 1)
             ),
             losses=losses,
             factors=factors,
-            rows=[epoch_row(row) for row in entries("rows", data["rows"])],
-            frozen=[_frozen(entry, len(losses)) for entry in entries("frozen", data["frozen"])],
+            rows=[epoch_row(row) for row in check_list("rows", data["rows"])],
+            frozen=[_frozen(entry, len(losses)) for entry in check_list("frozen", data["frozen"])],
             order=None if order is None else RandomStates.from_dict(order),
             moment=Moment.from_dict(data),
             **plain,
@@ -212,7 +219,7 @@ _PLAIN = (
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
     """What is neither tensor nor object, checked."""
     counts = {
-        name: whole(name, data[name], least, _MAX_RUN)
+        name: check_int(name, data[name], least, _MAX_RUN)
         for name, least in (
             *(("epochs", 1), ("epoch_steps", 1)),
             *(("epoch", 0), ("used", 0), ("step", 0), ("applied", 0)),
@@ -223,24 +230,24 @@ def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
     most = counts["epoch"] * counts["epoch_steps"] + counts["used"]  # an update has a batch or more
     if counts["step"] > most:
         raise ValueError(f"step must be {most} at most after the batches used, got {counts}")
-    timetable = mapping("timetable", data["timetable"])
+    timetable = check_dict("timetable", data["timetable"])
     return counts | {
-        "name": text("name", data["name"]),
+        "name": check_str("name", data["name"]),
         "timetable": {
-            whole("timetable", epoch): whole("timetable", group, least=-_MAX_RUN)
+            check_int("timetable", epoch): check_int("timetable", group, least=-_MAX_RUN)
             for epoch, group in timetable.items()
         },
-        "precompute": flag("precompute", data["precompute"]),
-        "seconds": number("seconds", data["seconds"]),
-        "has_ended_pass": flag("has_ended_pass", data["has_ended_pass"]),
+        "precompute": check_bool("precompute", data["precompute"]),
+        "seconds": check_finite("seconds", data["seconds"]),
+        "has_ended_pass": check_bool("has_ended_pass", data["has_ended_pass"]),
     }
 
 
 def _frozen(entry: Any, losses: int) -> tuple[int, list[bool]]:
-    first, flags = entries("frozen", entry, least=2)
+    first, flags = check_list("frozen", entry, least=2)
     return (
-        whole("frozen", first, most=losses),
-        [flag("frozen", each) for each in entries("frozen", flags)],
+        check_int("frozen", first, most=losses),
+        [check_bool("frozen", each) for each in check_list("frozen", flags)],
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from lrfast._utils.validation import mapping, whole
+from lrfast._utils.validation import check_dict, check_int
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim._checkpoint import check_entry
 from lrfast.optim._optimizer import FusedOptimizer
@@ -101,10 +101,10 @@ class DeviceScheduler(LRScheduler):
             ValueError: If it holds no count, or the optimizer's checkpoint held no schedule, and
                 another one is attached than the saved one; nothing has changed then.
         """
-        mapping("state_dict", state_dict, ["last_epoch"])
-        last_epoch = whole("last_epoch", state_dict["last_epoch"])
-        step_count = whole("_step_count", state_dict.get("_step_count", last_epoch + 1))
-        entry = mapping("optimizer", state_dict.get("optimizer", {}))
+        check_dict("state_dict", state_dict, ["last_epoch"])
+        last_epoch = check_int("last_epoch", state_dict["last_epoch"])
+        step_count = check_int("_step_count", state_dict.get("_step_count", last_epoch + 1))
+        entry = check_dict("optimizer", state_dict.get("optimizer", {}))
         if self.optimizer._loaded_clock is None and entry:
             check_entry(self.optimizer, entry)
             self.optimizer._check_saved_schedules(saved_schedules(entry))

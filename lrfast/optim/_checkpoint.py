@@ -11,7 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from lrfast._utils.extension import extension
-from lrfast._utils.validation import MAX_STEPS, entries, mapping, number, short, tensor, text, whole
+from lrfast._utils.validation import (
+    MAX_STEPS,
+    check_dict,
+    check_finite,
+    check_int,
+    check_list,
+    check_str,
+    check_tensor,
+    short_repr,
+)
 from lrfast.optim._loss_schedules import check_saved
 from lrfast.optim._options import check_group, check_saved_groups
 from lrfast.optim._scheduling import Scheduled, saved_schedules
@@ -32,18 +41,18 @@ def check_state_dict(optimizer: Scheduled, rule: str, state_dict: Mapping[str, A
         TypeError, ValueError: If it cannot; the message says why. Another number of groups or
             parameters is left to torch to refuse.
     """
-    mapping("state_dict", state_dict, ["state", "param_groups"])
+    check_dict("state_dict", state_dict, ["state", "param_groups"])
     groups = [
-        mapping(f"param_groups[{index}]", group, ["params"])
-        for index, group in enumerate(entries("param_groups", state_dict["param_groups"]))
+        check_dict(f"param_groups[{index}]", group, ["params"])
+        for index, group in enumerate(check_list("param_groups", state_dict["param_groups"]))
     ]
     for index, group in enumerate(groups):
-        for place in entries(f"params of param_groups[{index}]", group["params"]):
+        for place in check_list(f"params of param_groups[{index}]", group["params"]):
             if not isinstance(place, int | str):
-                raise ValueError(f"params must be numbers or names, got {short(place)}")
+                raise ValueError(f"params must be numbers or names, got {short_repr(place)}")
         _check_copies(f"param_groups[{index}]", group)
     check_saved_groups(set(optimizer.defaults), dict(state_dict))
-    _check_states(optimizer, rule, groups, mapping("state", state_dict["state"]))
+    _check_states(optimizer, rule, groups, check_dict("state", state_dict["state"]))
     check_entry(optimizer, state_dict.get(ENGINE_ENTRY, {}))
 
 
@@ -53,15 +62,15 @@ def check_entry(optimizer: Scheduled, entry: Any) -> None:
     Raises:
         ValueError: If the optimizer cannot take it.
     """
-    saved = saved_schedules(mapping(ENGINE_ENTRY, entry))
+    saved = saved_schedules(check_dict(ENGINE_ENTRY, entry))
     if saved is not None:
-        whole("schedule_step", entry.get("schedule_step"))
+        check_int("schedule_step", entry.get("schedule_step"))
         if len(saved) != len(optimizer.param_groups):
             raise ValueError(
                 f"schedules must be one per param group, {len(optimizer.param_groups)}, got "
                 f"{len(saved)}"
             )
-    whole("steps", entry.get("steps", 0))
+    check_int("steps", entry.get("steps", 0))
     check_saved(optimizer, entry.get("loss_schedule"))
 
 
@@ -112,25 +121,25 @@ def _check_states(
     for place, param in zip(saved, params, strict=False):
         if place not in state:
             continue
-        for name, value in mapping(f"state[{short(place)}]", state[place]).items():
-            where = f"state[{short(place)}][{short(text('a state', name))}]"
+        for name, value in check_dict(f"state[{short_repr(place)}]", state[place]).items():
+            where = f"state[{short_repr(place)}][{short_repr(check_str('a state', name))}]"
             if name in SCALARS:
                 _check_scalar(name, where, value)
             elif isinstance(value, Tensor):
-                if tensor(where, value).shape != param.shape and name in moments:
+                if check_tensor(where, value).shape != param.shape and name in moments:
                     raise ValueError(
                         f"{where} must have its parameter's shape {list(param.shape)}, got "
-                        f"{short(value)}"
+                        f"{short_repr(value)}"
                     )
             elif value is not None and (name in moments or not isinstance(value, int | float)):
-                raise ValueError(f"{where} must be a tensor or None, got {short(value)}")
+                raise ValueError(f"{where} must be a tensor or None, got {short_repr(value)}")
 
 
 def _check_betas(betas: Iterable[Any]) -> None:
     """Check what products of momenta are powers of; asking a device for its value would wait."""
     for beta in betas:
         if not isinstance(beta, Tensor) or beta.is_cpu:
-            number("betas", float(beta), least=0.0, most=1.0)
+            check_finite("betas", float(beta), least=0.0, most=1.0)
 
 
 def _check_copies(where: str, group: dict[Any, Any]) -> None:
@@ -139,22 +148,22 @@ def _check_copies(where: str, group: dict[Any, Any]) -> None:
         if name == "params" or isinstance(value, int | float | str | None):
             continue
         if name in ("capturable", "fused"):  # which torch asks whether they are true
-            raise ValueError(f"{where}[{name!r}] must be True or False, got {short(value)}")
+            raise ValueError(f"{where}[{name!r}] must be True or False, got {short_repr(value)}")
         try:
             copy.deepcopy(value)
         except Exception as error:
             raise ValueError(
-                f"{where}[{short(name)}] must be plain data, got {short(value)}, which cannot be "
-                f"copied: {type(error).__name__}"
+                f"{where}[{short_repr(name)}] must be plain data, got {short_repr(value)}, which "
+                f"cannot be copied: {type(error).__name__}"
             ) from error
 
 
 def _check_scalar(name: str, where: str, value: Any) -> None:
     most = 1.0 if name.endswith("product") else float(MAX_STEPS)
     if not isinstance(value, Tensor):
-        number(where, value, least=0.0, most=most)
+        check_finite(where, value, least=0.0, most=most)
         return
-    if tensor(where, value).numel() != 1 or value.is_complex():
-        raise ValueError(f"{where} must be one number, got {short(value)}")
+    if check_tensor(where, value).numel() != 1 or value.is_complex():
+        raise ValueError(f"{where} must be one number, got {short_repr(value)}")
     if value.is_cpu:  # asking a device for its value would wait for it
-        number(where, float(value), least=0.0, most=most)
+        check_finite(where, float(value), least=0.0, most=most)

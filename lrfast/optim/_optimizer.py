@@ -17,7 +17,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from lrfast._utils.dynamo import keep_out_of_graphs
 from lrfast._utils.extension import extension
-from lrfast._utils.validation import mapping
+from lrfast._utils.validation import check_dict
 from lrfast.optim import _checkpoint, _state
 from lrfast.optim._checkpoint import ENGINE_ENTRY
 from lrfast.optim._loss_schedules import load_saved
@@ -228,7 +228,7 @@ class FusedOptimizer(Scheduled):
         ]
         try:
             with _checkpoint.unless_it_fails(self):
-                super().load_state_dict(mapping("state_dict", state_dict))
+                super().load_state_dict(check_dict("state_dict", state_dict))
         finally:
             for handle in handles:
                 handle.remove()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lrfast._utils.extension import extension
-from lrfast._utils.validation import short
+from lrfast._utils.validation import short_repr
 
 if TYPE_CHECKING:
     from lrfast import _C
@@ -135,11 +135,11 @@ def check_group(index: int, group: dict[str, Any]) -> None:
             f"{rate.device}"
         )
     if not isinstance(rate, torch.Tensor | int | float | np.number):
-        raise TypeError(f"lr of param_groups[{index}] must be a number, got {short(rate)}")
+        raise TypeError(f"lr of param_groups[{index}] must be a number, got {short_repr(rate)}")
     if not 0 <= rate <= sys.float_info.max:  # NaN fails, too
         shown = rate.item() if isinstance(rate, torch.Tensor) else rate
         raise ValueError(
-            f"lr of param_groups[{index}] must be finite and not negative, got {short(shown)}"
+            f"lr of param_groups[{index}] must be finite and not negative, got {short_repr(shown)}"
         )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lrfast._utils.validation import entries
+from lrfast._utils.validation import check_list
 from lrfast.schedules import Schedule
 from lrfast.schedules._checks import check_steps
 
@@ -314,7 +314,7 @@ def saved_schedules(entry: dict[str, Any]) -> list[Schedule | None] | None:
     saved = entry.get("schedules")
     if saved is None:
         return None
-    each = entries("schedules", saved)
+    each = check_list("schedules", saved)
     return [None if entry is None else Schedule.from_dict(entry) for entry in each]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from lrfast._utils.validation import mapping, plain_bytes, safely_loaded
+from lrfast._utils.validation import check_bytes, check_dict, load_untrusted
 from lrfast.optim._checkpoint import check_entry
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import saved_schedules
@@ -81,8 +81,8 @@ class ShardedState:
         """
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
-        mapping("state_dict", state_dict, ["model", "optimizer", "lrfast"])
-        entry = safely_loaded("lrfast", io.BytesIO(plain_bytes("lrfast", state_dict["lrfast"])))
+        check_dict("state_dict", state_dict, ["model", "optimizer", "lrfast"])
+        entry = load_untrusted("lrfast", io.BytesIO(check_bytes("lrfast", state_dict["lrfast"])))
         check_entry(self._optimizer, entry)
         if self._schedule is None:
             self._optimizer._check_saved_schedules(saved_schedules(entry))

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.validation import any_number, entries, mapping, number, whole
+from lrfast._utils.validation import check_dict, check_finite, check_float, check_int, check_list
 from lrfast.range_test._lr_find import lr_find
 from lrfast.range_test._peak_rates import PeakRates
 from lrfast.range_test._result import RangeTest
@@ -28,11 +28,11 @@ from lrfast.training._data import LossFunction, device_of
 from lrfast.training._ranks import ranks_of
 
 _COUNTERS: Final = {
-    "epoch": whole,
-    "best": any_number,
-    "stale": whole,
-    "spent": number,
-    "last_cost": number,
+    "epoch": check_int,
+    "best": check_float,
+    "stale": check_int,
+    "spent": check_finite,
+    "last_cost": check_finite,
 }
 
 
@@ -225,13 +225,13 @@ class Retest:
             ValueError: If it is not such a state dict; nothing is changed then.
         """
         wanted = {"log", "elapsed", *_COUNTERS}
-        if set(mapping("state_dict", state_dict)) != wanted:
+        if set(check_dict("state_dict", state_dict)) != wanted:
             raise ValueError(
                 f"state_dict must hold {', '.join(sorted(wanted))}, got "
                 f"{', '.join(sorted(map(str, state_dict))) or 'nothing'}"
             )
-        log = tuple(RetestEntry.from_dict(each) for each in entries("log", state_dict["log"]))
-        elapsed = number("elapsed", state_dict["elapsed"])
+        log = tuple(RetestEntry.from_dict(each) for each in check_list("log", state_dict["log"]))
+        elapsed = check_finite("elapsed", state_dict["elapsed"])
         counters = {name: check(name, state_dict[name]) for name, check in _COUNTERS.items()}
         self._log = log
         for name, value in counters.items():

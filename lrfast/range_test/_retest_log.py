@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from lrfast._utils.validation import any_number, entries, mapping, short, text, whole
+from lrfast._utils.validation import (
+    check_dict,
+    check_float,
+    check_int,
+    check_list,
+    check_str,
+    short_repr,
+)
 
 Trigger = Literal["every", "plateau", "unfreeze"]
 RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
@@ -47,20 +54,20 @@ class RetestEntry:
             ValueError: If it holds none.
         """
         names = [field.name for field in fields(cls)]
-        if mapping("an entry of the log", data, names).keys() != set(names):
-            raise ValueError(f"an entry of the log must hold {names}, got {short(data)}")
+        if check_dict("an entry of the log", data, names).keys() != set(names):
+            raise ValueError(f"an entry of the log must hold {names}, got {short_repr(data)}")
         confidence = data["confidence"]
         return cls(
-            epoch=whole("epoch", data["epoch"]),
-            trigger=text("trigger", data["trigger"], get_args(Trigger)),  # type: ignore[arg-type]
-            outcome=text("outcome", data["outcome"], get_args(RetestOutcome)),  # type: ignore[arg-type]
-            reason=text("reason", data["reason"]),
+            epoch=check_int("epoch", data["epoch"]),
+            trigger=check_str("trigger", data["trigger"], get_args(Trigger)),  # type: ignore[arg-type]
+            outcome=check_str("outcome", data["outcome"], get_args(RetestOutcome)),  # type: ignore[arg-type]
+            reason=check_str("reason", data["reason"]),
             old=_rates("old", data["old"]),
             new=_rates("new", data["new"]),
-            seconds=any_number("seconds", data["seconds"]),
-            confidence=None if confidence is None else any_number("confidence", confidence),
+            seconds=check_float("seconds", data["seconds"]),
+            confidence=None if confidence is None else check_float("confidence", confidence),
         )
 
 
 def _rates(name: str, value: Any) -> tuple[float, ...]:
-    return tuple(any_number(name, rate) for rate in entries(name, value))
+    return tuple(check_float(name, rate) for rate in check_list(name, value))

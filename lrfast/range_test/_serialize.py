@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.validation import any_number, entries, flag, mapping, number, short, text, whole
+from lrfast._utils.validation import (
+    check_bool,
+    check_dict,
+    check_finite,
+    check_float,
+    check_int,
+    check_list,
+    check_str,
+    short_repr,
+)
 from lrfast.range_test._race_result import Candidate, Race
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion
@@ -54,7 +63,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{wanted}, which has no format")
     if content["format"] != _FORMAT:
         raise ValueError(
-            f"{wanted} of format {short(content['format'])}; this lrfast reads format {_FORMAT}"
+            f"{wanted} of format {short_repr(content['format'])}; "
+            f"this lrfast reads format {_FORMAT}"
         )
     try:
         return _decoded(content)
@@ -89,59 +99,61 @@ def _decoded(content: dict[str, Any]) -> dict[str, Any]:
     if len(lengths) > 1 or (sweeps is not None and sweeps.shape[1] < lengths[0]):
         raise ValueError("its arrays have different lengths")
     if content["outcome"] not in ("completed", "diverged", "non-finite"):
-        raise ValueError(f"its outcome is {short(content['outcome'])}")
+        raise ValueError(f"its outcome is {short_repr(content['outcome'])}")
     return {
         **curves,
         "sweep": _sweep(content["sweep"], lengths[0]),
         "suggestions": MappingProxyType(
             {
-                text("a rule", name): _suggestion(entry)
-                for name, entry in mapping("suggestions", content["suggestions"]).items()
+                check_str("a rule", name): _suggestion(entry)
+                for name, entry in check_dict("suggestions", content["suggestions"]).items()
             }
         ),
         "outcome": content["outcome"],
         "seconds": _float(content["seconds"]),
-        "notes": tuple(text("notes", note) for note in entries("notes", content["notes"])),
+        "notes": tuple(check_str("notes", note) for note in check_list("notes", content["notes"])),
         "repeats": sweeps,
-        "snapshot_bytes": whole("snapshot_bytes", content["snapshot_bytes"]),
+        "snapshot_bytes": check_int("snapshot_bytes", content["snapshot_bytes"]),
         "race": None if race is None else _race(race),
     }
 
 
 def _vector(values: Any) -> FloatArray:
-    return np.array([_float(value) for value in entries("a curve", values)], dtype=np.float64)
+    return np.array([_float(value) for value in check_list("a curve", values)], dtype=np.float64)
 
 
 def _sweep(entry: dict[str, Any], points: int) -> Sweep:
-    ranges = tuple(_pair("ranges", span) for span in entries("ranges", entry["ranges"], least=1))
+    ranges = tuple(_pair("ranges", span) for span in check_list("ranges", entry["ranges"], least=1))
     for first, last in ranges:
-        number("last of ranges", last, least=number("first of ranges", first, least=0.0))
+        check_finite(
+            "last of ranges", last, least=check_finite("first of ranges", first, least=0.0)
+        )
         if first == 0 < last:
             raise ValueError(f"its sweep begins at {first}")
-    if whole("reference", entry["reference"]) >= len(ranges):
+    if check_int("reference", entry["reference"]) >= len(ranges):
         raise ValueError(f"its sweep has no group {entry['reference']}")
     first, last = ranges[entry["reference"]]
     if not first < last:
         raise ValueError(f"its sweep goes from {first} to {last}")
     return Sweep(
-        mode=text("mode", entry["mode"], ("exp", "linear")),  # type: ignore[arg-type]
-        num_iter=whole("num_iter", entry["num_iter"], least=max(points, 2)),
+        mode=check_str("mode", entry["mode"], ("exp", "linear")),  # type: ignore[arg-type]
+        num_iter=check_int("num_iter", entry["num_iter"], least=max(points, 2)),
         ranges=ranges,
         reference=entry["reference"],
     )
 
 
 def _suggestion(entry: dict[str, Any]) -> Suggestion:
-    unknown = mapping("a suggestion", entry).keys() - _SUGGESTION
+    unknown = check_dict("a suggestion", entry).keys() - _SUGGESTION
     if unknown:
-        raise ValueError(f"a suggestion has {short(sorted(unknown))}")
+        raise ValueError(f"a suggestion has {short_repr(sorted(unknown))}")
     span, index = entry.get("next_range"), entry.get("index")
     return Suggestion(
         lr=_optional(entry["lr"]),
-        rule=text("rule", entry["rule"]),
-        reason=text("reason", entry["reason"]),
+        rule=check_str("rule", entry["rule"]),
+        reason=check_str("reason", entry["reason"]),
         confidence=_float(entry["confidence"]),
-        index=None if index is None else whole("index", index),
+        index=None if index is None else check_int("index", index),
         base_lr=_optional(entry.get("base_lr")),
         next_range=None if span is None else _pair("next_range", span),
     )
@@ -151,22 +163,22 @@ def _race(entry: dict[str, Any]) -> Race:
     candidates = tuple(
         Candidate(
             lr=_float(row["lr"]),
-            rule=text("rule", row["rule"]),
-            losses=tuple(_float(loss) for loss in entries("losses", row["losses"])),
-            winner=flag("winner", row["winner"]),
+            rule=check_str("rule", row["rule"]),
+            losses=tuple(_float(loss) for loss in check_list("losses", row["losses"])),
+            winner=check_bool("winner", row["winner"]),
         )
-        for row in entries("candidates", entry["candidates"])
+        for row in check_list("candidates", entry["candidates"])
     )
     return Race(
         candidates=candidates,
-        steps=whole("steps", entry["steps"]),
-        judged_by=text("judged_by", entry["judged_by"], ("validation", "training")),  # type: ignore[arg-type]
+        steps=check_int("steps", entry["steps"]),
+        judged_by=check_str("judged_by", entry["judged_by"], ("validation", "training")),  # type: ignore[arg-type]
         seconds=_float(entry["seconds"]),
     )
 
 
 def _pair(name: str, span: Any) -> tuple[float, float]:
-    first, last = entries(name, span)
+    first, last = check_list(name, span)
     return _float(first), _float(last)
 
 
@@ -174,7 +186,7 @@ def _float(value: Any) -> float:
     """A number, or one of the words for those that JSON has none for."""
     if isinstance(value, str) and value in _WORDS:
         return float(value)
-    return float(any_number("a number", value))
+    return float(check_float("a number", value))
 
 
 def _optional(value: Any) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, get_args
 
-from lrfast._utils.validation import entries, number, short, text, whole
+from lrfast._utils.validation import check_finite, check_int, check_list, check_str, short_repr
 from lrfast.schedules._segments import Segment, Shape, Table, Track
 
 
@@ -16,7 +16,7 @@ def decode_track(rows: Any) -> Track:
     Raises:
         TypeError, ValueError: If it describes none that the engine can evaluate.
     """
-    tables = tuple(Table.decode(row) for row in entries("a track", rows, least=1))
+    tables = tuple(Table.decode(row) for row in check_list("a track", rows, least=1))
     for table in tables:
         _check_table(table)
     _check_order("tables", tables)
@@ -24,25 +24,25 @@ def decode_track(rows: Any) -> Track:
 
 
 def _check_table(table: Table) -> None:
-    whole("begin", table.begin)
-    whole("period", table.period)
-    whole("stride", table.stride, least=1)
-    number("gain", table.gain, least=0.0)
-    number("decay", table.decay, least=0.0)
-    number("floor", table.floor)
+    check_int("begin", table.begin)
+    check_int("period", table.period)
+    check_int("stride", table.stride, least=1)
+    check_finite("gain", table.gain, least=0.0)
+    check_finite("decay", table.decay, least=0.0)
+    check_finite("floor", table.floor)
     for segment in table.segments:
         _check_segment(segment)
     _check_order("segments", table.segments)
 
 
 def _check_segment(segment: Segment) -> None:
-    whole("begin", segment.begin)
-    text("shape", segment.shape, get_args(Shape))
+    check_int("begin", segment.begin)
+    check_str("shape", segment.shape, get_args(Shape))
     for name in ("t0", "first", "last", "power"):
-        number(name, getattr(segment, name))
-    number("span", segment.span, least=0.0)
+        check_finite(name, getattr(segment, name))
+    check_finite("span", segment.span, least=0.0)
     for value in segment.values:
-        number("values", value)
+        check_finite("values", value)
     if segment.shape == "lookup" and len(segment.values) < max(segment.span, 1):
         raise ValueError(
             f"values must hold one number per step of the span, got {len(segment.values)} for a "
@@ -60,4 +60,4 @@ def _check_segment(segment: Segment) -> None:
 def _check_order(name: str, rows: Sequence[Table] | Sequence[Segment]) -> None:
     begins = [row.begin for row in rows]
     if not begins or begins[0] or any(later < earlier for earlier, later in pairwise(begins)):
-        raise ValueError(f"{name} must begin at 0 and be in order, got begins {short(begins)}")
+        raise ValueError(f"{name} must begin at 0 and be in order, got begins {short_repr(begins)}")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lrfast._utils.extension import extension
-from lrfast._utils.validation import entries, mapping, text, whole
+from lrfast._utils.validation import check_dict, check_int, check_list, check_str
 from lrfast.schedules._saved import decode_track
 from lrfast.schedules._segments import Track, chain, hold
 
@@ -224,16 +224,16 @@ class Schedule:
         Raises:
             ValueError: If an entry is missing or is not what :meth:`to_dict` returns.
         """
-        mapping("data", data)
+        check_dict("data", data)
         try:
             momentum, decay = (
                 None if data[name] is None else decode_track(data[name])
                 for name in ("momentum", "weight_decay")
             )
             return cls(
-                text("name", data["name"]),
-                whole("total_steps", data["total_steps"], least=1),
-                tuple(decode_track(track) for track in entries("rate", data["rate"], least=1)),
+                check_str("name", data["name"]),
+                check_int("total_steps", data["total_steps"], least=1),
+                tuple(decode_track(track) for track in check_list("rate", data["rate"], least=1)),
                 momentum,
                 decay,
             )

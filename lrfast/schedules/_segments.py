@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from lrfast._utils.validation import entries
+from lrfast._utils.validation import check_list
 
 Shape = Literal[
     "constant",
@@ -85,8 +85,8 @@ class Segment:
         Args:
             row: What the engine takes.
         """
-        begin, t0, span, first, last, shape, power, values = entries("a segment", row)
-        steps = tuple(entries("values", values))
+        begin, t0, span, first, last, shape, power, values = check_list("a segment", row)
+        steps = tuple(check_list("values", values))
         return cls(begin, t0, span, first, last, shape, power, steps)
 
 
@@ -154,8 +154,8 @@ class Table:
         Args:
             row: What the engine takes.
         """
-        *numbers, segments = entries("a table", row, least=1)
-        rows = entries("segments", segments)
+        *numbers, segments = check_list("a table", row, least=1)
+        rows = check_list("segments", segments)
         return cls(tuple(Segment.decode(fields) for fields in rows), *numbers)
 
 

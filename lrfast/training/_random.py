@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrfast._utils.validation import entries, mapping, number, tensor, text, whole
+from lrfast._utils.validation import (
+    check_dict,
+    check_finite,
+    check_int,
+    check_list,
+    check_str,
+    check_tensor,
+)
 from lrfast.training._data import generators_of
 from lrfast.training._snapshot import GlobalRandom
 
@@ -70,18 +77,18 @@ class RandomStates:
         Raises:
             ValueError: If a generator cannot be set to its state.
         """
-        mapping("random states", data, ["python", "numpy", "cpu", "cuda", "generators"])
-        version, words, gauss = entries("python's random state", data["python"], least=3)
+        check_dict("random states", data, ["python", "numpy", "cpu", "cuda", "generators"])
+        version, words, gauss = check_list("python's random state", data["python"], least=3)
         if gauss is not None:  # Python itself takes anything there
-            number("python's random state", gauss)
-        cuda = [_bytes(each) for each in entries("states of GPUs", data["cuda"])]
+            check_finite("python's random state", gauss)
+        cuda = [_bytes(each) for each in check_list("states of GPUs", data["cuda"])]
         states = GlobalRandom(
-            (version, tuple(entries("words", words)), gauss),
+            (version, tuple(check_list("words", words)), gauss),
             _arrays(data["numpy"]),
             _bytes(data["cpu"]),
             cuda[: torch.cuda.device_count()],
         )
-        generators = [_bytes(each) for each in entries("generators", data["generators"])]
+        generators = [_bytes(each) for each in check_list("generators", data["generators"])]
         _try(states, generators)
         return cls(states, generators)
 
@@ -99,21 +106,24 @@ def _arrays(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if value.keys() == {"dtype", "values"}:
-        words = [whole("words", each, most=2**64 - 1) for each in entries("words", value["values"])]
-        dtype = text("dtype", value["dtype"], ("uint32", "uint64"))
+        words = [
+            check_int("words", each, most=2**64 - 1)
+            for each in check_list("words", value["values"])
+        ]
+        dtype = check_str("dtype", value["dtype"], ("uint32", "uint64"))
         return np.array(words, dtype="uint64").astype(dtype)
     return {key: _arrays(item) for key, item in value.items()}
 
 
 def _bytes(value: Any) -> Tensor:
-    return tensor("a generator's state", value, torch.uint8, 1)
+    return check_tensor("a generator's state", value, torch.uint8, 1)
 
 
 def _try(states: GlobalRandom, generators: list[Tensor]) -> None:
     """Set generators of no use to the states, for the real ones must not fail half way."""
     try:
         random.Random().setstate(states.python)
-        _check_places(mapping("numpy's random state", states.numpy))
+        _check_places(check_dict("numpy's random state", states.numpy))
         bits = type(np.random.get_bit_generator())  # type: ignore[attr-defined]
         np.random.RandomState(bits()).set_state(states.numpy)
         for state in (states.cpu, *generators):
@@ -127,7 +137,7 @@ def _try(states: GlobalRandom, generators: list[Tensor]) -> None:
 
 def _check_places(state: dict[str, Any]) -> None:
     """Check where numpy's generators go on in their memory, which they themselves do not."""
-    inner = mapping("numpy's random state", state.get("state"))
+    inner = check_dict("numpy's random state", state.get("state"))
     for holder, name, most in ((inner, "pos", 624), (state, "buffer_pos", 4)):
         if name in holder:
-            whole(name, holder[name], most=most)
+            check_int(name, holder[name], most=most)

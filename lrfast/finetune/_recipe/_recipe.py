@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lrfast.finetune._recipe import _rates as rates
-from lrfast.finetune._recipe import _report as tables
 from lrfast.finetune._callbacks import EarlyStop
 from lrfast.finetune._history import Stage
+from lrfast.finetune._recipe import _rates as rates
+from lrfast.finetune._recipe import _report as tables
 from lrfast.finetune._recipe._plan import Numbers, PlannedStage, plan
 from lrfast.finetune._recipe._rates import Choice
 from lrfast.finetune._recipe._report import AppliedStage

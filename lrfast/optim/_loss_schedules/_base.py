@@ -11,7 +11,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lrfast._utils.validation import MAX_STEPS, any_number, mapping, number, short, tensor, text
+from lrfast._utils.validation import (
+    MAX_STEPS,
+    check_dict,
+    check_finite,
+    check_float,
+    check_str,
+    check_tensor,
+    short_repr,
+)
 from lrfast.optim._scheduling import Scheduled
 
 Mode = Literal["min", "max"]
@@ -145,7 +153,7 @@ class LossSchedule(ABC):
         Raises:
             ValueError: If it cannot.
         """
-        mapping("state_dict", state_dict)
+        check_dict("state_dict", state_dict)
         if (difference := self._difference(state_dict)) is not None:
             own, saved = difference
             raise ValueError(
@@ -211,7 +219,7 @@ class LossSchedule(ABC):
         own = self.identity
         check_arguments(saved.get("arguments", {}))
         if saved.get("kind", own["kind"]) != own["kind"]:
-            return own["kind"], text("kind", saved["kind"])
+            return own["kind"], check_str("kind", saved["kind"])
         arguments = own["arguments"]
         differing = {
             name: value
@@ -221,7 +229,9 @@ class LossSchedule(ABC):
         if not differing:
             return None
         named = [
-            ", ".join(f"{short(name)[1:-1]}={short(given.get(name))}" for name in differing)
+            ", ".join(
+                f"{short_repr(name)[1:-1]}={short_repr(given.get(name))}" for name in differing
+            )
             for given in (arguments, differing)
         ]
         return f"{own['kind']}({named[0]})", f"{own['kind']}({named[1]})"
@@ -263,29 +273,29 @@ def check_arguments(saved: Any) -> dict[str, Any]:
     Raises:
         ValueError: If they are not.
     """
-    for name, value in mapping("arguments", saved).items():
-        text("an argument's name", name)
+    for name, value in check_dict("arguments", saved).items():
+        check_str("an argument's name", name)
         if not isinstance(value, str):
-            any_number(name, value)
+            check_float(name, value)
     return dict(saved)
 
 
 def _check_value(name: str, saved: Any, own: Tensor) -> None:
     if isinstance(saved, Tensor):
-        if tensor(name, saved).shape != own.shape or saved.is_complex():
-            raise ValueError(f"{name} must be {short(own)}, got {short(saved)}")
+        if check_tensor(name, saved).shape != own.shape or saved.is_complex():
+            raise ValueError(f"{name} must be {short_repr(own)}, got {short_repr(saved)}")
         if not saved.is_cpu:
             return  # asking a device for its value would wait for it
         values = saved.detach().double().reshape(-1).tolist()
     elif own.dim() == 0:
         values = [saved]
     else:
-        raise ValueError(f"{name} must be {short(own)}, got {short(saved)}")
+        raise ValueError(f"{name} must be {short_repr(own)}, got {short_repr(saved)}")
     for value in values:
         if name in ("best", "values"):
-            any_number(name, value)
+            check_float(name, value)
         else:
-            number(name, value, least=0.0, most=MAX_STEPS)
+            check_finite(name, value, least=0.0, most=MAX_STEPS)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

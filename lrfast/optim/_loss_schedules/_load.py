@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lrfast._utils.validation import mapping, short, tensor
+from lrfast._utils.validation import check_dict, check_tensor, short_repr
 from lrfast.optim._loss_schedules._base import LossSchedule, check_arguments
 from lrfast.optim._loss_schedules._greedy import Greedy
 from lrfast.optim._loss_schedules._plateau import Plateau
@@ -26,19 +26,20 @@ def check_saved(optimizer: Scheduled, saved: Mapping[str, Any] | None) -> None:
     """
     if saved is None:
         return
-    kind = _kind(mapping("loss_schedule", saved))
+    kind = _kind(check_dict("loss_schedule", saved))
     if optimizer.loss_schedule is not None:
         optimizer.loss_schedule.check_state_dict(saved)
         return
     arguments = check_arguments(saved.get("arguments"))
     if not arguments.keys() <= set(kind._ARGUMENTS):
         raise ValueError(
-            f"arguments must be among {', '.join(kind._ARGUMENTS)}, got {short(list(arguments))}"
+            f"arguments must be among {', '.join(kind._ARGUMENTS)}, "
+            f"got {short_repr(list(arguments))}"
         )
     # What it keeps of a window is in the file, too: so a window cannot ask for more memory.
     window = arguments.get("window", 1)
-    if window != 1 and len(tensor("values", saved.get("values"), dims=1)) != window:
-        raise ValueError(f"values must be as many as the window, {short(window)}")
+    if window != 1 and len(check_tensor("values", saved.get("values"), dims=1)) != window:
+        raise ValueError(f"values must be as many as the window, {short_repr(window)}")
     try:  # one of its kind, on an optimizer of no use, has all the checks
         trial = kind(_Nobody([torch.zeros(())], {}), **arguments)
     except TypeError as error:
@@ -75,6 +76,7 @@ def _kind(saved: Mapping[str, Any]) -> type[LossSchedule]:
     kind = saved.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(
-            f"state_dict must hold a loss schedule of kind {' or '.join(kinds)}, got {short(kind)}"
+            f"state_dict must hold a loss schedule of kind {' or '.join(kinds)}, "
+            f"got {short_repr(kind)}"
         )
     return kinds[kind]
