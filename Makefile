@@ -72,7 +72,7 @@ cuda-check: ## compile the kernels, without a GPU; fail on spills and too many r
 	$(PYTHON) tools/check_cuda.py --archs $(ARCHS)
 
 sanitize: $(VENV)/.env ## the C++ tests alone: sanitizers, clones, kernels' bodies on the host
-	$(BIN)/python -m pytest tests/test_cpp.py
+	$(BIN)/python -m pytest tests/cpp/test_cpp_programs.py
 
 # ninja is looked up on PATH. Peers may warn of what the project itself may not.
 BENCH = mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest \

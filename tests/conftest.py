@@ -23,8 +23,11 @@ from torch import nn
 PACKAGES = ("hypothesis", "matplotlib", "mlxtend", "rich", "scipy", "sklearn", "typer")
 MISSING = [name for name in PACKAGES if find_spec(name) is None]
 _imports = re.compile(rf"^(?:from|import) (?:{'|'.join(MISSING) or '$'})\b", re.MULTILINE)
+HERE = Path(__file__).parent
 collect_ignore = sorted(
-    path.name for path in Path(__file__).parent.glob("*.py") if _imports.search(path.read_text())
+    path.relative_to(HERE).as_posix()
+    for path in HERE.rglob("test_*.py")
+    if _imports.search(path.read_text())
 )
 
 if "hypothesis" not in MISSING:

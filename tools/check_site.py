@@ -21,8 +21,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-# Programs, what a range test is made of, and a package that holds modules alone.
+# Programs, what a range test is made of, and packages that hold modules alone.
 NOT_IN_THE_REFERENCE = {"lrfast.cli", "lrfast.demo", "lrfast.integrations", "lrfast.snapshot"}
+# Packages without public names of their own: what they define is public elsewhere.
+INTERNAL_PACKAGES = ("lrfast.tools", "lrfast.training")
 # How a loss schedule's state gets in and out of an optimizer's.
 INTERNAL = {"lrfast.loss_schedules.check_saved", "lrfast.loss_schedules.load_saved"}
 
@@ -48,7 +50,9 @@ def public_modules() -> Iterator[str]:
     """The names of the modules that are public by name."""
     yield "lrfast"
     for found in pkgutil.walk_packages([str(ROOT / "lrfast")], "lrfast."):
-        if "._" not in found.name and found.name not in NOT_IN_THE_REFERENCE:
+        if found.name in NOT_IN_THE_REFERENCE or found.name.startswith(INTERNAL_PACKAGES):
+            continue
+        if "._" not in found.name:
             yield found.name
 
 

@@ -42,7 +42,7 @@ PYTEST = [sys.executable, "-m", "pytest"]
 # This machine's packages are not the pinned ones, and may warn of what the pinned ones do not.
 LENIENT = ["-W", "default", "-p", "no:cacheprovider"]
 SHARDS = 4  # processes that share the test files: most of a small test is the host's work
-ONCE = ["tests/test_gpu.py", "-k", "every_kernel_once", "-m", "gpu"]
+ONCE = ["tests/optim/test_gpu.py", "-k", "every_kernel_once", "-m", "gpu"]
 # Of compute-sanitizer, by versions: check our kernels alone, which is what makes it bearable.
 FILTERS = (["--kernel-name", "kns=lrfast"], ["--filter", "kns=lrfast"])
 # Those that answer most come first; whatever else there is follows.
@@ -135,7 +135,8 @@ def lacks_toolkit() -> str | None:
 
 def tests_step() -> Step:
     """The tests marked gpu, a few files to a process. Those that need no GPU have run elsewhere."""
-    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("test_*.py"))
+    paths = (ROOT / "tests").rglob("test_*.py")
+    files = sorted(path.relative_to(ROOT).as_posix() for path in paths)
     options = ["-m", "gpu", "-q", *LENIENT, "--continue-on-collection-errors"]
     options += [] if has("pytest_benchmark") else ["-o", "addopts=-ra --strict-markers"]
     # Not by naming the files: named ones are collected even where their packages are missing.
@@ -186,7 +187,9 @@ def all_steps(out: Path, raw: Path, rehearse: bool) -> list[Step]:
     if rehearse:
         kernels = [sys.executable, "tools/check_cuda.py", "--archs", "sm_90"]
         steps.append(Step("kernels compiled", 600, [kernels]))
-        steps.append(Step("kernels on the host", 1200, [[*PYTEST, "-q", "tests/test_cpp.py"]]))
+        steps.append(
+            Step("kernels on the host", 1200, [[*PYTEST, "-q", "tests/cpp/test_cpp_programs.py"]])
+        )
     return steps
 
 

@@ -1,5 +1,5 @@
 // Two steps of each rule on one double, against the formulas written out once more. The second step
-// meets states, counts and products that the first has left. tests/test_optim_reference.py has the
+// meets states, counts and products that the first has left. tests/optim/test_references.py has the
 // long runs.
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 """Learning-rate suggestions of fastai 2.8, slow and in plain Python floats.
 
-The oracle of test_suggest.py, written from the formulas; imports nothing of lrfast. Every
+The oracle of suggest/test_suggest.py, written from the formulas; imports nothing of lrfast. Every
 function takes rates and losses and returns the index it settles on, raw: `valley` can say -1,
 which in fastai wraps around to the last point.
 """

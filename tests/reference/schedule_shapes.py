@@ -1,6 +1,6 @@
 """Every maker's formula, a step at a time, in float64; imports nothing of lrfast.
 
-The oracle of test_schedules_random.py. Cycles are found by walking through them, and a schedule
+The oracle of test_random_schedules.py. Cycles are found by walking through them, and a schedule
 past its end has the value of its end.
 """
 

@@ -15,7 +15,7 @@ class NAdam(torch.optim.NAdam):
     """torch's, with the product of the momenta in float64.
 
     torch keeps it in float32 even for float64 parameters: 6e-8 off, where runs are compared to
-    1e-12. test_torch_table.py compares with torch's own class.
+    1e-12. peers/test_torch_table.py compares with torch's own class.
     """
 
     def _init_group(self, group: dict[str, Any], params: list[Tensor], *lists: Any) -> Any:

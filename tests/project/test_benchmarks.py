@@ -1,0 +1,231 @@
+"""The benchmarks: equal work is checked, what is counted is there, and pages come from results."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import counting, implementations, timing
+from benchmarks.implementations import Contender, Start
+from benchmarks.report import page, plots, results, tables
+from benchmarks.training import CAPTURED, EAGER, FASTEST, OURS
+
+ROOT = Path(__file__).parents[2]
+
+
+def start() -> Start:
+    return Start([[(3, 4), (3,)], [(5,)]], torch.float32, "cpu")
+
+
+def sgd(begin: Start, lr: float) -> Contender:
+    groups = begin.groups(2)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    return Contender(implementations.params_of(groups), optimizer, optimizer.step)
+
+
+def test_layers_are_dealt_out_to_groups_in_order() -> None:
+    begin = Start([[(n,)] for n in range(1, 8)], torch.float32, "cpu")
+    sizes = [[param.numel() for param in group["params"]] for group in begin.groups(3)]
+    assert sizes == [[1, 2, 3], [4, 5], [6, 7]]
+
+
+def test_who_does_other_work_or_fails_is_refused_with_the_reason() -> None:
+    begin = start()
+
+    def broken() -> Contender:
+        raise RuntimeError("needs another machine")
+
+    same, other = partial(sgd, begin, 0.1), partial(sgd, begin, 0.11)
+    makers: dict[str, Callable[[], Contender]]
+    makers = {"torch-fused": same, "peer": same, "wrong": other, "broken": broken}
+    found, refused = implementations.participants(makers, begin)
+    assert list(found) == ["torch-fused", "peer"]
+    assert refused["broken"] == "needs another machine"
+    assert refused["wrong"].startswith("weight of wrong differs by ")
+
+
+def test_ours_may_not_do_other_work() -> None:
+    begin = start()
+    makers = {"torch-forloop": partial(sgd, begin, 0.1), "lrfast": partial(sgd, begin, 0.11)}
+    with pytest.raises(AssertionError, match="weight of lrfast differs"):
+        implementations.participants(makers, begin)
+
+
+def test_torchs_other_implementations_are_refused_for_wrong_states_too() -> None:
+    begin = start()
+
+    def with_other_states() -> Contender:
+        groups = begin.groups(2)
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+        def step() -> None:
+            optimizer.step()
+            for state in optimizer.state.values():
+                state["momentum_buffer"].mul_(1.01)
+
+        return Contender(implementations.params_of(groups), optimizer, step)
+
+    makers: dict[str, Callable[[], Contender]]
+    makers = {"torch-forloop": partial(sgd, begin, 0.1), "torch-fused": with_other_states}
+    makers["lrfast"] = makers["torch-forloop"]
+    found, refused = implementations.participants(makers, begin)
+    assert list(found) == ["torch-forloop", "lrfast"]
+    assert "torch-fused differs" in refused["torch-fused"]
+
+
+def test_a_value_that_is_not_a_number_is_other_work() -> None:
+    begin = start()
+    makers = {"torch-forloop": partial(sgd, begin, 0.1), "lrfast": partial(sgd, begin, math.nan)}
+    with pytest.raises(AssertionError, match="weight of lrfast differs by nan"):
+        implementations.participants(makers, begin)
+
+
+def test_counts_are_those_of_one_prepared_step() -> None:
+    kept: list[Any] = []
+    work = timing.Work(lambda: kept.append(torch.ones(1000).clone()), kept.clear)
+    found = counting.counts(work, "cpu")
+    assert found["allocations"] == 2
+    assert found["peak_bytes"] == 2 * 4000
+    assert found["ops"] >= 2
+
+
+def test_works_take_turns_and_the_first_steps_of_a_run_do_not_count() -> None:
+    order: list[str] = []
+    works = {
+        "a": timing.Work(lambda: order.append("a"), lambda: order.append("prepared")),
+        "b": timing.Work(lambda: order.append("b"), every=4),
+    }
+    found = timing.interleaved(works, "turns", 0.0, timing.Clock("cpu"))
+    assert order[:5] == ["prepared", "a", "b", "prepared", "a"]
+    assert len(found["a"].device) == timing.FEWEST and len(found["b"].device) == 2
+    found = timing.interleaved(works, "runs", 0.0, timing.Clock("cpu"))
+    assert len(found["a"].host) == timing.LIMITS["runs"][0] * (timing.RUN - timing.UNCOUNTED)
+
+
+def test_roofs_move_the_bytes_that_they_state() -> None:
+    works, moved = timing.roofs(1200, "cpu")
+    assert moved == {"copy": 800, "triad": 1200, "triad in place": 1200}
+    for work in works.values():
+        work.step()
+
+
+# Pages.
+
+
+def test_the_committed_page_and_readme_are_what_the_results_say() -> None:
+    found = results.load()
+    assert page.PAGE.read_text() == page.render(found)
+    readme = page.README.read_text()
+    assert readme == page.with_block(readme, page.readme_block(found))
+
+
+def test_the_committed_plots_are_what_the_results_say(tmp_path: Path) -> None:
+    newest = {plots.path_of(r).name: r for r in reversed(list(results.load().values()))}
+    drawn = set()
+    for result in newest.values():
+        if plots.draw(result, path := plots.path_of(result, tmp_path)):
+            assert path.read_bytes() == plots.path_of(result).read_bytes()
+            drawn.add(path.name)
+    committed = {path.name for path in plots.FOLDER.glob("benchmarks_*")}
+    assert committed == drawn
+
+
+def test_a_readme_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="must hold"):
+        page.with_block(f"text {page.BEGIN} more", "block")
+
+
+def gpu_result() -> results.Result:
+    """What a GPU's result file would hold of the rows that aims are about; figures are made up."""
+    large = {"lrfast": [7.0, 8.0, 9.0], "copy": [1.9, 2.0, 2.1]}
+    small = {"lrfast": [4.0, 5.0, 6.0], "torch-fused": [90.0, 100.0, 110.0]}
+    training = {CAPTURED: 20.0, OURS: 40.0, FASTEST: 50.0, EAGER: 60.0, f"{FASTEST}, update": 20.0}
+    quartiles = {name: [time - 1, time, time + 1] for name, time in training.items()}
+    common: dict[str, Any] = {"work": "AdamW", "floor": None, "share_floor": 0.92, "refused": {}}
+    rows = [
+        {
+            **common,
+            "table": "steps",
+            "parameters": "hundred_million",
+            "groups": 1,
+            "bytes": {"lrfast": 2800, "copy": 800},
+            "turns_us": large,
+            "counts": {},
+        },
+        {
+            **common,
+            "table": "steps",
+            "parameters": "lora",
+            "groups": 224,
+            "bytes": {"lrfast": 56, "torch-fused": 56},
+            "runs_us": small,
+            "runs_host_us": small,
+            "counts": {"lrfast": {"launches": 1, "ops": 0, "allocations": 0, "peak_bytes": 0}},
+        },
+        {
+            "table": "training",
+            "model": "cnn",
+            "batch": 2,
+            "floor": 1.5,
+            "share": 0.25,
+            "runs_us": quartiles,
+            "runs_host_us": quartiles,
+        },
+    ]
+    facts = {
+        "date": "2026-01-01",
+        "commit": "0" * 40,
+        "dirty": False,
+        "machine": "m",
+        "python": "3",
+    }
+    return {**facts, "device": "NVIDIA X", "torch": "2", "threads": 2, "rows": rows}
+
+
+def test_aims_on_a_gpu_stand_beside_what_was_measured_there() -> None:
+    unmeasured = page.gpu_aims({})
+    assert unmeasured.count("not measured yet") == len(page.GPU_AIMS)
+    lines = page.gpu_aims({"file": gpu_result()}).splitlines()
+    assert [line.split(" | ")[2].strip(" |") for line in lines[-5:]] == [
+        f"{2800 / 8 / (800 / 2):.0%}",
+        "1",
+        "20.0",
+        "20.0",
+        "3.00",
+    ]
+    text = page.section("file", gpu_result())
+    assert "| training | cnn, 2 | runs | lrfast captured | 20.0 |" in text
+
+
+def test_the_floor_of_training_holds_where_the_update_is_a_good_part() -> None:
+    rows = [row for row in gpu_result()["rows"] if row["table"] == "training"]
+    (line,) = tables.training_lines(rows)
+    assert line[-4:] == ["40%", "1.25", "1.50", "1.5"]
+    rows[0]["runs_us"][f"{FASTEST}, update"] = [1.0, 2.0, 3.0]
+    (line,) = tables.training_lines(rows)
+    assert line[-1] == ""
+
+
+@pytest.mark.usefixtures("benchmarks_run")
+def test_a_run_can_be_kept_and_rendered(tmp_path: Path) -> None:
+    """One case for each kind of row that is quick to time, from pytest to the page."""
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-W", "default", "-q"]
+    command += ["--benchmark-only", f"--benchmark-json={out}", "--seconds=0", "--threads=1"]
+    command += ["benchmarks", "-m", "quick and not gpu", "-k", "whole_update-mlp or parameters"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    (result,) = results.keep(json.loads(out.read_text()))
+    text = page.section("file.json", result)
+    assert "| whole update | mlp | 3 | runs |" in text
+    assert "| parameters | 1,000 |" in text
+    assert plots.draw(result, tmp_path / "plot.svg")

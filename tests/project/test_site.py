@@ -1,0 +1,94 @@
+"""The site's sources: what `make docs` cannot see, and that its own check sees what it should."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import check_site  # noqa: E402
+
+REFERENCE = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.rst"))
+
+
+def make_site(folder: Path, names: list[str], page: str) -> Path:
+    lines = "".join(f"{name} py:function 1 page.html#$ -\n" for name in names)
+    head = b"# Sphinx inventory version 2\n# Project: x\n# Version: 1\n# zlib\n"
+    (folder / "objects.inv").write_bytes(head + zlib.compress(lines.encode()))
+    (folder / "page.html").write_text(page)
+    return folder
+
+
+def test_a_name_that_is_not_documented_is_found(tmp_path: Path) -> None:
+    names = sorted(check_site.public_names())
+    assert check_site.missing_names(make_site(tmp_path, names, "")) == []
+    names.remove("lrfast.schedules.rex")
+    names.remove("lrfast.integrations.timm.register")
+    assert check_site.missing_names(make_site(tmp_path, names, "")) == [
+        *("lrfast.integrations.timm.register", "lrfast.schedules.rex")
+    ]
+
+
+def test_a_name_is_documented_under_any_of_its_names(tmp_path: Path) -> None:
+    names = set(check_site.public_names()) - {"lrfast.AdamW"}
+    assert "lrfast.optim.AdamW" in names
+    assert check_site.missing_names(make_site(tmp_path, sorted(names), "")) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "broken"),
+    [
+        ('<a href="#here"></a><p id="here"></p>', []),
+        ('<a href="page.html"></a><a href="https://x.org/y#z"></a>', []),
+        ('<a href="page.html#there"></a>', ["page.html: page.html#there"]),
+        ('<a href="other.html"></a>', ["page.html: other.html"]),
+        ('<img src="images/plot.svg">', ["page.html: images/plot.svg"]),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path, page: str, broken: list[str]) -> None:
+    assert check_site.broken_links(make_site(tmp_path, [], page)) == broken
+
+
+# Without sphinx: the reference names each public name, or documents the module that defines it.
+def test_the_reference_names_every_public_name() -> None:
+    whole = re.findall(r"automodule:: (\S+)\n   :members:", REFERENCE)
+    named = set(re.findall(r"auto\w+:: (\S+)", REFERENCE))
+    public = check_site.public_names()
+    named |= {name for name in public if name.rpartition(".")[0] in whole}
+    documented = {id(public[name]) for name in named & public.keys()}
+    missing = [name for name, value in public.items() if id(value) not in documented]
+    assert sorted(missing) == sorted(check_site.INTERNAL)
+
+
+def test_the_page_of_the_command_line_has_every_option() -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    commands = [
+        node
+        for node in ast.walk(ast.parse((ROOT / "lrfast" / "cli.py").read_text()))
+        if isinstance(node, ast.FunctionDef) and ast.unparse(node).startswith("@app.command()")
+    ]
+    assert len(commands) >= 3
+    for command in commands:
+        _, _, section = page.partition(f"\n## lrfast {command.name}\n")
+        section = section.partition("\n## ")[0]
+        assert section, command.name
+        for argument, default in zip(command.args.args, command.args.defaults, strict=True):
+            if "typer.Option" in ast.unparse(default):
+                assert f"`--{argument.arg.replace('_', '-')}`" in section, argument.arg
+
+
+def test_every_pin_stands_in_one_file_only() -> None:
+    pins: dict[str, str] = {}
+    for name in ("dev", "integrations", "docs"):
+        for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
+            if line and not line.startswith("#"):
+                package = line.partition("==")[0]
+                assert package not in pins, f"{package} in {name}.txt and {pins[package]}"
+                pins[package] = f"{name}.txt"
