@@ -134,101 +134,94 @@ def test_version_and_type_information() -> None:
     assert re.search(r'^lrfast = \[.*"py\.typed".*"\*\.pyi"', project, re.MULTILINE)
 
 
-# Modules may import, when they are imported, only what stands on a level below theirs. A package
-# stands on one level; its own modules may not import each other in a circle.
-LEVELS = (
-    {"_plain", "_files"},
-    {
-        "_extension",
-        "_compile",
-        "_shards",
-        "groups",
-        "_copies",
-        "suggest",
-        "_batches",
-        "telemetry",
-        "_traffic",
-    },
-    {"_mirror", "_progress", "_rich"},
-    {"snapshot", "schedules", "curve", "_options", "_states"},
-    {"_scheduled"},
-    {"loss_schedules"},
-    {"_loading"},
-    {"_fused"},
-    {"optim", "sharded"},
-    {"bench", "doctor"},
-    {"_drive", "_capture"},
-    {"history", "plot"},
+# Each package may import from the rows above its own, and from no other of its row. What counts is
+# every import in the text: at the head of a module, within a function, and for annotations alone.
+FLOORS = (
+    {"_utils"},
+    {"groups", "suggest"},
+    {"schedules", "curve"},
+    {"optim"},
+    {"training"},
     {"range_test"},
     {"finetune"},
-    {"integrations"},
-    {"demo", "cli"},
+    {"integrations", "tools"},
 )
+# Public modules that only re-export: they import from anywhere, and nothing imports them.
+FACES = {
+    *("__init__", "bench", "cli", "demo", "doctor", "history", "loss_schedules", "plot"),
+    *("sharded", "snapshot", "telemetry"),
+}
 
 # Imported nowhere else at the head of a module: an integration is imported by who uses it.
 LIBRARIES = {
     *("accelerate", "fastai", "ignite", "lightning", "pytorch_lightning", "pandas", "timm"),
     *("tensorboard", "transformers", "wandb"),
 }
+OPTIONAL = {"matplotlib", "mlxtend", "rich", "typer"}
+
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-def imported(path: Path) -> set[str]:
-    """Modules that importing the module at path imports, as far as its own text says."""
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    """Return the modules that a module's text imports: everywhere, or at its head alone."""
+    tree = ast.parse(path.read_text())
     found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = str(node.module)
-            folder = PACKAGE.parent.joinpath(*module.split("."))
-            if module.split(".")[0] == "lrfast" and folder.is_dir():
-                found |= {f"{module}.{alias.name}" for alias in node.names}
-            else:
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            modules = names & SOURCES.keys()
+            found |= modules
+            if len(modules) < len(names):
                 found.add(module)
     return found
 
 
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+def room(module: str) -> str:
+    """Return the package, or the module at the top, that a module belongs to."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    names = imported(path)
-    inside = path.relative_to(PACKAGE).with_suffix("").parts
-    modules = {name.split(".")[0] for name in names}
-    if inside != ("demo",):
-        assert not modules & {"matplotlib", "rich", "typer", "mlxtend"}
-    if inside[0] != "integrations":
-        assert not modules & LIBRARIES
-    if inside == ("__init__",):
-        return
-    below: set[str] = set()
-    for level in LEVELS:
-        if inside[0] in level:
+def test_floors_and_faces_are_all_that_there_is() -> None:
+    named = [name for floor in FLOORS for name in floor] + list(FACES)
+    assert len(named) == len(set(named))
+    assert {room(module) for module in SOURCES} == set(named)
+    assert len(FLOORS) <= 10
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_down(module: str) -> None:
+    allowed: set[str] = set()
+    for floor in FLOORS:
+        if room(module) in floor:
             break
-        below |= level
+        allowed |= floor
     else:
-        pytest.fail(f"{path.name} stands in no level")
-    siblings = {"schedules": {"_schedule"}}.get(inside[0], set())
-    if len(inside) > 1:
-        siblings = {inside[0]}
-    ours = {name.split(".")[1] for name in names if name.startswith("lrfast.")}
-    assert ours <= below | siblings
+        allowed = {name for floor in FLOORS for name in floor}
+    used = {room(name) for name in imports(SOURCES[module]) if name.split(".")[0] == "lrfast"}
+    assert used - allowed - {room(module), "_C"} == set()
 
 
-@pytest.mark.parametrize(
-    "package", ["_capture", "bench", "finetune", "loss_schedules", "range_test", "suggest"]
-)
-def test_the_modules_of_a_package_import_each_other_one_way(package: str) -> None:
-    own = f"lrfast.{package}."
-    paths = (PACKAGE / package).glob("*.py")
-    imports = {
-        path.stem: {name.split(".")[2] for name in imported(path) if name.startswith(own)}
-        for path in paths
-    }
-    assert imports and all(imports["__init__"])
-    imports = {stem: {n for n in names if n in imports} for stem, names in imports.items()}
-    while imports:
-        free = {stem for stem, names in imports.items() if not names & imports.keys()}
-        assert free, f"{sorted(imports)} import each other in a circle"
-        imports = {stem: names for stem, names in imports.items() if stem not in free}
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {module: imports(path) & SOURCES.keys() for module, path in SOURCES.items()}
+    while free := {module for module, used in graph.items() if not used & graph.keys()}:
+        graph = {module: used for module, used in graph.items() if module not in free}
+    # What is left imports a circle or is one; those that nothing left imports are no part of one.
+    while loose := graph.keys() - {name for used in graph.values() for name in used}:
+        graph = {module: used for module, used in graph.items() if module not in loose}
+    assert sorted(graph) == []
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_optional_libraries_are_imported_where_they_are_used(module: str) -> None:
+    at_head = {name.split(".")[0] for name in imports(SOURCES[module], everywhere=False)}
+    if module != "lrfast.tools.demo":
+        assert not at_head & OPTIONAL
+    if room(module) != "integrations":
+        assert not at_head & LIBRARIES
