@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -56,11 +57,17 @@ def ranks_of(model: nn.Module, group: dist.ProcessGroup | None) -> Ranks:
 
     A mesh of several dimensions is taken to be all processes.
     """
-    if group is None and isinstance(model, DistributedDataParallel | FullyShardedDataParallel):
-        group = model.process_group
+    if group is None and isinstance(model, _data_parallel_classes()):
+        group = cast("dist.ProcessGroup", model.process_group)
     if group is None:
         meshes = (getattr(param, "device_mesh", None) for param in model.parameters())
         mesh = next((each for each in meshes if each is not None), None)
         if mesh is not None:
             group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
     return Ranks(group)
+
+
+def _data_parallel_classes() -> tuple[type[nn.Module], ...]:
+    # Importing FSDP takes a second; a model can be of its class only if it has been imported.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return (DistributedDataParallel, *([fsdp.FullyShardedDataParallel] if fsdp else []))

@@ -39,6 +39,8 @@ assert not new & {"transformers", "lightning", "accelerate", "timm", "ignite", "
 assert not [name for name in sys.modules if name.startswith("lrfast.integrations")]
 assert not [name for name in sys.modules if name.endswith("_C") and name.startswith("lrfast")]
 assert "lrfast.demo" not in sys.modules and "lrfast.cli" not in sys.modules
+# More than a second, for one isinstance.
+assert not new & {"sympy"} and "torch.distributed.fsdp" not in sys.modules
 """)
 
 
