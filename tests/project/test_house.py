@@ -227,3 +227,11 @@ def test_optional_libraries_are_imported_where_they_are_used(module: str) -> Non
         assert not at_head & OPTIONAL
     if room(module) != "integrations":
         assert not at_head & LIBRARIES
+
+
+def test_no_test_imports_from_another() -> None:
+    tests = list((ROOT / "tests").rglob("test_*.py"))
+    stems = {path.stem for path in tests}
+    assert len(stems) == len(tests)
+    for path in tests:
+        assert not {name.split(".")[-1] for name in imports(path)} & stems, path
