@@ -1,4 +1,4 @@
-"""Where and when something was measured, its result file, and tables of Markdown."""
+"""Facts of a measurement, its result file, and tables of Markdown: shared by all benchmarks."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ def newest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of a table whose first column is text."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
+    """Returns the lines of a table whose first columns are texts, and the others figures."""
+    rule = "|" + "---|" * texts + "---:|" * (len(header) - texts)
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (header, *rows))
+    return [first, rule, *others]
 
 
 def _git(*arguments: str) -> str:

@@ -355,7 +355,7 @@ def telemetry() -> Figure:
 
 def step_bytes() -> Figure:
     """Bytes per parameter of a whole update, in lrfast and in passes of their own."""
-    from benchmarks.limits import apart, fused  # docs/performance.md has the same numbers
+    from benchmarks.report.limits import apart, fused  # docs/performance.md has the same numbers
 
     bars = {"passes of their own": apart(4, 4), "lrfast": fused(4, 4)}
     greys = ("white", "0.9", "0.8", "0.7", "0.6")

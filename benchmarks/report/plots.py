@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.report.results import ROOT, Result, Row, rows_of
+from benchmarks.provenance import ROOT
+from benchmarks.report.results import Result, Row, rows_of
 from benchmarks.report.tables import medians_of
 
 FOLDER = ROOT / "docs" / "images"

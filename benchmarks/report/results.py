@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import RESULTS
+
 Result = dict[str, Any]
 Row = dict[str, Any]
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 SHARED = ("device", "torch", "threads")  # facts of a run that every row repeats
 
 

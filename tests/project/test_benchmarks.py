@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import counting, implementations, timing
-from benchmarks.implementations import Contender, Start
 from benchmarks.report import page, plots, results, tables
-from benchmarks.training import CAPTURED, EAGER, FASTEST, OURS
+from benchmarks.speed import counting, implementations, timing
+from benchmarks.speed.implementations import Contender, Start
+from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
 
 ROOT = Path(__file__).parents[2]
 
