@@ -313,7 +313,7 @@ def keep_results(raw: Path, out: Path, facts: dict[str, str]) -> str:
     new = [p for p in RESULTS.glob("*.json") if p.stat().st_mtime_ns != before.get(p)]
     for path in new:
         shutil.copy(path, out / path.name)
-    # It may lack what draws the plots: what is kept comes before them.
+    # What is kept comes before the pages.
     problem = f"; {done.stderr.strip().splitlines()[-1]}" if done.returncode else ""
     return f"{', '.join(sorted(path.name for path in new)) or 'nothing'} kept{problem}"
 

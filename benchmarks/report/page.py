@@ -91,7 +91,7 @@ def section(name: str, result: Result) -> str:
         if found := make(result):
             lines += ["", title, "", *found]
         if make is tables.scaling and found:
-            picture = plots.path_of(result).name
+            picture = plots.name_of(result)
             lines += ["", f"![Cost of a step against its size](images/{picture})"]
     return "\n".join(lines) + "\n"
 
