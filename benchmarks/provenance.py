@@ -35,11 +35,16 @@ def tree(folder: str) -> str:
 
 def sentence(result: dict[str, Any]) -> str:
     """Returns those facts of a result file as a sentence."""
-    dirty = ", with uncommitted changes" if result["dirty"] else ""
     return (
-        f"{result['machine']}; torch {result['torch']}, Python {result['python']}; commit "
-        f"{result['commit'][:10]}{dirty}; {result['date']}."
+        f"{result['machine']}; torch {result['torch']}, Python {result['python']}; "
+        f"{commit_of(result)}; {result['date']}."
     )
+
+
+def commit_of(result: dict[str, Any]) -> str:
+    """Returns the commit of a result file, and whether the sources differed from it."""
+    dirty = ", with uncommitted changes" if result["dirty"] else ""
+    return f"commit {result['commit'][:10]}{dirty}"
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:

@@ -255,10 +255,9 @@ def measured() -> str:
         floors, overheads = floor_rows(result), overhead_rows(result)
         if not floors and not overheads:
             continue
-        dirty = ", with uncommitted changes" if result["dirty"] else ""
         parts.append(
             f"### {result['device']}, {result['date']}\n\n{result['machine']}; {result['threads']} "
-            f"threads; torch {result['torch']}; commit {result['commit'][:10]}{dirty};\n"
+            f"threads; torch {result['torch']}; {provenance.commit_of(result)};\n"
             f"[{name}](../benchmarks/results/{name}).\n"
         )
         if floors:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 import lrfast
 from benchmarks.speed import finder_peers
 from benchmarks.speed.finder_peers import RANGE, STEPS, Loader, cross_entropy
+from benchmarks.speed.implementations import reason_of
 
 BATCHES = 10
 BARE, OURS, TORCH = "bare", "lrfast", "lrfast, torch's optimizer"
@@ -127,7 +128,7 @@ def participants(sweepers: dict[str, Sweeper]) -> dict[str, str]:
             _check(name, sweepers[name], expected)
         except Exception as error:  # whatever keeps a library from running here
             del sweepers[name]
-            refused[name] = " ".join(str(error).split())[:200] or type(error).__name__
+            refused[name] = reason_of(error)
     return refused
 
 

@@ -203,8 +203,13 @@ def participants(
             _compare(values, expected, start.dtype, name)
             found[name] = entry
         except Exception as error:  # whatever keeps a library from running here
-            refused[name] = " ".join(str(error).split())[:200] or type(error).__name__
+            refused[name] = reason_of(error)
     return {name: found[name] for name in make if name in found}, refused
+
+
+def reason_of(error: Exception) -> str:
+    """Returns why a contender is refused, as one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def assert_equal_work(contenders: dict[str, Contender], start: Start) -> dict[str, list[Tensor]]:
