@@ -112,12 +112,12 @@ $(VENV)/.docs: $(VENV)/.env requirements/docs.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
 	touch $@
 
-docs: $(VENV)/.docs ## the site, to build/docs; every warning is an error, every link is followed
+docs: $(VENV)/.docs pictures ## the site, to build/docs; every warning is an error, every link is followed
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet --jobs 2 \
 		docs build/docs
 	$(BIN)/python tools/check_site.py build/docs
 
-pictures: build ## the pictures of the concept pages, to docs/images/concepts
+pictures: build ## the pictures that docs/plots.py makes, to docs/images
 	$(BIN)/python docs/plots.py
 
 # GPU machines bring their own torch, and often no network: PYTHON as it is, and no installation.
@@ -126,7 +126,7 @@ gpu-check: ## on a machine with a GPU: build, GPU tests, benchmarks, sanitizers 
 	$(PYTHON) tools/gpu_check.py --out $(OUT) $(GPU_CHECK_ARGS)
 
 clean: ## remove what was built
-	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build
+	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build docs/images/concepts docs/images/*.svg
 
 distclean: clean ## and the environment and the tools' caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

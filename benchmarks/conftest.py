@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import counting, timing
+from benchmarks.speed import counting, timing
 
 # Whose versions results state, where they are installed.
 PACKAGES = (

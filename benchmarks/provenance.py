@@ -1,4 +1,4 @@
-"""Where and when something was measured, its result file, and tables of Markdown."""
+"""Facts of a measurement, its result file, and tables of Markdown: shared by all benchmarks."""
 
 from __future__ import annotations
 
@@ -35,11 +35,16 @@ def tree(folder: str) -> str:
 
 def sentence(result: dict[str, Any]) -> str:
     """Returns those facts of a result file as a sentence."""
-    dirty = ", with uncommitted changes" if result["dirty"] else ""
     return (
-        f"{result['machine']}; torch {result['torch']}, Python {result['python']}; commit "
-        f"{result['commit'][:10]}{dirty}; {result['date']}."
+        f"{result['machine']}; torch {result['torch']}, Python {result['python']}; "
+        f"{commit_of(result)}; {result['date']}."
     )
+
+
+def commit_of(result: dict[str, Any]) -> str:
+    """Returns the commit of a result file, and whether the sources differed from it."""
+    dirty = ", with uncommitted changes" if result["dirty"] else ""
+    return f"commit {result['commit'][:10]}{dirty}"
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:
@@ -56,10 +61,11 @@ def newest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of a table whose first column is text."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> list[str]:
+    """Returns the lines of a table whose first columns are texts, and the others figures."""
+    rule = "|" + "---|" * texts + "---:|" * (len(header) - texts)
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (header, *rows))
+    return [first, rule, *others]
 
 
 def _git(*arguments: str) -> str:

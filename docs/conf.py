@@ -59,7 +59,7 @@ nitpick_ignore_regex = [
     # What a public class is made of and nobody makes by hand.
     (
         "py:class",
-        r"lrfast\.(finetune|suggest)\._\w+\.(Choice|Constants|Moment|Numbers|RandomStates)",
+        r"lrfast\.(\w+\.)+(Choice|Constants|Moment|Numbers|RandomStates)",
     ),
 ]
 # Private types in signatures, and where what they can do is documented.

@@ -1,7 +1,7 @@
-"""The pictures of docs/concepts, made by what they show: ``python docs/plots.py [folder]``.
+"""The pictures of the pages that lrfast and the result files make: ``docs/plots.py [folder]``.
 
-Seeds are fixed, and nothing in a file depends on when or where it was written. Lines differ in
-style and marker as well as in colour.
+All are SVG, and none is committed: ``make docs`` makes them. Seeds are fixed, and nothing in a file
+depends on when or where it was written. Lines differ in style and marker as well as in colour.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lrfast import schedules
 from lrfast.plot import plot_range_test, plot_schedules
 from lrfast.tools.bench._traffic import bytes_moved
 
-FOLDER = Path(__file__).parent / "images" / "concepts"
+FOLDER = Path(__file__).parent / "images"
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*")
 
@@ -355,7 +355,7 @@ def telemetry() -> Figure:
 
 def step_bytes() -> Figure:
     """Bytes per parameter of a whole update, in lrfast and in passes of their own."""
-    from benchmarks.limits import apart, fused  # docs/performance.md has the same numbers
+    from benchmarks.report.limits import apart, fused  # docs/performance.md has the same numbers
 
     bars = {"passes of their own": apart(4, 4), "lrfast": fused(4, 4)}
     greys = ("white", "0.9", "0.8", "0.7", "0.6")
@@ -380,8 +380,11 @@ PICTURES: tuple[Callable[[], Figure], ...] = (
 
 
 def main(folder: Path) -> None:
-    """Write all pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write all pictures: of the concepts, and of the benchmarks."""
+    from benchmarks.report import plots, results
+
+    concepts = folder / "concepts"
+    concepts.mkdir(parents=True, exist_ok=True)
     # Text as text: the shapes of letters would be most of a file.
     with mpl.rc_context({"svg.hashsalt": "lrfast", "svg.fonttype": "none"}):
         for picture in PICTURES:
@@ -392,7 +395,8 @@ def main(folder: Path) -> None:
             # A hundredth of a point is more than anybody sees.
             text = re.sub(r"(\.\d\d)\d+", r"\1", written.getvalue())
             text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-            (folder / f"{picture.__name__}.svg").write_text(text)
+            (concepts / f"{picture.__name__}.svg").write_text(text)
+    plots.draw_all(results.load(), folder)
 
 
 if __name__ == "__main__":

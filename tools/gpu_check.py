@@ -46,7 +46,11 @@ ONCE = ["tests/optim/test_gpu.py", "-k", "every_kernel_once", "-m", "gpu"]
 # Of compute-sanitizer, by versions: check our kernels alone, which is what makes it bearable.
 FILTERS = (["--kernel-name", "kns=lrfast"], ["--filter", "kns=lrfast"])
 # Those that answer most come first; whatever else there is follows.
-BENCHMARKS = ("test_optimizer_step.py", "test_training.py", "test_range_test.py")
+BENCHMARKS = (
+    "speed/test_optimizer_step.py",
+    "training/test_training.py",
+    "speed/test_range_test.py",
+)
 BENCHMARK_SECONDS = "0.3"  # per case; a GPU's times vary little
 # pytest ends an interrupted run with all its reports.
 INTERRUPT = ["timeout", "--signal=INT", "--kill-after=20"]
@@ -149,7 +153,8 @@ def tests_step() -> Step:
 
 def benchmarks_step(raw: Path) -> Step:
     """The benchmarks marked gpu, as one run with one file of results."""
-    names = {path.name for path in (ROOT / "benchmarks").glob("test_*.py")}
+    folder = ROOT / "benchmarks"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("test_*.py")}
     ordered = [name for name in BENCHMARKS if name in names]
     ordered += sorted(names - set(ordered))
     options = ["-m", "gpu", "-q", *LENIENT, "-o", "addopts=--strict-markers", "--benchmark-only"]
@@ -308,7 +313,7 @@ def keep_results(raw: Path, out: Path, facts: dict[str, str]) -> str:
     new = [p for p in RESULTS.glob("*.json") if p.stat().st_mtime_ns != before.get(p)]
     for path in new:
         shutil.copy(path, out / path.name)
-    # It may lack what draws the plots: what is kept comes before them.
+    # What is kept comes before the pages.
     problem = f"; {done.stderr.strip().splitlines()[-1]}" if done.returncode else ""
     return f"{', '.join(sorted(path.name for path in new)) or 'nothing'} kept{problem}"
 

@@ -1,1 +1,1 @@
-"""Turns committed results into docs/benchmarks.md, its plots, and a block of the README."""
+"""Pages made of committed results: docs/benchmarks.md and performance.md, a block of the README."""

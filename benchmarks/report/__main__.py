@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report` renders docs/benchmarks.md, its plots and a block of the README.
+"""`python -m benchmarks.report` renders docs/benchmarks.md and a block of the README.
 
 `python -m benchmarks.report --add build/bench.json` first keeps what `make bench` measured as files
 in benchmarks/results/. All figures come from those files only, and the rows that lrfast loses stay.
@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.report import page, plots, results
+from benchmarks.report import page, results
 
 
 def main() -> int:
@@ -20,11 +20,6 @@ def main() -> int:
     if arguments.add:
         results.add(arguments.add)
     found = results.load()
-    drawn: set[Path] = set()
-    for result in found.values():
-        path = plots.path_of(result)
-        if path not in drawn and plots.draw(result, path):
-            drawn.add(path)
     page.PAGE.write_text(page.render(found))
     block = page.readme_block(found)
     page.README.write_text(page.with_block(page.README.read_text(), block))

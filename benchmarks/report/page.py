@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks import finder_peers, timing
+from benchmarks.provenance import ROOT, table
 from benchmarks.report import plots, tables
-from benchmarks.report.results import ROOT, Result, Row, rows_of, source
-from benchmarks.training import CAPTURED, EAGER, FASTEST
+from benchmarks.report.results import Result, Row, rows_of, source
+from benchmarks.speed import finder_peers, timing
+from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
@@ -90,7 +91,7 @@ def section(name: str, result: Result) -> str:
         if found := make(result):
             lines += ["", title, "", *found]
         if make is tables.scaling and found:
-            picture = plots.path_of(result).name
+            picture = plots.name_of(result)
             lines += ["", f"![Cost of a step against its size](images/{picture})"]
     return "\n".join(lines) + "\n"
 
@@ -161,7 +162,7 @@ def gpu_aims(results: dict[str, Result]) -> str:
         value = find(gpu) if gpu else None
         lines.append([title, aim, "not measured yet" if value is None else format(value, form)])
     text = "The same cases run with `-m gpu`, timed by CUDA events, launches as profiled.\n"
-    body = "\n".join(tables.table(["aim", "at least (host time: at most)", "measured"], lines, 1))
+    body = "\n".join(table(["aim", "at least (host time: at most)", "measured"], lines, 1))
     return f"## What is aimed at on a GPU\n\n{text}\n{body}\n"
 
 
@@ -187,10 +188,10 @@ def readme_block(results: dict[str, Result]) -> str:
         figures = [f"{ours:,.0f}", f"{fastest:,.0f}", f"{fastest / ours:.3g}", f"{row['floor']:g}"]
         lines.append([row["work"], row["parameters"], str(row["groups"]), *figures])
     header = ["step", "parameters", "groups", "lrfast, µs", "fastest torch, µs", "ratio", "aim"]
-    blocks = ["\n".join(tables.table(header, lines, 2))]
+    blocks = ["\n".join(table(header, lines, 2))]
     if rows := rows_of(result, "training"):
         text = "Whole training steps, in milliseconds:\n\n"
-        body = tables.table(tables.training_header(rows), tables.training_lines(rows), 1)
+        body = table(tables.training_header(rows), tables.training_lines(rows), 1)
         blocks.append(text + "\n".join(body))
     link = (
         f"{source(result)} From benchmarks/results/{name}; [docs/benchmarks.md](docs/benchmarks.md)"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.report.results import ROOT, Result, Row, rows_of
+from benchmarks.report.results import Result, Row, rows_of
 from benchmarks.report.tables import medians_of
 
-FOLDER = ROOT / "docs" / "images"
 AXES = ("tensors", "groups", "parameters")
 # Colours that the colour-blind tell apart, too; markers and lines for those who print in grey.
 LOOKS = {
@@ -17,9 +16,18 @@ LOOKS = {
 }
 
 
-def path_of(result: Result, folder: Path = FOLDER) -> Path:
-    device = result["device"].replace(" ", "-").lower()
-    return folder / f"benchmarks_scaling_{device}.svg"
+def name_of(result: Result) -> str:
+    """Returns the name of the file: one per device."""
+    return f"benchmarks_scaling_{result['device'].replace(' ', '-').lower()}.svg"
+
+
+def draw_all(results: dict[str, Result], folder: Path) -> None:
+    """Draws the newest result of each device that has scaling rows."""
+    drawn: set[str] = set()
+    for result in results.values():
+        name = name_of(result)
+        if name not in drawn and draw(result, folder / name):
+            drawn.add(name)
 
 
 def draw(result: Result, path: Path) -> bool:
@@ -47,7 +55,7 @@ def draw(result: Result, path: Path) -> bool:
             axis.grid(which="major", alpha=0.3)
         axes[0].set_ylabel("µs per AdamW step")
         figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=len(lines))
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
     return True
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import RESULTS, commit_of
+
 Result = dict[str, Any]
 Row = dict[str, Any]
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 SHARED = ("device", "torch", "threads")  # facts of a run that every row repeats
 
 
@@ -61,13 +61,12 @@ def names_in(rows: list[Row], key: str, order: tuple[str, ...] = ()) -> list[str
 
 def source(result: Result) -> str:
     """Returns where figures come from, as a sentence."""
-    dirty = ", with uncommitted changes" if result["dirty"] else ""
     packages = "".join(
         f", {name} {version}" for name, version in result.get("packages", {}).items()
     )
     return (
         f"{result['machine']}; {result['threads']} threads; torch {result['torch']}, Python "
-        f"{result['python']}{packages}; commit {result['commit'][:10]}{dirty}."
+        f"{result['python']}{packages}; {commit_of(result)}."
     )
 
 

@@ -5,25 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import timing
-from benchmarks.finder_loops import BARE
-from benchmarks.finder_loops import NAMES as SWEEPERS
-from benchmarks.implementations import NAMES
+from benchmarks.provenance import table
 from benchmarks.report.results import Result, Row, names_in, rows_of
-from benchmarks.training import CAPTURED, EAGER, FASTEST, OURS
+from benchmarks.speed import timing
+from benchmarks.speed.finder_loops import BARE
+from benchmarks.speed.finder_loops import NAMES as SWEEPERS
+from benchmarks.speed.implementations import NAMES
+from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
 
 WAYS = {"turns_us": "turns", "runs_us": "runs"}
 Lines = list[str]
-
-
-def table(header: list[str], rows: list[list[str]], texts: int) -> Lines:
-    """Returns a table whose first columns are texts, and the others figures."""
-    rule = "|" + "---|" * texts + "---:|" * (len(header) - texts)
-    return [_line(header), rule, *(_line(row) for row in rows)]
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def fastest_torch(medians: dict[str, float]) -> float:

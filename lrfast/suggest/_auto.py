@@ -16,7 +16,7 @@ from lrfast.suggest._suggestion import Suggestion, declined
 
 @dataclass(frozen=True)
 class Constants:
-    """What was chosen on the tasks of benchmarks/suggestions, where the exact values matter little.
+    """Constants chosen on the tasks of benchmarks/research/suggestions; exact values matter little.
 
     Args:
         lower: Factor on the middle of the valley; too high a rate costs more than too low a one.

@@ -28,7 +28,8 @@ ADAPTIVE: Final[Mapping[str, float]] = MappingProxyType(
 _RMS: Final = 0.02
 _RMS_EXPONENT: Final = 0.2
 # An update counts by its size relative to the weights. Powers from 0.2 to 0.5 do equally well on
-# the tasks of benchmarks/suggestions; 1 would make the rate a share of the weights, as LARS does.
+# the tasks of benchmarks/research/suggestions; 1 would make the learning rate a share of the
+# weights, as LARS does.
 _WEIGHTS_EXPONENT: Final = 0.4
 _FARTHEST_RMS: Final = 10.0  # factor from the usual root mean square that counts at most
 # Residual networks' 0.1 with a momentum of 0.9, under which a gradient counts ten times.

@@ -10,12 +10,12 @@ from lrfast.suggest._priors import ADAPTIVE
 _USUAL_BATCH: Final = 32
 
 # The batch whose noise halves the best rate. It differs from training to training; on the tasks of
-# benchmarks/suggestions 100 to 400 do equally well, as do powers from 0.2 to 0.4 below.
+# benchmarks/research/suggestions 100 to 400 do equally well, as do powers from 0.2 to 0.4 below.
 _CRITICAL_BATCH: Final = 200.0
 
 # Of parameters per class to predict. With more of them than classes a model learns its data by
 # heart, the sooner the higher the rate, and grows ever surer of it. Squared errors of numbers do
-# not grow so: on the tasks of benchmarks/suggestions the factor does harm there.
+# not grow so: on the tasks of benchmarks/research/suggestions the factor does harm there.
 _DATA_EXPONENT: Final = 0.3
 _MOST_PER_TARGET: Final = 30.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import subprocess
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import counting, implementations, timing
-from benchmarks.implementations import Contender, Start
 from benchmarks.report import page, plots, results, tables
-from benchmarks.training import CAPTURED, EAGER, FASTEST, OURS
+from benchmarks.speed import counting, implementations, timing
+from benchmarks.speed.implementations import Contender, Start
+from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,15 +129,23 @@ def test_the_committed_page_and_readme_are_what_the_results_say() -> None:
     assert readme == page.with_block(readme, page.readme_block(found))
 
 
-def test_the_committed_plots_are_what_the_results_say(tmp_path: Path) -> None:
-    newest = {plots.path_of(r).name: r for r in reversed(list(results.load().values()))}
-    drawn = set()
-    for result in newest.values():
-        if plots.draw(result, path := plots.path_of(result, tmp_path)):
-            assert path.read_bytes() == plots.path_of(result).read_bytes()
-            drawn.add(path.name)
-    committed = {path.name for path in plots.FOLDER.glob("benchmarks_*")}
-    assert committed == drawn
+def test_the_plot_of_a_device_is_of_its_newest_result(tmp_path: Path) -> None:
+    found = results.load()
+    name, newest = next((name, r) for name, r in found.items() if results.rows_of(r, "scaling"))
+    older = copy.deepcopy(newest)
+    for row in results.rows_of(older, "scaling"):
+        row["count"] *= 3
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    plots.draw_all(
+        {"newer, without the rows": {**newest, "rows": []}, name: newest}, tmp_path / "one"
+    )
+    plots.draw_all({name: newest, "older": older}, tmp_path / "two")
+    one, two = ([*(tmp_path / folder).iterdir()] for folder in ("one", "two"))
+    assert [path.name for path in one + two] == 2 * [plots.name_of(newest)]
+    assert one[0].read_bytes() == two[0].read_bytes()
+    assert plots.draw(older, tmp_path / "older.svg")
+    assert (tmp_path / "older.svg").read_bytes() != one[0].read_bytes()
 
 
 def test_a_readme_without_markers_is_refused() -> None:

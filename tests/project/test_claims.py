@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from benchmarks import provenance
-from benchmarks.claims import measure, report
-from benchmarks.claims.experiments import EXPERIMENTS, SCHEDULES, Experiment
-from benchmarks.claims.measure import QUICK, Plan, Trial
-from benchmarks.claims.sides import FINE_TUNING, Side
-from benchmarks.claims.verdicts import Difference, claim_verdict, difference
-from benchmarks.intervals import t_interval
-from benchmarks.recipe import choices
-from benchmarks.recipe import measure as recipe_measure
-from benchmarks.recipe import report as recipe_report
-from benchmarks.suggestions.store import Store
-from benchmarks.suggestions.train import Result
+from benchmarks.research.claims import measure, report
+from benchmarks.research.claims.experiments import EXPERIMENTS, SCHEDULES, Experiment
+from benchmarks.research.claims.measure import QUICK, Plan, Trial
+from benchmarks.research.claims.sides import FINE_TUNING, Side
+from benchmarks.research.claims.verdicts import Difference, claim_verdict, difference
+from benchmarks.research.intervals import t_interval
+from benchmarks.research.recipe import choices
+from benchmarks.research.recipe import measure as recipe_measure
+from benchmarks.research.recipe import report as recipe_report
+from benchmarks.research.suggestions.store import Store
+from benchmarks.research.suggestions.train import Result
 from lrfast import demo
 
 T_TWO = 4.302652729911275  # Student's t at 0.975 with 2 degrees of freedom, from a table

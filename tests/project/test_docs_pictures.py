@@ -1,4 +1,4 @@
-"""The pictures of docs/concepts: the script makes those that are committed and shown."""
+"""The pictures of the pages: SVGs are made by docs/plots.py, and no others are shown."""
 
 from __future__ import annotations
 
@@ -9,43 +9,53 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = ROOT / "docs" / "images" / "concepts"
-PAGES = sorted((ROOT / "docs" / "concepts").glob("*.md"))
-MOST_BYTES = 60_000
+IMAGES = ROOT / "docs" / "images"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MOST_BYTES = {True: 60_000, False: 100_000}  # of the concepts, and of the benchmarks
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Name and text of every picture that the script makes."""
+    """Place below docs/images and text of every picture that the script makes."""
     spec = importlib.util.spec_from_file_location("plots", ROOT / "docs" / "plots.py")
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     folder = tmp_path_factory.mktemp("pictures") / "new"
     script.main(folder)
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
 
 
-def words(svg: str) -> list[str]:
-    """Titles, legends and labels, without numbers: those follow the data."""
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-    return sorted({text for text in texts if not re.search(r"\d", text)})
+def shown() -> dict[str, str]:
+    """Place below docs/images and description of every picture on a page."""
+    found = {}
+    for page in PAGES:
+        for description, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text()):
+            path = (page.parent / target).resolve()
+            found[path.relative_to(IMAGES).as_posix()] = description
+    return found
 
 
-def test_the_script_makes_the_committed_pictures(made: dict[str, str]) -> None:
-    committed = {path.name: path.read_text() for path in COMMITTED.iterdir()}
-    assert made.keys() == committed.keys()
-    for name, svg in made.items():
-        assert words(svg) == words(committed[name]), name
-        assert len(svg) < MOST_BYTES and len(committed[name]) < MOST_BYTES, name
-        assert "dc:date" not in svg and "Matplotlib v" not in svg, name
+def test_every_picture_that_is_made_is_shown_and_every_other_is_committed(
+    made: dict[str, str],
+) -> None:
+    places = shown()
+    assert {place for place in places if place.endswith(".svg")} == made.keys()
+    others = {path.relative_to(IMAGES).as_posix() for path in IMAGES.rglob("*.png")}
+    assert {place for place in places if not place.endswith(".svg")} == others
+    assert all(len(description) > 20 for description in places.values())
 
 
-def test_every_picture_is_shown_and_described(made: dict[str, str]) -> None:
-    shown = [
-        match
-        for page in PAGES
-        for match in re.findall(r"!\[([^\]]+)\]\(\.\./images/concepts/([^)]+)\)", page.read_text())
-    ]
-    assert {name for _, name in shown} == made.keys()
-    assert all(len(description) > 20 for description, _ in shown)
+def test_pictures_are_small_have_words_and_no_date(made: dict[str, str]) -> None:
+    for place, svg in made.items():
+        assert len(svg) < MOST_BYTES[place.startswith("concepts/")], place
+        assert re.search(r"<text[^>]*>[^<]*[a-z]{3}", svg), place
+        assert "dc:date" not in svg and "Matplotlib v" not in svg, place
+
+
+def test_made_pictures_are_ignored_by_git_and_made_before_the_site() -> None:
+    assert "/docs/images/**/*.svg" in (ROOT / ".gitignore").read_text().splitlines()
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^docs:.* pictures( |$)", makefile, re.MULTILINE)
+    assert re.search(r"^pictures:.*\n\t\$\(BIN\)/python docs/plots.py$", makefile, re.MULTILINE)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from cases import OPTIMIZERS, OptimizerCase, by_name
 
-from benchmarks import limits
+from benchmarks.provenance import RESULTS
+from benchmarks.report import limits
 from lrfast.tools.bench._traffic import bytes_moved
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert limits.PAGE.read_text() == limits.render(), "run `python -m benchmarks.limits`"
+    assert limits.PAGE.read_text() == limits.render(), "run `python -m benchmarks.report.limits`"
 
 
 @pytest.mark.parametrize("case", OPTIMIZERS, ids=by_name)
@@ -61,8 +62,8 @@ def test_what_a_rank_moves() -> None:
 
 
 def result(**rows: Any) -> dict[str, Any]:
-    row = {"work": "AdamW", "parameters": "mlp", "groups": 1, **rows}
-    return {"rows": [row, {"model": "cnn"}]}
+    row = {"table": "steps", "work": "AdamW", "parameters": "mlp", "groups": 1, **rows}
+    return {"rows": [row, {"table": "sweeps", "model": "cnn"}]}
 
 
 def test_rows_of_results() -> None:
@@ -83,5 +84,5 @@ def test_rows_of_results() -> None:
 def test_every_figure_comes_from_a_committed_file() -> None:
     page = limits.PAGE.read_text()
     linked = set(re.findall(r"\(\.\./benchmarks/results/([^)]+)\)", page))
-    assert linked and linked <= {path.name for path in limits.RESULTS.glob("*.json")}
+    assert linked and linked <= {path.name for path in RESULTS.glob("*.json")}
     assert "**Computed, not measured.**" in page

@@ -1,4 +1,0 @@
-"""What the literature says of schedules and of fine-tuning, tried on small real tasks.
-
-``python -m benchmarks.claims --help`` has the options.
-"""

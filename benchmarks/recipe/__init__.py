@@ -1,4 +1,0 @@
-"""What `FineTuner.recipe()` reaches, and what its defaults were chosen on.
-
-``python -m benchmarks.recipe --help`` has the options.
-"""

@@ -1,0 +1,342 @@
+"""Floors under the time of a step, and lrfast above them: `python -m benchmarks.report.limits`.
+
+Writes docs/performance.md. Bytes come from the engine's own table of rules, times from the
+committed result files, and what no machine of ours has run is computed and says so.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import provenance
+from benchmarks.provenance import ROOT
+from benchmarks.report import results
+from benchmarks.report.results import rows_of
+from benchmarks.speed import model_sets
+from lrfast import _C
+from lrfast.tools.bench._traffic import bytes_moved
+
+PAGE = ROOT / "docs" / "performance.md"
+
+# Bytes of a parameter and of a state.
+DTYPES = {
+    "float32": (4, 4),
+    "bf16": (2, 2),
+    "bf16, float32 states": (2, 4),
+    "float32, bf16 states": (4, 2),
+}
+NAMES = {"adagrad": "Adagrad", "adam": "Adam, AdamW", "lion": "Lion", "nadam": "NAdam"}
+NAMES |= {"rmsprop": "RMSprop", "sgd": "SGD"}
+ROOF = "triad in place"
+SMALL = 10_000  # elements per tensor
+CUDA_CHUNK = 32768  # csrc/bindings/device.h
+
+# torch's fused optimizers, of CUDA 13: a launch takes at most so many tensors and chunks
+# (ATen/native/cuda/MultiTensorApply.cuh), and each group has one for its step counts besides.
+TORCH_TENSORS, TORCH_CHUNKS, TORCH_CHUNK = 252, 2240, 65536
+GPUS = {"H100": 3.35e12, "H200": 4.8e12}  # bytes per second, by the data sheet
+RANKS = {"8B": (1, 8, 64), "70B": (8, 64, 512)}
+ADAMW_STATES = 2
+
+
+@dataclass(frozen=True)
+class Llama:
+    """Shapes of a Llama 3 model (Grattafiori et al., arXiv:2407.21783, table 3)."""
+
+    layers: int
+    width: int
+    hidden: int
+    key_width: int = 1024
+    vocabulary: int = 128256
+
+    def tensors(self) -> Iterator[int]:
+        """Elements of each tensor."""
+        yield from (self.vocabulary * self.width, self.vocabulary * self.width, self.width)
+        for _ in range(self.layers):
+            yield from (self.width**2, self.width**2)  # queries, outputs
+            yield from (self.width * self.key_width, self.width * self.key_width)
+            yield from (self.width * self.hidden,) * 3
+            yield from (self.width, self.width)  # norms
+
+
+MODELS = {"8B": Llama(32, 4096, 14336), "70B": Llama(80, 8192, 28672)}
+
+HEAD = """# How fast a step can be
+
+A step of an optimizer computes little and moves much: each parameter, gradient and state comes from
+memory once, and most go back. So the bytes it must move, over the bandwidth that plain passes
+reach on the same machine, are a floor under its time, and what is above the floor is overhead.
+This page says how many bytes there are, where lrfast stands above the floor, what is left, and how
+the numbers go on where no machine of ours could follow. `python -m benchmarks.report.limits` writes
+it: bytes from the engine's table of rules, times from the files in benchmarks/results/.
+"""
+
+OPTIONS = """## Bytes per parameter
+
+Read and written in one step: `3 param + 2 states`. The gradient is of the parameter's type.
+"""
+
+AFTER_RULES = """What a step does besides, in the same pass or in the one before it, and what that costs in passes
+of their own. The norm is what `max_grad_norm`, `skip_nonfinite` and `telemetry` need; a schedule,
+cycled momentum, freezing and stochastic rounding move nothing.
+"""  # noqa: E501
+
+AFTER_OPTIONS = """The whole update of the benchmarks (unscale, look for infinities, clip, AdamW, average, zero) moves
+{fused} bytes per float32 parameter in lrfast and {apart} in passes of their own. So the bytes alone
+make a factor of {ratio:.2f}; where lrfast wins by more, it is because those passes do not reach the
+memory's bandwidth.
+"""  # noqa: E501
+
+MEASURED = """## Where we stand
+
+Floor: the step's bytes at the bandwidth of `a = a + s c`, in place, over as much memory, timed in
+the same rounds; it writes what it has read, as optimizers do. Some steps beat it, as they walk
+through memory in another way. The last column is the fastest of torch's implementations against
+the same floor. `turns` and `runs` are those of [the benchmarks](benchmarks.md); times are medians
+in microseconds.
+"""
+
+OVERHEAD = """Small parameters, in `runs`: these are overhead, not bandwidth.
+"""
+
+LEFT = """## What is left, and why
+
+- **Large float32 parameters**: {float32} of the floor. Prefetching within them was tried and made
+  steps slower by up to 35 %. Why SGD comes out lowest in `runs` has not been found out.
+- **bfloat16 on the CPU**: {bf16} of the floor. Elements go through float32 in blocks of 64, and the
+  conversions take longer than memory where that is fast.
+- **Many small tensors**: that a gradient and its states are still where they were has to be seen
+  before an address in the table can be trusted, which takes several cache lines per tensor. In
+  `turns` those lines come from memory.
+- **Python 3.14**: its dicts do not tell whether they changed, so groups and states are looked up at
+  every step. What that costs has not been measured.
+- **GPUs**: no figure on this page comes from one. The aims are 92 % of the device's own copy
+  bandwidth at 100 million float32 parameters and more, one launch per update, and less than 10 µs
+  of the host's time per captured step; `make gpu-check` measures them.
+"""
+
+SHARDED = """## Sharded over many GPUs
+
+**Computed, not measured.** Llama 3's shapes, each tensor cut evenly over the ranks, AdamW with
+two param groups: norms have no weight decay. A rank updates its own part, so no byte of a step
+depends on another rank, but for clipping: it adds a pass over the rank's gradients, two launches
+(their squares, and the norms once all ranks' are added) and the one collective of an update, an
+all-reduce of a float64 per param group, whatever the size of the model. The floors are the
+clipped step's bytes at the data sheets' bandwidths ({gpus}), which no kernel reaches. torch's
+launches are what its fused AdamW needs at least for the same part without clipping, by the size
+of its tables ({tensors} tensors or {chunks:,} chunks of {chunk:,} elements), and with one launch
+per group for the counts. The last column is what lrfast's list of chunks takes of the GPU's
+memory.
+"""
+
+
+def table(header: list[str], rows: list[list[str]], texts: int = 1) -> str:
+    """Returns a table as text that ends with its last line."""
+    return "\n".join(provenance.table(header, rows, texts)) + "\n"
+
+
+def rules_table() -> str:
+    """Returns the bytes of every rule, form and pair of types."""
+    rows = []
+    for rule, forms in _C.rule_states.items():
+        for states in forms:
+            cells = [str(bytes_moved(p, len(states) * s)) for p, s in DTYPES.values()]
+            rows.append([NAMES[rule], ", ".join(f"`{s}`" for s in states) or "none", *cells])
+    return table(["rule", "states", *DTYPES], rows, texts=2)
+
+
+def apart(param: int, average: int) -> dict[str, int]:
+    """Returns what each option costs as a pass of its own.
+
+    Clipping reads all gradients, then scales them; looking for infinities unscales them in place;
+    an average reads itself and the parameter.
+    """
+    return {
+        "norm": 3 * param,
+        "unscale": 2 * param,
+        "average": 2 * average + param,
+        "zero": param,
+    }
+
+
+def fused(param: int, average: int) -> dict[str, int]:
+    """Returns what each option adds to lrfast's step."""
+    bare = bytes_moved(param, 0)
+    return {
+        "norm": bytes_moved(param, 0, takes_norm=True) - bare,
+        "unscale": 0,
+        "average": bytes_moved(param, 0, average) - bare,
+        "zero": bytes_moved(param, 0, zeroes=True) - bare,
+    }
+
+
+def options_table() -> str:
+    """Returns the options' bytes, in the same pass and apart."""
+    titles = {
+        "norm": "norm, clipping",
+        "unscale": "unscaling, found_inf",
+        "average": "`ema_decay` (averages in float32)",
+        "zero": "`zero_grads`",
+    }
+    kinds = [(4, 4), (2, 4)]
+    rows = []
+    for option, title in titles.items():
+        cells = [str(make(*kind)[option]) for kind in kinds for make in (fused, apart)]
+        rows.append([title, *cells])
+    header = ["option", "float32: lrfast", "apart", "bf16: lrfast", "apart"]
+    return table(header, rows)
+
+
+def whole_update() -> tuple[int, int]:
+    """Returns the bytes of AdamW with all options, in float32: lrfast's and in passes apart."""
+    step = bytes_moved(4, ADAMW_STATES * 4)
+    return step + sum(fused(4, 4).values()), step + sum(apart(4, 4).values())
+
+
+# ---- measured --------------------------------------------------------------------------------
+
+
+def _ways(row: dict[str, Any]) -> list[str]:
+    return [way for way in ("turns_us", "runs_us") if "lrfast" in row.get(way, {})]
+
+
+def _best_of_torch(times: dict[str, list[float]]) -> float | None:
+    found = [t[1] for name, t in times.items() if name.startswith("torch")]
+    return min(found, default=None)
+
+
+def floor_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Returns the large sets of a result: floor, time, and how much of the floor is reached."""
+    rows = []
+    for row in rows_of(result, "steps"):
+        if ROOF not in row["bytes"]:
+            continue
+        for way in _ways(row):
+            times, moved = row[way], row["bytes"]
+            floor = moved["lrfast"] / (moved[ROOF] / times[ROOF][1])
+            best = _best_of_torch(times)
+            cells = [f"{moved['lrfast'] / 1e6:,.0f}", f"{floor:,.0f}", f"{times['lrfast'][1]:,.0f}"]
+            cells.append(f"{floor / times['lrfast'][1]:.0%}")
+            cells.append("" if best is None else f"{floor / best:.0%}")
+            rows.append([*_title(row), way.removesuffix("_us"), *cells])
+    return rows
+
+
+def _title(row: dict[str, Any]) -> list[str]:
+    return [str(row["work"]), str(row["parameters"]), str(row["groups"])]
+
+
+def overhead_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Returns the small sets of a result: time per tensor."""
+    rows = []
+    for row in rows_of(result, "steps"):
+        if "runs_us" not in _ways(row):
+            continue
+        layers = getattr(model_sets, row["parameters"])()
+        tensors = [math.prod(shape) for layer in layers for shape in layer]
+        if sum(tensors) > SMALL * len(tensors):
+            continue
+        time, best = row["runs_us"]["lrfast"][1], _best_of_torch(row["runs_us"])
+        each = f"{1e3 * time / len(tensors):,.0f}"
+        theirs = "" if best is None else f"{1e3 * best / len(tensors):,.0f}"
+        size = f"{sum(tensors) / len(tensors):,.0f}"
+        rows.append([*_title(row), f"{len(tensors):,}", size, f"{time:,.1f}", each, theirs])
+    return rows
+
+
+def measured() -> str:
+    """Returns the tables of all result files that hold steps, each under its file's name."""
+    parts = []
+    for name, result in reversed(results.load().items()):
+        floors, overheads = floor_rows(result), overhead_rows(result)
+        if not floors and not overheads:
+            continue
+        parts.append(
+            f"### {result['device']}, {result['date']}\n\n{result['machine']}; {result['threads']} "
+            f"threads; torch {result['torch']}; {provenance.commit_of(result)};\n"
+            f"[{name}](../benchmarks/results/{name}).\n"
+        )
+        if floors:
+            header = ["step", "parameters", "groups", "order", "MB", "floor", "lrfast"]
+            parts.append(table([*header, "of the floor", "best of torch"], floors, texts=4))
+        if overheads:
+            header = ["step", "parameters", "groups", "tensors", "elements each", "lrfast, µs"]
+            header += ["ns per tensor", "best of torch"]
+            parts += [OVERHEAD, table(header, overheads, texts=2)]
+    return "\n".join(parts)
+
+
+def left() -> str:
+    """Returns what keeps steps from the floor, with the shares that all results span."""
+    shares: dict[bool, list[float]] = {False: [], True: []}
+    for result in results.load().values():
+        for row in floor_rows(result):
+            shares["bf16" in row[0]].append(float(row[7].rstrip("%")))
+    spans = {
+        name: f"{min(found):.0f} to {max(found):.0f} %" if found else "not measured as a share"
+        for name, found in (("float32", shares[False]), ("bf16", shares[True]))
+    }
+    return LEFT.format(**spans)
+
+
+# ---- computed --------------------------------------------------------------------------------
+
+
+def torch_launches(shards: list[int]) -> int:
+    """Returns how many launches torch's fused AdamW takes at least for one group's tensors."""
+    chunks = sum(math.ceil(numel / TORCH_CHUNK) for numel in shards)
+    return 1 + max(math.ceil(len(shards) / TORCH_TENSORS), math.ceil(chunks / TORCH_CHUNKS))
+
+
+def sharded_rows(model: str, ranks: int) -> list[list[str]]:
+    """Returns a model's rows on so many ranks, one per pair of types."""
+    whole = list(MODELS[model].tensors())
+    shards = [math.ceil(numel / ranks) for numel in whole]
+    norms = [shard for shard, numel in zip(shards, whole, strict=True) if numel < 100_000]
+    others = [shard for shard, numel in zip(shards, whole, strict=True) if numel >= 100_000]
+    launches = torch_launches(norms) + torch_launches(others)
+    chunks = sum(math.ceil(shard / CUDA_CHUNK) for shard in shards)
+    rows = []
+    for dtype in ("float32", "bf16, float32 states", "bf16"):
+        param, state = DTYPES[dtype]
+        each = [bytes_moved(param, ADAMW_STATES * state, takes_norm=n) for n in (False, True)]
+        step, clipped = (sum(shards) * count for count in each)
+        floors = [f"{1e3 * clipped / bandwidth:,.2f}" for bandwidth in GPUS.values()]
+        cells = [f"{len(shards)}", f"{sum(shards) / 1e6:,.0f}", f"{step / 1e9:,.2f}"]
+        cells += [f"{clipped / 1e9:,.2f}", *floors, "1 + 2", str(launches)]
+        rows.append([model, str(ranks), dtype, *cells, f"{8 * chunks / 1e3:,.0f}"])
+    return rows
+
+
+def sharded() -> str:
+    """Returns what is computed for 8B and 70B parameters."""
+    gpus = ", ".join(f"{name} {bandwidth / 1e12:g} TB/s" for name, bandwidth in GPUS.items())
+    text = SHARDED.format(gpus=gpus, tensors=TORCH_TENSORS, chunks=TORCH_CHUNKS, chunk=TORCH_CHUNK)
+    header = ["model", "ranks", "types", "tensors", "M elements", "GB, step", "GB, clipped"]
+    header += [f"floor {name}, ms" for name in GPUS]
+    header += ["launches + norm's", "torch's launches", "chunks, kB"]
+    rows = [row for model, ranks in RANKS.items() for n in ranks for row in sharded_rows(model, n)]
+    return f"{text}\n{table(header, rows, texts=3)}"
+
+
+def render() -> str:
+    """Returns the page."""
+    ours, theirs = whole_update()
+    parts = [HEAD, OPTIONS, rules_table(), AFTER_RULES, options_table()]
+    parts.append(AFTER_OPTIONS.format(fused=ours, apart=theirs, ratio=theirs / ours))
+    parts += [MEASURED, measured(), left(), sharded()]
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Writes the page."""
+    PAGE.write_text(render())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Experiments whose results are losses and accuracies, not times."""

@@ -1,0 +1,32 @@
+"""Fills the store for one task; runs in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from benchmarks.research.suggestions.fresh import FRESH
+from benchmarks.research.suggestions.held_out import HELD_OUT
+from benchmarks.research.suggestions.store import Store
+from benchmarks.research.suggestions.sweeps import fill_grid, fill_size, fill_sweeps
+from benchmarks.research.suggestions.tasks import TASKS
+from benchmarks.research.suggestions.unseen import UNSEEN
+from benchmarks.research.suggestions.verified import fill_verified
+
+ALL = {task.name: task for task in (*TASKS, *HELD_OUT, *UNSEEN, *FRESH)}
+MEASURED = {
+    "size": fill_size,
+    "sweeps": fill_sweeps,
+    "grid": fill_grid,
+    "verify": fill_verified,
+}
+
+
+def measure(name: str, folder: Path, parts: Collection[str]) -> None:
+    """Measures those parts of a task that the store lacks, on one thread."""
+    torch.set_num_threads(1)
+    for part, fill in MEASURED.items():
+        if part in parts:
+            fill(ALL[name], Store(folder))

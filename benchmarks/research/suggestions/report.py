@@ -1,0 +1,294 @@
+"""What the store says of the rules: a result file, tables and a plot made from it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lrfast
+from benchmarks import provenance
+from benchmarks.provenance import table
+from benchmarks.research.suggestions import peers, regret
+from benchmarks.research.suggestions.crossvalidate import CHOICES, cross_validate
+from benchmarks.research.suggestions.fresh import FRESH
+from benchmarks.research.suggestions.held_out import HELD_OUT
+from benchmarks.research.suggestions.regret import Landscape, Rule, Sweep
+from benchmarks.research.suggestions.store import Store
+from benchmarks.research.suggestions.sweeps import suggestions_from_curve
+from benchmarks.research.suggestions.tasks import TASKS
+from benchmarks.research.suggestions.train import STEPS
+from benchmarks.research.suggestions.unseen import UNSEEN
+from benchmarks.research.suggestions.verified import verdicts
+from lrfast.range_test._priors import Context
+
+CHOSEN_ON = """\
+What `auto` is made of was chosen with these in view: most of its constants with the first 27 of
+them, what it makes of the size of batches and data with 41, what it makes of the size of the
+weights, and of targets that are numbers, with all of them."""
+NOT_CHOSEN_ON = """\
+They were written down before anything was measured on them. `auto` had 0.096 and 0.278 on twelve of
+them, all but the two transformers of digits, when those were looked at. Cross-validation over the
+others then left one constant away, for optimizers without momentum, and raised another, the share
+of the rise that no answer exceeds, from 0.5 to 0.7."""
+
+# By what a result file calls them, in the order in which they were written down.
+SETS = {"tasks": TASKS, "held_out": HELD_OUT, "unseen": UNSEEN, "fresh": FRESH}
+CHOSEN = ("tasks", "held_out", "unseen")
+
+CURVE_ALONE = "auto, curve alone"
+# In a folder of its own: benchmarks.report takes every file beside it for timings.
+RESULTS = provenance.RESULTS / "suggestions"
+
+HEAD = f"""# How well suggested learning rates train
+
+Every task is trained for {STEPS} steps with the one-cycle policy at 27 peak rates with 3 seeds, and
+its rate is then read off 10 range tests by every rule. The regret of a rate is how much higher the
+validation loss gets than at the best rate of the grid, as a fraction of the latter. It is at most
+{regret.CAP:g}, and a rule that declines is charged the regret of the worst rate. Losses above the
+untrained model's count as that. The share is the part of the gain from untrained to best that is
+lost. lrfast's rules are those of `lrfast.suggest`, and `auto` knows the optimizer, the number and
+size of the parameters, the size of the batches and the number of classes to predict, as in
+`lr_find` from a DataLoader. Of endless data it does not know the number of classes; with amounts
+unknown it does not know the size of batches either. The others are formulas of what their libraries
+do, on the same raw losses. Loss and accuracy are means over the seeds at the best rate, and the
+spread is the standard deviation of the loss there.
+"""
+
+
+def rules() -> dict[str, Rule]:
+    """Returns lrfast's rules and then the peers', by name."""
+    ours = {name: partial(_ours, name) for name in lrfast.suggest.names()}
+    theirs = {name: partial(_theirs, rule) for name, rule in peers.RULES.items()}
+    return {
+        **ours,
+        "auto, endless data": lambda sweep: _auto(sweep, sweep.endless),
+        "auto, amounts unknown": lambda sweep: _auto(sweep, replace(sweep.context, scale=1.0)),
+        "auto, curve alone": lambda sweep: _auto(sweep, Context()),
+        **theirs,
+    }
+
+
+def _ours(name: str, sweep: Sweep) -> float | None:
+    return suggestions_from_curve(sweep.lrs, sweep.losses, sweep.context)[name]
+
+
+def _auto(sweep: Sweep, known: Context) -> float | None:
+    return lrfast.suggest.auto(sweep.lrs, sweep.losses, **asdict(known)).lr
+
+
+def _theirs(rule: peers.Rule, sweep: Sweep) -> float | None:
+    return rule(sweep.lrs, sweep.losses)
+
+
+def newest(folder: Path) -> dict[str, Any]:
+    """Returns the newest result file of a folder; nothing where there is none."""
+    return provenance.newest(folder) if any(folder.glob("*.json")) else {}
+
+
+def summarise(store: Store, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a result file holds; no task where none is complete.
+
+    Args:
+        store: What was measured.
+        kept: A result file, for what the store lacks.
+    """
+    sets = {name: regret.load(store, tasks, kept.get(name)) for name, tasks in SETS.items()}
+    earlier = {
+        name: {"commit": kept["commit"]} | verdict
+        for name, verdict in kept.get("verified", {}).items()
+    }
+    chosen_on = [landscape for name in CHOSEN for landscape in sets[name]]
+    return provenance.facts() | {
+        "steps": STEPS,
+        "cap": regret.CAP,
+        **{name: _tasks(landscapes) for name, landscapes in sets.items()},
+        "cross_validated": cross_validate(chosen_on) if len(chosen_on) > 1 else {},
+        "verified": earlier | verdicts([each for some in sets.values() for each in some], store),
+    }
+
+
+def _tasks(landscapes: Sequence[Landscape]) -> dict[str, Any]:
+    tasks = {landscape.task.name: _facts(landscape) for landscape in landscapes}
+    for name, rule in rules().items():
+        suggested = regret.suggested(landscapes, rule)
+        for landscape, rates in zip(landscapes, suggested, strict=True):
+            tasks[landscape.task.name]["rules"][name] = _verdict(landscape, rates)
+    return tasks
+
+
+def _facts(landscape: Landscape) -> dict[str, Any]:
+    task = landscape.task
+    return {
+        "kind": task.kind,
+        "optimizer": task.optimizer.__name__,
+        "options": dict(task.options),
+        "tags": list(task.tags),
+        **asdict(landscape.size),
+        **asdict(landscape.grid),
+        "best_rate": landscape.best_rate,
+        "curves": regret.written_curves(landscape.sweeps),
+        "rules": {},
+    }
+
+
+def _verdict(landscape: Landscape, rates: Sequence[float | None]) -> dict[str, Any]:
+    return {
+        "regret": float(np.mean([landscape.regret(rate) for rate in rates])),
+        "share": float(np.mean([landscape.share(rate) for rate in rates])),
+        "rates": list(rates),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Returns a result file's tables."""
+    chosen_on = {task: entry for name in CHOSEN for task, entry in result[name].items()}
+    fresh = result["fresh"]
+    return "\n".join(
+        [
+            HEAD,
+            provenance.sentence(result),
+            "",
+            *_regrets(chosen_on, "tasks", CHOSEN_ON),
+            *_cross_validated(result["cross_validated"]),
+            *_regrets(fresh, "tasks that nothing was chosen on", NOT_CHOSEN_ON),
+            *_verified(result["verified"], result["commit"]),
+            "## Mean regret per task",
+            "",
+            *table(["task", *_rule_names(chosen_on)], _task_rows(chosen_on | fresh)),
+            "",
+            "## The tasks",
+            "",
+            *table(
+                ["task", "optimizer", "batch", "untrained", "best", "spread", "at", "accuracy"],
+                [_fact_row(name, task) for name, task in (chosen_on | fresh).items()],
+            ),
+            "",
+        ]
+    )
+
+
+def _regrets(tasks: dict[str, Any], title: str, remark: str) -> list[str]:
+    if not tasks:
+        return []
+    return [
+        f"## Regret over {len(tasks)} {title}, {_sweeps(tasks)} range tests",
+        "",
+        *remark.splitlines(),
+        "",
+        *_rule_table(tasks),
+        "",
+    ]
+
+
+def _cross_validated(families: dict[str, dict[str, float]]) -> list[str]:
+    if not families:
+        return []
+    rows = []
+    for title, regrets in families.items():
+        worst = max(regrets, key=lambda task: regrets[task])
+        mean = float(np.mean(list(regrets.values())))
+        rows.append([f"the same {title}", f"{mean:.3f}", f"{regrets[worst]:.3f}", worst])
+    return [
+        f"What `auto` does with that one of {len(CHOICES)} combinations, of constants and of what",
+        "it makes use of, which is best on all of these tasks but those with",
+        "",
+        *table(["left out", "mean", "worst", "worst task"], rows),
+        "",
+    ]
+
+
+def _verified(found: dict[str, Any], commit: str) -> list[str]:
+    if not found:
+        return []
+    sets: dict[str, list[str]] = {}
+    for name, verdict in found.items():
+        sets.setdefault(verdict.get("commit", commit)[:10], []).append(name)
+    return [
+        "## Rates that a race verified",
+        "",
+        f"`lr_find(verify={STEPS})`, judged on the validation data, three times per task. Its rate",
+        "is trained with, as those of the grid are; a mean that beats the grid's best counts as 0.",
+        "",
+        *table(
+            ["rate", "of", "mean", "median", "worst", "runs"],
+            [
+                row
+                for at, names in sets.items()
+                for row in _verified_rows(f"{len(names)} tasks, {at}", [found[n] for n in names])
+            ],
+        ),
+        "",
+        *table(
+            ["task", "auto", "verified"],
+            [[n, f"{t['first_regret']:.2f}", f"{t['regret']:.2f}"] for n, t in found.items()],
+        ),
+        "",
+    ]
+
+
+def _verified_rows(title: str, found: list[dict[str, Any]]) -> list[list[str]]:
+    runs = f"{np.mean([count for task in found for count in task['runs']]):.1f}"
+    return [
+        _spread("auto in these range tests", title, [task["first_regret"] for task in found], ""),
+        _spread("verified", title, [task["regret"] for task in found], runs),
+    ]
+
+
+def _spread(name: str, title: str, regrets: list[float], runs: str) -> list[str]:
+    return [name, title, *(f"{f(regrets):.3f}" for f in (np.mean, np.median, np.max)), runs]
+
+
+def _sweeps(tasks: dict[str, Any]) -> int:
+    return sum(len(next(iter(task["rules"].values()))["rates"]) for task in tasks.values())
+
+
+def _rule_table(tasks: dict[str, Any]) -> list[str]:
+    columns = ["rule", "mean", "from scratch", "fine-tuning", "median", "worst", "worst task"]
+    rows = (_rule_row(tasks, name) for name in _rule_names(tasks))
+    return table([*columns, "share", "declined"], sorted(rows, key=lambda row: float(row[1])))
+
+
+def _rule_names(tasks: dict[str, Any]) -> list[str]:
+    return list(next(iter(tasks.values()))["rules"])
+
+
+def _rule_row(tasks: dict[str, Any], name: str) -> list[str]:
+    regrets = {task: entry["rules"][name]["regret"] for task, entry in tasks.items()}
+    worst = max(regrets, key=lambda task: regrets[task])
+    of_kind = [
+        np.mean([regrets[task] for task, entry in tasks.items() if entry["kind"] == kind])
+        for kind in ("scratch", "fine-tune")
+    ]
+    read = [entry["rules"][name] for entry in tasks.values()]
+    declined = sum(rate is None for verdict in read for rate in verdict["rates"])
+    share = np.mean([verdict["share"] for verdict in read])
+    values = [np.mean(list(regrets.values())), *of_kind, np.median(list(regrets.values()))]
+    cells = [f"{value:.3f}" for value in (*values, regrets[worst])]
+    return [name, *cells, worst, f"{share:.3f}", str(declined)]
+
+
+def _task_rows(tasks: dict[str, Any]) -> list[list[str]]:
+    return [
+        [task, *(f"{verdict['regret']:.2f}" for verdict in entry["rules"].values())]
+        for task, entry in tasks.items()
+    ]
+
+
+def _fact_row(name: str, task: dict[str, Any]) -> list[str]:
+    best = int(np.argmin(task["valid_losses"]))
+    accuracy = task["best_accuracy"]
+    return [
+        name,
+        task["optimizer"],
+        str(task["batch_size"]),
+        f"{task['untrained']:.3f}",
+        f"{task['valid_losses'][best]:.3f}",
+        f"{task['valid_spread'][best]:.3f}",
+        f"{task['best_rate']:.1e}",
+        "" if accuracy is None else f"{accuracy:.3f}",
+    ]

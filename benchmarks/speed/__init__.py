@@ -1,0 +1,1 @@
+"""Timings of single parts: steps, schedules, curves and range tests, against peers."""
