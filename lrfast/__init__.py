@@ -1,6 +1,7 @@
 """lrfast finds, schedules and applies learning rates on the device that trains."""
 
 from lrfast import schedules, suggest
+from lrfast.bench import BenchResult, bench
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy
 from lrfast.finetune._history import History, Stage
@@ -19,7 +20,6 @@ from lrfast.optim._loss_schedules import Greedy, Plateau
 from lrfast.optim._sharded_state import ShardedState
 from lrfast.optim._telemetry import Telemetry
 from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
-from lrfast.tools.bench import BenchResult, bench
 from lrfast.training.capture import CapturedStep, RecaptureNeeded, capture
 
 __version__ = "0.1.0"

@@ -129,6 +129,15 @@ def test_public_names() -> None:
         assert getattr(lrfast, name).__doc__, name
 
 
+def test_importing_the_module_of_bench_leaves_the_function() -> None:
+    run("""
+import importlib
+import lrfast
+importlib.import_module("lrfast.bench")
+assert callable(lrfast.bench)
+""")
+
+
 def test_version_and_type_information() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{lrfast.__version__}"' in project

@@ -223,7 +223,7 @@ def test_without_the_snapshot_a_race_would_leave_traces(monkeypatch: pytest.Monk
     setup = build("sgd")
     untouched = setup.trace()
     kept = lambda *args, **options: nullcontext(Nothing())  # noqa: E731
-    monkeypatch.setattr(range_test._find, "preserved", kept)
+    monkeypatch.setattr(range_test._lr_find, "preserved", kept)
     sweep(setup, verify=4)
     found = setup.trace()
     assert {"parameters", "buffers", "optimizer"} <= {k for k in found if found[k] != untouched[k]}

@@ -109,7 +109,9 @@ def test_the_rates_are_those_of_the_schedule(kind: str, monkeypatch: pytest.Monk
         held.update(contenders)
         return real(contenders, *rest)
 
-    monkeypatch.setattr(sys.modules["lrfast.bench"], "measure", measure)  # behind the function
+    monkeypatch.setattr(
+        sys.modules["lrfast.tools.bench"], "measure", measure
+    )  # behind the function
     monkeypatch.setattr(_timing, "ROUNDS", (2, 2))
     bench(model, optimizer, scheduler=scheduler, **FAST)
     ours, theirs = held["lrfast"].optimizer, held["torch"].optimizer
