@@ -179,7 +179,7 @@ class Training:
             found["schedule_step"] = optimizer.schedule_step
         if self.loss_schedule is not None:
             found["loss schedule"] = plain(optimizer.loss_schedule.state_dict())
-        if optimizer._options.telemetry:
+        with suppress(ValueError):  # where none was asked for
             found["telemetry"] = plain(optimizer.telemetry())
         return found
 
@@ -652,8 +652,8 @@ def _curve_outcome(curve: lrfast.LossCurve) -> Any:
     return plain([curve.losses, curve.lrs, curve.smoothed(), curve.status()])
 
 
-def _recipe() -> finetune.Recipe:
-    """A recipe before it runs, with the tuner that it holds."""
+def _small_tuner() -> FineTuner:
+    """A fine-tuner that can be pickled."""
     return FineTuner(
         *(make_model(), make_batches(), make_batches()),
         loss_fn=nn.functional.cross_entropy,
@@ -661,12 +661,17 @@ def _recipe() -> finetune.Recipe:
         keep_best="accuracy",
         callbacks=[finetune.EarlyStop(patience=9)],
         progress=False,
-    ).recipe(epochs=(1, 2))
+    )
+
+
+def _recipe() -> finetune.Recipe:
+    """A recipe before it runs, with the fine-tuner that it holds."""
+    return _small_tuner().recipe(epochs=(1, 2))
 
 
 def _fitted() -> FineTuner:
-    """A fine-tuner between two stages, as it is in memory."""
-    tuner = _recipe()._tuner
+    """A fine-tuner between two stages."""
+    tuner = _small_tuner()
     tuner.fit_one_cycle(1, 0.01)
     return tuner
 
@@ -688,19 +693,18 @@ def _applied_rates() -> range_test.AppliedRates:
 
 
 def _undo(applied: range_test.AppliedRates) -> Any:
-    new, old = list(applied), list(applied.old)
     applied.undo()
-    return [new, old, [group["lr"] for group in applied._optimizer.param_groups]]
+    return [list(applied), list(applied.old)]
 
 
-def _sharded() -> lrfast.ShardedState:
+def _sharded() -> tuple[nn.Module, Any]:
     """A model and its optimizer after some steps."""
     model = make_model()
     optimizer = lrfast.AdamW(
         model.parameters(), schedule=_cycle(), ema_decay=0.9, telemetry=4, lr=0.05, eps=1e-3
     )
     _step(model, optimizer, 0)
-    return lrfast.ShardedState(model, optimizer)
+    return model, optimizer
 
 
 def _step(model: nn.Module, optimizer: Any, first: int) -> None:
@@ -710,18 +714,27 @@ def _step(model: nn.Module, optimizer: Any, first: int) -> None:
         optimizer.step()
 
 
-def _read_sharded(path: Path) -> lrfast.ShardedState:
+def _write_sharded(pair: tuple[nn.Module, Any], path: Path) -> None:
+    torch.save(lrfast.ShardedState(*pair).state_dict(), path)
+
+
+def _read_sharded(path: Path) -> tuple[nn.Module, Any]:
     model = make_model()
     optimizer = lrfast.AdamW(model.parameters(), ema_decay=0.9, telemetry=4, lr=0.5, eps=1e-3)
-    state = lrfast.ShardedState(model, optimizer)
-    state.load_state_dict(torch.load(path))
-    return state
+    lrfast.ShardedState(model, optimizer).load_state_dict(torch.load(path))
+    return model, optimizer
 
 
-def _sharded_outcome(state: lrfast.ShardedState) -> Any:
-    model, optimizer = state._model, state._optimizer
+def _sharded_outcome(pair: tuple[nn.Module, Any]) -> Any:
+    model, optimizer = pair
     _step(model, optimizer, STEPS)
     return plain([list(model.parameters()), optimizer.state_dict()["state"], optimizer.telemetry()])
+
+
+def _sharded_states(state: lrfast.ShardedState) -> Any:
+    saved = state.state_dict()
+    del saved["lrfast"]  # bytes
+    return plain(saved)
 
 
 def _layer_groups() -> groups.LayerGroups:
@@ -752,7 +765,7 @@ def _loss_schedule(make: Callable[[Any], Any]) -> Any:
 
 def _observing() -> finetune.Observe:
     callback = finetune.Observe(_loss_schedule(_PLATEAU), every=3)
-    callback._total = torch.tensor(2.5, dtype=torch.float64)
+    callback.on_step_end(_small_tuner(), 1, torch.tensor(2.5))
     return callback
 
 
@@ -815,7 +828,7 @@ PICKLES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], float]] = {
     "curve-status": (lambda: _loss_curve().status(), _fields, EXACT),
     "early-stop": (
         lambda: finetune.EarlyStop(2, "accuracy", min_delta=0.1, at="cycle"),
-        lambda stop: [plain(vars(stop)), plain(stop.state_dict())],
+        lambda stop: [stop.patience, stop.monitor, stop.mode, plain(stop.state_dict())],
         EXACT,
     ),
     "fine-tuner": (_fitted, _fit_on, 1e-9),
@@ -847,7 +860,7 @@ PICKLES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], float]] = {
         EXACT,
     ),
     "schedules": (all_schedules, _schedule_values, 1e-13),
-    "sharded-state": (_sharded, _sharded_outcome, EXACT),
+    "sharded-state": (lambda: lrfast.ShardedState(*_sharded()), _sharded_states, EXACT),
     "stage": (_stage, _fields, EXACT),
     "suggestion": (lambda: written().suggestions["cyclic"], _fields, EXACT),
     "sweep": (lambda: written().sweep, _sweep_outcome, EXACT),
@@ -926,13 +939,7 @@ def _records() -> list[Record]:
             _retest_outcome,
             1e-9,
         ),
-        Record(
-            "sharded.pt",
-            _sharded,
-            lambda state, path: torch.save(state.state_dict(), path),
-            _read_sharded,
-            _sharded_outcome,
-        ),
+        Record("sharded.pt", _sharded, _write_sharded, _read_sharded, _sharded_outcome),
     ]
 
 
