@@ -687,14 +687,16 @@ def _applied_stage() -> finetune.AppliedStage:
     return recipe.applied[0]
 
 
-def _applied_rates() -> range_test.AppliedRates:
+def _applied_rates() -> tuple[torch.optim.Optimizer, range_test.AppliedRates]:
     params = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(3)]
-    return written().apply(lrfast.SGD(params, lr=0.1))
+    optimizer = lrfast.SGD(params, lr=0.1)
+    return optimizer, written().apply(optimizer)
 
 
-def _undo(applied: range_test.AppliedRates) -> Any:
+def _undo(pair: tuple[torch.optim.Optimizer, range_test.AppliedRates]) -> Any:
+    optimizer, applied = pair
     applied.undo()
-    return [list(applied), list(applied.old)]
+    return [list(applied), applied.old, [group["lr"] for group in optimizer.param_groups]]
 
 
 def _sharded() -> tuple[nn.Module, Any]:
