@@ -1,10 +1,9 @@
 """lrfast finds, schedules and applies learning rates on the device that trains."""
 
-from lrfast import schedules, suggest
+from lrfast import _former, plot, schedules, snapshot, suggest
 from lrfast.bench import BenchResult, bench
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy
-from lrfast.finetune._history import History, Stage
 from lrfast.groups import (
     Timetable,
     discriminative,
@@ -15,11 +14,12 @@ from lrfast.groups import (
     set_norm_mode,
     unfreeze,
 )
+from lrfast.history import History, Stage
+from lrfast.loss_schedules import Greedy, Plateau
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
-from lrfast.optim._loss_schedules import Greedy, Plateau
-from lrfast.optim._sharded_state import ShardedState
-from lrfast.optim._telemetry import Telemetry
 from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
+from lrfast.sharded import ShardedState
+from lrfast.telemetry import Telemetry
 from lrfast.training.capture import CapturedStep, RecaptureNeeded, capture
 
 __version__ = "0.1.0"
@@ -62,3 +62,10 @@ __all__ = [
     "unfreeze",
     "wrap",
 ]
+
+_former.register_modules()
+
+
+def __dir__() -> list[str]:
+    """Return the public names; packages that only hold what is public elsewhere are left out."""
+    return sorted(name for name in globals() if name not in ("tools", "training"))

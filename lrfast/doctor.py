@@ -1,5 +1,13 @@
 """Diagnosis of an installation."""
 
-from lrfast.tools.doctor import Diagnosis, Finding, diagnose
+from lrfast.tools.doctor import (
+    NEEDED,
+    OLDEST_TORCH,
+    OPTIONAL,
+    Diagnosis,
+    Finding,
+    Status,
+    diagnose,
+)
 
-__all__ = ["Diagnosis", "Finding", "diagnose"]
+__all__ = ["NEEDED", "OLDEST_TORCH", "OPTIONAL", "Diagnosis", "Finding", "Status", "diagnose"]

@@ -1,5 +1,5 @@
 """Histories of fine-tuning runs."""
 
-from lrfast.finetune._history import History, Stage
+from lrfast.finetune._history import FloatArray, History, Stage, epoch_row, floats
 
-__all__ = ["History", "Stage"]
+__all__ = ["FloatArray", "History", "Stage", "epoch_row", "floats"]
