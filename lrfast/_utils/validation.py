@@ -5,9 +5,11 @@ Each returns its value, or raises a ValueError that says what was wanted and wha
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Collection, Iterable
-from typing import IO, Any
+from collections.abc import Collection, Iterable, Sequence
+from numbers import Integral, Real
+from typing import IO, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -141,3 +143,59 @@ def load_untrusted(name: str, file: IO[bytes]) -> Any:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# What follows checks arguments of calls: its messages show the value as the caller wrote it.
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Tell whether a value is a whole number, of Python or numpy, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """Return a whole number of ``least`` or more as an int."""
+    if not is_int(value) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
+    return int(value)
+
+
+def check_nonnegative(name: str, value: float) -> None:
+    """Check that a number is finite and 0 or more."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Check that a number is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and above 0, got {value}")
+
+
+def check_at_least_1(name: str, value: float) -> None:
+    """Check that a number is finite and 1 or more."""
+    if not (math.isfinite(value) and value >= 1):
+        raise ValueError(f"{name} must be finite and 1 or more, got {value}")
+
+
+def check_fraction(name: str, value: float, hint: str = "") -> None:
+    """Check that a number lies between 0 and 1, both included."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}{hint}")
+
+
+def check_rate(name: str, value: object) -> float:
+    """Return a learning rate or a weight decay, finite and 0 or more, as a float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}; pass a float such as 1e-3")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}; try 1e-3")
+    return float(value)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Check that a value is one of the names."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")

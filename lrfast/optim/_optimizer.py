@@ -17,7 +17,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from lrfast._utils.dynamo import keep_out_of_graphs
 from lrfast._utils.extension import extension
-from lrfast._utils.validation import check_dict
+from lrfast._utils.validation import check_choice, check_dict
 from lrfast.optim import _checkpoint, _state
 from lrfast.optim._checkpoint import ENGINE_ENTRY
 from lrfast.optim._loss_schedules import load_saved
@@ -26,7 +26,6 @@ from lrfast.optim._scheduling import Scheduled, ScheduleSnapshot, saved_schedule
 from lrfast.optim._shards import find_shards
 from lrfast.optim._telemetry import Telemetry
 from lrfast.schedules import Schedule
-from lrfast.schedules._checks import check_choice
 
 if TYPE_CHECKING:
     from lrfast import _C

@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lrfast._utils.validation import check_list
+from lrfast._utils.validation import check_count, check_list
 from lrfast.schedules import Schedule
-from lrfast.schedules._checks import check_steps
 
 if TYPE_CHECKING:
     from lrfast import _C
@@ -86,7 +85,7 @@ class Scheduled(torch.optim.Optimizer):
         """
         schedules = self._one_per_group(schedule)
         if step is not None:
-            step = check_steps("step", step, least=0)
+            step = check_count("step", step, least=0)
         elif schedule is not None and self._loaded_clock is not None:
             step = self._step_of_loaded(schedules)
         if schedule is None:
@@ -123,7 +122,7 @@ class Scheduled(torch.optim.Optimizer):
             if not any(schedules):
                 raise ValueError("steps must be given for an optimizer without a schedule")
             steps = max(schedule.total_steps for schedule in schedules if schedule)
-        moments = np.arange(check_steps("steps", steps))
+        moments = np.arange(check_count("steps", steps))
         columns = [
             _planned(group, schedule, moments)
             for group, schedule in zip(self.param_groups, schedules, strict=True)

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from lrfast._utils.validation import check_bytes, check_dict, load_untrusted
+from lrfast._utils.validation import check_bytes, check_choice, check_dict, load_untrusted
 from lrfast.optim._checkpoint import check_entry
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import saved_schedules
-from lrfast.schedules._checks import check_choice
 
 
 class ShardedState:

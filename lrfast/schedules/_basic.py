@@ -1,22 +1,24 @@
-"""Schedules of one stretch: constant, linear, cosine, exponential, polynomial, REX."""
+"""Schedules of one curve or of equal jumps: from constant to REX, and the staircases."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
-from lrfast.schedules._checks import check_factor, check_steps
+from lrfast._utils.validation import check_count, check_fraction, check_nonnegative, check_positive
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._segments import Segment, hold, track
+from lrfast.schedules._segments import Shape, Table, Track, chain, hold, level, ramp, track
 
 # The engine's exponential holds for exponents up to 700; 1e304 is as far as a float goes anyway.
 _MAX_LOG_RATIO = 700.0
 
 
 def constant(factor: float = 1.0) -> Schedule:
-    """Return a schedule that always multiplies the rate by ``factor``.
+    """Return a schedule that always multiplies the learning rate by ``factor``.
 
     Args:
-        factor: The multiplier, 0 or more.
+        factor: The multiplier, 0 or more; default 1.
 
     Raises:
         ValueError: If ``factor`` is negative or not finite.
@@ -25,7 +27,7 @@ def constant(factor: float = 1.0) -> Schedule:
         >>> constant(0.5).at(1000)
         0.5
     """
-    check_factor("factor", factor)
+    check_nonnegative("factor", factor)
     return Schedule("constant", 1, (hold(factor),))
 
 
@@ -47,21 +49,20 @@ def linear(start_factor: float, end_factor: float, total_steps: int) -> Schedule
         >>> linear(0.0, 1.0, 10).values([0, 5, 10, 11]).tolist()
         [0.0, 0.5, 1.0, 1.0]
     """
-    check_factor("start_factor", start_factor)
-    check_factor("end_factor", end_factor)
-    total_steps = check_steps("total_steps", total_steps)
-    segment = Segment(0, 0.0, total_steps, start_factor, end_factor, "linear")
-    return Schedule("linear", total_steps, (track(segment),))
+    check_nonnegative("start_factor", start_factor)
+    check_nonnegative("end_factor", end_factor)
+    total_steps = check_count("total_steps", total_steps)
+    return _one_curve("linear", total_steps, start_factor, end_factor)
 
 
 def cosine(T_max: int, eta_min: float = 0.0) -> Schedule:
     """Return half a cosine from 1 to ``eta_min``: torch's CosineAnnealingLR for one descent.
 
-    ``eta_min`` is reached at step ``T_max`` and held, where torch's goes up again.
+    ``eta_min`` is reached at step ``T_max`` and held; torch's schedule goes up again.
 
     Args:
         T_max: Steps of the descent, 1 or more.
-        eta_min: Last multiplier, 0 or more: a fraction of the group's rate, not a rate.
+        eta_min: Last multiplier, 0 or more, a fraction of the group's learning rate; default 0.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -71,13 +72,11 @@ def cosine(T_max: int, eta_min: float = 0.0) -> Schedule:
         [1.0, 0.55, 0.1]
 
     Reference:
-        Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
-        arXiv:1608.03983.
+        Loshchilov & Hutter, "SGDR", arXiv:1608.03983.
     """
-    total_steps = check_steps("T_max", T_max)
-    check_factor("eta_min", eta_min)
-    segment = Segment(0, 0.0, total_steps, 1.0, eta_min, "cosine")
-    return Schedule("cosine", total_steps, (track(segment),))
+    total_steps = check_count("T_max", T_max)
+    check_nonnegative("eta_min", eta_min)
+    return _one_curve("cosine", total_steps, 1.0, eta_min)
 
 
 def exponential(total_steps: int, gamma: float) -> Schedule:
@@ -94,15 +93,13 @@ def exponential(total_steps: int, gamma: float) -> Schedule:
         >>> exponential(3, 0.1).values([0, 1, 2]).round(3).tolist()
         [1.0, 0.1, 0.01]
     """
-    total_steps = check_steps("total_steps", total_steps)
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise ValueError(f"gamma must be finite and above 0, got {gamma}")
+    total_steps = check_count("total_steps", total_steps)
+    check_positive("gamma", gamma)
     if abs(total_steps * math.log(gamma)) > _MAX_LOG_RATIO:
         raise ValueError(
             f"gamma ** total_steps must lie within 1e-304 and 1e304, got {gamma} ** {total_steps}"
         )
-    segment = Segment(0, 0.0, total_steps, 1.0, gamma**total_steps, "exponential")
-    return Schedule("exponential", total_steps, (track(segment),))
+    return _one_curve("exponential", total_steps, 1.0, gamma**total_steps)
 
 
 def polynomial(total_steps: int, power: float = 1.0, end: float = 0.0) -> Schedule:
@@ -110,23 +107,20 @@ def polynomial(total_steps: int, power: float = 1.0, end: float = 0.0) -> Schedu
 
     Args:
         total_steps: Steps until ``end``, which is held, 1 or more.
-        power: Exponent, above 0.
-        end: Last multiplier, 0 or more; torch has none.
+        power: Exponent, above 0; default 1.
+        end: Last multiplier, 0 or more; default 0, the only one that torch has.
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedules.polynomial(4, power=2.0).values(range(6)).tolist()
+        >>> polynomial(4, power=2.0).values(range(6)).tolist()
         [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
     """
-    total_steps = check_steps("total_steps", total_steps)
-    if not (math.isfinite(power) and power > 0):
-        raise ValueError(f"power must be finite and above 0, got {power}")
-    check_factor("end", end)
-    segment = Segment(0, 0.0, total_steps, 1.0, end, "polynomial", power)
-    return Schedule("polynomial", total_steps, (track(segment),))
+    total_steps = check_count("total_steps", total_steps)
+    check_positive("power", power)
+    check_nonnegative("end", end)
+    return _one_curve("polynomial", total_steps, 1.0, end, power)
 
 
 def rex(total_steps: int, end: float = 0.0) -> Schedule:
@@ -134,25 +128,21 @@ def rex(total_steps: int, end: float = 0.0) -> Schedule:
 
     Args:
         total_steps: Steps until ``end``, which is held, 1 or more.
-        end: Last multiplier, 0 or more.
+        end: Last multiplier, 0 or more; default 0.
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> [round(schedules.rex(10).at(step), 6) for step in (0, 5, 10, 11)]
+        >>> [round(rex(10).at(step), 6) for step in (0, 5, 10, 11)]
         [1.0, 0.666667, 0.0, 0.0]
 
     Reference:
-        Chen, Wolfe & Kyrillidis, "REX: Revisiting Budgeted Training with an Improved Schedule",
-        arXiv:2107.04197.
+        Chen, Wolfe & Kyrillidis, "REX: Revisiting Budgeted Training", arXiv:2107.04197.
     """
-    total_steps = check_steps("total_steps", total_steps)
-    check_factor("end", end)
-    return Schedule(
-        "rex", total_steps, (track(Segment(0, 0.0, total_steps, 1.0, end, "rex", 0.5)),)
-    )
+    total_steps = check_count("total_steps", total_steps)
+    check_nonnegative("end", end)
+    return _one_curve("rex", total_steps, 1.0, end, 0.5)
 
 
 def sweep(start: float, end: float, num_iter: int) -> Schedule:
@@ -170,12 +160,101 @@ def sweep(start: float, end: float, num_iter: int) -> Schedule:
         >>> sweep(1e-3, 10.0, 5).values(range(5)).round(6).tolist()
         [0.001, 0.01, 0.1, 1.0, 10.0]
     """
-    for name, value in (("start", start), ("end", end)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be finite and above 0, got {value}")
-    if check_steps("num_iter", num_iter) < 2:
+    check_positive("start", start)
+    check_positive("end", end)
+    num_iter = check_count("num_iter", num_iter)
+    if num_iter < 2:
         raise ValueError(f"num_iter must be 2 or more, got {num_iter}")
     if abs(math.log(end) - math.log(start)) > _MAX_LOG_RATIO:
         raise ValueError(f"end / start must lie within 1e-304 and 1e304, got {end} / {start}")
-    segment = Segment(0, 0.0, num_iter - 1, start, end, "exponential")
-    return Schedule("sweep", num_iter, (track(segment),))
+    return Schedule("sweep", num_iter, (track(ramp(0, num_iter - 1, start, end, "exponential")),))
+
+
+def step(step_size: int, gamma: float = 0.1) -> Schedule:
+    """Return ``gamma ** (step // step_size)``, without end: torch's StepLR.
+
+    Its ``total_steps`` is ``step_size``; :meth:`Schedule.lasting` sets how long it lasts before
+    the schedule that :meth:`Schedule.then` adds.
+
+    Args:
+        step_size: Steps between two jumps, 1 or more.
+        gamma: Factor of a jump, in [0, 1]; default 0.1. Rising jumps need an end:
+            :func:`staircase`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> step(2, 0.5).values(range(6)).tolist()
+        [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    """
+    step_size = check_count("step_size", step_size)
+    check_fraction("gamma", gamma)
+    return Schedule("step", step_size, (_stairs(step_size, gamma),))
+
+
+def multistep(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
+    """Return ``gamma`` to the count of milestones at or before the step: torch's MultiStepLR.
+
+    Args:
+        milestones: Steps at which the learning rate jumps, in order, each 1 or more; a repeated
+            one counts twice.
+        gamma: Factor of a jump, 0 or more; default 0.1.
+
+    Raises:
+        ValueError: If there is no milestone, or an argument is out of range or out of order.
+
+    Example:
+        >>> multistep([2, 3, 3], 0.5).values(range(5)).tolist()
+        [1.0, 1.0, 0.5, 0.125, 0.125]
+    """
+    steps = [check_count("milestones", milestone) for milestone in milestones]
+    if not steps:
+        raise ValueError("milestones must hold one step at least, got none")
+    if any(later < earlier for earlier, later in pairwise(steps)):
+        raise ValueError(f"milestones must not decrease, got {steps}")
+    check_nonnegative("gamma", gamma)
+    factors = {0: 1.0} | {at: gamma**count for count, at in enumerate(steps, 1)}
+    levels = (level(at, factor) for at, factor in factors.items())
+    return Schedule("multistep", steps[-1], (track(*levels),))
+
+
+def staircase(total_steps: int, decay_steps: int, gamma: float) -> Schedule:
+    """Return ``gamma ** (step // decay_steps)``, held from step ``total_steps`` on.
+
+    Keras's ExponentialDecay with ``staircase=True``, with an end.
+
+    Args:
+        total_steps: Step from which on the multiplier is held, 1 or more.
+        decay_steps: Steps between two jumps, 1 or more.
+        gamma: Factor of a jump, 0 or more; above 1 the learning rate rises.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> staircase(4, 2, 0.5).values(range(8)).tolist()
+        [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+    """
+    total_steps = check_count("total_steps", total_steps)
+    decay_steps = check_count("decay_steps", decay_steps)
+    check_nonnegative("gamma", gamma)
+    try:
+        last = gamma ** (total_steps // decay_steps)
+    except OverflowError:
+        raise ValueError(
+            f"gamma ** (total_steps // decay_steps) must be a float, got {gamma} ** "
+            f"{total_steps // decay_steps}"
+        ) from None
+    stairs = chain(_stairs(decay_steps, gamma), hold(last), total_steps)
+    return Schedule("staircase", total_steps, (stairs,))
+
+
+def _one_curve(
+    shape: Shape, total_steps: int, first: float, last: float, power: float = 1.0
+) -> Schedule:
+    return Schedule(shape, total_steps, (track(ramp(0, total_steps, first, last, shape, power)),))
+
+
+def _stairs(steps: int, gamma: float) -> Track:
+    return (Table((level(0, 1.0),), period=steps, gain=gamma),)

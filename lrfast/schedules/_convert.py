@@ -1,4 +1,4 @@
-"""Schedules taken over by value: any function of the step, any scheduler of torch."""
+"""Schedules recorded by value from a function of the step or a scheduler of torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lrfast.schedules._checks import check_steps
+from lrfast._utils.validation import check_count
 from lrfast.schedules._schedule import Schedule
 from lrfast.schedules._segments import Segment, Track, hold, track
 
@@ -23,36 +23,36 @@ def from_function(f: Callable[[int], float], total_steps: int) -> Schedule:
     Keras's LearningRateScheduler, torch's LambdaLR.
 
     Args:
-        f: From the step to the multiplier, finite and 0 or more. It is called here, once per step.
+        f: Function from the step to the multiplier, finite and 0 or more; called once per step,
+            now.
         total_steps: Entries of the table, 1 or more, 8 bytes each.
 
     Raises:
         ValueError: If ``total_steps`` or a value of ``f`` is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedules.from_function(lambda step: 1 / (1 + step), 4).values(range(5)).tolist()
+        >>> from_function(lambda step: 1 / (1 + step), 4).values(range(5)).tolist()
         [1.0, 0.5, 0.3333333333333333, 0.25, 0.25]
     """
-    total_steps = check_steps("total_steps", total_steps)
+    total_steps = check_count("total_steps", total_steps)
     values = [float(f(step)) for step in range(total_steps)]
     return Schedule("function", total_steps, (_recorded("f", values),))
 
 
 def from_torch(scheduler: LRScheduler, total_steps: int) -> Schedule | list[Schedule]:
-    """Return what a scheduler of torch would do to each group in its next steps, by value.
+    """Return the next values that a scheduler of torch has for each group.
 
-    A copy of it runs with a stand-in for its optimizer; both of the user's stay as they are. The
-    multipliers are fractions of each group's "initial_lr", which is to be the group's rate when
-    the schedule is set; step 0 is where the scheduler stands. A momentum or beta1 that changes is
-    taken over too.
+    A copy of it runs with a stand-in for its optimizer; scheduler and optimizer stay as they are.
+    The multipliers are fractions of each group's "initial_lr", which should be the group's learning
+    rate when the schedule is set; step 0 is the scheduler's current one. A momentum or beta1 that
+    changes is recorded too.
 
     Args:
-        scheduler: Any that depends on nothing but the step.
+        scheduler: A scheduler that depends only on the step.
         total_steps: Steps to record, 1 or more; the last value is held.
 
     Returns:
-        One schedule, or a list with one per group where groups differ.
+        One schedule, or a list with one per group if groups differ.
 
     Raises:
         TypeError: If ``scheduler`` is none of torch's, or follows a metric.
@@ -70,39 +70,32 @@ def from_torch(scheduler: LRScheduler, total_steps: int) -> Schedule | list[Sche
             f"scheduler must be one of torch's that follows the step alone, got "
             f"{type(scheduler).__name__}"
         )
-    total_steps = check_steps("total_steps", total_steps)
+    total_steps = check_count("total_steps", total_steps)
     optimizer: Optimizer = scheduler.optimizer
     bases = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
     for base in bases:
         if not (math.isfinite(base) and base > 0):
             raise ValueError(f"initial_lr must be finite and above 0 in every group, got {base}")
     stand_in = _stand_in(optimizer)
-    ours = copy.deepcopy(scheduler, {id(optimizer): stand_in})
-    rows = _run(ours, stand_in, total_steps)
+    rows = _run(copy.deepcopy(scheduler, {id(optimizer): stand_in}), stand_in, total_steps)
     results = []
     for index, base in enumerate(bases):
         rates = [row[index][0] / base for row in rows]
         momenta = [row[index][1] for row in rows]
-        moves = len(set(momenta)) > 1
-        results.append(
-            Schedule(
-                type(scheduler).__name__,
-                total_steps,
-                (_recorded("rate / initial_lr", rates),),
-                _recorded("momentum", momenta) if moves else None,
-            )
-        )
+        factor = _recorded("rate / initial_lr", rates)
+        momentum = _recorded("momentum", momenta) if len(set(momenta)) > 1 else None
+        results.append(Schedule(type(scheduler).__name__, total_steps, (factor,), momentum))
     return results[0] if len(set(results)) == 1 else results
 
 
 def _stand_in(optimizer: Optimizer) -> Optimizer:
-    """An optimizer with the same groups but for the parameters: those may be large."""
+    """Return an optimizer with copies of the groups, without their parameters, which are large."""
     groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in optimizer.param_groups]
     result = torch.optim.SGD(groups, lr=0.0)
-    for group, theirs in zip(result.param_groups, optimizer.param_groups, strict=True):
+    for group, copied in zip(result.param_groups, optimizer.param_groups, strict=True):
         params = group["params"]
         group.clear()
-        group.update({key: copy.deepcopy(theirs[key]) for key in theirs if key != "params"})
+        group.update({key: copy.deepcopy(copied[key]) for key in copied if key != "params"})
         group["params"] = params
     return result
 
@@ -110,9 +103,9 @@ def _stand_in(optimizer: Optimizer) -> Optimizer:
 def _run(
     scheduler: LRScheduler, optimizer: Optimizer, steps: int
 ) -> list[list[tuple[float, float]]]:
-    """Rate and momentum of every group at every step."""
+    """Return learning rate and momentum of every group at every step."""
     rows = []
-    with warnings.catch_warnings():  # torch wants to see the optimizer step
+    with warnings.catch_warnings():  # torch warns because the optimizer does not step
         warnings.simplefilter("ignore")
         for step in range(steps):
             if step:
@@ -126,6 +119,7 @@ def _momentum(group: dict[str, Any]) -> float:
 
 
 def _recorded(name: str, values: list[float]) -> Track:
+    """Return a lookup of the values, after a check of each."""
     for step, value in enumerate(values):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be finite and not negative, got {value} at step {step}")

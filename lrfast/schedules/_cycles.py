@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
-from lrfast.schedules._checks import (
+from lrfast._utils.validation import (
+    MAX_STEPS,
+    check_at_least_1,
     check_choice,
-    check_factor,
-    check_momentum,
-    check_share,
-    check_steps,
+    check_count,
+    check_fraction,
+    check_nonnegative,
 )
-from lrfast.schedules._compat import COMPATS, FINAL_DIV, PCT_START, Compat, phase_ends, phases
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._segments import Segment, Shape, Table, Track, chain, track
+from lrfast.schedules._segments import Segment, Shape, Table, Track, chain, hold, ramp, track
 
 Anneal = Literal["cos", "linear"]
+Compat = Literal["torch", "fastai", "optax"]
 Mode = Literal["triangular", "triangular2", "exp_range"]
 
-_MODES = ("triangular", "triangular2", "exp_range")
+_PCT_START = {None: 0.3, "torch": 0.3, "fastai": 0.25, "optax": 0.3}
+_FINAL_DIV = {None: 1e4, "torch": 1e4, "fastai": 4e3, "optax": 1e4}  # fastai: peak / end is 1e5
+_OPTAX_PCT_FINAL = 0.85
 _MAX_CYCLES = 4096  # segments that a table without end may hold
-_MAX_STEPS = 2**53
 
 
 def one_cycle(
@@ -34,69 +36,103 @@ def one_cycle(
     three_phase: bool = False,
     compat: Compat | None = None,
 ) -> Schedule:
-    """Return the one-cycle policy: up to the group's rate, then down far below its start.
+    """Return the one-cycle policy: up to the group's learning rate, then far below its start.
 
-    The multiplier goes from ``1 / div`` to 1 and on to ``1 / (div * final_div)``, while the
-    momentum mirrors it. Peak and end are hit exactly, at whole steps: the peak at step
+    The multiplier goes from ``1 / div`` to 1 and on to ``1 / (div * final_div)``, and the momentum
+    mirrors it. Peak and end are hit exactly, at whole steps: the peak at step
     ``p = max(round(pct_start * total_steps) - 1, 0)``, the end at step ``total_steps - 1``. torch's
-    OneCycleLR has the same values where ``pct_start * total_steps`` is a whole number; elsewhere it
+    OneCycleLR has the same values if ``pct_start * total_steps`` is a whole number, and otherwise
     never reaches its peak. With three phases the multiplier is back at ``1 / div`` at step
-    ``2 * p``, or one step before the end, and goes on to its end from there, the momentum at its
-    highest; where no step is left between peak and end there are two phases.
+    ``2 * p``, or one step before the end, and falls to its end from there with the momentum at its
+    highest; if no step is left between peak and end, there are two phases.
 
-    ``compat`` puts the ends of the phases where a peer has them: "torch" at fractions of a step,
-    "fastai" (where the end is one step after the last) at ``pct_start * total_steps`` and
-    ``total_steps``, "optax" at the whole numbers below those and, with three phases, at
-    ``0.85 * total_steps``. The end is held in all of them.
+    ``compat`` puts the ends of the phases at the steps of another library: "torch" at fractions of
+    a step, "fastai" at ``pct_start * total_steps`` and ``total_steps``, one step after the last,
+    "optax" at the whole numbers below those and, with three phases, at ``0.85 * total_steps``. The
+    end is always held.
 
     Args:
         total_steps: Optimizer steps of the cycle, 1 or more.
         pct_start: Fraction of the steps spent going up, in [0, 1], and at most 0.5 with three
-            phases. None: 0.3; 0.25 with "fastai".
-        div: Peak over first multiplier, 1 or more.
-        final_div: First over last multiplier, 1 or more. None: 1e4; 4e3 with "fastai", whose own
-            ``div_final`` is ``div * final_div``.
-        momentum: (highest, lowest) momentum or beta1, each in [0, 1); None leaves it alone.
-        anneal: "cos" or "linear".
-        three_phase: Whether to come back to the first multiplier before the last fall.
-        compat: None, "torch", "fastai" or "optax".
+            phases. None, the default: 0.3; 0.25 with "fastai".
+        div: Peak over first multiplier, 1 or more; default 25.
+        final_div: First over last multiplier, 1 or more. None, the default: 1e4; 4e3 with "fastai",
+            whose own ``div_final`` is ``div * final_div``.
+        momentum: (highest, lowest) momentum or beta1, each in [0, 1); default (0.95, 0.85). None
+            leaves it alone.
+        anneal: Shape of the phases, "cos", the default, or "linear".
+        three_phase: Whether to return to the first multiplier before the last fall; default False.
+        compat: None, the default, "torch", "fastai" or "optax".
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedule = schedules.one_cycle(100)
+        >>> schedule = one_cycle(100)
         >>> [round(schedule.at(step), 6) for step in (0, 29, 99, 1000)]
         [0.04, 1.0, 4e-06, 4e-06]
 
     Reference:
         Smith & Topin, "Super-Convergence", arXiv:1708.07120.
     """
-    total_steps = check_steps("total_steps", total_steps)
+    total_steps = check_count("total_steps", total_steps)
     if compat is not None:
-        check_choice("compat", compat, COMPATS)
-    pct_start = PCT_START[compat] if pct_start is None else pct_start
-    final_div = FINAL_DIV[compat] if final_div is None else final_div
-    check_share("pct_start", pct_start)
+        check_choice("compat", compat, get_args(Compat))
+    pct_start = _PCT_START[compat] if pct_start is None else pct_start
+    final_div = _FINAL_DIV[compat] if final_div is None else final_div
+    check_fraction("pct_start", pct_start)
     if three_phase and pct_start > 0.5:
         raise ValueError(
             f"pct_start must be 0.5 or less with three phases, two of that length, got {pct_start}"
         )
-    for name, value in (("div", div), ("final_div", final_div)):
-        if not (math.isfinite(value) and value >= 1):
-            raise ValueError(f"{name} must be finite and 1 or more, got {value}")
-    check_choice("anneal", anneal, ("cos", "linear"))
+    check_at_least_1("div", div)
+    check_at_least_1("final_div", final_div)
+    check_choice("anneal", anneal, get_args(Anneal))
     shape: Shape = "cosine" if anneal == "cos" else "linear"
-    ends = phase_ends(total_steps, pct_start, three_phase, compat)
-    comes_back = len(ends) == 3
-    back = [1 / div] if comes_back else []
-    rate = phases(ends, [1 / div, 1.0, *back, 1 / (div * final_div)], shape)
+    ends = _phase_ends(total_steps, pct_start, three_phase, compat)
+    three = len(ends) == 3
+    rate = _phases(ends, [1 / div, 1.0, *[1 / div] * three, 1 / (div * final_div)], shape)
     momenta: Track | None = None
     if momentum is not None:
-        high, low = check_momentum(momentum)
-        momenta = phases(ends, [high, low, *([high] if comes_back else []), high], shape)
+        high, low = _check_momentum(momentum)
+        momenta = _phases(ends, [high, low, *[high] * three, high], shape)
     return Schedule("one-cycle", total_steps, (rate,), momenta)
+
+
+def _phase_ends(
+    total_steps: int, pct_start: float, three_phase: bool, compat: Compat | None
+) -> list[float]:
+    """Return the steps at which the phases end; those of torch and fastai may be fractions."""
+    share = pct_start * total_steps
+    if compat == "fastai":
+        return [share, *([2 * share] if three_phase else []), total_steps]
+    if compat == "optax":
+        final = [int(_OPTAX_PCT_FINAL * total_steps)] if three_phase else []
+        return [int(share), *final, total_steps]
+    if compat == "torch":
+        return [share - 1, *([2 * (share - 1)] if three_phase else []), total_steps - 1]
+    peak = max(round(share) - 1, 0)
+    back = min(2 * peak, total_steps - 2)
+    return [peak, *([back] if three_phase and 0 < peak < back else []), total_steps - 1]
+
+
+def _phases(ends: list[float], values: list[float], shape: Shape) -> Track:
+    """Return one segment per phase that has a step; the peak is held if there is none."""
+    segments: list[Segment] = []
+    start = 0.0
+    for end, first, last in zip(ends, values[:-1], values[1:], strict=True):
+        begin = max(math.ceil(start), 0)
+        if end > start and begin <= math.floor(end):
+            segments.append(Segment(begin, start, end - start, first, last, shape))
+        start = end
+    return track(*segments) if segments else hold(values[1])
+
+
+def _check_momentum(momentum: tuple[float, float]) -> tuple[float, float]:
+    high, low = momentum
+    if not (0 <= low <= high < 1):
+        raise ValueError(f"momentum must be (highest, lowest) within [0, 1), got {momentum}")
+    return high, low
 
 
 def cyclic(
@@ -109,47 +145,46 @@ def cyclic(
 ) -> Schedule:
     """Return triangles between ``base`` and 1, without end: torch's CyclicLR.
 
-    The value is ``base + (1 - base) * s * e``, where s rises linearly from 0 to 1 and falls back,
-    and e is 1 ("triangular"), ``2 ** -cycle`` ("triangular2") or ``gamma ** step`` ("exp_range").
+    The value is ``base + (1 - base) * s * e``: s rises linearly from 0 to 1 and falls back, and e
+    is 1 ("triangular"), ``2 ** -cycle`` ("triangular2") or ``gamma ** step`` ("exp_range").
     Its ``total_steps`` are those of one cycle.
 
     Args:
         step_size_up: Steps from ``base`` to 1, 1 or more.
-        step_size_down: Steps back, 1 or more; None: as many.
-        base: Lowest multiplier, in [0, 1]: a fraction of the group's rate, which is the highest.
-        mode: "triangular", "triangular2" or "exp_range".
-        gamma: Factor per step of "exp_range", above 0 and at most 1.
-        momentum: (highest, lowest) momentum or beta1, each in [0, 1); the lowest where the rate is
-            highest. None leaves it alone.
+        step_size_down: Steps back, 1 or more; None, the default: ``step_size_up``.
+        base: Lowest multiplier, in [0, 1], a fraction of the group's learning rate, which is the
+            highest; default 0.1.
+        mode: "triangular", the default, "triangular2" or "exp_range".
+        gamma: Factor per step of "exp_range", above 0 and at most 1; default 1.
+        momentum: (highest, lowest) momentum or beta1, each in [0, 1); lowest at the highest
+            learning rate. None, the default, leaves it alone.
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedules.cyclic(2, base=0.2, mode="triangular2").values(range(8)).round(6).tolist()
+        >>> cyclic(2, base=0.2, mode="triangular2").values(range(8)).round(6).tolist()
         [0.2, 0.6, 1.0, 0.6, 0.2, 0.4, 0.6, 0.4]
 
     Reference:
         Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
     """
-    up = check_steps("step_size_up", step_size_up)
-    down = up if step_size_down is None else check_steps("step_size_down", step_size_down)
-    check_share("base", base)
-    check_choice("mode", mode, _MODES)
+    up = check_count("step_size_up", step_size_up)
+    down = up if step_size_down is None else check_count("step_size_down", step_size_down)
+    check_fraction("base", base)
+    check_choice("mode", mode, get_args(Mode))
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma must lie above 0 and be 1 or less, got {gamma}")
     gain = 0.5 if mode == "triangular2" else 1.0
     decay = gamma if mode == "exp_range" else 1.0
 
     def triangles(low: float, high: float) -> Track:
-        rise = Segment(0, 0.0, up, low, high, "linear")
-        fall = Segment(up, up, down, high, low, "linear")
-        return (Table((rise, fall), period=up + down, gain=gain, decay=decay, floor=low),)
+        sides = ramp(0, up, low, high, "linear"), ramp(up, down, high, low, "linear")
+        return (Table(sides, period=up + down, gain=gain, decay=decay, floor=low),)
 
     momenta: Track | None = None
     if momentum is not None:
-        momenta = triangles(*check_momentum(momentum))
+        momenta = triangles(*_check_momentum(momentum))
     return Schedule(f"cyclic {mode}", up + down, (triangles(base, 1.0),), momenta)
 
 
@@ -163,44 +198,41 @@ def sgdr(
 ) -> Schedule:
     """Return half cosines from 1 to ``eta_min``, one after the other: SGDR.
 
-    Cycle i lasts ``round(cycle_len * cycle_mult ** i)`` steps, and the next one begins where it
-    would reach ``eta_min``: torch's CosineAnnealingWarmRestarts for a whole ``cycle_mult``. With a
-    number of cycles there is a last step, ``total_steps - 1``: there ``eta_min`` is hit, and held
-    from then on. ``total_steps`` is the sum of the cycles, or ``cycle_len`` without end (until
-    2**53 steps).
+    Cycle i lasts ``round(cycle_len * cycle_mult ** i)`` steps, and the next one begins at the step
+    at which it would reach ``eta_min``: torch's CosineAnnealingWarmRestarts for a whole
+    ``cycle_mult``. With a number of cycles ``eta_min`` is hit at the last step,
+    ``total_steps - 1``, and held. ``total_steps`` is the sum of the cycles, or ``cycle_len``
+    without end (until 2**53 steps).
 
     Args:
         cycle_len: Steps of the first cycle, 1 or more.
-        cycle_mult: Factor from each cycle's length to the next one's, 1 or more.
-        cycles: Number of cycles, 1 or more; None: without end.
-        eta_min: Lowest multiplier, 0 or more.
+        cycle_mult: Factor from each cycle's length to the next one's, 1 or more; default 1.
+        cycles: Number of cycles, 1 or more; None, the default: without end.
+        eta_min: Lowest multiplier, 0 or more; default 0.
         warmup: Steps of each cycle, the first one too, that rise linearly from ``eta_min`` to 1
-            before the cosine; 0 or more, and less than ``cycle_len``.
-        unit: What the lengths of cycles are rounded to multiples of, such as the steps of an epoch;
-            ``cycle_len`` must be one.
+            before the cosine; 0, the default, or more, and less than ``cycle_len``.
+        unit: Steps, such as those of an epoch, to whose multiples the lengths of cycles are
+            rounded; default 1. ``cycle_len`` must be a multiple.
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedules.sgdr(2, cycle_mult=2, cycles=2).values(range(8)).round(3).tolist()
+        >>> sgdr(2, cycle_mult=2, cycles=2).values(range(8)).round(3).tolist()
         [1.0, 0.5, 1.0, 0.75, 0.25, 0.0, 0.0, 0.0]
 
     Reference:
-        Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
-        arXiv:1608.03983.
+        Loshchilov & Hutter, "SGDR", arXiv:1608.03983.
     """
-    cycle_len = check_steps("cycle_len", cycle_len)
-    if not (math.isfinite(cycle_mult) and cycle_mult >= 1):
-        raise ValueError(f"cycle_mult must be finite and 1 or more, got {cycle_mult}")
+    cycle_len = check_count("cycle_len", cycle_len)
+    check_at_least_1("cycle_mult", cycle_mult)
     if cycles is not None:
-        cycles = check_steps("cycles", cycles)
-    check_factor("eta_min", eta_min)
-    unit = check_steps("unit", unit)
+        cycles = check_count("cycles", cycles)
+    check_nonnegative("eta_min", eta_min)
+    unit = check_count("unit", unit)
     if cycle_len % unit:
         raise ValueError(f"unit must divide {cycle_len} (cycle_len), got {unit}")
-    warmup = check_steps("warmup", warmup, least=0)
+    warmup = check_count("warmup", warmup, least=0)
     if warmup >= cycle_len:
         raise ValueError(f"warmup must be less than {cycle_len} (cycle_len), got {warmup}")
     if cycle_mult > 1:
@@ -221,11 +253,11 @@ def cycle_length(cycle_len: int, cycle_mult: float, index: int, unit: int = 1) -
 def _growing_cycles(
     cycle_len: int, cycle_mult: float, cycles: int | None, form: tuple[float, int, int]
 ) -> Schedule:
-    """Cycles of growing length, one by one: a formula for the current one is off at its ends."""
+    """Return cycles of growing length, one by one: a formula for one is off at its ends."""
     segments: list[Segment] = []
     eta_min, warmup, unit = form
     begin, count = 0, 0
-    while count != cycles and begin < _MAX_STEPS:
+    while count != cycles and begin < MAX_STEPS:
         if count == _MAX_CYCLES:
             raise ValueError(
                 f"cycles must be {_MAX_CYCLES} or less with a cycle_mult of {cycle_mult}, got "
@@ -242,9 +274,8 @@ def _growing_cycles(
 def _cycle(
     begin: int, steps: int, low: float, warmup: int, *, is_last: bool = False
 ) -> list[Segment]:
-    rise = [Segment(begin, begin, warmup, low, 1.0, "linear")] if warmup else []
-    top = begin + warmup
+    rise = [ramp(begin, warmup, low, 1.0, "linear")] if warmup else []
     fall = steps - warmup
     if is_last and fall > 1:  # a single step stands on the peak
         fall -= 1
-    return [*rise, Segment(top, top, fall, 1.0, low, "cosine")]
+    return [*rise, ramp(begin + warmup, fall, 1.0, low, "cosine")]

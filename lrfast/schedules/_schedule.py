@@ -1,12 +1,11 @@
-"""A schedule as a value: its tracks, their evaluation and composition.
+"""Schedule: tracks as one value, their evaluation, composition and change of clock.
 
-Evaluation is the engine's (csrc/core/schedule.h), one function for Python, CPU and GPU; functions
-that make schedules stand in the other modules of this package.
+The engine evaluates them (csrc/core/schedule.h), with one function for Python, CPU and GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,30 +14,43 @@ import numpy as np
 import numpy.typing as npt
 
 from lrfast._utils.extension import extension
-from lrfast._utils.validation import check_dict, check_int, check_list, check_str
-from lrfast.schedules._saved import decode_track
-from lrfast.schedules._segments import Track, chain, hold
+from lrfast._utils.public import public_in
+from lrfast._utils.validation import (
+    check_count,
+    check_dict,
+    check_int,
+    check_list,
+    check_str,
+    is_int,
+)
+from lrfast.schedules._describe import hashed, segment_lines, turning_steps, value_differences
+from lrfast.schedules._segments import Segment, Table, Track, chain, decode_track, hold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float64]
 Steps = Sequence[int] | npt.NDArray[np.int64]
+Clock = Callable[[float], float]  # from a step to the step at which its value comes instead
+
+_SAMPLES = 100_000  # steps at which two schedules are compared
 
 
+@public_in("lrfast.schedules")
 @dataclass(frozen=True)
 class Schedule:
-    """A multiplier of every group's rate over the steps; it may drive momentum and decay too.
+    """A multiplier of every group's learning rate over the steps; it may set the momentum too.
 
     Build one with the functions of :mod:`lrfast.schedules`; combine them with :meth:`then`, ``*``
     and :meth:`repeat`.
 
     Args:
-        name: What it is called in plots and tables.
-        total_steps: Its length in optimizer steps.
-        factors: Tracks whose product is the multiplier.
-        momentum_track: The momentum (beta1) itself, or None to leave it alone.
-        weight_decay_track: A multiplier of every group's weight decay, or None.
+        name: Name in plots and tables.
+        total_steps: Length in optimizer steps, 1 or more.
+        factors: Tracks whose product is the multiplier, 1 or more of them.
+        momentum_track: The momentum (beta1) itself; None, the default, leaves it alone.
+        weight_decay_track: A multiplier of every group's weight decay; None, the default, leaves it
+            alone.
 
     Example:
         >>> from lrfast import schedules
@@ -54,10 +66,10 @@ class Schedule:
     weight_decay_track: Track | None = None
 
     def at(self, step: int) -> float:
-        """Return the multiplier at one step (0 is the first).
+        """Return the multiplier at one step.
 
         Args:
-            step: Counted from 0.
+            step: Optimizer step, counted from 0.
 
         Raises:
             ValueError: If ``step`` is negative.
@@ -65,10 +77,10 @@ class Schedule:
         return float(self.values([step])[0])
 
     def values(self, steps: Steps) -> Floats:
-        """Return the multipliers of the rate at the steps, shape [len(steps)], float64.
+        """Return the multipliers of the learning rate at the steps: float64, [len(steps)].
 
         Args:
-            steps: Whole numbers, counted from 0, in any order.
+            steps: Optimizer steps, counted from 0, in any order.
 
         Raises:
             ValueError: If a step is negative.
@@ -76,29 +88,29 @@ class Schedule:
         return self._evaluate(steps)[0]
 
     def momentum(self, steps: Steps) -> Floats | None:
-        """Return the momenta at the steps, shape [len(steps)], or None if it sets none.
+        """Return the momenta at the steps, [len(steps)], or None if it sets none.
 
         Args:
-            steps: As for :meth:`values`.
+            steps: Steps as for :meth:`values`.
         """
         return self._evaluate(steps)[1]
 
     def weight_decay(self, steps: Steps) -> Floats | None:
-        """Return the multipliers of the weight decay, shape [len(steps)], or None.
+        """Return the multipliers of the weight decay at the steps, [len(steps)], or None.
 
         Args:
-            steps: As for :meth:`values`.
+            steps: Steps as for :meth:`values`.
         """
         return self._evaluate(steps)[2]
 
     def then(self, other: Schedule) -> Schedule:
         """Return this schedule for its ``total_steps`` steps, and ``other`` from there on.
 
-        Where only one of the two sets the momentum, it is held at the value where the two meet; a
-        weight decay that only one of them moves is the group's own while the other is at work.
+        If only one of the two sets the momentum, it is held at its value where they meet. A weight
+        decay that only one of them moves is the group's own during the other.
 
         Args:
-            other: What follows; its step 0 is this schedule's ``total_steps``.
+            other: Schedule that follows; its step 0 is this schedule's ``total_steps``.
 
         Raises:
             TypeError: If ``other`` is not a schedule.
@@ -124,7 +136,7 @@ class Schedule:
         return Schedule(name, here + other.total_steps, factors, momentum, decay)
 
     def __mul__(self, other: Schedule) -> Schedule:
-        """Return the product of two multipliers; one of them at most may set the momentum."""
+        """Return the product of two multipliers; at most one of them may set the momentum."""
         if not isinstance(other, Schedule):
             return NotImplemented
         for name in ("momentum", "weight_decay"):
@@ -142,10 +154,10 @@ class Schedule:
         )
 
     def with_weight_decay(self, decay: Schedule) -> Schedule:
-        """Return this schedule with another one's multiplier at work on the weight decay.
+        """Return this schedule with another one's multiplier applied to the weight decay.
 
         Args:
-            decay: Its multiplier of the rate becomes that of every group's ``weight_decay``.
+            decay: Schedule whose multiplier becomes that of every group's ``weight_decay``.
 
         Raises:
             ValueError: If ``decay`` is a product.
@@ -164,8 +176,8 @@ class Schedule:
     def lasting(self, steps: int) -> Schedule:
         """Return the same values with another ``total_steps``.
 
-        That is how long it lasts before what :meth:`then` adds, and how far plots go. A schedule
-        that ends before holds its last value.
+        The schedule that :meth:`then` adds begins there, and plots end there. A schedule that ends
+        earlier holds its last value.
 
         Args:
             steps: The new ``total_steps``, 1 or more.
@@ -173,30 +185,22 @@ class Schedule:
         Raises:
             ValueError: If ``steps`` is out of range.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-            raise ValueError(f"steps must be a whole number, 1 or more, got {steps!r}")
-        return replace(self, total_steps=int(steps))
+        return replace(self, total_steps=check_count("steps", steps))
 
     def repeat(self, times: int | None = None) -> Schedule:
         """Return this schedule again and again, ``total_steps`` steps each.
 
         Args:
-            times: Cycles, 1 or more; the last value is held afterwards. None: for ever.
+            times: Cycles, 1 or more, after which the last value is held; None, the default: without
+                end.
 
         Raises:
             ValueError: If ``times`` is out of range, or None for a schedule that repeats already.
         """
         if times is None:
-            return replace(
-                self,
-                name=f"{self.name}, repeated",
-                factors=tuple(_periodic(self, factor) for factor in self.factors),
-                momentum_track=self.momentum_track and _periodic(self, self.momentum_track),
-                weight_decay_track=(
-                    self.weight_decay_track and _periodic(self, self.weight_decay_track)
-                ),
-            )
-        if isinstance(times, bool) or not isinstance(times, int) or times < 1:
+            periodic = self._mapped(lambda track: _periodic(self, track))
+            return replace(periodic, name=f"{self.name}, repeated")
+        if not is_int(times) or times < 1:
             raise ValueError(f"times must be a whole number, 1 or more, or None, got {times!r}")
         result = self
         for _ in range(times - 1):
@@ -248,9 +252,8 @@ class Schedule:
 
     def describe(self) -> str:
         """Return one line per segment: steps, shape, first and last value."""
-        from lrfast.schedules._describe import describe
-
-        return describe(self)
+        lines = [f"{self.name}: {self.total_steps} steps"]
+        return "\n".join(lines + segment_lines(self._tracks(), self.total_steps))
 
     def table(
         self, steps: Sequence[int] | None = None, rates: Sequence[float] = ()
@@ -258,42 +261,61 @@ class Schedule:
         """Return one row per step: "step", "factor", and "momentum" and "weight_decay" if set.
 
         Args:
-            steps: Which; None: where a segment begins, the last step and the one after it.
-            rates: The groups' own rates, for columns "rate 0", "rate 1" and so on.
+            steps: Steps to list. None, the default: the first ones of segments, the last step and
+                the one after it.
+            rates: Learning rates of the groups, for columns "rate 0", "rate 1" and so on; default
+                none.
 
         Raises:
             ValueError: If a step is negative.
         """
-        from lrfast.schedules._describe import table
-
-        return table(self, steps, rates)
+        if steps is None:
+            steps = turning_steps(self._tracks(), self.total_steps)
+        factors, momenta, decays = self._evaluate(steps)
+        columns = {"factor": factors}
+        columns |= {f"rate {index}": factors * rate for index, rate in enumerate(rates)}
+        if momenta is not None:
+            columns["momentum"] = momenta
+        if decays is not None:
+            columns["weight_decay"] = decays
+        return [
+            {"step": step, **{name: float(values[row]) for name, values in columns.items()}}
+            for row, step in enumerate(steps)
+        ]
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that are the same for equal schedules only."""
-        from lrfast.schedules._describe import fingerprint
-
-        return fingerprint(self)
+        """Return 16 hexadecimal digits, the same only for equal schedules."""
+        return hashed(self.to_dict())
 
     def difference(self, other: Schedule) -> str:
-        """Return in words what differs from another schedule; nothing if the two are equal.
+        """Return one line for each difference from another schedule, nothing if they are equal.
 
         Args:
             other: The other schedule.
         """
-        from lrfast.schedules._describe import difference
-
-        return difference(self, other)
+        lines = []
+        if self.name != other.name:
+            lines.append(f"name: {self.name} against {other.name}")
+        if self.total_steps != other.total_steps:
+            lines.append(f"total steps: {self.total_steps} against {other.total_steps}")
+        end = max(self.total_steps, other.total_steps)
+        stride = max(end // _SAMPLES, 1)
+        steps = np.arange(0, end + stride, stride)
+        lines += value_differences(steps, self._evaluate(steps), other._evaluate(steps))
+        if not lines and self != other:
+            lines.append(f"the tables differ, their values at steps 0 to {end} do not")
+        return "\n".join(lines)
 
     def extend_to(self, total_steps: int, step: int = 0) -> Schedule:
         """Return the schedule with another length, the same up to ``step``.
 
-        What lies after ``step`` is stretched in time, so that the last change comes as much later
-        as the total is longer; a segment under way goes on from where it is. What repeats goes on
-        as it is.
+        Everything after ``step`` is stretched in time, so that the last change comes as much later
+        as the total is longer; a segment under way continues from its value. Tables that repeat
+        stay as they are.
 
         Args:
             total_steps: The new length, 1 or more; it may be shorter.
-            step: Where training stands, 0 or more.
+            step: Current step of the training, 0, the default, or more.
 
         Raises:
             ValueError: If an argument is out of range, nothing is left after ``step`` to shorten,
@@ -304,15 +326,40 @@ class Schedule:
             >>> schedules.linear(1.0, 0.0, 4).extend_to(6, step=2).values(range(7)).tolist()
             [1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0]
         """
-        from lrfast.schedules._clock import extend_to
+        total_steps = check_count("total_steps", total_steps)
+        step = check_count("step", step, least=0)
+        tracks = [track for _, track in self._tracks()]
+        if any(table.stride > 1 for track in tracks for table in track):
+            raise ValueError(
+                "schedule must be extended in epochs before per_epoch(..., stepwise=True), got "
+                f"{self.name} of held values"
+            )
+        last = max(map(_last_change, tracks), default=0.0)
+        end = last + total_steps - self.total_steps
+        if last <= step:
+            return replace(self, total_steps=total_steps)
+        if end <= step:
+            raise ValueError(
+                f"total_steps must leave the last change behind step {step}, got {total_steps}, "
+                f"which puts it at {end:g}"
+            )
+        factor = (end - step) / (last - step)
 
-        return extend_to(self, total_steps, step)
+        def clock(time: float) -> float:
+            if time <= step:
+                return time
+            moved = step + (time - step) * factor
+            return float(round(moved)) if time == round(time) else moved
+
+        extended = self._mapped(lambda track: tuple(_on_clock(t, clock, step) for t in track))
+        return replace(extended, total_steps=total_steps)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw multiplier and momentum over the steps; needs matplotlib.
 
         Args:
-            path: Where to save the figure too; the suffix names the format.
+            path: File to save the figure to, whose suffix names the format; None, the default:
+                none.
 
         Returns:
             The figure.
@@ -329,6 +376,21 @@ class Schedule:
             None if self.weight_decay_track is None else _encode(self.weight_decay_track),
         )
 
+    def _tracks(self) -> list[tuple[str, Track]]:
+        """Return all tracks, each with the label that descriptions give it."""
+        others = (("momentum", self.momentum_track), ("decay x", self.weight_decay_track))
+        set_ones = [(label, track) for label, track in others if track is not None]
+        return [*(("rate x", factor) for factor in self.factors), *set_ones]
+
+    def _mapped(self, change: Callable[[Track], Track]) -> Schedule:
+        """Return this schedule with all of its tracks changed."""
+        return replace(
+            self,
+            factors=tuple(map(change, self.factors)),
+            momentum_track=self.momentum_track and change(self.momentum_track),
+            weight_decay_track=self.weight_decay_track and change(self.weight_decay_track),
+        )
+
     def _momentum_at(self, step: int) -> float:
         momenta = self.momentum([step])
         assert momenta is not None
@@ -342,12 +404,55 @@ class Schedule:
         return rates, momenta, decays
 
 
+def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = False) -> Schedule:
+    """Return a schedule made in epochs, stretched to optimizer steps.
+
+    Every epoch begins with the value that the schedule has for it. A step within an epoch has the
+    interpolated value, or with ``stepwise`` that of the epoch's first step, as if torch's
+    scheduler stepped once per epoch.
+
+    Args:
+        schedule: Schedule made with epochs in place of steps; no lookup, unless ``stepwise``.
+        steps_per_epoch: Optimizer steps of an epoch, 1 or more.
+        stepwise: Whether each epoch holds one value; default False.
+
+    Raises:
+        ValueError: If ``steps_per_epoch`` is out of range, or a lookup would have to be stretched.
+
+    Example:
+        >>> from lrfast import schedules
+        >>> schedule = schedules.per_epoch(schedules.multistep([1, 3], 0.5), steps_per_epoch=2)
+        >>> schedule.values(range(7)).tolist()
+        [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25]
+        >>> line = schedules.linear(0.0, 1.0, 2)
+        >>> schedules.per_epoch(line, 2).values(range(5)).tolist()
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+        >>> schedules.per_epoch(line, 2, stepwise=True).values(range(5)).tolist()
+        [0.0, 0.0, 0.5, 0.5, 1.0]
+    """
+    scale = check_count("steps_per_epoch", steps_per_epoch)
+
+    def stretched(table: Table) -> Table:
+        if stepwise or table.stride > 1:  # stairs stay stairs
+            return replace(table, begin=table.begin * scale, stride=table.stride * scale)
+        return replace(
+            table,
+            segments=tuple(_moved(s, lambda step: step * scale) for s in table.segments),
+            begin=table.begin * scale,
+            period=table.period * scale,
+            decay=table.decay ** (1 / scale),
+        )
+
+    tracks = schedule._mapped(lambda track: tuple(map(stretched, track)))
+    return replace(tracks, total_steps=schedule.total_steps * scale)
+
+
 def _encode(track: Track) -> list[Any]:
     return [table.encode() for table in track]
 
 
 def _part(factors: tuple[Track, ...], index: int, one: Track) -> Track:
-    """The index-th factor of a product; products of fewer factors are filled up with ones."""
+    """Return a factor of a product, or ones if the product has fewer factors."""
     return factors[index] if index < len(factors) else one
 
 
@@ -359,3 +464,50 @@ def _periodic(schedule: Schedule, track: Track) -> Track:
             f"{schedule.name}"
         )
     return (replace(track[0], period=total // stride),)
+
+
+def _last_change(track: Track) -> float:
+    """Return the step at which the last of its plain tables comes to rest, 0 if none moves."""
+    ends = [
+        table.begin + (segment.t0 + segment.span if segment.span else segment.begin)
+        for table in track
+        if table.is_plain
+        for segment in table.segments
+    ]
+    return max(ends, default=0.0)
+
+
+def _on_clock(table: Table, clock: Clock, step: int) -> Table:
+    begin, segments = int(clock(table.begin)), table.segments
+    if table.is_plain:
+        absolute = [segment.shifted(table.begin) for segment in segments]
+        moved = [part for s in absolute for part in _split(s, clock, step)]
+        segments = tuple(segment.shifted(-begin) for segment in moved)
+    return replace(table, begin=begin, segments=segments)
+
+
+def _split(segment: Segment, clock: Clock, step: int) -> list[Segment]:
+    """Return the segment on the new clock, in two parts if it is under way at the step."""
+    end = segment.t0 + segment.span
+    if end <= step:
+        return [replace(segment, begin=int(clock(segment.begin)))]
+    if segment.t0 >= step:
+        return [_moved(segment, clock)]
+    _refuse_lookup(segment)
+    pace = (clock(end) - step) / (end - step)
+    t0 = step - (step - segment.t0) * pace
+    begin = max(segment.begin, step)
+    rest = replace(segment, begin=begin, t0=t0, span=segment.span * pace)
+    return [segment, rest] if segment.begin < step else [rest]
+
+
+def _moved(segment: Segment, clock: Clock) -> Segment:
+    _refuse_lookup(segment)
+    t0 = clock(segment.t0)
+    span = clock(segment.t0 + segment.span) - t0
+    return replace(segment, begin=round(clock(segment.begin)), t0=t0, span=span)
+
+
+def _refuse_lookup(segment: Segment) -> None:
+    if segment.shape == "lookup":
+        raise ValueError("schedule must be one of formulas to be stretched, got one with a lookup")

@@ -1,26 +1,22 @@
-"""What schedules are made of, as csrc/core/schedule.h evaluates it: segments, tables, tracks."""
+"""The parts of schedules, as csrc/core/schedule.h evaluates them: segments, tables, tracks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias, get_args
 
-from lrfast._utils.validation import check_list
+from lrfast._utils.public import public_in
+from lrfast._utils.validation import check_finite, check_int, check_list, check_str, short_repr
 
 Shape = Literal[
-    "constant",
-    "linear",
-    "cosine",
-    "exponential",
-    "polynomial",
-    "power",
-    "inverse",
-    "rex",
-    "lookup",
+    "constant", "linear", "cosine", "exponential", "polynomial", "power", "inverse", "rex", "lookup"
 ]
 
 
+@public_in("lrfast.schedules")
 @dataclass(frozen=True)
 class Segment:
     """One stretch of a schedule: from one value to another along a shape.
@@ -38,14 +34,14 @@ class Segment:
     - lookup: ``values[step - t0]``
 
     Args:
-        begin: First step at which the segment applies.
-        t0: Step at which ``u`` is 0.
-        span: Steps in which ``u`` goes from 0 to 1.
+        begin: First step at which the segment applies, 0 or more.
+        t0: Step at which ``u`` is 0, a fraction of a step too.
+        span: Steps in which ``u`` goes from 0 to 1, 0 or more.
         first: Value at ``u = 0``.
         last: Value at ``u = 1`` and after.
-        shape: Name of the interpolation.
-        power: Exponent of the shapes that have one.
-        values: Of the shape "lookup", one per step from ``t0`` on.
+        shape: Name of the interpolation, one of the above.
+        power: Exponent of the shapes that have one; default 1.
+        values: Values of the shape "lookup", one per step from ``t0`` on; default none.
     """
 
     begin: int
@@ -61,7 +57,7 @@ class Segment:
         """Return the same segment, ``steps`` steps later.
 
         Args:
-            steps: Less than 0 for earlier.
+            steps: Steps to add, negative for an earlier segment.
         """
         return replace(self, begin=self.begin + steps, t0=self.t0 + steps)
 
@@ -83,13 +79,33 @@ class Segment:
         """Return the segment that :meth:`encode` described.
 
         Args:
-            row: What the engine takes.
+            row: The encoded segment, of a file perhaps.
+
+        Raises:
+            TypeError, ValueError: If the engine could not evaluate it.
         """
         begin, t0, span, first, last, shape, power, values = check_list("a segment", row)
-        steps = tuple(check_list("values", values))
+        steps = tuple(check_finite("values", value) for value in check_list("values", values))
+        check_int("begin", begin)
+        check_str("shape", shape, get_args(Shape))
+        for name, number in (("t0", t0), ("first", first), ("last", last), ("power", power)):
+            check_finite(name, number)
+        check_finite("span", span, least=0.0)
+        if shape == "lookup" and len(steps) < max(span, 1):
+            raise ValueError(
+                f"values must hold one number per step of the span, got {len(steps)} for a span of "
+                f"{span}"
+            )
+        if shape == "exponential" and not (first > 0 and last >= 0):
+            raise ValueError(f"exponential needs factors above 0, got {first} to {last}")
+        if shape == "inverse" and not (first > 0 and last > 0 and power > 0):
+            raise ValueError(
+                f"inverse needs factors and a power above 0, got {first} to {last}, power {power}"
+            )
         return cls(begin, t0, span, first, last, shape, power, steps)
 
 
+@public_in("lrfast.schedules")
 @dataclass(frozen=True)
 class Table:
     """Segments in order, on a clock of their own, once or with a period.
@@ -98,13 +114,13 @@ class Table:
     ``begin``, a segment's value v becomes ``floor + (v - floor) * gain**k * decay**t``.
 
     Args:
-        segments: Ordered by their ``begin``, which counts strides.
-        begin: First step at which the table applies.
-        period: Strides after which the segments start again; 0: never.
-        gain: Factor per cycle.
-        decay: Factor per stride.
-        floor: What ``gain`` and ``decay`` lead to.
-        stride: Steps for which each value is held, 1 or more.
+        segments: Segments, ordered by their ``begin``, which counts strides.
+        begin: First step at which the table applies, 0 or more; default 0.
+        period: Strides after which the segments start again; 0, the default: never.
+        gain: Factor per cycle, 0 or more; default 1.
+        decay: Factor per stride, 0 or more; default 1.
+        floor: Value that ``gain`` and ``decay`` lead to; default 0.
+        stride: Steps for which each value is held, 1 or more; default 1.
     """
 
     segments: tuple[Segment, ...]
@@ -117,17 +133,17 @@ class Table:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the segments say all."""
+        """Whether the segments alone tell the values."""
         return self.is_single and self.stride == 1
 
     @property
     def is_single(self) -> bool:
-        """Whether the segments come once, as they are."""
+        """Whether the segments are applied once, without gain and decay."""
         return self.period == 0 and self.gain == 1.0 and self.decay == 1.0
 
     @property
     def start(self) -> float:
-        """The value at the table's first step; a segment of no span is at its end at once."""
+        """Value at the table's first step; a segment of no span is at its end at once."""
         segment = self.segments[0]
         if segment.shape == "lookup":
             return segment.values[0]
@@ -137,7 +153,7 @@ class Table:
         """Return the same table, ``steps`` steps later.
 
         Args:
-            steps: Less than 0 for earlier.
+            steps: Steps to add, negative for an earlier table.
         """
         return replace(self, begin=self.begin + steps)
 
@@ -152,14 +168,50 @@ class Table:
         """Return the table that :meth:`encode` described.
 
         Args:
-            row: What the engine takes.
+            row: The encoded table, of a file perhaps.
+
+        Raises:
+            TypeError, ValueError: If the engine could not evaluate it.
         """
         *numbers, segments = check_list("a table", row, least=1)
         rows = check_list("segments", segments)
-        return cls(tuple(Segment.decode(fields) for fields in rows), *numbers)
+        table = cls(tuple(Segment.decode(fields) for fields in rows), *numbers)
+        check_int("begin", table.begin)
+        check_int("period", table.period)
+        check_int("stride", table.stride, least=1)
+        check_finite("gain", table.gain, least=0.0)
+        check_finite("decay", table.decay, least=0.0)
+        check_finite("floor", table.floor)
+        _check_order("segments", table.segments)
+        return table
 
 
 Track: TypeAlias = tuple[Table, ...]  # ordered by begin
+
+
+def decode_track(rows: Any) -> Track:
+    """Return the track that a list of encoded tables describes, if the engine can evaluate it."""
+    tables = tuple(Table.decode(row) for row in check_list("a track", rows, least=1))
+    _check_order("tables", tables)
+    return tables
+
+
+def _check_order(name: str, rows: Sequence[Table] | Sequence[Segment]) -> None:
+    begins = [row.begin for row in rows]
+    if not begins or begins[0] or any(later < earlier for earlier, later in pairwise(begins)):
+        raise ValueError(f"{name} must begin at 0 and be in order, got begins {short_repr(begins)}")
+
+
+def ramp(
+    begin: float, steps: float, first: float, last: float, shape: Shape, power: float = 1.0
+) -> Segment:
+    """Return a segment that applies from the step on at which it begins, or from the next one."""
+    return Segment(math.ceil(begin), begin, steps, first, last, shape, power)
+
+
+def level(begin: int, value: float) -> Segment:
+    """Return a segment of one value."""
+    return ramp(begin, 0.0, value, value, "constant")
 
 
 def track(*segments: Segment) -> Track:
@@ -169,14 +221,14 @@ def track(*segments: Segment) -> Track:
 
 def hold(value: float) -> Track:
     """Return a track that always has one value."""
-    return track(Segment(0, 0.0, 0.0, value, value, "constant"))
+    return track(level(0, value))
 
 
 def chain(before: Track, after: Track, steps: int) -> Track:
     """Return ``before`` for its first ``steps`` steps, ``after`` from there on.
 
-    Where two plain tables meet they become one, so that what was composed of simple schedules
-    equals what was written at once.
+    Two plain tables that meet become one, so that a schedule composed of simple ones equals the
+    same schedule written at once.
     """
     kept = tuple(table for table in before if table.begin < steps)
     shifted = tuple(table.shifted(steps) for table in after)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
-from lrfast.schedules._checks import check_choice, check_factor, check_share, check_steps
+from lrfast._utils.validation import (
+    check_at_least_1,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_nonnegative,
+    check_positive,
+)
 from lrfast.schedules._schedule import Schedule
-from lrfast.schedules._segments import Segment, Shape, track
+from lrfast.schedules._segments import Segment, Shape, level, ramp, track
 
 Ramp = Literal["linear", "cosine", "sqrt"]
-_RAMPS = ("linear", "cosine", "sqrt")
 
 
 def warmup(steps: int, start_factor: float = 0.0) -> Schedule:
@@ -18,7 +24,7 @@ def warmup(steps: int, start_factor: float = 0.0) -> Schedule:
 
     Args:
         steps: Steps of the rise, 1 or more; 1 is reached at step ``steps``.
-        start_factor: Multiplier at step 0, 0 or more.
+        start_factor: Multiplier at step 0, 0 or more; default 0.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -28,9 +34,9 @@ def warmup(steps: int, start_factor: float = 0.0) -> Schedule:
         >>> schedules.warmup(2).then(schedules.cosine(2)).values(range(5)).round(6).tolist()
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    steps = check_steps("steps", steps)
-    check_factor("start_factor", start_factor)
-    return Schedule("warm-up", steps, (track(_ramp(0, steps, start_factor, 1.0, "linear")),))
+    steps = check_count("steps", steps)
+    check_nonnegative("start_factor", start_factor)
+    return Schedule("warm-up", steps, (track(ramp(0, steps, start_factor, 1.0, "linear")),))
 
 
 def flat_cosine(
@@ -42,35 +48,35 @@ def flat_cosine(
     """Return 1 for a share of the steps, then half a cosine to ``end``: fastai's fit_flat_cos.
 
     The fall begins at step ``round(pct_start * total_steps)``, and ``end`` is hit at the last step,
-    ``total_steps - 1``; where no step is left to fall, 1 is held. With ``compat="fastai"`` it
-    begins at ``pct_start * total_steps``, which need not be whole, and ends at ``total_steps``,
-    which no step of a run of that length reaches.
+    ``total_steps - 1``; if no step is left to fall, 1 is held. With ``compat="fastai"`` it begins
+    at ``pct_start * total_steps``, which need not be whole, and ends at ``total_steps``, one step
+    after the last.
 
     Args:
         total_steps: Optimizer steps in all, 1 or more.
-        pct_start: Fraction of the steps at the full rate, in [0, 1]; fastai's default is 0.75.
-        end: Last multiplier, which is held, 0 or more; fastai's default is 1e-5.
-        compat: None or "fastai".
+        pct_start: Fraction of the steps at the full learning rate, in [0, 1]; default 0.72, and
+            0.75 in fastai.
+        end: Last multiplier, which is held, 0 or more; default 0, and 1e-5 in fastai.
+        compat: None, the default, or "fastai".
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedules.flat_cosine(5, pct_start=0.4).values(range(6)).round(6).tolist()
+        >>> flat_cosine(5, pct_start=0.4).values(range(6)).round(6).tolist()
         [1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
     """
-    total_steps = check_steps("total_steps", total_steps)
-    check_share("pct_start", pct_start)
-    check_factor("end", end)
+    total_steps = check_count("total_steps", total_steps)
+    check_fraction("pct_start", pct_start)
+    check_nonnegative("end", end)
     if compat is not None:
         check_choice("compat", compat, ("fastai",))
     fall, last = float(round(pct_start * total_steps)), total_steps - 1
     if compat == "fastai":
         fall, last = pct_start * total_steps, total_steps
-    segments = [Segment(0, 0.0, 0.0, 1.0, 1.0, "constant")] if fall or fall >= last else []
+    segments = [level(0, 1.0)] if fall or fall >= last else []
     if fall < last:
-        segments.append(Segment(math.ceil(fall), fall, last - fall, 1.0, end, "cosine"))
+        segments.append(ramp(fall, last - fall, 1.0, end, "cosine"))
     return Schedule("flat-cosine", total_steps, (track(*segments),))
 
 
@@ -83,9 +89,9 @@ def wsd(
     start: float = 0.0,
     end: float = 0.0,
 ) -> Schedule:
-    """Return warm-up, stable, decay: up to 1, there, and down in the last ``decay_steps`` steps.
+    """Return warm-up, stable, decay: up to 1, level, and down in the last ``decay_steps`` steps.
 
-    With ``u`` the share done of a ramp that goes from a to b, "linear" is ``a + (b - a) * u``,
+    With ``u`` the fraction done of a ramp from a to b, "linear" is ``a + (b - a) * u``,
     "cosine" half a cosine, and "sqrt" ``b + (a - b) * sqrt(1 - u)`` upwards and
     ``a + (b - a) * sqrt(u)`` downwards. Hugging Face's ``min_lr_ratio`` is ``start`` and ``end``.
 
@@ -93,40 +99,38 @@ def wsd(
         total_steps: Steps until ``end``, which is held, 1 or more.
         warmup_steps: Steps of the rise, 0 or more.
         decay_steps: Steps of the fall, 1 or more.
-        warmup: "linear", "cosine" or "sqrt".
-        decay: "linear", "cosine" or "sqrt".
-        start: Multiplier at step 0, 0 or more.
-        end: Last multiplier, 0 or more.
+        warmup: Shape of the rise, "linear", the default, "cosine" or "sqrt".
+        decay: Shape of the fall, "linear", the default, "cosine" or "sqrt".
+        start: Multiplier at step 0, 0 or more; default 0.
+        end: Last multiplier, 0 or more; default 0.
 
     Raises:
         ValueError: If an argument is out of range, or rise and fall are longer than the total.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedules.wsd(8, warmup_steps=2, decay_steps=4).values(range(9)).tolist()
+        >>> wsd(8, warmup_steps=2, decay_steps=4).values(range(9)).tolist()
         [0.0, 0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
 
     Reference:
-        Hu et al., "MiniCPM", arXiv:2404.06395; the square root: Hägele et al., "Scaling Laws and
-        Compute-Optimal Training Beyond Fixed Training Durations", arXiv:2405.18392.
+        Hu et al., "MiniCPM", arXiv:2404.06395; the square root: Hägele et al., arXiv:2405.18392.
     """
-    total_steps = check_steps("total_steps", total_steps)
-    warmup_steps = check_steps("warmup_steps", warmup_steps, least=0)
-    decay_steps = check_steps("decay_steps", decay_steps)
+    total_steps = check_count("total_steps", total_steps)
+    warmup_steps = check_count("warmup_steps", warmup_steps, least=0)
+    decay_steps = check_count("decay_steps", decay_steps)
     if warmup_steps + decay_steps > total_steps:
         raise ValueError(
             f"warmup_steps + decay_steps must be {total_steps} (total_steps) or less, got "
             f"{warmup_steps} + {decay_steps}"
         )
-    check_choice("warmup", warmup, _RAMPS)
-    check_choice("decay", decay, _RAMPS)
-    check_factor("start", start)
-    check_factor("end", end)
-    segments = [_ramp(0, warmup_steps, start, 1.0, warmup)] if warmup_steps else []
+    check_choice("warmup", warmup, get_args(Ramp))
+    check_choice("decay", decay, get_args(Ramp))
+    check_nonnegative("start", start)
+    check_nonnegative("end", end)
+    segments = [_wsd_ramp(0, warmup_steps, start, 1.0, warmup)] if warmup_steps else []
     fall = total_steps - decay_steps
     if fall > warmup_steps:
-        segments.append(Segment(warmup_steps, warmup_steps, 0.0, 1.0, 1.0, "constant"))
-    segments.append(_ramp(fall, decay_steps, 1.0, end, decay))
+        segments.append(level(warmup_steps, 1.0))
+    segments.append(_wsd_ramp(fall, decay_steps, 1.0, end, decay))
     return Schedule("wsd", total_steps, (track(*segments),))
 
 
@@ -136,34 +140,32 @@ def inverse_sqrt(warmup_steps: int, total_steps: int, timescale: float | None = 
     Args:
         warmup_steps: Steps from 0 to 1; 0: none.
         total_steps: Step from which on the multiplier is held, ``warmup_steps`` or more.
-        timescale: Steps after the warm-up until 1 / sqrt(2), above 0. None: ``warmup_steps``, or
-            10000 where that is 0, as Hugging Face has it.
+        timescale: Steps from the end of the warm-up until 1 / sqrt(2), above 0. None, the default:
+            ``warmup_steps``, or 10000 if that is 0, as in Hugging Face's.
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedules.inverse_sqrt(2, 100).values([0, 1, 2, 8]).round(6).tolist()
+        >>> inverse_sqrt(2, 100).values([0, 1, 2, 8]).round(6).tolist()
         [0.0, 0.5, 1.0, 0.5]
 
     Reference:
         Vaswani et al., "Attention Is All You Need", arXiv:1706.03762.
     """
-    warmup_steps = check_steps("warmup_steps", warmup_steps, least=0)
-    total_steps = check_steps("total_steps", total_steps)
+    warmup_steps = check_count("warmup_steps", warmup_steps, least=0)
+    total_steps = check_count("total_steps", total_steps)
     if warmup_steps > total_steps:
         raise ValueError(
             f"warmup_steps must be {total_steps} (total_steps) or less, got {warmup_steps}"
         )
     scale = float(warmup_steps or 10_000) if timescale is None else timescale
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"timescale must be finite and above 0, got {timescale}")
-    segments = [_ramp(0, warmup_steps, 0.0, 1.0, "linear")] if warmup_steps else []
+    check_positive("timescale", scale)
+    segments = [ramp(0, warmup_steps, 0.0, 1.0, "linear")] if warmup_steps else []
     fall = total_steps - warmup_steps
     if fall:
         last = 1 / math.sqrt(1 + fall / scale)
-        segments.append(Segment(warmup_steps, warmup_steps, fall, 1.0, last, "inverse", 0.5))
+        segments.append(ramp(warmup_steps, fall, 1.0, last, "inverse", 0.5))
     return Schedule("inverse-sqrt", total_steps, (track(*segments),))
 
 
@@ -171,39 +173,37 @@ def slanted_triangular(total_steps: int, cut_frac: float = 0.1, ratio: float = 3
     """Return ULMFiT's triangle: a short linear rise from ``1 / ratio`` to 1, a long linear fall.
 
     The peak stands at step ``round(cut_frac * total_steps)``, and ``1 / ratio`` is reached again
-    at ``total_steps``. The paper's formula falls below ``1 / ratio`` where
-    ``cut_frac * total_steps`` is not whole, and divides by zero where it is below 1.
+    at ``total_steps``. The paper's formula falls below ``1 / ratio`` if
+    ``cut_frac * total_steps`` is not whole, and divides by zero if it is below 1.
 
     Args:
         total_steps: Steps of rise and fall, 1 or more; the end is held.
-        cut_frac: Fraction of the steps spent rising, in [0, 1].
-        ratio: Peak over first and last multiplier, 1 or more.
+        cut_frac: Fraction of the steps spent rising, in [0, 1]; default 0.1.
+        ratio: Peak over first and last multiplier, 1 or more; default 32.
 
     Raises:
         ValueError: If an argument is out of range.
 
     Example:
-        >>> from lrfast import schedules
-        >>> schedules.slanted_triangular(20).values([0, 2, 11, 20]).tolist()
+        >>> slanted_triangular(20).values([0, 2, 11, 20]).tolist()
         [0.03125, 1.0, 0.515625, 0.03125]
 
     Reference:
-        Howard & Ruder, "Universal Language Model Fine-tuning for Text Classification",
-        arXiv:1801.06146.
+        Howard & Ruder, "Universal Language Model Fine-tuning", arXiv:1801.06146.
     """
-    total_steps = check_steps("total_steps", total_steps)
-    check_share("cut_frac", cut_frac)
-    if not (math.isfinite(ratio) and ratio >= 1):
-        raise ValueError(f"ratio must be finite and 1 or more, got {ratio}")
+    total_steps = check_count("total_steps", total_steps)
+    check_fraction("cut_frac", cut_frac)
+    check_at_least_1("ratio", ratio)
     low, cut = 1 / ratio, round(cut_frac * total_steps)
-    segments = [_ramp(0, cut, low, 1.0, "linear")] if cut else []
+    segments = [ramp(0, cut, low, 1.0, "linear")] if cut else []
     if cut < total_steps:
-        segments.append(_ramp(cut, total_steps - cut, 1.0, low, "linear"))
+        segments.append(ramp(cut, total_steps - cut, 1.0, low, "linear"))
     return Schedule("slanted-triangular", total_steps, (track(*segments),))
 
 
-def _ramp(begin: int, steps: int, first: float, last: float, ramp: Ramp) -> Segment:
-    """A segment of that ramp; the root is steep at its lower end, up as well as down."""
+def _wsd_ramp(begin: int, steps: int, first: float, last: float, kind: Ramp) -> Segment:
+    """Return a segment of that kind; the root is steep at its lower end, up as well as down."""
+    if kind != "sqrt":
+        return ramp(begin, steps, first, last, kind)
     root: Shape = "polynomial" if first < last else "power"
-    shape: Shape = root if ramp == "sqrt" else ramp
-    return Segment(begin, begin, steps, first, last, shape, 0.5 if ramp == "sqrt" else 1.0)
+    return ramp(begin, steps, first, last, root, 0.5)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trainers import LIBRARIES, NEEDED, load, quieten
@@ -44,12 +46,24 @@ def test_the_readme_has_examples() -> None:
     assert len(RUNNABLE.findall((ROOT / "README.md").read_text())) >= 2
 
 
+class Finder(doctest.DocTestFinder):
+    """Finds the examples of classes that call the package of their module their home, too."""
+
+    def _from_module(self, module: Any, object: Any) -> bool:
+        if not inspect.isclass(object) or object.__module__ == module.__name__:
+            return bool(super()._from_module(module, object))  # type: ignore[misc]
+        functions = filter(inspect.isfunction, vars(object).values())
+        return any(function.__globals__ is vars(module) for function in functions)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_give_what_they_say(name: str) -> None:
     for library in NEEDED.get(name.removeprefix("lrfast.integrations."), ()):
         load(library)
-    failed, _ = doctest.testmod(importlib.import_module(name))
-    assert failed == 0
+    runner = doctest.DocTestRunner()
+    for examples in Finder().find(importlib.import_module(name), name):
+        runner.run(examples)
+    assert runner.failures == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

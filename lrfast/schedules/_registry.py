@@ -1,0 +1,45 @@
+"""Schedules by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from lrfast.schedules import _basic, _convert, _cycles, _warmup
+from lrfast.schedules._schedule import Schedule
+
+_MAKERS: Final[Mapping[str, Callable[..., Schedule]]] = MappingProxyType(
+    {
+        maker.__name__: maker
+        for maker in (
+            *(_basic.constant, _basic.cosine, _cycles.cyclic, _basic.exponential),
+            *(_warmup.flat_cosine, _convert.from_function, _warmup.inverse_sqrt, _basic.linear),
+            *(_basic.multistep, _cycles.one_cycle, _basic.polynomial, _basic.rex, _cycles.sgdr),
+            *(_warmup.slanted_triangular, _basic.staircase, _basic.step, _basic.sweep),
+            *(_warmup.warmup, _warmup.wsd),
+        )
+    }
+)
+
+
+def get(name: str) -> Callable[..., Schedule]:
+    """Return the function that makes schedules of that name.
+
+    Args:
+        name: Name of a function of this package that makes one schedule, such as "one_cycle".
+
+    Raises:
+        ValueError: If there is no such function; the message names the nearest one.
+
+    Example:
+        >>> from lrfast import schedules
+        >>> schedules.get("cosine")(T_max=10).at(10)
+        0.0
+    """
+    if name in _MAKERS:
+        return _MAKERS[name]
+    near = difflib.get_close_matches(str(name), _MAKERS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"name must be one of {', '.join(_MAKERS)}, got {name!r}{hint}")
