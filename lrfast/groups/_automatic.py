@@ -13,8 +13,8 @@ from lrfast.groups._norms import is_norm
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
-# Heads by the names that torchvision, timm and transformers give them. "fc" is none of them: where
-# it is registered first it may well be the first layer, as in generators.
+# Names of heads in torchvision, timm and transformers. "fc" is left out: if it is registered first
+# it may be the first layer, as in generators.
 _HEAD = re.compile(
     r"((lm|mc|cls|mlm|classification|prediction|decode|output)_)?heads?(_dist)?"
     r"|classifier|cls|score|logits(_proj)?|qa_outputs|predictions"
@@ -24,17 +24,17 @@ _LAST_NORM = re.compile(r"(final|last|post|out|output)_?(layer)?_?(norm|ln|bn)|l
 
 @dataclass
 class Block:
-    """A candidate for a group, before parameters are counted once."""
+    """A candidate for a group, whose parameters other blocks may hold too."""
 
     parts: list[tuple[str, list[Tensor]]]  # each with the path of its module
     kind: str = "body"
-    own: list[Tensor] = field(default_factory=list)  # of the modules around, put in front
+    direct: list[Tensor] = field(default_factory=list)  # of the modules around, put in front
 
 
-def found_blocks(model: nn.Module) -> list[Block]:
-    """Cut a model as `layer_groups` says."""
+def automatic_blocks(model: nn.Module) -> list[Block]:
+    """Return the blocks into which `layer_groups` cuts a model."""
     path, module = "", model
-    while len(children := _with_parameters(module)) == 1 and not _own(module):
+    while len(children := _with_parameters(module)) == 1 and not _direct(module):
         name, module = children[0]
         path = f"{path}.{name}" if path else name
     blocks: list[Block] = []
@@ -53,16 +53,15 @@ def _add_blocks(blocks: list[Block], path: str, module: nn.Module) -> None:
             _add_blocks(blocks, child_path, child)
             continue
         kind = _kind(name, child)
-        parameters: list[Tensor] = list(child.parameters())
-        part = (child_path, parameters)
+        part: tuple[str, list[Tensor]] = (child_path, list(child.parameters()))
         if blocks and _joins(blocks[-1], kind, child_path):
             blocks[-1].parts.append(part)
         else:
             blocks.append(Block([part], kind))
-    if own := _own(module):
+    if direct := _direct(module):
         if first == len(blocks):
             blocks.append(Block([(path or type(module).__name__, [])]))
-        blocks[first].own[:0] = own
+        blocks[first].direct[:0] = direct
 
 
 def _joins(last: Block, kind: str, path: str) -> bool:
@@ -74,10 +73,7 @@ def _joins(last: Block, kind: str, path: str) -> bool:
 
 
 def _body_to_head(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the children with parameters: in registered order, if that is the order they run in.
-
-    That is so in a container. The attributes of any other module may be set in any order.
-    """
+    """Return the children with parameters, those of a container in the order of registration."""
     children = _with_parameters(module)
     if isinstance(module, _CONTAINERS):
         return children
@@ -92,18 +88,17 @@ def _kind(name: str, module: nn.Module) -> str:
         return "last norm" if _LAST_NORM.fullmatch(name.lower()) else "norm"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
-    # A layer named embedding that holds no table may be the last one of a face recogniser.
+    # A layer named embedding without a table may be the last one of a face recogniser.
     if "embed" in name.lower() and any(isinstance(m, nn.Embedding) for m in module.modules()):
         return "embedding"
     return "head" if _HEAD.fullmatch(name) else "body"
 
 
 def _holds_layers(module: nn.Module, is_element: bool) -> bool:
-    """Tell a body of many layers, which is cut further, from one layer.
+    """Tell whether at least half of the weights, embeddings aside, lie in stacks of blocks.
 
-    A body keeps at least half of its weights, embeddings aside, in stacks of blocks. An element of
-    a list is a body only as a stage, with stacks right below it; deeper ones are a layer's own
-    matter, such as its experts or its attention's heads.
+    In an element of a list only stacks right below it count: deeper ones are parts of one layer,
+    such as experts or heads of attention.
     """
     tables = [m for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
     outside = _size(module.parameters()) - _size(p for table in tables for p in table.parameters())
@@ -121,7 +116,7 @@ def _stacked_size(module: nn.Module, right_below: bool) -> int:
 
 
 def _is_stack(module: nn.Module) -> bool:
-    """Tell whether a container repeats a block; a ModuleList may hold a single one."""
+    """Tell whether a module is a container that repeats a block, or a ModuleList of one."""
     if not isinstance(module, _CONTAINERS):
         return False
     blocks = Counter(type(child) for child in module.children() if _is_block(child))
@@ -143,5 +138,5 @@ def _with_parameters(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, child) for name, child in children if any(True for _ in child.parameters())]
 
 
-def _own(module: nn.Module) -> list[Tensor]:
+def _direct(module: nn.Module) -> list[Tensor]:
     return list(module.parameters(recurse=False))

@@ -1,4 +1,4 @@
-"""The parameter groups of an optimizer, one or a few per layer group."""
+"""Parameter groups of an optimizer, one or a few per layer group."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lrfast.groups._explicit import Groups
+from lrfast._utils.validation import check_rate
+from lrfast.groups._explicit import Groups, compile_pattern
 from lrfast.groups._layer_group import LayerGroup
 from lrfast.groups._layers import layer_groups, parameter_names
 from lrfast.groups._norms import norm_parameters
-from lrfast.groups._numbers import number
-from lrfast.groups._patterns import compile_pattern
 from lrfast.groups._rates import Rates, decayed, spread
 
 _BIAS = re.compile(r"(^|_)bias(_|$)")
@@ -33,32 +32,35 @@ def discriminative(
     """Build an optimizer's parameter groups with one learning rate per layer group.
 
     A layer group becomes one param group, and one more for each kind of its parameters that
-    differs: without weight decay, tied to a later group, of normalisation layers. All of them
-    carry the index of their layer group, which is what `freeze_to` counts.
+    differs: without weight decay, tied to a later group, of normalisation layers. Each holds the
+    index of its layer group, which `freeze_to` counts.
 
     Args:
-        model: the module to train.
-        lr: the rates, as `spread` takes them.
-        weight_decay: weight decay of every group; None leaves it to the optimizer's default.
-        decay: factor in (0, 1] from one layer group to the one before it; lr is then the head's:
-            ``lr * max(min_scale, decay ** (last - i))`` for group i. ULMFiT's is 1/2.6.
-        groups: explicit groups, as `layer_groups` takes them.
-        no_decay: parameters whose weight decay is 0. True: those of normalisation layers, biases,
+        model: Module to train.
+        lr: Learning rates, as `spread` takes them.
+        weight_decay: Weight decay of every group, 0 or more; None, the default, leaves it to the
+            optimizer.
+        decay: Factor in (0, 1] from one layer group to the one before it, with lr as that of the
+            head: ``lr * max(min_scale, decay ** (last - i))`` for group i. ULMFiT's is 1/2.6. None,
+            the default, for no decay.
+        groups: Explicit groups, as `layer_groups` takes them; None, the default, for automatic
+            ones.
+        no_decay: Parameters whose weight decay is 0. True: those of normalisation layers, biases,
             and all of dimension 1 or less. A list: those that its patterns match, as
-            `layer_groups` takes them.
-        min_scale: least share of lr, in [0, 1], where there is a decay.
-        split_norms: whether parameters of normalisation layers get param groups of their own, so
-            that they can train in frozen layer groups (``train_norms`` of `freeze_to`).
+            `layer_groups` takes them. None, the default: none.
+        min_scale: Smallest fraction of lr, in [0, 1], that decay leads to; default 0.
+        split_norms: Whether parameters of normalisation layers get param groups of their own, which
+            can train in frozen layer groups (``train_norms`` of `freeze_to`); default False.
 
     Returns:
         One dict per param group, body first: "params", with or without gradients, "lr", "name",
-        "layer" (the index of the layer group) and, where they apply, "weight_decay", "tied_until"
-        (index of the last layer group with a parameter that these are tied to: they train if that
-        trains), "norms" (with split_norms: whether these are norms') and "kept_frozen" (positions
-        in "params" of those that do not require gradients now: `freeze_to` leaves them so).
+        "layer" (the index of the layer group) and, if they apply, "weight_decay", "tied_until"
+        (index of the last layer group with a parameter that these are tied to: they train with it),
+        "norms" (with split_norms: whether these belong to normalisation layers) and "kept_frozen"
+        (positions in "params" of those without gradients now, which `freeze_to` leaves so).
 
     Raises:
-        TypeError, ValueError: where `layer_groups` or `spread` refuse their arguments, decay or
+        TypeError, ValueError: If `layer_groups` or `spread` refuse their arguments, decay or
             min_scale lie outside their range or lr is no number beside them, the weight decay is
             not a number, negative or not finite, or a pattern of no_decay matches nothing.
 
@@ -81,9 +83,9 @@ def discriminative(
         raise ValueError(f"min_scale must come with a decay, got {min_scale} without one")
     else:
         rates = spread(lr, layers)
-    settings = (
-        {} if weight_decay is None else {"weight_decay": number("weight_decay", weight_decay)}
-    )
+    settings: dict[str, Any] = {}
+    if weight_decay is not None:
+        settings["weight_decay"] = check_rate("weight_decay", weight_decay)
     spared = _spared(model, no_decay)
     norms = norm_parameters(model) if split_norms else set()
     built: list[dict[str, Any]] = []
@@ -104,7 +106,7 @@ def _kinds(
     spared: set[Tensor],
     norms: set[Tensor],
 ) -> Iterable[tuple[str, list[Tensor], dict[str, Any]]]:
-    """Yield the param groups of a layer group: a suffix, parameters and what is special."""
+    """Yield the param groups of a layer group: suffix of the name, parameters, further entries."""
     kinds: dict[tuple[int, bool, bool], list[Tensor]] = {}
     for p in layer.parameters:
         kind = (tied_until.get(p, index), p in norms, p in spared)
@@ -126,7 +128,7 @@ def _kept_frozen(params: list[Tensor]) -> dict[str, list[int]]:
 
 
 def _spared(model: nn.Module, no_decay: object) -> set[Tensor]:
-    """Return the parameters that get no weight decay."""
+    """Return the parameters without weight decay."""
     if no_decay is None:
         return set()
     names = parameter_names(model)

@@ -1,29 +1,43 @@
-"""Explicit layer groups: modules, parameters, patterns or a function, checked to be the model."""
+"""Explicit layer groups: modules, parameters, name patterns or a function, checked for gaps."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import translate
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from lrfast._utils.validation import is_int
 from lrfast.groups._automatic import Block
 from lrfast.groups._layer_group import LayerGroup
-from lrfast.groups._patterns import CATCH_ALL, compile_pattern
 
 GroupSpec: TypeAlias = nn.Module | LayerGroup | str | Iterable[nn.Module | Tensor]
 Groups: TypeAlias = Iterable[GroupSpec] | Callable[[str], int | None]
 Names: TypeAlias = Mapping[Tensor, list[str]]
 
+_REST = "*"
 
-def given_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names) -> list[Block]:
-    """Return one block per explicit group, after checking that together they are the model."""
+
+def compile_pattern(pattern: str) -> Callable[[str], object]:
+    """Return a test for parameter names.
+
+    A glob, whose ``*`` also matches dots, matches the whole name of a parameter or the whole path
+    of a module that holds it: ``layers.1`` picks ``layers.1.fc.weight`` but not
+    ``layers.10.fc.weight``. Case counts.
+    """
+    return re.compile(f"(?:{translate(pattern)})|(?:{translate(pattern + '.*')})").match
+
+
+def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names) -> list[Block]:
+    """Return one block per explicit group, after checking that they hold the model's parameters."""
     paths = {id(module): path for path, module in model.named_modules()}
     blocks: list[Block] = []
     given: set[Tensor] = set()
     for index, group in enumerate(groups):
         if isinstance(group, str):
-            parameters = _matching(group, names, given if group == CATCH_ALL else set())
+            parameters = _matching(group, names, given if group == _REST else set())
         else:
             parameters = _members(index, group)
         _check_members(index, group, parameters, names, given)
@@ -43,7 +57,7 @@ def _matching(pattern: str, names: Names, but: set[Tensor]) -> list[Tensor]:
 def _check_members(
     index: int, group: GroupSpec, parameters: list[Tensor], names: Names, given: set[Tensor]
 ) -> None:
-    if isinstance(group, str) and not parameters and group != CATCH_ALL:
+    if isinstance(group, str) and not parameters and group != _REST:
         raise ValueError(
             f"groups[{index}] must match the name of a parameter or the path of a module, "
             f"got {group!r}"
@@ -83,7 +97,7 @@ def _members(index: int, group: GroupSpec) -> list[Tensor]:
 
 
 def numbered_blocks(number_of: Callable[[str], object], names: Names) -> list[Block]:
-    """Return one block per number that a function gives to names, after the same checks."""
+    """Return one block per number that a function gives to names, after such checks."""
     numbered: dict[int, list[Tensor]] = {}
     missing: list[str] = []
     for parameter, aliases in names.items():
@@ -114,7 +128,7 @@ def numbered_blocks(number_of: Callable[[str], object], names: Names) -> list[Bl
 
 def _number(number_of: Callable[[str], object], name: str) -> int | None:
     found = number_of(name)
-    if found is None or (isinstance(found, int) and not isinstance(found, bool) and found >= 0):
+    if found is None or (is_int(found) and found >= 0):
         return found
     raise ValueError(
         f"groups must return a whole number from 0 on, or None, got {found!r} for {name}"

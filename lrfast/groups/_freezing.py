@@ -1,10 +1,12 @@
-"""Freezing of the body of what an optimizer trains: a mask, no change of groups or states."""
+"""Freezing of layer groups as a mask: the optimizer's groups and states stay as they are."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+from lrfast._utils.validation import is_int
 
 
 def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = False) -> None:
@@ -14,21 +16,21 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
     group without one is a layer group of its own, behind those before it.
 
     Sets ``group["frozen"]`` on every param group. Parameters of a frozen one stop requiring
-    gradients and lose the one they have; those of the others require gradients. The optimizer's
-    groups and states stay as they are. Two things differ from a plain cut, where the param groups
-    come from `discriminative`: parameters that did not require gradients when it was called never
-    train, and one tied to a parameter of a trained group trains with it.
+    gradients and lose the gradient that they have; all others require gradients. The optimizer's
+    groups and states stay as they are. With param groups of `discriminative`, parameters that did
+    not require gradients when it was called never train, and a parameter tied to one of a trained
+    group trains with it.
 
     Args:
-        optimizer: any torch optimizer, its groups ordered from body to head.
-        n: index of the first layer group to train; negative counts from the end, -1 is the head
-            alone.
-        train_norms: whether normalisation layers train in frozen groups too, as fastai's
-            ``train_bn=True`` does; needs ``discriminative(..., split_norms=True)``.
+        optimizer: Any torch optimizer, its groups ordered from body to head.
+        n: Index of the first layer group to train; negative counts from the end, -1 is the head
+            only.
+        train_norms: Whether normalisation layers train in frozen groups too, like fastai's
+            ``train_bn=True``; default False. Needs ``discriminative(..., split_norms=True)``.
 
     Raises:
-        TypeError: if an argument is of another type.
-        ValueError: if there is no group n, or train_norms finds norms and weights in one group.
+        TypeError: If an argument is of another type.
+        ValueError: If there is no group n, or train_norms finds norms and weights in one group.
 
     Example:
         >>> from torch import nn
@@ -41,7 +43,7 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
     """
     layers = _layers(optimizer)
     count = _count(layers)
-    if isinstance(n, bool) or not isinstance(n, int):
+    if not is_int(n):
         raise TypeError(f"n must be a whole number, the index of a group, got {n!r}")
     if not -count <= n < count:
         raise ValueError(f"n must be from {-count} to {count - 1} for {count} groups, got {n}")
@@ -50,21 +52,21 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
             "train_norms needs param groups that tell norms from weights, got one without "
             '"norms"; make them with discriminative(..., split_norms=True)'
         )
-    first = n % count
+    first, is_captured = n % count, getattr(optimizer, "_captured_by", None) is not None
     for group, layer in zip(optimizer.param_groups, layers, strict=True):
         trains = group.get("tied_until", layer) >= first or (train_norms and group["norms"])
-        _set_frozen(group, not trains, is_captured=_is_captured(optimizer))
+        _set_frozen(group, not trains, is_captured)
 
 
 def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> None:
     """Freeze all layer groups but the last, the head, as `freeze_to` does.
 
     Args:
-        optimizer: any torch optimizer with at least two layer groups, ordered from body to head.
-        train_norms: as for `freeze_to`.
+        optimizer: Any torch optimizer with at least two layer groups, ordered from body to head.
+        train_norms: Whether normalisation layers train too, as for `freeze_to`; default False.
 
     Raises:
-        ValueError: if there is one group, which is both body and head.
+        ValueError: If there is one group, which is both body and head.
 
     Example:
         >>> from torch import nn
@@ -83,7 +85,7 @@ def unfreeze(optimizer: torch.optim.Optimizer) -> None:
     """Train all layer groups, as ``freeze_to(optimizer, 0)`` does.
 
     Args:
-        optimizer: any torch optimizer.
+        optimizer: Any torch optimizer.
 
     Example:
         >>> from torch import nn
@@ -99,7 +101,7 @@ def layer_count(optimizer: torch.optim.Optimizer) -> int:
     """Return the number of layer groups, which `freeze_to` counts.
 
     Args:
-        optimizer: any torch optimizer.
+        optimizer: Any torch optimizer.
 
     Example:
         >>> from torch import nn
@@ -120,7 +122,7 @@ def _layers(optimizer: torch.optim.Optimizer) -> list[int]:
     following = 0
     for index, group in enumerate(optimizer.param_groups):
         layer = group.get("layer", following)
-        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+        if not is_int(layer) or layer < 0:
             raise ValueError(
                 f'param_groups[{index}]["layer"] must be a whole number from 0 on, got {layer!r}'
             )
@@ -133,16 +135,12 @@ def _count(layers: list[int]) -> int:
     return max(layers) + 1
 
 
-def _is_captured(optimizer: torch.optim.Optimizer) -> bool:
-    return getattr(optimizer, "_captured_by", None) is not None
-
-
 def _set_frozen(group: dict[str, Any], frozen: bool, is_captured: bool) -> None:
     group["frozen"] = frozen
     kept = set(group.get("kept_frozen", ()))
     own = [parameter for position, parameter in enumerate(group["params"]) if position not in kept]
     if is_captured and all(parameter.requires_grad for parameter in own):
-        return  # a graph goes on to compute the gradients, in the places that it knows
+        return  # a captured graph keeps writing the gradients to the addresses that it recorded
     for position, parameter in enumerate(group["params"]):
         trains = not frozen and position not in kept
         parameter.requires_grad_(trains)

@@ -1,4 +1,4 @@
-"""Layer groups as data: what each holds, and what a user should know about them."""
+"""Layer groups as data: their parameters, and which are tied, frozen or left out."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import overload
 
 from torch import Tensor, nn
 
+from lrfast._utils.public import public_in
 from lrfast.groups._norms import norm_layers
 
 
+@public_in("lrfast.groups")
 @dataclass(frozen=True, eq=False)
 class LayerGroup:
     """Parameters that share one learning rate, each in one group only.
 
     Args:
         name: Path of the module that the group stands for, or its pattern.
-        parameters: Its parameters.
-        names: Names of the parameters, in the same order; the first of a tied one.
+        parameters: Its parameters, one or more.
+        names: Names of the parameters, in the same order; the first name of a tied one.
     """
 
     name: str
@@ -26,18 +28,19 @@ class LayerGroup:
     names: tuple[str, ...]
 
 
+@public_in("lrfast.groups")
 @dataclass(frozen=True, eq=False)
 class LayerGroups(Sequence[LayerGroup]):
-    """Layer groups in order, from body to head, and what a user should know about them.
+    """Layer groups in order, from body to head, with their tied and duplicate parameters.
 
     Args:
         groups: The groups.
         tied: All names of each parameter with several names.
-        duplicates: Parameters that several groups held; the first one kept them.
-        model: What was cut.
-        tied_until: Of each parameter tied to one in a later group, the index of the last such
-            group. A layer that is tied away altogether, as a language model's head may be, counts
-            to the group before it.
+        duplicates: Names of parameters that several groups held; the first group kept them.
+        model: The model that was cut.
+        tied_until: Index of the last group with a parameter that an earlier one is tied to, by the
+            earlier parameter. A layer whose parameters are all tied to earlier ones, such as a
+            language model's head, counts to the group before it.
     """
 
     groups: tuple[LayerGroup, ...]
@@ -58,7 +61,7 @@ class LayerGroups(Sequence[LayerGroup]):
 
     @property
     def unassigned(self) -> list[str]:
-        """Names of parameters in no group, those the model got after it was cut."""
+        """Names of parameters in no group, which the model got after it was cut."""
         held = {parameter for group in self.groups for parameter in group.parameters}
         return [name for name, p in self.model.named_parameters() if p not in held]
 
@@ -74,9 +77,9 @@ class LayerGroups(Sequence[LayerGroup]):
 
     @property
     def frozen_norms(self) -> list[str]:
-        """Paths of normalisation layers in groups that are frozen now, in whole.
+        """Paths of normalisation layers in groups without a parameter that trains now.
 
-        Their running statistics move all the same; see `set_norm_mode`.
+        Their running statistics still move; see `set_norm_mode`.
         """
         still = {
             parameter
@@ -91,9 +94,9 @@ class LayerGroups(Sequence[LayerGroup]):
         """Return a table of the groups, and below it what is tied, frozen or left out.
 
         Returns:
-            One line per group: position, name, tensors, parameters, and how many of those train.
-            Then one line for each entry of `tied`, `duplicates`, `unassigned`, `frozen` and
-            `frozen_norms`.
+            One line per group: position, name, number of tensors, of parameters and of parameters
+            that train. Then one line for each entry of `tied`, `duplicates`, `unassigned`,
+            `frozen` and `frozen_norms`.
 
         Example:
             >>> from lrfast import layer_groups
@@ -120,5 +123,4 @@ class LayerGroups(Sequence[LayerGroup]):
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        # That of a dataclass would print all weights.
-        return self.describe()
+        return self.describe()  # that of a dataclass would print all weights

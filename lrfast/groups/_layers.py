@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from lrfast.groups._automatic import Block, found_blocks
-from lrfast.groups._explicit import Groups, Names, given_blocks, numbered_blocks
+from lrfast.groups._automatic import Block, automatic_blocks
+from lrfast.groups._explicit import Groups, Names, explicit_blocks, numbered_blocks
 from lrfast.groups._layer_group import LayerGroup, LayerGroups
 
 
@@ -20,29 +20,29 @@ def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
     containers of repeated blocks, as the encoders of torchvision, timm and transformers do. Every
     other child is one group.
 
-    Order is the order of registration, but among a module's children, unless it is a container,
-    embedding tables go first, a norm named as the final one goes behind the layers, and what is
-    named as a head or classifier goes last. A normalisation layer, one with a class named like
+    Groups are in the order of registration. Among the children of a module that is no container,
+    embedding tables come first, a norm named as the final one follows the layers, and a child named
+    as a head or classifier comes last. A normalisation layer, one with a class named like
     BatchNorm2d or RMSNorm, joins the group before it, an embedding the embedding before it. A
-    module's own parameters, such as cls_token, belong to its first group.
+    module's direct parameters, such as cls_token, belong to its first group.
 
     Args:
-        model: the module to cut.
-        groups: explicit groups instead, either a list, body first, or a function. A list holds per
-            group a module, a list of modules or parameters, or a string: a glob for the names of
-            parameters, whose ``*`` also matches dots, or for the path of a module. A last string
-            of ``"*"`` takes what is left. A function gets the name of a parameter and returns the
-            index of its group, 0 for the body, or None for no group. Layer groups of the model are
-            returned as they are.
+        model: Module to cut.
+        groups: Explicit groups, either a list, body first, or a function; None, the default, for
+            automatic ones. A list holds per group a module, a list of modules or parameters, or a
+            string: a glob for the names of parameters, whose ``*`` also matches dots, or for the
+            path of a module. A last string of ``"*"`` takes the rest. A function gets the name of a
+            parameter and returns the index of its group, 0 for the body, or None for no group.
+            Layer groups of the model are returned as they are.
 
     Returns:
         The groups. A parameter with several names or in several groups counts once, in the first
         group that holds it, and is listed in ``tied`` or ``duplicates``.
 
     Raises:
-        TypeError: if an argument is of another type.
-        ValueError: if the model has no parameters, if explicit groups leave one out or hold one
-            that is not in the model, or if one of them adds none to those before it.
+        TypeError: If an argument is of another type.
+        ValueError: If the model has no parameters, explicit groups leave one out or hold one that
+            is not in the model, or one of them adds none to those before it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
@@ -61,11 +61,11 @@ def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
     if not names:
         raise ValueError(f"model must have parameters, got {type(model).__name__} without any")
     if groups is None:
-        blocks = found_blocks(model)
+        blocks = automatic_blocks(model)
     elif callable(groups) and not isinstance(groups, nn.Module):
         blocks = numbered_blocks(groups, names)
     elif isinstance(groups, Iterable) and not isinstance(groups, str):
-        blocks = given_blocks(model, groups, names)
+        blocks = explicit_blocks(model, groups, names)
     else:
         raise TypeError(f"groups must be a list with one entry per group, got {type(groups)}")
     return _counted_once(model, blocks, names)
@@ -86,10 +86,10 @@ def _counted_once(model: nn.Module, blocks: list[Block], names: Names) -> LayerG
     repeated: list[Tensor] = []
     until: dict[Tensor, int] = {}
     for block in blocks:
-        members = dict.fromkeys([*block.own, *(p for _, part in block.parts for p in part)])
+        members = dict.fromkeys([*block.direct, *(p for _, part in block.parts for p in part)])
         again = [parameter for parameter in members if parameter in seen]
         new = tuple(parameter for parameter in members if parameter not in seen)
-        # A part whose parameters are all held elsewhere is no group's namesake.
+        # A part whose parameters all lie in earlier groups gives no group its name.
         name = next((path for path, part in block.parts if not seen.keys() >= set(part)), None)
         if new:
             seen |= dict.fromkeys(new, len(groups))

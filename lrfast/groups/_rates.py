@@ -1,13 +1,13 @@
-"""One learning rate per layer group, from one number, two, a list or names."""
+"""Learning rates of layer groups, from one number, two, a list or names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from lrfast._utils.validation import check_fraction, check_rate, is_int
+from lrfast.groups._explicit import compile_pattern
 from lrfast.groups._layer_group import LayerGroup, LayerGroups
-from lrfast.groups._numbers import fraction, number
-from lrfast.groups._patterns import compile_pattern
 
 Rates: TypeAlias = float | slice | Sequence[float] | Mapping[str, float]
 
@@ -17,23 +17,23 @@ def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
 
     ``slice(a, b)`` grows geometrically, ``a * (b / a) ** (i / (n - 1))``, and hits both ends
     exactly. ``slice(b)`` is b for the last group and b / 10 for all others, as in fastai; unlike
-    there, ``slice(0, b)`` is refused and does not mean ``slice(b)``.
+    in fastai, ``slice(0, b)`` is an error and does not mean ``slice(b)``.
 
     Args:
-        lr: a number for all groups, a slice, a list or tuple with one number per group, or a dict.
+        lr: A number for all groups, a slice, a list or tuple with one number per group, or a dict.
             A dict's keys are names of groups or patterns, as `layer_groups` takes them, that match
-            all parameters of a group; a group's name goes before patterns, an earlier pattern
-            before later ones.
-        n: number of groups, or the groups themselves, which a dict needs.
+            all parameters of a group; a group's name precedes patterns, an earlier pattern later
+            ones. Finite and 0 or more.
+        n: Number of groups, 1 or more, or the groups themselves, which a dict needs.
 
     Returns:
-        [n] rates, body first.
+        [n] learning rates, body first.
 
     Raises:
-        TypeError: if a rate is not a number, or there is a dict and n is a number.
-        ValueError: if a rate is negative or not finite, a slice has a zero, no end, a step or
-            only one group to fill, a list has another length than n, or a dict names no group,
-            a part of one, or not all.
+        TypeError: If a learning rate is not a number, or there is a dict and n is a number.
+        ValueError: If a learning rate is negative or not finite, a slice has a zero, no end, a step
+            or only one group to fill, a list has another length than n, or a dict names no group, a
+            part of one, or not all.
 
     Example:
         >>> spread(slice(1e-3), 3)
@@ -47,35 +47,35 @@ def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
             raise TypeError(f"n must be the layer groups if lr is a dict, got {n!r}")
         return _named_rates(lr, n)
     count = len(n) if isinstance(n, LayerGroups) else n
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if not is_int(count) or count < 1:
         raise ValueError(f"n must be a whole number of groups from 1 on, got {count!r}")
     if isinstance(lr, slice):
         return _spread_slice(lr, count)
     if isinstance(lr, (list, tuple)):
         if len(lr) != count:
             raise ValueError(f"lr must have one rate per group, got {len(lr)} for {count} groups")
-        return [number(f"lr[{i}]", rate) for i, rate in enumerate(lr)]
-    return [number("lr", lr)] * count
+        return [check_rate(f"lr[{i}]", rate) for i, rate in enumerate(lr)]
+    return [check_rate("lr", lr)] * count
 
 
 def decayed(lr: object, n: int, decay: float, min_scale: float) -> list[float]:
     """Return ``lr * max(min_scale, decay ** (n - 1 - i))`` for each group i of n."""
     if isinstance(lr, (slice, Sequence, Mapping)):
         raise ValueError(f"lr must be a number if there is a decay, got {lr!r}")
-    top = number("lr", lr)
+    top = check_rate("lr", lr)
     hint = "; the rate falls towards the body: for a divisor of 2.6 pass 1/2.6"
-    factor = fraction("decay", decay, hint)
-    if factor == 0:
+    check_fraction("decay", check_rate("decay", decay), hint)
+    if decay == 0:
         raise ValueError("decay must be above 0, got 0; freeze the body instead")
-    floor = fraction("min_scale", min_scale)
-    return [top * max(floor, factor ** (n - 1 - i)) for i in range(n)]
+    check_fraction("min_scale", check_rate("min_scale", min_scale))
+    return [top * max(min_scale, decay ** (n - 1 - i)) for i in range(n)]
 
 
 def _spread_slice(lr: slice, n: int) -> list[float]:
     if lr.stop is None or lr.step is not None:
         raise ValueError(f"lr must be slice(first, last) or slice(last) if a slice, got {lr}")
-    last = number("lr.stop", lr.stop)
-    first = last / 10 if lr.start is None else number("lr.start", lr.start)
+    last = check_rate("lr.stop", lr.stop)
+    first = last / 10 if lr.start is None else check_rate("lr.start", lr.start)
     if first == 0 or last == 0:
         raise ValueError(f"lr must not be 0 at an end of a slice, got {lr}; pass a list for that")
     if n == 1:
@@ -90,7 +90,7 @@ def _named_rates(lr: Mapping[str, float], groups: LayerGroups) -> list[float]:
     for key in lr:
         if not isinstance(key, str):
             raise TypeError(f"lr must have names of groups or patterns as keys, got {key!r}")
-    rates = {key: number(f"lr[{key!r}]", rate) for key, rate in lr.items()}
+    rates = {key: check_rate(f"lr[{key!r}]", rate) for key, rate in lr.items()}
     names = {group.name for group in groups}
     unused = set(rates) - names
     chosen: list[float | None] = [rates.get(group.name) for group in groups]

@@ -1,4 +1,4 @@
-"""Gradual unfreezing: which layer groups train from which epoch on."""
+"""Unfreezing schedules: the first layer group that trains in each epoch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from lrfast._utils.public import public_in
+from lrfast._utils.validation import is_int
 from lrfast.groups._freezing import freeze_to
 
 
+@public_in("lrfast.groups")
 class Timetable(Mapping[int, int]):
-    """Says from which epoch on which layer group is the first one that trains. Immutable.
+    """Unfreezing schedule: epochs and the first layer group that trains from each on. Immutable.
 
     Args:
-        first: epoch, from 0, -> index of the first layer group that trains from that epoch on, as
-            `freeze_to` takes it: negative counts from the head. It starts with epoch 0.
+        first: Index of the first layer group that trains, as `freeze_to` takes it (negative counts
+            from the head), by the epoch, counted from 0, from which on it does. Epoch 0 is
+            required.
 
     Raises:
-        TypeError: if first is not a mapping of whole numbers to whole numbers.
-        ValueError: if epoch 0 is missing or an epoch is negative.
+        TypeError: If first is not a mapping of whole numbers to whole numbers.
+        ValueError: If epoch 0 is missing or an epoch is negative.
 
     Example:
         >>> timetable = Timetable({0: -1, 1: -2, 4: 0})
@@ -33,7 +37,7 @@ class Timetable(Mapping[int, int]):
         if not isinstance(first, Mapping):
             raise TypeError(f"first must be a dict from epochs to groups, got {type(first)}")
         for epoch, group in first.items():
-            if _is_no_whole_number(epoch) or _is_no_whole_number(group):
+            if not (is_int(epoch) and is_int(group)):
                 raise TypeError(f"first must hold whole numbers, got {epoch!r}: {group!r}")
         if min(first, default=None) != 0:
             raise ValueError(f"first must start with epoch 0, got epochs {sorted(first)}")
@@ -41,33 +45,33 @@ class Timetable(Mapping[int, int]):
         self._first = {epoch: first[epoch] for epoch in self._epochs}
 
     def at(self, epoch: int) -> int:
-        """Return the first layer group that trains in an epoch, counted from 0.
+        """Return the first layer group that trains in an epoch.
 
         Args:
-            epoch: Counted from 0.
+            epoch: Epoch, counted from 0.
 
         Raises:
             ValueError: If it is not a whole number or negative.
         """
-        if _is_no_whole_number(epoch) or epoch < 0:
+        if not is_int(epoch) or epoch < 0:
             raise ValueError(f"epoch must be a whole number from 0 on, got {epoch!r}")
         return self._first[self._epochs[bisect_right(self._epochs, epoch) - 1]]
 
     def apply(
         self, optimizer: torch.optim.Optimizer, epoch: int, *, train_norms: bool = False
     ) -> bool:
-        """Freeze what is to be frozen in an epoch; for the start of any epoch, a resumed one too.
+        """Freeze the layer groups that do not train in an epoch, at its start or on resuming it.
 
         Args:
-            optimizer: as for `freeze_to`, whose other argument train_norms is.
-            epoch: counted from 0.
-            train_norms: as for `freeze_to`.
+            optimizer: Any torch optimizer, as for `freeze_to`.
+            epoch: Epoch, counted from 0.
+            train_norms: Whether normalisation layers train too, as for `freeze_to`; default False.
 
         Returns:
             Whether another set of param groups trains now than before.
 
         Raises:
-            ValueError: if the optimizer has no such layer group.
+            ValueError: If the optimizer has no such layer group.
         """
         before = [bool(group.get("frozen")) for group in optimizer.param_groups]
         freeze_to(optimizer, self.at(epoch), train_norms=train_norms)
@@ -90,17 +94,17 @@ class Timetable(Mapping[int, int]):
 
 
 def gradual(n_groups: int, every: int = 1) -> Timetable:
-    """Return ULMFiT's timetable: the head alone first, then one layer group more at a time.
+    """Return ULMFiT's unfreezing schedule: only the head first, then one more layer group each.
 
     Args:
-        n_groups: number of layer groups, from 1 on.
-        every: epochs from one group to the next, from 1 on.
+        n_groups: Number of layer groups, 1 or more.
+        every: Epochs from one group to the next, 1 or more; default 1.
 
     Returns:
-        The timetable; from epoch ``(n_groups - 1) * every`` on, all groups train.
+        The schedule; from epoch ``(n_groups - 1) * every`` on, all groups train.
 
     Raises:
-        ValueError: if an argument is not a whole number from 1 on.
+        ValueError: If an argument is not a whole number, 1 or more.
 
     Example:
         >>> gradual(3, every=2)
@@ -110,10 +114,6 @@ def gradual(n_groups: int, every: int = 1) -> Timetable:
         Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", 2018.
     """
     for name, value in (("n_groups", n_groups), ("every", every)):
-        if _is_no_whole_number(value) or value < 1:
+        if not is_int(value) or value < 1:
             raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
     return Timetable({every * index: -1 - index for index in range(n_groups)})
-
-
-def _is_no_whole_number(value: object) -> bool:
-    return isinstance(value, bool) or not isinstance(value, int)
