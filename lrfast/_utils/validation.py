@@ -5,17 +5,20 @@ Each returns its value, or raises a ValueError that says what was wanted and wha
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import IO, Any, TypeGuard
+from typing import IO, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 MAX_STEPS = 2**53  # counts beyond are not told apart by doubles
 _MAX = sys.float_info.max
+
+_Entry = TypeVar("_Entry")
 
 
 def short_repr(value: object, length: int = 80) -> str:
@@ -199,3 +202,12 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         *others, last = map(repr, choices)
         wanted = f"{', '.join(others)} or {last}" if others else last
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def check_key(name: str, value: str, table: Mapping[str, _Entry]) -> _Entry:
+    """Return the entry of a table; the message for an unknown key names the nearest one."""
+    if value in table:
+        return table[value]
+    near = difflib.get_close_matches(str(value), table, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(table)}, got {value!r}{hint}")

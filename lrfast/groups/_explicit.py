@@ -129,7 +129,7 @@ def numbered_blocks(number_of: Callable[[str], object], names: Names) -> list[Bl
 def _number(number_of: Callable[[str], object], name: str) -> int | None:
     found = number_of(name)
     if found is None or (is_int(found) and found >= 0):
-        return found
+        return None if found is None else int(found)
     raise ValueError(
         f"groups must return a whole number from 0 on, or None, got {found!r} for {name}"
     )

@@ -126,7 +126,7 @@ def _layers(optimizer: torch.optim.Optimizer) -> list[int]:
             raise ValueError(
                 f'param_groups[{index}]["layer"] must be a whole number from 0 on, got {layer!r}'
             )
-        layers.append(layer)
+        layers.append(int(layer))
         following = max(following, layer + 1)
     return layers
 

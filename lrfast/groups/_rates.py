@@ -59,16 +59,18 @@ def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
 
 
 def decayed(lr: object, n: int, decay: float, min_scale: float) -> list[float]:
-    """Return ``lr * max(min_scale, decay ** (n - 1 - i))`` for each group i of n."""
+    """Return ``lr * max(floor, factor ** (n - 1 - i))`` for each group i of n."""
     if isinstance(lr, (slice, Sequence, Mapping)):
         raise ValueError(f"lr must be a number if there is a decay, got {lr!r}")
     top = check_rate("lr", lr)
     hint = "; the rate falls towards the body: for a divisor of 2.6 pass 1/2.6"
-    check_fraction("decay", check_rate("decay", decay), hint)
-    if decay == 0:
+    factor = check_rate("decay", decay)
+    check_fraction("decay", decay, hint)
+    if factor == 0:
         raise ValueError("decay must be above 0, got 0; freeze the body instead")
-    check_fraction("min_scale", check_rate("min_scale", min_scale))
-    return [top * max(min_scale, decay ** (n - 1 - i)) for i in range(n)]
+    floor = check_rate("min_scale", min_scale)
+    check_fraction("min_scale", min_scale)
+    return [top * max(floor, factor ** (n - 1 - i)) for i in range(n)]
 
 
 def _spread_slice(lr: slice, n: int) -> list[float]:

@@ -41,8 +41,8 @@ class Timetable(Mapping[int, int]):
                 raise TypeError(f"first must hold whole numbers, got {epoch!r}: {group!r}")
         if min(first, default=None) != 0:
             raise ValueError(f"first must start with epoch 0, got epochs {sorted(first)}")
-        self._epochs = tuple(sorted(first))
-        self._first = {epoch: first[epoch] for epoch in self._epochs}
+        self._first = {int(epoch): int(first[epoch]) for epoch in sorted(first)}
+        self._epochs = tuple(self._first)
 
     def at(self, epoch: int) -> int:
         """Return the first layer group that trains in an epoch.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from lrfast._utils.validation import check_key
 from lrfast.schedules import _basic, _convert, _cycles, _warmup
 from lrfast.schedules._schedule import Schedule
 
@@ -38,8 +38,4 @@ def get(name: str) -> Callable[..., Schedule]:
         >>> schedules.get("cosine")(T_max=10).at(10)
         0.0
     """
-    if name in _MAKERS:
-        return _MAKERS[name]
-    near = difflib.get_close_matches(str(name), _MAKERS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"name must be one of {', '.join(_MAKERS)}, got {name!r}{hint}")
+    return check_key("name", name, _MAKERS)

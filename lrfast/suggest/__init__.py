@@ -1,16 +1,15 @@
-"""Rules that read a learning rate off the loss curve of a range test.
+"""Suggestion methods: functions that read a learning rate off the loss curve of a range test.
 
-A rule is a pure function of two arrays, the rates in sweep order and the losses, and returns a
-`Suggestion`: a rate with a reason and a confidence, or no rate and the reason why not. Recording
-is left to the loss curve, running the sweep to the range test, and drawing to the plots.
+A method is a pure function of two arrays, the learning rates in sweep order and the losses. It
+returns a `Suggestion`: a learning rate with a reason and a confidence, or no suggestion and why.
 
 `steep`, `minimum`, `valley` and `slide` read smoothed losses and compute what fastai 2.8 computes,
-in float64. Where fastai fails (too few points, an index before the first point) or answers from a
-curve that never falls, they decline. The others read raw losses, and know how noisy these are.
-`auto` also takes what is known before the sweep: the `typical_rate` of such a training, and the
+in float64. They give no suggestion if fastai fails (too few points, an index before the first
+point) or answers from a curve that never falls. All others read raw losses and estimate their
+noise. `auto` also takes prior knowledge: the `typical_rate` of such a training, and the
 `rate_scale` of its batches and data.
 
-A new rule is one function and one entry in `_rules.py`.
+A new method is one function and one entry in `_rules.py`.
 """
 
 from lrfast.suggest._auto import auto
@@ -18,9 +17,8 @@ from lrfast.suggest._curve import trim
 from lrfast.suggest._descents import cyclic, last_decreasing, longest_descent
 from lrfast.suggest._fastai import minimum, slide, steep, valley
 from lrfast.suggest._flat import flat
-from lrfast.suggest._priors import typical_rate
+from lrfast.suggest._priors import rate_scale, typical_rate
 from lrfast.suggest._rules import get, names, reads_raw
-from lrfast.suggest._scale import rate_scale
 from lrfast.suggest._suggestion import Rule, Suggestion
 
 __all__ = [

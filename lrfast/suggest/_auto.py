@@ -1,4 +1,4 @@
-"""The default rule."""
+"""The default suggestion method."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._curve import FloatArray, finite_part, validated
-from lrfast.suggest._shape import FEWEST_POINTS, Shape, lost_in_noise, read_shape
+from lrfast.suggest._curve import FloatArray, until_nonfinite, validated
+from lrfast.suggest._shape import FEWEST_POINTS, Shape, noise_reason, read_shape
 from lrfast.suggest._suggestion import Suggestion, declined
 
 
@@ -19,12 +19,14 @@ class Constants:
     """Constants chosen on the tasks of benchmarks/research/suggestions; exact values matter little.
 
     Args:
-        lower: Factor on the middle of the valley; too high a rate costs more than too low a one.
-        more_in_noise: Share of the valley by which noise moves the answer up.
-        typical: Weight of the typical rate, on the logarithmic scale.
-        shallow: Share of the starting loss. The less of it the sweep's fall is, the less of the
-            training has the sweep seen, and the weight of the typical rate grows up to 1.
-        highest: Share of the rate at which half of the fall is lost again that no answer exceeds.
+        lower: Factor on the middle of the valley, because too high a learning rate costs more than
+            too low a one; default 0.7.
+        more_in_noise: Fraction of the valley by which noise moves the suggestion up; default 0.2.
+        typical: Weight of the typical learning rate, on the logarithmic scale; default 0.6.
+        shallow: Fraction of the starting loss. If the sweep's fall is smaller, it shows less of the
+            training, and the weight of the typical learning rate grows up to 1; default 0.1.
+        highest: Largest suggestion, as a fraction of the learning rate at which half of the fall is
+            lost again; default 0.7.
     """
 
     lower: float = 0.7
@@ -36,9 +38,8 @@ class Constants:
 
 _CONSTANTS: Final = Constants()
 
-_FARTHEST: Final = 10.0  # factor by which the typical rate moves an answer at most
-
-_WIDER: Final = 100.0  # factor by which a range is extended where it ends too early
+_FARTHEST: Final = 10.0  # largest factor by which the typical learning rate moves the suggestion
+_WIDER: Final = 100.0  # factor by which a range is extended if it ends too early
 
 
 def auto(
@@ -49,37 +50,38 @@ def auto(
     scale: float = 1.0,
     constants: Constants = _CONSTANTS,
 ) -> Suggestion:
-    """Suggest the middle of the valley, drawn to the rate at which such a model usually trains.
+    """Suggest the middle of the valley, drawn towards the usual learning rate of such a model.
 
-    On the logarithmic scale the middle lies between the rate at which the loss has done half of its
-    fall and the higher one at which it has lost half of it again: in the middle where losses
-    scatter little, further up where they scatter much (for then the fall seems to begin too early,
-    while a divergence is never in doubt). The answer is 0.7 times that, or, where the fall is never
-    lost again, 0.7 times the rate at which nine tenths of it are done.
+    On the logarithmic scale the middle lies between the learning rate at which the loss has made
+    half of its fall and the higher one at which it has lost half of it again: in the middle if
+    losses scatter little, further up if they scatter much, because noise makes the fall seem to
+    begin too early but never hides a divergence. The suggestion is 0.7 times that. If the fall is
+    never lost again, it is 0.7 times the learning rate at which nine tenths of it are made.
 
-    A sweep of a hundred steps sees the first moments of a training. Where ``typical`` is known, the
-    answer is moved towards it by 0.6 of the way on the logarithmic scale, and by more after a fall
-    of less than a tenth of the starting loss, but never by more than a factor of 10. ``scale``
-    then multiplies it: a sweep shows where training breaks, not how noisy small batches make it at
-    lower rates, nor how soon few data are known by heart. It exceeds neither the last rate nor 0.7
-    of the one at which half of the fall is lost again.
+    A sweep of a hundred steps shows only the beginning of a training. If ``typical`` is known, the
+    suggestion moves 0.6 of the way towards it on the logarithmic scale, more after a fall of less
+    than a tenth of the starting loss, and never by more than a factor of 10. Then it is multiplied
+    by ``scale``: a sweep shows which learning rate breaks training, not the noise of small batches
+    at lower ones, nor how soon few data are memorised. It never exceeds the last learning rate, nor
+    0.7 of the one at which half of the fall is lost again.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] raw losses; the curve is cut at the first one that is not finite. Smoothed
-            losses lag behind their rates, and so would the answer.
-        typical: rate at which such an optimizer usually trains such a model, as `typical_rate`
-            returns it; None where nobody knows.
-        scale: factor for batches and data that are not the usual ones, as `rate_scale` returns it.
-        constants: weights and shares of the rule, for those who judge them.
+            losses lag behind their learning rates, and so would the suggestion.
+        typical: Learning rate at which such an optimizer usually trains such a model, finite and
+            above 0, as `typical_rate` returns it; None, the default, if it is not known.
+        scale: Factor for unusual batches and data, finite and above 0, as `rate_scale` returns it;
+            default 1.
+        constants: Weights and fractions of the method; defaults as described here.
 
     Returns:
-        The suggestion. It declines, with the range to sweep next, where the curve says nothing:
-        fewer than 10 points, a loss that never falls, that falls until the end, or that neither
-        falls by more than noise explains nor diverges.
+        The suggestion. There is none, but the range to sweep next, below 10 points and for a loss
+        that never falls, that falls until the end, or that neither falls by more than noise
+        explains nor diverges.
 
     Raises:
-        ValueError: if an array is not as described, or ``typical`` or ``scale`` not a finite number
+        ValueError: If an array is not as described, or ``typical`` or ``scale`` not a finite number
             above 0.
 
     Example:
@@ -99,7 +101,7 @@ def auto(
     if isinstance(shape, str):
         return declined("auto", shape, _other_range(rates, curve))
     same = (float(rates[0]), float(rates[-1]))
-    doubt = lost_in_noise(shape)
+    doubt = noise_reason(shape)
     if doubt and not shape.diverges:
         return declined("auto", f"{doubt}; average more of them: more points or repeats", same)
     if shape.rises_by(0.5) is None and shape.falls_at_its_end:
@@ -112,14 +114,11 @@ def auto(
 
 
 def _other_range(rates: FloatArray, losses: FloatArray) -> tuple[float, float] | None:
-    """Where to look for a fall: below the range of a loss that rises, else above it.
-
-    The same range, to be swept with more points, where there are too few to tell.
-    """
+    """Return the range below that of a loss that rises, above it, or itself for more points."""
     if len(rates) < 2:
         return None
     first, last = float(rates[0]), float(rates[-1])
-    _, curve = finite_part(rates, losses)
+    _, curve = until_nonfinite(rates, losses)
     half = len(curve) // 2
     rises = len(curve) < len(losses) or np.median(curve[half:]) > np.median(curve[:half])
     if rises:
@@ -130,7 +129,7 @@ def _other_range(rates: FloatArray, losses: FloatArray) -> tuple[float, float] |
 def answer(
     shape: Shape, typical: float | None, scale: float, constants: Constants
 ) -> tuple[float, str]:
-    """The rate and why it is that."""
+    """Return the learning rate and the reason for it."""
     down, up = shape.falls_by(0.5), shape.rises_by(0.5)
     highest = shape.rate(len(shape.log_rates) - 1)
     if up is None:
@@ -152,15 +151,15 @@ def answer(
 
 
 def _weight(shape: Shape, constants: Constants) -> float:
-    """How far the answer is moved to the typical rate, from 0 to 1."""
+    """Return the weight of the typical learning rate, from 0 to 1."""
     seen = shape.fall / max(constants.shallow * abs(shape.start), shape.fall)
     return 1 - (1 - constants.typical) * seen
 
 
 def _between(shape: Shape, down: int, up: int, constants: Constants) -> float:
-    """The logarithm of the rate between the two indices."""
+    """Return the logarithm of the learning rate between the two indices."""
     low, high = shape.log_rates[down], shape.log_rates[up]
-    # From 0, where losses scatter by a tenth of the fall or less, to 1, where by all of it.
+    # 0 if losses scatter by a tenth of the fall or less, 1 if by all of it.
     noisiness = 1 + math.log10(min(max(shape.noise / shape.fall, 0.1), 1.0))
     place = 0.5 + constants.more_in_noise * noisiness
     return float(low + place * (high - low))

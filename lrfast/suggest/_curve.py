@@ -1,4 +1,4 @@
-"""The curve that a rule reads: its checks, its finite part, its noise."""
+"""Loss curves as arrays: their checks, their finite part, their noise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lrfast._utils.validation import is_int
 
 FloatArray = NDArray[np.float64]
 
@@ -17,20 +19,21 @@ MEDIAN_ABS_DIFFERENCE: Final = 0.9539
 def trim(
     lrs: ArrayLike, losses: ArrayLike, skip_start: int | None = None, skip_end: int = 5
 ) -> tuple[FloatArray, FloatArray]:
-    """Drop the first points, smoothed over few losses, and the last, where the loss diverges.
+    """Drop the first points, smoothed over few losses, and the last, at which the loss diverges.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] losses.
-        skip_start: points to drop at the start; None drops a tenth of those given. fastai drops a
-            tenth of those planned: after a sweep that stopped early, pass ``num_iter // 10``.
-        skip_end: points to drop at the end.
+        skip_start: Points to drop at the start, 0 or more. None, the default: a tenth of those
+            given. fastai drops a tenth of those planned: after a sweep that stopped early, pass
+            ``num_iter // 10``.
+        skip_end: Points to drop at the end, 0 or more; default 5.
 
     Returns:
-        Rates and losses [points - skip_start - skip_end] as float64.
+        Learning rates and losses [points - skip_start - skip_end] as float64.
 
     Raises:
-        ValueError: if an argument is not as described, or fewer than two points would remain.
+        ValueError: If an argument is not as described, or fewer than two points would remain.
 
     Example:
         >>> lrs, losses = trim(np.geomspace(1e-7, 1.0, 100), np.linspace(2.0, 1.0, 100))
@@ -43,7 +46,7 @@ def trim(
     rates, curve = validated(lrs, losses)
     start = len(rates) // 10 if skip_start is None else skip_start
     for argument, skip in (("skip_start", start), ("skip_end", skip_end)):
-        if not is_whole(skip) or skip < 0:
+        if not is_int(skip) or skip < 0:
             raise ValueError(f"{argument} must be a whole number from 0 on, got {skip!r}")
     end = len(rates) - skip_end
     if end - start < 2:
@@ -54,7 +57,7 @@ def trim(
     return rates[start:end], curve[start:end]
 
 
-def finite_part(lrs: ArrayLike, losses: ArrayLike) -> tuple[FloatArray, FloatArray]:
+def until_nonfinite(lrs: ArrayLike, losses: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Return both arrays up to the first loss that is NaN or infinite."""
     rates, curve = validated(lrs, losses)
     broken = np.flatnonzero(~np.isfinite(curve))
@@ -63,6 +66,7 @@ def finite_part(lrs: ArrayLike, losses: ArrayLike) -> tuple[FloatArray, FloatArr
 
 
 def validated(lrs: ArrayLike, losses: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return learning rates and losses as vectors, after checks of both."""
     rates = _as_vector("lrs", lrs)
     curve = _as_vector("losses", losses)
     if len(rates) != len(curve):
@@ -101,14 +105,10 @@ def _as_vector(argument: str, values: ArrayLike) -> FloatArray:
 
 
 def confidence(losses: FloatArray) -> float:
-    """Return the share of the fall that noise does not explain, between 0 and 1.
-
-    ``max(0, 1 - sigma * sqrt(steps) / fall)`` with ``fall = losses[0] - min(losses)`` and sigma
-    the noise of one step. A smoothed curve of pure noise is close to a random walk, and after so
-    many steps a walk is ``sigma * sqrt(steps)`` away from its start (one standard deviation).
-    Sigma is read from the median absolute second difference, which a steady trend and a few
-    steep points leave alone; what curvature adds to it only lowers the result.
-    """
+    """Return the fraction of the fall that noise does not explain, between 0 and 1."""
+    # A smoothed curve of pure noise is close to a random walk, which after n steps is one standard
+    # deviation, sigma * sqrt(n), away from its start. The median absolute second difference tells
+    # sigma: a trend and a few steep points do not change it, and curvature lowers the result.
     fall = float(losses[0] - losses.min())
     if len(losses) < 3 or fall <= 0:
         return 0.0
@@ -116,14 +116,10 @@ def confidence(losses: FloatArray) -> float:
     return max(0.0, 1.0 - sigma * math.sqrt(len(losses) - 1) / fall)
 
 
-def why_not(losses: FloatArray, needed: int = 2) -> str | None:
-    """Return why no rule can answer from these losses, or None if one can."""
+def decline_reason(losses: FloatArray, needed: int = 2) -> str | None:
+    """Return why these losses allow no suggestion, or None if they do."""
     if len(losses) < needed:
         return f"too few points: {len(losses)} with a finite loss, and it takes {needed}"
     if np.all(np.diff(losses) >= 0):
         return f"the loss never falls: it starts at its lowest, {losses[0]:.3g}"
     return None
-
-
-def is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Rules that read raw losses: where the fall is long, where it ends, and a pair for cycles."""
+"""Suggestion methods for raw losses: the longest fall, its end, and a pair for cycles."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrfast.suggest._shape import Shape, lost_in_noise, read_shape
+from lrfast.suggest._shape import Shape, noise_reason, read_shape
 from lrfast.suggest._suggestion import Suggestion, declined
 
-_CLEARLY: Final = 0.2  # a slope of at least so much of the steepest one is a clear fall
-_ONSET: Final = 0.1  # share of the fall that has to be done, or lost again, to be noticed
+_CLEARLY: Final = 0.2  # fraction of the steepest slope that a clear fall has at least
+_ONSET: Final = 0.1  # fraction of the fall at which the loss starts to fall, or to rise
 
 
 def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
@@ -22,11 +22,11 @@ def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion, the geometric mean of the stretch's ends; it declines below 10 points and
-        where the loss does not fall by more than noise explains.
+        The suggestion, the geometric mean of the stretch's ends; none below 10 points and if the
+        loss does not fall by more than noise explains.
 
     Raises:
-        ValueError: if an array is not as described.
+        ValueError: If an array is not as described.
 
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
@@ -43,20 +43,20 @@ def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
 
 def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the highest rate at which the loss still falls clearly.
+    """Suggest the highest learning rate at which the loss still falls clearly.
 
-    Clearly: per decade at least a fifth as fast as where it falls fastest.
+    Clearly means a fifth of its fastest fall per decade, or more.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion; it declines below 10 points and where the loss does not fall by more than
-        noise explains.
+        The suggestion; none below 10 points and if the loss does not fall by more than noise
+        explains.
 
     Raises:
-        ValueError: if an array is not as described.
+        ValueError: If an array is not as described.
 
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
@@ -77,19 +77,19 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
 
 def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest a pair of rates for cyclic schedules: where the loss starts to fall, and to rise.
+    """Suggest learning rates for cyclic schedules, at which the loss starts to fall and to rise.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion: `lr` is the upper rate, `base_lr` the lower one. The loss has started to
-        fall, or to rise, when a tenth of the fall is done, or lost again. It declines below 10
-        points, where the loss does not fall by more than noise explains, and where it never rises.
+        The suggestion: `lr` is the upper learning rate, `base_lr` the lower one. The loss starts to
+        fall, or to rise, when a tenth of the fall is done, or lost again. None below 10 points, if
+        the loss does not fall by more than noise explains, and if it never rises.
 
     Raises:
-        ValueError: if an array is not as described.
+        ValueError: If an array is not as described.
 
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
@@ -113,7 +113,7 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
 def _clear_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     shape = read_shape(lrs, losses)
-    return shape if isinstance(shape, str) else lost_in_noise(shape) or shape
+    return shape if isinstance(shape, str) else noise_reason(shape) or shape
 
 
 def _answer(
@@ -123,7 +123,7 @@ def _answer(
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return the first point and the last of the longest run of true differences."""
+    """Return the first and the last point of the longest run of true differences."""
     edges = np.diff(np.concatenate([[0], flags.astype(np.int8), [0]]))
     begins, ends = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
     longest = int(np.argmax(ends - begins))

@@ -1,4 +1,4 @@
-"""fastai's four rules: smoothed losses in, a `Suggestion` out."""
+"""fastai's four suggestion methods, which read smoothed losses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._curve import FloatArray, confidence, finite_part, is_whole, why_not
+from lrfast._utils.validation import is_int
+from lrfast.suggest._curve import FloatArray, confidence, decline_reason, until_nonfinite
 from lrfast.suggest._suggestion import Suggestion, declined
 
 
 def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the rate at which the loss falls fastest per decade of the learning rate.
+    """Suggest the learning rate at which the loss falls fastest per decade.
 
     ``lrs[argmin_i (losses[i+1] - losses[i]) / (ln lrs[i+1] - ln lrs[i])]``
 
@@ -22,10 +23,10 @@ def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion; it declines below two points and where the loss never falls.
+        The suggestion; none below two points and if the loss never falls.
 
     Raises:
-        ValueError: if an array is not as described.
+        ValueError: If an array is not as described.
 
     Example:
         >>> steep([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
@@ -34,8 +35,8 @@ def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Reference:
         fastai 2.8, ``fastai/callback/schedule.py``, ``steep``.
     """
-    rates, curve = finite_part(lrs, losses)
-    if refusal := why_not(curve):
+    rates, curve = until_nonfinite(lrs, losses)
+    if refusal := decline_reason(curve):
         return declined("steep", refusal)
     index = int(np.argmin(np.diff(curve) / np.diff(np.log(rates))))
     lr = float(rates[index])
@@ -44,7 +45,7 @@ def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
 
 def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest a tenth of the rate with the lowest loss.
+    """Suggest a tenth of the learning rate with the lowest loss.
 
     ``lrs[argmin_i losses[i]] / 10``
 
@@ -53,11 +54,11 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion, whose index marks the lowest loss; it declines below two points and where
-        the loss never falls.
+        The suggestion, with the index of the lowest loss; none below two points and if the loss
+        never falls.
 
     Raises:
-        ValueError: if an array is not as described.
+        ValueError: If an array is not as described.
 
     Example:
         >>> minimum([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
@@ -66,8 +67,8 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Reference:
         fastai 2.8, ``fastai/callback/schedule.py``, ``minimum``.
     """
-    rates, curve = finite_part(lrs, losses)
-    if refusal := why_not(curve):
+    rates, curve = until_nonfinite(lrs, losses)
+    if refusal := decline_reason(curve):
         return declined("minimum", refusal)
     index = int(np.argmin(curve))
     lowest = float(rates[index])
@@ -76,11 +77,11 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
 
 def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the rate about halfway down the longest valley of the loss.
+    """Suggest the learning rate about halfway down the longest valley of the loss.
 
     The valley is the longest strictly decreasing subsequence, the earliest to end among equals.
-    With its length n and the index ``end`` of its last point, fastai, which counts as if the
-    subsequence had no gaps and began one point earlier, answers
+    With its length n and the index ``end`` of its last point, fastai counts as if the subsequence
+    had no gaps and began one point earlier, and answers
 
     ``lrs[end - n + n // 3 + n // 6]``
 
@@ -89,11 +90,11 @@ def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion; it declines below two points, where the loss never falls, and where the
-        valley is just the first two points: there fastai's index of -1 means the largest rate.
+        The suggestion; none below two points, if the loss never falls, and if the valley is just
+        the first two points, for which fastai's index of -1 means the largest learning rate.
 
     Raises:
-        ValueError: if an array is not as described.
+        ValueError: If an array is not as described.
 
     Example:
         >>> valley([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
@@ -102,8 +103,8 @@ def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Reference:
         fastai 2.8, ``fastai/callback/schedule.py``, ``valley``.
     """
-    rates, curve = finite_part(lrs, losses)
-    if refusal := why_not(curve):
+    rates, curve = until_nonfinite(lrs, losses)
+    if refusal := decline_reason(curve):
         return declined("valley", refusal)
     length, end = _longest_decline(curve)
     index = end - length + length // 3 + length // 6
@@ -128,22 +129,23 @@ def slide(
     """Suggest where the slope of the loss settles, coming from the end of the sweep.
 
     With the slope ``g = np.gradient(losses)`` per point, an interval of ``lr_diff`` points slides
-    left from the end while ``|g[right] - g[left]| > loss_threshold``. The answer is the last left
-    end that met the condition (the first left end if none did), times ``adjust``.
+    left from the end while ``|g[right] - g[left]| > loss_threshold``. The suggestion is the last
+    left end that met the condition (the first one if none did), times ``adjust``.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
-        lr_diff: width of the interval in points.
-        loss_threshold: smallest difference of the slopes that counts, in loss per point.
-        adjust: factor on the rate found.
+        lr_diff: Width of the interval in points, 1 or more; default 15.
+        loss_threshold: Smallest difference of the slopes that counts, in loss per point, 0 or more;
+            default 0.005.
+        adjust: Factor on the learning rate found, above 0; default 1.
 
     Returns:
-        The suggestion, whose index marks the rate before the factor; it declines below
-        ``lr_diff + 1`` points and where the loss never falls.
+        The suggestion, with the index of the learning rate before the factor; none below
+        ``lr_diff + 1`` points and if the loss never falls.
 
     Raises:
-        ValueError: if an argument is not as described.
+        ValueError: If an argument is not as described.
 
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
@@ -153,9 +155,14 @@ def slide(
     Reference:
         fastai 2.8, ``fastai/callback/schedule.py``, ``slide``.
     """
-    _check_slide_options(lr_diff, loss_threshold, adjust)
-    rates, curve = finite_part(lrs, losses)
-    if refusal := why_not(curve, needed=lr_diff + 1):
+    if not is_int(lr_diff) or lr_diff < 1:
+        raise ValueError(f"lr_diff must be a whole number of points from 1 on, got {lr_diff!r}")
+    if not 0 <= loss_threshold < math.inf:
+        raise ValueError(f"loss_threshold must be finite and from 0 on, got {loss_threshold!r}")
+    if not 0 < adjust < math.inf:
+        raise ValueError(f"adjust must be finite and positive, got {adjust!r}; 1.0 adjusts nothing")
+    rates, curve = until_nonfinite(lrs, losses)
+    if refusal := decline_reason(curve, needed=lr_diff + 1):
         return declined("slide", refusal)
     slope = np.gradient(curve)
     changes = np.abs(slope[lr_diff:] - slope[:-lr_diff]) > loss_threshold
@@ -173,11 +180,8 @@ def slide(
 
 
 def _longest_decline(losses: FloatArray) -> tuple[int, int]:
-    """Return length and last index of the longest strictly decreasing subsequence.
-
-    Of several with that length it is the one that ends first. Patience sorting, O(n log n):
-    entry k of ``tails`` is the negated highest loss on which a decline of k + 1 points can end.
-    """
+    """Return length and last index of the first longest strictly decreasing subsequence."""
+    # Patience sorting: tails[k] is the negated highest loss on which one of k + 1 points can end.
     tails: list[float] = []
     end = 0
     for index, loss in enumerate(losses.tolist()):
@@ -188,12 +192,3 @@ def _longest_decline(losses: FloatArray) -> tuple[int, int]:
         else:
             tails[place] = -loss
     return len(tails), end
-
-
-def _check_slide_options(lr_diff: int, loss_threshold: float, adjust: float) -> None:
-    if not is_whole(lr_diff) or lr_diff < 1:
-        raise ValueError(f"lr_diff must be a whole number of points from 1 on, got {lr_diff!r}")
-    if not 0 <= loss_threshold < math.inf:
-        raise ValueError(f"loss_threshold must be finite and from 0 on, got {loss_threshold!r}")
-    if not 0 < adjust < math.inf:
-        raise ValueError(f"adjust must be finite and positive, got {adjust!r}; 1.0 adjusts nothing")

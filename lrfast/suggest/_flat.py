@@ -1,4 +1,4 @@
-"""The rule for fine-tuning: the curve is still flat."""
+"""The suggestion method for fine-tuning: the highest learning rate with a flat loss."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, finite_part
+from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, until_nonfinite
 from lrfast.suggest._suggestion import Suggestion, declined
 
 _FEWEST_POINTS: Final = 20
 
-# Page's test: deviations beyond one standard deviation add up, and 10 of them are a change. Where
-# nothing changes, that happens in 4 % of sweeps of 20 points and 1 % of those of 100, by level and
-# scatter being estimates. (With half a standard deviation and 5 it is a third.)
+# Page's test: deviations beyond one standard deviation add up, and 10 of them are a change. If
+# nothing changes, that happens in 4 % of sweeps of 20 points and 1 % of those of 100, because level
+# and scatter are estimates. (With half a standard deviation and 5 it is a third.)
 _SLACK: Final = 1.0
 _ALARM: Final = 10.0
 _FARTHEST: Final = 1e6
 
-_SMALLEST: Final = 1e-3  # a change below this share of the level is none, however little noise
+_SMALLEST: Final = 1e-3  # fraction of the level below which no change counts
 _WIDER: Final = 1000.0
 
-# A sweep spends a dozen steps on a decade, training hundreds on a rate: what diverges here within
-# a few steps worsens the loss there at rates far below.
+# A sweep spends a dozen steps on a decade, training hundreds on one learning rate: if the sweep
+# diverges within a few steps, training worsens at learning rates far below.
 _CLEAR_OF_DIVERGENCE: Final = 100.0
 
 
 def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the highest rate at which the loss is still, statistically, where it started.
+    """Suggest the highest learning rate at which the loss does not differ from its start.
 
-    For fine-tuning: a pretrained model is at the bottom of its curve already, and a rate at which
-    the loss changes within a few steps destroys what it knows. The first quarter of the points
-    tells level and scatter; where the loss then leaves that level, up or down, is found by
-    accumulating its deviations (Page's CUSUM), and the answer is the rate before the first of them,
-    or a hundredth of the rate at which the loss diverges, if that is lower.
+    For fine-tuning: a pretrained model is at the bottom of its curve, and a learning rate at which
+    the loss changes within a few steps destroys its features. Level and scatter are estimated on
+    the first quarter of the points. The change, up or down, is found by accumulated deviations
+    (Page's CUSUM). The suggestion is the last learning rate before them, or a hundredth of the one
+    at which the loss diverges, if that is lower.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing; the first quarter of them must
@@ -43,11 +43,11 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion; it declines below 20 points, and, with a range to sweep next, where the loss
+        The suggestion; none below 20 points, and none, with a range to sweep next, if the loss
         changes from the start or never.
 
     Raises:
-        ValueError: if an array is not as described.
+        ValueError: If an array is not as described.
 
     Example:
         >>> lrs = np.geomspace(1e-7, 1.0, 71)
@@ -57,7 +57,7 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Reference:
         Page, "Continuous Inspection Schemes", Biometrika 41 (1954).
     """
-    rates, curve = finite_part(lrs, losses)
+    rates, curve = until_nonfinite(lrs, losses)
     if len(curve) < _FEWEST_POINTS:
         reason = f"too few points: {len(curve)} with a finite loss, and it takes {_FEWEST_POINTS}"
         return declined("flat", reason)
@@ -84,14 +84,16 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         lr = float(rates[-1]) / _CLEAR_OF_DIVERGENCE
         reason += f", but diverges at {rates[-1]:.1e}, and a hundredth of that keeps clear of it"
     index = int(np.argmin(np.abs(np.log(rates) - math.log(lr))))
-    return Suggestion(lr, "flat", reason, _confidence(quarter), index)
+    # One minus the relative standard error of a scatter that is estimated from so many points.
+    confidence = 1.0 - 1.0 / math.sqrt(2.0 * quarter)
+    return Suggestion(lr, "flat", reason, confidence, index)
 
 
 def _onset(deviations: FloatArray) -> int | None:
-    """Return the first index of the deviations that raise the alarm, or None without one."""
+    """Return the first index of the deviations that raise the alarm, or None."""
     onsets = [_one_sided(deviations), _one_sided(-deviations)]
     found = [onset for onset in onsets if onset is not None]
-    # The alarm that is raised first counts, be it for a later onset.
+    # The first alarm counts, even if its onset is the later one.
     return min(found)[1] if found else None
 
 
@@ -105,8 +107,3 @@ def _one_sided(deviations: FloatArray) -> tuple[int, int] | None:
         if total > _ALARM:
             return index, began
     return None
-
-
-def _confidence(points: int) -> float:
-    """One minus the relative standard error of the scatter that so many points tell."""
-    return 1.0 - 1.0 / math.sqrt(2.0 * points)

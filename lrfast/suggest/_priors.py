@@ -1,4 +1,4 @@
-"""The rate at which an optimizer usually trains, before anything is measured."""
+"""Prior knowledge of learning rates: by optimizer and model, by batches and data."""
 
 from __future__ import annotations
 
@@ -7,61 +7,73 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from lrfast.suggest._curve import is_whole
+from lrfast._utils.validation import check_count, is_int
 
-# Adam's rates for eight language models fall from 6e-4 at 1.25e8 parameters to 6e-5 at 1.75e11.
+# Adam's learning rates for eight language models fall from 6e-4 at 1.25e8 parameters to 6e-5 at
+# 1.75e11.
 _ADAM: Final = 6e-4
 _ADAM_PARAMETERS: Final = 1.25e8
 _ADAM_EXPONENT: Final = 1 / math.log10(1.75e11 / 1.25e8)
 
-# Of Adam's rate. Lion's authors advise 3 to 10 times less. Adagrad's steps shrink with the square
-# root of their number, which takes it ten times the rate to make the same ones by the hundredth.
-ADAPTIVE: Final[Mapping[str, float]] = MappingProxyType(
+# Factors on Adam's learning rate. Lion's authors advise 3 to 10 times less. Adagrad's steps shrink
+# with the root of their number: ten times the learning rate makes the hundredth one as large.
+_ADAPTIVE: Final[Mapping[str, float]] = MappingProxyType(
     {
         **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"), 1.0),
         "Lion": 0.2,
         "Adagrad": 10.0,
     }
 )
-# GPT-3's weights begin with a root mean square of 0.02. Those of small models are larger, as layers
-# begin with the inverse root of their inputs: about 0.13 at ten thousand parameters.
+# GPT-3's weights begin with a root mean square of 0.02. Those of small models are larger, because
+# layers begin with the inverse root of their inputs: about 0.13 at ten thousand parameters.
 _RMS: Final = 0.02
 _RMS_EXPONENT: Final = 0.2
-# An update counts by its size relative to the weights. Powers from 0.2 to 0.5 do equally well on
-# the tasks of benchmarks/research/suggestions; 1 would make the learning rate a share of the
-# weights, as LARS does.
+# Powers from 0.2 to 0.5 do equally well on the tasks of benchmarks/research/suggestions; 1 would
+# make the update a fraction of the weights, as LARS does.
 _WEIGHTS_EXPONENT: Final = 0.4
 _FARTHEST_RMS: Final = 10.0  # factor from the usual root mean square that counts at most
 # Residual networks' 0.1 with a momentum of 0.9, under which a gradient counts ten times.
 _SGD: Final = 1.0
 
+_USUAL_BATCH: Final = 32
+
+# Batch size whose noise halves the best learning rate. It differs between trainings; on the tasks
+# of benchmarks/research/suggestions 100 to 400 do equally well, as do powers from 0.2 to 0.4 below.
+_CRITICAL_BATCH: Final = 200.0
+
+# Power of parameters per class to predict. With more parameters than classes a model memorises its
+# data, sooner at a higher learning rate, and its confidence grows. Squared errors of numbers do not
+# grow so: on the tasks of benchmarks/research/suggestions the factor does harm there.
+_DATA_EXPONENT: Final = 0.3
+_MOST_PER_TARGET: Final = 30.0
+
 
 def typical_rate(
     optimizer: str, parameters: int, momentum: float = 0.0, weight_rms: float | None = None
 ) -> float | None:
-    """Return the rate at which an optimizer usually trains a model of some size.
+    """Return the learning rate at which an optimizer usually trains a model of some size.
 
-    For the rules that divide by gradients' size it is what GPT-3's models were trained with,
-    `6e-4 * (1.25e8 / parameters) ** 0.318`, to which small models come close as well: 0.012 at ten
-    thousand parameters. For SGD, whose rates depend on the loss instead, it is `1 - momentum`.
+    For update rules that divide by the size of gradients it is that of GPT-3's models,
+    `6e-4 * (1.25e8 / parameters) ** 0.318`, which also fits small models: 0.012 at ten thousand
+    parameters. For SGD, whose learning rates depend on the loss instead, it is `1 - momentum`.
 
-    Large weights take larger updates: the rate goes with the power 0.4 of ``weight_rms`` over the
-    usual one, `0.02 * (1.25e8 / parameters) ** 0.2`; more than ten times or less than a tenth of
-    that count as these. Embeddings, normalisation layers and pretrained weights are what differs.
+    Large weights take larger updates: the learning rate grows with the power 0.4 of ``weight_rms``
+    over the usual one, `0.02 * (1.25e8 / parameters) ** 0.2`, a ratio that is clipped to 0.1 to 10.
+    Embeddings, normalisation layers and pretrained weights differ from the usual.
 
     Args:
-        optimizer: name of its class, as in torch.optim.
-        parameters: number of trainable parameters, 1 or more.
-        momentum: factor by which the last update is carried on, at least 0 and below 1, of SGD or
-            RMSprop; 0 for the others, whose momentum is an average.
-        weight_rms: root mean square of the trainable parameters before training, finite and 0 or
-            more; None or 0 where it says nothing.
+        optimizer: Name of its class, as in torch.optim.
+        parameters: Number of trainable parameters, 1 or more.
+        momentum: Factor on the last update, of SGD or RMSprop, in [0, 1); default 0, which is right
+            for all others, whose momentum is an average.
+        weight_rms: Root mean square of the trainable parameters before training, finite and 0 or
+            more; None, the default, or 0 if it is not known.
 
     Returns:
-        The rate, or None for an optimizer that is not known.
+        The learning rate, or None for an unknown optimizer.
 
     Raises:
-        ValueError: if an argument is not as described.
+        ValueError: If an argument is not as described.
 
     Example:
         >>> round(typical_rate("AdamW", 10_000), 3), round(typical_rate("SGD", 10_000, 0.9), 3)
@@ -75,8 +87,7 @@ def typical_rate(
         "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675, section 5; You et al.,
         "Large Batch Training of Convolutional Networks", arXiv:1708.03888, for the weights.
     """
-    if not is_whole(parameters) or parameters < 1:
-        raise ValueError(f"parameters must be a whole number, 1 or more, got {parameters!r}")
+    check_count("parameters", parameters)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1, got {momentum!r}")
     if weight_rms is not None and not (math.isfinite(weight_rms) and weight_rms >= 0):
@@ -84,15 +95,68 @@ def typical_rate(
     larger = _larger_weights(parameters, weight_rms) if weight_rms else 1.0
     if optimizer == "SGD":
         return larger * _SGD * (1 - momentum)
-    if optimizer not in ADAPTIVE:
+    if optimizer not in _ADAPTIVE:
         return None
     rate: float = _ADAM * (_ADAM_PARAMETERS / parameters) ** _ADAM_EXPONENT
-    return larger * rate * ADAPTIVE[optimizer] * (1 - momentum)
+    return larger * rate * _ADAPTIVE[optimizer] * (1 - momentum)
 
 
 def _larger_weights(parameters: int, weight_rms: float) -> float:
-    """The factor for weights that are larger, or smaller, than those of such models usually."""
+    """Return the factor for weights that are larger or smaller than usual."""
     usual = _RMS * (_ADAM_PARAMETERS / parameters) ** _RMS_EXPONENT
     ratio = min(max(weight_rms / usual, 1 / _FARTHEST_RMS), _FARTHEST_RMS)
     factor: float = ratio**_WEIGHTS_EXPONENT
     return factor
+
+
+def rate_scale(
+    optimizer: str,
+    *,
+    batch_size: int | None = None,
+    parameters: int | None = None,
+    targets: int | None = None,
+) -> float:
+    """Return the factor by which a training's learning rate differs from the usual one.
+
+    A usual training has batches of 32 rows and at least as many targets as parameters. SGD's
+    learning rate grows with ``1 / (1 + 200 / batch_size)``: in proportion to small batches, whose
+    noise limits it, and hardly with large ones. For update rules that divide by the size of
+    gradients it grows with the root of that. With fewer targets than parameters it falls with the
+    power 0.3 of their ratio, which is clipped to 1/30.
+
+    Args:
+        optimizer: Name of its class, as in torch.optim; for unknown ones batches do not matter.
+        batch_size: Rows per update, 1 or more; None, the default, if it is not known.
+        parameters: Number of trainable parameters, 1 or more; None, the default, if it is not
+            known.
+        targets: Number of classes to predict, counted over all rows of the data, 1 or more; None,
+            the default, if it is not known or the model predicts numbers.
+
+    Returns:
+        The factor, 1 for a usual training and if nothing is known.
+
+    Raises:
+        ValueError: If a count is not as described.
+
+    Example:
+        >>> round(rate_scale("SGD", batch_size=64), 2), round(rate_scale("Adam", batch_size=64), 2)
+        (1.76, 1.33)
+        >>> round(rate_scale("Adam", parameters=10_000, targets=1_000), 2)
+        0.5
+
+    Reference:
+        McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv:1812.06162, equation
+        2.7; Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
+        arXiv:2205.10287, for the root.
+    """
+    counts = {"batch_size": batch_size, "parameters": parameters, "targets": targets}
+    for name, count in counts.items():
+        if count is not None and not (is_int(count) and count >= 1):
+            raise ValueError(f"{name} must be None, or a whole number, 1 or more, got {count!r}")
+    scale = 1.0
+    if batch_size is not None:
+        noise = (1 + _CRITICAL_BATCH / _USUAL_BATCH) / (1 + _CRITICAL_BATCH / batch_size)
+        scale *= noise ** (1.0 if optimizer == "SGD" else 0.5 if optimizer in _ADAPTIVE else 0.0)
+    if parameters is not None and targets is not None:
+        scale /= min(max(parameters / targets, 1.0), _MOST_PER_TARGET) ** _DATA_EXPONENT
+    return scale

@@ -1,19 +1,18 @@
-"""The table of all rules."""
+"""Suggestion methods by name."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from lrfast._utils.validation import check_key
 from lrfast.suggest._auto import auto
 from lrfast.suggest._descents import cyclic, last_decreasing, longest_descent
 from lrfast.suggest._fastai import minimum, slide, steep, valley
 from lrfast.suggest._flat import flat
 from lrfast.suggest._suggestion import Rule
 
-# `slide` stands here with its defaults; its options are there for those who call it directly.
 _SMOOTHED: Final[Mapping[str, Rule]] = MappingProxyType(
     {"steep": steep, "minimum": minimum, "valley": valley, "slide": slide}
 )
@@ -30,7 +29,7 @@ _RULES: Final[Mapping[str, Rule]] = MappingProxyType({**_SMOOTHED, **_RAW})
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all rules, which `get` takes.
+    """Return the names of all suggestion methods, which `get` takes.
 
     Example:
         >>> names()[:4]
@@ -40,33 +39,25 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Rule:
-    """Return the rule of that name.
+    """Return the suggestion method of that name, a function of learning rates and losses.
 
     Args:
-        name: one of `names`.
-
-    Returns:
-        The rule, a function of rates and losses.
+        name: One of `names`.
 
     Raises:
-        ValueError: if there is no such rule; the message names the nearest one.
+        ValueError: If there is no such method; the message names the nearest one.
 
     Example:
         >>> get("valley").__name__
         'valley'
     """
-    rule = _RULES.get(name)
-    if rule is None:
-        near = difflib.get_close_matches(str(name), _RULES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"name must be one of {', '.join(_RULES)}, got {name!r}{hint}")
-    return rule
+    return check_key("name", name, _RULES)
 
 
 def reads_raw(name: str) -> bool:
-    """Return whether a rule reads raw losses and smooths by itself, rather than smoothed ones.
+    """Return whether a method reads raw losses, which it smooths itself, or smoothed ones.
 
     Args:
-        name: one of `names`.
+        name: One of `names`.
     """
     return name in _RAW

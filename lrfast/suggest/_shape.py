@@ -1,8 +1,8 @@
-"""The shape of a raw loss curve: where it starts, falls, is lowest and rises again, in noise.
+"""Shape of a raw loss curve: its start, fall, lowest point and rise, told from its noise.
 
-Rules that read raw losses share this reading. It holds on to what noise cannot fake: three levels
-(before the fall, in the valley, after it) fitted to the whole curve, and rates at which the
-smoothed curve crosses shares of the fall.
+The reading relies on two things that noise cannot imitate: three levels (before the fall, in the
+valley, after it) fitted to the whole curve, and the learning rates at which the smoothed curve
+crosses fractions of the fall.
 """
 
 from __future__ import annotations
@@ -14,68 +14,51 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, finite_part
+from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, until_nonfinite
 
 _MOST_POINTS: Final = 400  # longer curves are read as means over as many blocks
 FEWEST_POINTS: Final = 10
 
-# A fall is one if its mean level differs from that of the start by so many standard errors. Of
-# 10,000 curves of pure noise, whose lowest stretch is chosen with hindsight, 1 % reach it.
+# Standard errors by which the mean level of a fall differs from the start. Of 10,000 curves of
+# pure noise, whose lowest stretch is chosen with hindsight, 1 % reach it.
 _SIGNIFICANT: Final = 5.0
 
-_HUGEST: Final = 1e100  # losses are cut there, so that their squares stay finite
-_ROUNDING: Final = 1e-12  # a fall by less than this share of the start is no fall
+_HUGEST: Final = 1e100  # losses are clipped there, so that their squares stay finite
+_ROUNDING: Final = 1e-12  # fraction of the start below which a fall is rounding
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A raw loss curve, understood.
+    """A raw loss curve with its levels and its noise."""
 
-    Args:
-        all_log_rates: Natural logarithms of the rates given, up to the last finite loss.
-        log_rates: Those of the points; means where the given ones are too many, [points].
-        losses: Raw losses, [points].
-        smooth: Losses without their noise, cut off where they have risen above ``start`` by the
-            depth of the fall, [points].
-        start: Level before the fall.
-        lowest: Index of the lowest smoothed loss.
-        noise: Standard deviation of a loss.
-        first: Index from which on the fall is looked for.
-        ends_broken: Whether a loss that was not finite ended the curve.
-        significance: Depth of the valley in standard errors.
-    """
-
-    all_log_rates: FloatArray
-    log_rates: FloatArray
+    all_log_rates: FloatArray  # natural logarithms, of all points up to the last finite loss
+    log_rates: FloatArray  # of the points read: means over blocks if there are too many
     losses: FloatArray
-    smooth: FloatArray
-    start: float
-    lowest: int
-    noise: float
-    first: int
-    ends_broken: bool
-    significance: float
+    smooth: FloatArray  # without noise, clipped at the start plus the depth of the fall
+    start: float  # level before the fall
+    lowest: int  # index of the lowest smoothed loss
+    noise: float  # standard deviation of a loss
+    first: int  # index from which on the fall is searched
+    ends_broken: bool  # whether a loss that was not finite ended the curve
+    significance: float  # depth of the valley in standard errors
 
     @property
     def fall(self) -> float:
-        """How far the loss falls."""
+        """Depth of the fall."""
         return self.start - float(self.smooth[self.lowest])
 
     def falls_by(self, share: float) -> int:
-        """Return the first index at which so large a share of the fall is done."""
+        """Return the first index at which that fraction of the fall is done."""
         level = self.start - share * self.fall
         return self.first + int(np.argmax(self.smooth[self.first : self.lowest + 1] <= level))
 
     def rises_by(self, share: float) -> int | None:
-        """Return the first index past the lowest at which that share of the fall is lost again.
-
-        A curve that ends broken has risen at its end; otherwise None where it has not.
-        """
+        """Return the first index at which that fraction is lost again, or None if it never is."""
         level = self.smooth[self.lowest] + share * self.fall
         above = np.flatnonzero(self.smooth[self.lowest :] >= level)
         if len(above):
             return self.lowest + int(above[0])
-        return len(self.smooth) - 1 if self.ends_broken else None
+        return len(self.smooth) - 1 if self.ends_broken else None  # infinity is a rise
 
     @property
     def falls_at_its_end(self) -> bool:
@@ -93,22 +76,22 @@ class Shape:
 
     @property
     def confidence(self) -> float:
-        """Share of the valley's depth that is more than one standard error of it."""
+        """Fraction of the valley's depth beyond its standard error."""
         return 1.0 - 1.0 / max(self.significance, 1.0)
 
     def nearest(self, lr: float) -> int:
-        """Return the index of the point, of those given, that is nearest to a rate."""
+        """Return the index of the point, of all given, nearest to a learning rate."""
         return int(np.argmin(np.abs(self.all_log_rates - math.log(lr))))
 
     def rate(self, index: float) -> float:
-        """Return the rate at an index; between points, on the logarithmic scale."""
+        """Return the learning rate at an index, interpolated on the logarithmic scale."""
         points = np.arange(len(self.log_rates))
         return math.exp(float(np.interp(index, points, self.log_rates)))
 
 
 def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     """Return the shape of a raw curve, or why it has none."""
-    rates, curve = finite_part(lrs, losses)
+    rates, curve = until_nonfinite(lrs, losses)
     ends_broken = len(curve) < np.size(lrs)
     if len(curve) < FEWEST_POINTS:
         return f"too few points: {len(curve)} with a finite loss, and it takes {FEWEST_POINTS}"
@@ -122,7 +105,7 @@ def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     if depth <= smallest:
         return f"the loss never falls: it starts at {start:.3g}, and nothing later is lower"
     no_valley = f"the loss never falls: no stretch of it lies below its start, {start:.3g}"
-    # So that a divergence weighs no more than the fall does.
+    # A divergence must not weigh more than the fall.
     clipped = np.minimum(curve, start + max(depth, 2 * noise))
     valley = _valley(clipped, quarter // 2)
     if valley is None:
@@ -142,7 +125,7 @@ def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     )
 
 
-def lost_in_noise(shape: Shape) -> str | None:
+def noise_reason(shape: Shape) -> str | None:
     """Return why the fall may be nothing but noise, or None if it is clear."""
     if shape.significance >= _SIGNIFICANT:
         return None
@@ -153,7 +136,7 @@ def lost_in_noise(shape: Shape) -> str | None:
 
 
 def _blocks(values: FloatArray) -> FloatArray:
-    """Return means over blocks of equal size, a rest at the end left out, if there are many."""
+    """Return means over blocks of equal size, without a rest at the end, if there are many."""
     size = -(-len(values) // _MOST_POINTS)
     count = len(values) // size
     means: FloatArray = values[: count * size].reshape(count, size).mean(axis=1)
@@ -161,10 +144,7 @@ def _blocks(values: FloatArray) -> FloatArray:
 
 
 def _valley(curve: FloatArray, earliest: int) -> tuple[int, int] | None:
-    """Return where the middle one of three levels begins and ends, in the sense of least squares.
-
-    It lies below both others; the last one may be missing. None if there is no such fit.
-    """
+    """Return begin and end of the lowest, middle one of three levels fitted by least squares."""
     count = len(curve)
     sums = np.concatenate([[0.0], np.cumsum(curve)])
     begins, ends = np.arange(earliest, count - 2)[:, None], np.arange(earliest + 2, count + 1)
@@ -185,18 +165,15 @@ def _valley(curve: FloatArray, earliest: int) -> tuple[int, int] | None:
 
 
 def _bandwidth(noise: float, drop: float, width: int) -> float:
-    """Points over which to average: until noise is 15 % of the drop, and 1/4 of the valley at most.
-
-    A Gaussian of bandwidth b averages 2 sqrt(pi) b points.
-    """
+    """Return the bandwidth that lowers noise to 15 % of the drop, at most 1/4 of the valley."""
     most = max(width / 4, 2.0)
-    # A drop of next to nothing would have its square overflow.
+    # A Gaussian of bandwidth b averages 2 sqrt(pi) b points. A tiny drop's square would overflow.
     wanted = min(noise / (0.15 * drop), 2 * most) ** 2 / (2 * math.sqrt(math.pi))
     return float(np.clip(wanted, 1.5, most))
 
 
 def _smoothed(curve: FloatArray, bandwidth: float) -> FloatArray:
-    """Return means with Gaussian weights, of those points that there are."""
+    """Return means with Gaussian weights."""
     distance = np.subtract.outer(np.arange(len(curve)), np.arange(len(curve))) / bandwidth
     weights = np.exp(-0.5 * distance**2)
     means: FloatArray = weights @ curve / weights.sum(axis=1)

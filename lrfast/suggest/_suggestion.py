@@ -1,4 +1,4 @@
-"""What a rule answers."""
+"""The result of a suggestion method."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
+from lrfast._utils.public import public_in
 
+
+@public_in("lrfast.suggest")
 @dataclass(frozen=True)
 class Suggestion:
-    """What a rule reads off a loss curve.
+    """Learning rate that a method reads off a loss curve, with its reason.
 
     Attributes:
-        lr: the suggested learning rate, or None where the rule declines.
-        rule: name of the rule, as `get` takes it.
-        reason: one sentence that says why this rate, or why none.
-        confidence: between 0 and 1, how clearly the curve falls at all: the share of the fall
-            that noise does not explain. It does not promise that the rate trains well.
-        index: position in the arrays given of the point the rule settled on; None without one.
-        base_lr: the lower rate of a pair whose upper one is `lr`; None from a rule that gives one
-            rate.
-        next_range: first and last rate of a sweep that would show more; None where this one does.
+        lr: Suggested learning rate, or None for no suggestion.
+        rule: Name of the method, as `get` takes it.
+        reason: One sentence that says why this learning rate, or why none.
+        confidence: Fraction of the loss's fall that noise does not explain, between 0 and 1. It
+            does not promise that the learning rate trains well.
+        index: Index of the point that was chosen, in the arrays given; default None: no point.
+        base_lr: Lower learning rate of a pair whose upper one is `lr`; default None: no pair.
+        next_range: First and last learning rate of a sweep that would show more; default None:
+            this one shows enough.
     """
 
     lr: float | None
@@ -37,5 +40,5 @@ Rule = Callable[[ArrayLike, ArrayLike], Suggestion]
 
 
 def declined(rule: str, reason: str, next_range: tuple[float, float] | None = None) -> Suggestion:
-    """Return an answer without a rate."""
+    """Return the result without a learning rate."""
     return Suggestion(None, rule, reason, 0.0, next_range=next_range)
