@@ -84,7 +84,7 @@ def _spread_slice(lr: slice, n: int) -> list[float]:
         raise ValueError(f"lr must be a number if there is one group, got {lr}; pass {last:g}")
     if lr.start is None:
         return [first] * (n - 1) + [last]
-    # The formula may miss the last rate by a rounding error.
+    # The formula may miss the last one by a rounding error.
     return [first * (last / first) ** (i / (n - 1)) for i in range(n - 1)] + [last]
 
 

@@ -62,7 +62,7 @@ def hashed(data: dict[str, Any]) -> str:
 
 
 def _floats(value: Any) -> Any:
-    """Return all numbers as floats: what JSON or a checkpoint restored has the same hash."""
+    """Return all numbers as floats, because JSON and checkpoints may restore other types."""
     if isinstance(value, dict):
         return {key: _floats(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,20 +119,16 @@ class Schedule:
         if not isinstance(other, Schedule):
             raise TypeError(f"other must be a Schedule, got {type(other).__name__}")
         here, one = self.total_steps, hold(1.0)
-        parts = max(len(self.factors), len(other.factors))
-        factors = tuple(
-            chain(_part(self.factors, i, one), _part(other.factors, i, one), here)
-            for i in range(parts)
-        )
-        momentum = self.momentum_track
-        if other.momentum_track is not None:
-            before = momentum or hold(other.momentum_track[0].start)
-            momentum = chain(before, other.momentum_track, here)
-        elif momentum is not None:
-            momentum = chain(momentum, hold(self._momentum_at(here)), here)
-        decay = self.weight_decay_track
-        if decay is not None or other.weight_decay_track is not None:
-            decay = chain(decay or one, other.weight_decay_track or one, here)
+        pairs = zip_longest(self.factors, other.factors, fillvalue=one)
+        factors = tuple(chain(before, after, here) for before, after in pairs)
+        before, after = self.momentum_track, other.momentum_track
+        if before is None and after is not None:
+            before = hold(after[0].start)
+        elif after is None and before is not None and (held := self.momentum([here])) is not None:
+            after = hold(float(held[0]))
+        momentum = chain(before, after, here) if before and after else None
+        decays = self.weight_decay_track, other.weight_decay_track
+        decay = chain(decays[0] or one, decays[1] or one, here) if any(decays) else None
         name = f"{self.name}, then {other.name}"
         return Schedule(name, here + other.total_steps, factors, momentum, decay)
 
@@ -391,11 +388,6 @@ class Schedule:
             weight_decay_track=self.weight_decay_track and change(self.weight_decay_track),
         )
 
-    def _momentum_at(self, step: int) -> float:
-        momenta = self.momentum([step])
-        assert momenta is not None
-        return float(momenta[0])
-
     def _evaluate(self, steps: Steps) -> tuple[Floats, Floats | None, Floats | None]:
         array = np.asarray(steps, dtype=np.int64)
         if array.size and array.min() < 0:
@@ -449,11 +441,6 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = Fals
 
 def _encode(track: Track) -> list[Any]:
     return [table.encode() for table in track]
-
-
-def _part(factors: tuple[Track, ...], index: int, one: Track) -> Track:
-    """Return a factor of a product, or ones if the product has fewer factors."""
-    return factors[index] if index < len(factors) else one
 
 
 def _periodic(schedule: Schedule, track: Track) -> Track:

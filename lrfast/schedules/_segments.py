@@ -133,7 +133,7 @@ class Table:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the segments alone tell the values."""
+        """Whether the segments are applied once, step by step, without gain and decay."""
         return self.is_single and self.stride == 1
 
     @property

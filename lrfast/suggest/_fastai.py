@@ -126,7 +126,7 @@ def slide(
     loss_threshold: float = 0.005,
     adjust: float = 1.0,
 ) -> Suggestion:
-    """Suggest where the slope of the loss settles, coming from the end of the sweep.
+    """Suggest the learning rate at which the loss's slope settles, from the sweep's end back.
 
     With the slope ``g = np.gradient(losses)`` per point, an interval of ``lr_diff`` points slides
     left from the end while ``|g[right] - g[left]| > loss_threshold``. The suggestion is the last

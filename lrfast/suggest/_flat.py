@@ -66,7 +66,7 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     differences = np.abs(np.diff(curve[: 2 * quarter]))
     scatter = float(np.median(differences)) / MEDIAN_ABS_DIFFERENCE
     scale = max(scatter, _SMALLEST * abs(level), np.finfo(float).tiny)
-    # Cut far beyond what raises the alarm, so that a divergence does not overflow.
+    # Clipped far above the alarm, so that a divergence does not overflow.
     deviations = np.clip(curve - level, -_FARTHEST * scale, _FARTHEST * scale) / scale
     onset = _onset(deviations)
     if onset is None and len(curve) < np.size(lrs):
@@ -98,7 +98,7 @@ def _onset(deviations: FloatArray) -> int | None:
 
 
 def _one_sided(deviations: FloatArray) -> tuple[int, int] | None:
-    """Return where the alarm is raised and where the sum that raised it began."""
+    """Return the index of the alarm and the one at which the sum that raised it began."""
     total, began = 0.0, 0
     for index, deviation in enumerate(deviations.tolist()):
         if total == 0.0:

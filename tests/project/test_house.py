@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pickle
 import re
 import subprocess
 import sys
@@ -136,6 +138,21 @@ import lrfast
 importlib.import_module("lrfast.bench")
 assert callable(lrfast.bench)
 """)
+
+
+@pytest.mark.parametrize("name", ["groups", "schedules", "suggest"])
+def test_packages_show_their_public_names_only(name: str) -> None:
+    package = importlib.import_module(f"lrfast.{name}")
+    assert sorted(package.__all__) == sorted(n for n in dir(package) if not n.startswith("_"))
+
+
+def test_pickles_name_no_private_module() -> None:
+    layers = lrfast.layer_groups(torch.nn.Linear(2, 1))
+    suggestion = lrfast.suggest.get("steep")([0.1, 0.2], [2.0, 1.0])
+    for value in (lrfast.schedules.one_cycle(9), lrfast.Timetable({0: -1}), suggestion, layers):
+        data = pickle.dumps(value)
+        assert not re.search(rb"lrfast\.\w+\._", data), data
+        assert repr(pickle.loads(data)) == repr(value)
 
 
 def test_version_and_type_information() -> None:
