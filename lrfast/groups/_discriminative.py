@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lrfast._utils.validation import check_rate
-from lrfast.groups._explicit import Groups, compile_pattern
+from lrfast.groups._explicit import Groups, matching
 from lrfast.groups._layer_group import LayerGroup
 from lrfast.groups._layers import layer_groups, parameter_names
 from lrfast.groups._norms import norm_parameters
@@ -38,13 +38,11 @@ def discriminative(
     Args:
         model: Module to train.
         lr: Learning rates, as `spread` takes them.
-        weight_decay: Weight decay of every group, 0 or more; None, the default, leaves it to the
-            optimizer.
+        weight_decay: Weight decay of every group, 0 or more; None, the default: the optimizer's.
         decay: Factor in (0, 1] from one layer group to the one before it, with lr as that of the
             head: ``lr * max(min_scale, decay ** (last - i))`` for group i. ULMFiT's is 1/2.6. None,
             the default, for no decay.
-        groups: Explicit groups, as `layer_groups` takes them; None, the default, for automatic
-            ones.
+        groups: Explicit groups, as `layer_groups` takes them; None, the default: automatic.
         no_decay: Parameters whose weight decay is 0. True: those of normalisation layers, biases,
             and all of dimension 1 or less. A list: those that its patterns match, as
             `layer_groups` takes them. None, the default: none.
@@ -141,12 +139,11 @@ def _spared(model: nn.Module, no_decay: object) -> set[Tensor]:
     for index, pattern in enumerate(no_decay):
         if not isinstance(pattern, str):
             raise TypeError(f"no_decay[{index}] must be a pattern, got {pattern!r}")
-        matches = compile_pattern(pattern)
-        found = {p for p, aliases in names.items() if any(map(matches, aliases))}
+        found = matching(pattern, names)
         if not found:
             raise ValueError(
                 f"no_decay[{index}] must match the name of a parameter or the path of a module, "
                 f"got {pattern!r}; a part of a name matches as '*{pattern}*'"
             )
-        spared |= found
+        spared.update(found)
     return spared

@@ -30,6 +30,12 @@ def compile_pattern(pattern: str) -> Callable[[str], object]:
     return re.compile(f"(?:{translate(pattern)})|(?:{translate(pattern + '.*')})").match
 
 
+def matching(pattern: str, names: Names) -> list[Tensor]:
+    """Return the parameters with a name that a pattern matches."""
+    matches = compile_pattern(pattern)
+    return [p for p, aliases in names.items() if any(map(matches, aliases))]
+
+
 def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names) -> list[Block]:
     """Return one block per explicit group, after checking that they hold the model's parameters."""
     paths = {id(module): path for path, module in model.named_modules()}
@@ -37,7 +43,8 @@ def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names)
     given: set[Tensor] = set()
     for index, group in enumerate(groups):
         if isinstance(group, str):
-            parameters = _matching(group, names, given if group == _REST else set())
+            taken = given if group == _REST else set()
+            parameters = [p for p in matching(group, names) if p not in taken]
         else:
             parameters = _members(index, group)
         _check_members(index, group, parameters, names, given)
@@ -47,11 +54,6 @@ def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names)
     if missing:
         raise ValueError(f"groups must hold every parameter, add {', '.join(missing)} to one")
     return blocks
-
-
-def _matching(pattern: str, names: Names, but: set[Tensor]) -> list[Tensor]:
-    matches = compile_pattern(pattern)
-    return [p for p, aliases in names.items() if p not in but and any(map(matches, aliases))]
 
 
 def _check_members(
@@ -101,11 +103,10 @@ def numbered_blocks(number_of: Callable[[str], object], names: Names) -> list[Bl
     numbered: dict[int, list[Tensor]] = {}
     missing: list[str] = []
     for parameter, aliases in names.items():
-        numbers = [_number(number_of, name) for name in aliases]
+        numbers = {n for name in aliases if (n := _number(number_of, name)) is not None}
         for number in numbers:
-            if number is not None:
-                numbered.setdefault(number, []).append(parameter)
-        if set(numbers) == {None}:
+            numbered.setdefault(number, []).append(parameter)
+        if not numbers:
             missing.append(aliases[0])
     if missing:
         raise ValueError(
@@ -128,8 +129,8 @@ def numbered_blocks(number_of: Callable[[str], object], names: Names) -> list[Bl
 
 def _number(number_of: Callable[[str], object], name: str) -> int | None:
     found = number_of(name)
-    if found is None or (is_int(found) and found >= 0):
-        return None if found is None else int(found)
-    raise ValueError(
-        f"groups must return a whole number from 0 on, or None, got {found!r} for {name}"
-    )
+    if found is not None and not (is_int(found) and found >= 0):
+        raise ValueError(
+            f"groups must return a whole number from 0 on, or None, got {found!r} for {name}"
+        )
+    return None if found is None else int(found)

@@ -23,8 +23,7 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
 
     Args:
         optimizer: Any torch optimizer, its groups ordered from body to head.
-        n: Index of the first layer group to train; negative counts from the end, -1 is the head
-            only.
+        n: Index of the first layer group to train; negative counts from the end, -1: the head.
         train_norms: Whether normalisation layers train in frozen groups too, like fastai's
             ``train_bn=True``; default False. Needs ``discriminative(..., split_norms=True)``.
 
@@ -42,7 +41,7 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
         [True, False, False]
     """
     layers = _layers(optimizer)
-    count = _count(layers)
+    count = max(layers) + 1
     if not is_int(n):
         raise TypeError(f"n must be a whole number, the index of a group, got {n!r}")
     if not -count <= n < count:
@@ -111,7 +110,7 @@ def layer_count(optimizer: torch.optim.Optimizer) -> int:
         >>> layer_count(optimizer), len(optimizer.param_groups)
         (2, 4)
     """
-    return _count(_layers(optimizer))
+    return max(_layers(optimizer)) + 1
 
 
 def _layers(optimizer: torch.optim.Optimizer) -> list[int]:
@@ -129,10 +128,6 @@ def _layers(optimizer: torch.optim.Optimizer) -> list[int]:
         layers.append(int(layer))
         following = max(following, layer + 1)
     return layers
-
-
-def _count(layers: list[int]) -> int:
-    return max(layers) + 1
 
 
 def _set_frozen(group: dict[str, Any], frozen: bool, is_captured: bool) -> None:

@@ -62,18 +62,14 @@ class LayerGroups(Sequence[LayerGroup]):
     @property
     def unassigned(self) -> list[str]:
         """Names of parameters in no group, which the model got after it was cut."""
-        held = {parameter for group in self.groups for parameter in group.parameters}
+        held = {p for group in self.groups for p in group.parameters}
         return [name for name, p in self.model.named_parameters() if p not in held]
 
     @property
     def frozen(self) -> list[str]:
         """Names of parameters that do not require gradients now."""
-        return [
-            name
-            for group in self.groups
-            for name, parameter in zip(group.names, group.parameters, strict=True)
-            if not parameter.requires_grad
-        ]
+        pairs = (zip(g.names, g.parameters, strict=True) for g in self.groups)
+        return [name for group in pairs for name, p in group if not p.requires_grad]
 
     @property
     def frozen_norms(self) -> list[str]:
@@ -81,12 +77,8 @@ class LayerGroups(Sequence[LayerGroup]):
 
         Their running statistics still move; see `set_norm_mode`.
         """
-        still = {
-            parameter
-            for group in self.groups
-            if not any(p.requires_grad for p in group.parameters)
-            for parameter in group.parameters
-        }
+        frozen = [g for g in self.groups if not any(p.requires_grad for p in g.parameters)]
+        still = {p for group in frozen for p in group.parameters}
         layers = norm_layers(self.model)
         return [name for name, layer in layers if still.issuperset(layer.parameters(False))]
 
@@ -94,9 +86,9 @@ class LayerGroups(Sequence[LayerGroup]):
         """Return a table of the groups, and below it what is tied, frozen or left out.
 
         Returns:
-            One line per group: position, name, number of tensors, of parameters and of parameters
-            that train. Then one line for each entry of `tied`, `duplicates`, `unassigned`,
-            `frozen` and `frozen_norms`.
+            One line per group: position, name, tensors, parameters, and how many of those train.
+            Then one line for each entry of `tied`, `duplicates`, `unassigned`, `frozen` and
+            `frozen_norms`.
 
         Example:
             >>> from lrfast import layer_groups

@@ -17,9 +17,8 @@ class Timetable(Mapping[int, int]):
     """Unfreezing schedule: epochs and the first layer group that trains from each on. Immutable.
 
     Args:
-        first: Index of the first layer group that trains, as `freeze_to` takes it (negative counts
-            from the head), by the epoch, counted from 0, from which on it does. Epoch 0 is
-            required.
+        first: Epoch, counted from 0, -> index of the first layer group that trains from it on, as
+            `freeze_to` takes it: negative counts from the head. Epoch 0 is required.
 
     Raises:
         TypeError: If first is not a mapping of whole numbers to whole numbers.

@@ -178,8 +178,7 @@ def step(step_size: int, gamma: float = 0.1) -> Schedule:
 
     Args:
         step_size: Steps between two jumps, 1 or more.
-        gamma: Factor of a jump, in [0, 1]; default 0.1. Rising jumps need an end:
-            :func:`staircase`.
+        gamma: Factor of a jump, in [0, 1]; default 0.1. To rise, see :func:`staircase`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -197,8 +196,7 @@ def multistep(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
     """Return ``gamma`` to the count of milestones at or before the step: torch's MultiStepLR.
 
     Args:
-        milestones: Steps at which the learning rate jumps, in order, each 1 or more; a repeated
-            one counts twice.
+        milestones: Steps of the jumps, in order, each 1 or more; a repeated one counts twice.
         gamma: Factor of a jump, 0 or more; default 0.1.
 
     Raises:

@@ -23,8 +23,7 @@ def from_function(f: Callable[[int], float], total_steps: int) -> Schedule:
     Keras's LearningRateScheduler, torch's LambdaLR.
 
     Args:
-        f: Function from the step to the multiplier, finite and 0 or more; called once per step,
-            now.
+        f: Function from the step to the multiplier, finite and 0 or more; called once per step.
         total_steps: Entries of the table, 1 or more, 8 bytes each.
 
     Raises:

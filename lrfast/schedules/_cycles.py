@@ -59,7 +59,7 @@ def one_cycle(
         final_div: First over last multiplier, 1 or more. None, the default: 1e4; 4e3 with "fastai",
             whose own ``div_final`` is ``div * final_div``.
         momentum: (highest, lowest) momentum or beta1, each in [0, 1); default (0.95, 0.85). None
-            leaves it alone.
+            leaves it untouched.
         anneal: Shape of the phases, "cos", the default, or "linear".
         three_phase: Whether to return to the first multiplier before the last fall; default False.
         compat: None, the default, "torch", "fastai" or "optax".
@@ -152,12 +152,11 @@ def cyclic(
     Args:
         step_size_up: Steps from ``base`` to 1, 1 or more.
         step_size_down: Steps back, 1 or more; None, the default: ``step_size_up``.
-        base: Lowest multiplier, in [0, 1], a fraction of the group's learning rate, which is the
-            highest; default 0.1.
+        base: Lowest multiplier, a fraction of the group's learning rate, in [0, 1]; default 0.1.
         mode: "triangular", the default, "triangular2" or "exp_range".
         gamma: Factor per step of "exp_range", above 0 and at most 1; default 1.
-        momentum: (highest, lowest) momentum or beta1, each in [0, 1); lowest at the highest
-            learning rate. None, the default, leaves it alone.
+        momentum: (highest, lowest) momentum or beta1, in [0, 1), the lowest at the highest
+            learning rate; default None: untouched.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -235,8 +234,21 @@ def sgdr(
     warmup = check_count("warmup", warmup, least=0)
     if warmup >= cycle_len:
         raise ValueError(f"warmup must be less than {cycle_len} (cycle_len), got {warmup}")
-    if cycle_mult > 1:
-        return _growing_cycles(cycle_len, cycle_mult, cycles, (eta_min, warmup, unit))
+    if cycle_mult > 1:  # one by one: a formula for the current cycle is off at its ends
+        segments: list[Segment] = []
+        begin, count = 0, 0
+        while count != cycles and begin < MAX_STEPS:
+            if count == _MAX_CYCLES:
+                raise ValueError(
+                    f"cycles must be {_MAX_CYCLES} or less with a cycle_mult of {cycle_mult}, got "
+                    f"{cycles}"
+                )
+            length = cycle_length(cycle_len, cycle_mult, count, unit)
+            segments += _cycle(begin, length, eta_min, warmup, is_last=count + 1 == cycles)
+            begin, count = begin + length, count + 1
+        if count != (cycles or count):
+            raise ValueError(f"cycles must end before step 2**53, got {cycles}")
+        return Schedule("sgdr", begin if cycles else cycle_len, (track(*segments),))
     rate: Track = (Table(tuple(_cycle(0, cycle_len, eta_min, warmup)), period=cycle_len),)
     if cycles is None:
         return Schedule("sgdr", cycle_len, (rate,))
@@ -248,27 +260,6 @@ def sgdr(
 def cycle_length(cycle_len: int, cycle_mult: float, index: int, unit: int = 1) -> int:
     """Return the steps of a cycle, rounded to a multiple of ``unit``."""
     return round(cycle_len / unit * cycle_mult**index) * unit
-
-
-def _growing_cycles(
-    cycle_len: int, cycle_mult: float, cycles: int | None, form: tuple[float, int, int]
-) -> Schedule:
-    """Return cycles of growing length, one by one: a formula for one is off at its ends."""
-    segments: list[Segment] = []
-    eta_min, warmup, unit = form
-    begin, count = 0, 0
-    while count != cycles and begin < MAX_STEPS:
-        if count == _MAX_CYCLES:
-            raise ValueError(
-                f"cycles must be {_MAX_CYCLES} or less with a cycle_mult of {cycle_mult}, got "
-                f"{cycles}"
-            )
-        length = cycle_length(cycle_len, cycle_mult, count, unit)
-        segments += _cycle(begin, length, eta_min, warmup, is_last=count + 1 == cycles)
-        begin, count = begin + length, count + 1
-    if count != (cycles or count):
-        raise ValueError(f"cycles must end before step 2**53, got {cycles}")
-    return Schedule("sgdr", begin if cycles else cycle_len, (track(*segments),))
 
 
 def _cycle(

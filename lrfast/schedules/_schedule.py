@@ -49,9 +49,8 @@ class Schedule:
         name: Name in plots and tables.
         total_steps: Length in optimizer steps, 1 or more.
         factors: Tracks whose product is the multiplier, 1 or more of them.
-        momentum_track: The momentum (beta1) itself; None, the default, leaves it alone.
-        weight_decay_track: A multiplier of every group's weight decay; None, the default, leaves it
-            alone.
+        momentum_track: The momentum (beta1) itself; None, the default: untouched.
+        weight_decay_track: A multiplier of the groups' weight decay; None, the default: untouched.
 
     Example:
         >>> from lrfast import schedules
@@ -188,8 +187,7 @@ class Schedule:
         """Return this schedule again and again, ``total_steps`` steps each.
 
         Args:
-            times: Cycles, 1 or more, after which the last value is held; None, the default: without
-                end.
+            times: Cycles, 1 or more, then the last value is held; None, the default: without end.
 
         Raises:
             ValueError: If ``times`` is out of range, or None for a schedule that repeats already.
@@ -258,10 +256,9 @@ class Schedule:
         """Return one row per step: "step", "factor", and "momentum" and "weight_decay" if set.
 
         Args:
-            steps: Steps to list. None, the default: the first ones of segments, the last step and
-                the one after it.
-            rates: Learning rates of the groups, for columns "rate 0", "rate 1" and so on; default
-                none.
+            steps: Steps to list. None, the default: the first step of each segment, the last step
+                and the one after it.
+            rates: Learning rates of the groups, for columns "rate 0" and so on; default none.
 
         Raises:
             ValueError: If a step is negative.
@@ -355,8 +352,7 @@ class Schedule:
         """Draw multiplier and momentum over the steps; needs matplotlib.
 
         Args:
-            path: File to save the figure to, whose suffix names the format; None, the default:
-                none.
+            path: File to save the figure to, in the format of its suffix; default None.
 
         Returns:
             The figure.

@@ -54,8 +54,7 @@ def flat_cosine(
 
     Args:
         total_steps: Optimizer steps in all, 1 or more.
-        pct_start: Fraction of the steps at the full learning rate, in [0, 1]; default 0.72, and
-            0.75 in fastai.
+        pct_start: Fraction of the steps at 1, in [0, 1]; default 0.72, and 0.75 in fastai.
         end: Last multiplier, which is held, 0 or more; default 0, and 1e-5 in fastai.
         compat: None, the default, or "fastai".
 
@@ -141,7 +140,7 @@ def inverse_sqrt(warmup_steps: int, total_steps: int, timescale: float | None = 
         warmup_steps: Steps from 0 to 1; 0: none.
         total_steps: Step from which on the multiplier is held, ``warmup_steps`` or more.
         timescale: Steps from the end of the warm-up until 1 / sqrt(2), above 0. None, the default:
-            ``warmup_steps``, or 10000 if that is 0, as in Hugging Face's.
+            ``warmup_steps``, or 10000 if that is 0, as in Hugging Face.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -71,8 +71,7 @@ def auto(
             losses lag behind their learning rates, and so would the suggestion.
         typical: Learning rate at which such an optimizer usually trains such a model, finite and
             above 0, as `typical_rate` returns it; None, the default, if it is not known.
-        scale: Factor for unusual batches and data, finite and above 0, as `rate_scale` returns it;
-            default 1.
+        scale: Factor for batches and data, finite and above 0, from `rate_scale`; default 1.
         constants: Weights and fractions of the method; defaults as described here.
 
     Returns:
@@ -81,8 +80,7 @@ def auto(
         explains nor diverges.
 
     Raises:
-        ValueError: If an array is not as described, or ``typical`` or ``scale`` not a finite number
-            above 0.
+        ValueError: If an argument is not as described.
 
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)

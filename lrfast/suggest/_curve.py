@@ -24,9 +24,8 @@ def trim(
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] losses.
-        skip_start: Points to drop at the start, 0 or more. None, the default: a tenth of those
-            given. fastai drops a tenth of those planned: after a sweep that stopped early, pass
-            ``num_iter // 10``.
+        skip_start: Points to drop at the start, 0 or more. None, the default: a tenth. fastai drops
+            a tenth of those planned, ``num_iter // 10``, even if the sweep stopped early.
         skip_end: Points to drop at the end, 0 or more; default 5.
 
     Returns:

@@ -136,8 +136,7 @@ def slide(
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
         lr_diff: Width of the interval in points, 1 or more; default 15.
-        loss_threshold: Smallest difference of the slopes that counts, in loss per point, 0 or more;
-            default 0.005.
+        loss_threshold: Smallest slope difference in loss per point, 0 or more; default 0.005.
         adjust: Factor on the learning rate found, above 0; default 1.
 
     Returns:

@@ -126,9 +126,8 @@ def rate_scale(
 
     Args:
         optimizer: Name of its class, as in torch.optim; for unknown ones batches do not matter.
-        batch_size: Rows per update, 1 or more; None, the default, if it is not known.
-        parameters: Number of trainable parameters, 1 or more; None, the default, if it is not
-            known.
+        batch_size: Rows per update, 1 or more; None, the default, if not known.
+        parameters: Number of trainable parameters, 1 or more; None, the default, if not known.
         targets: Number of classes to predict, counted over all rows of the data, 1 or more; None,
             the default, if it is not known or the model predicts numbers.
 

@@ -23,8 +23,7 @@ class Suggestion:
             does not promise that the learning rate trains well.
         index: Index of the point that was chosen, in the arrays given; default None: no point.
         base_lr: Lower learning rate of a pair whose upper one is `lr`; default None: no pair.
-        next_range: First and last learning rate of a sweep that would show more; default None:
-            this one shows enough.
+        next_range: First and last learning rate of a sweep that would show more; default None.
     """
 
     lr: float | None
