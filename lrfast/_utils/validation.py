@@ -156,9 +156,9 @@ def is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return a whole number of ``least`` or more as an int."""
-    if not is_int(value) or value < least:
+def check_count(name: str, value: object, least: int = 1, most: float = math.inf) -> int:
+    """Return a whole number from ``least`` to ``most`` as an int."""
+    if not is_int(value) or not least <= value <= most:
         raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
     return int(value)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lrfast._utils.validation import (
     MAX_STEPS,
+    check_choice,
+    check_count,
     check_dict,
     check_finite,
     check_float,
@@ -61,14 +63,13 @@ class LossSchedule(ABC):
             raise ValueError(f"min_factor must lie in [0, 1], got {min_factor}")
         if not 0 <= threshold <= MOST:
             raise ValueError(f"threshold must be finite and not negative, got {threshold}")
-        check_count("patience", patience, 0)
-        check_count("cooldown", cooldown, 0)
-        check_count("window", window, 1)
+        self.patience = check_count("patience", patience, 0, MAX_STEPS)
+        self.cooldown = check_count("cooldown", cooldown, 0, MAX_STEPS)
+        self.window = check_count("window", window, 1, MAX_STEPS)
         self.mode, self.threshold_mode = mode, threshold_mode
         # torch takes no whole number beyond 64 bits.
         self.factor, self.min_factor = float(factor), float(min_factor)
         self.threshold = float(threshold)
-        self.patience, self.cooldown, self.window = patience, cooldown, window
         self._is_loaded = False  # made by a load, not by the user
         self._state = self._state_on(optimizer)
         self._optimizer = optimizer
@@ -296,23 +297,3 @@ def _check_value(name: str, saved: Any, own: Tensor) -> None:
             check_float(name, value)
         else:
             check_finite(name, value, least=0.0, most=MAX_STEPS)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that an argument is one of the names.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Check that an argument is a count.
-
-    Raises:
-        ValueError: If it is not whole, or too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_STEPS:
-        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")

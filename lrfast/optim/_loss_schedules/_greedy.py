@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrfast.optim._loss_schedules._base import MOST, LossSchedule, Mode, ThresholdMode, check_count
+from lrfast._utils.validation import MAX_STEPS, check_count
+from lrfast.optim._loss_schedules._base import MOST, LossSchedule, Mode, ThresholdMode
 from lrfast.optim._scheduling import Scheduled
 
 # What a reset leaves alone: the counts of what has happened, and the cool-down that the last cut,
@@ -82,11 +83,11 @@ class Greedy(LossSchedule):
         window: int = 1,
         reset_start: int = 500,
     ) -> None:
-        check_count("warmup", warmup, 0)
-        check_count("reset_start", reset_start, 1)
+        self.warmup = check_count("warmup", warmup, 0, MAX_STEPS)
+        self.reset_start = check_count("reset_start", reset_start, 1, MAX_STEPS)
         if not 1 <= max_factor <= MOST:
             raise ValueError(f"max_factor must be finite and 1 or more, got {max_factor}")
-        self.warmup, self.max_factor, self.reset_start = warmup, float(max_factor), reset_start
+        self.max_factor = float(max_factor)
         super().__init__(
             optimizer,
             mode=mode,

@@ -7,13 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lrfast.optim._loss_schedules._base import (
-    LossSchedule,
-    Mode,
-    ThresholdMode,
-    check_choice,
-    check_count,
-)
+from lrfast._utils.validation import MAX_STEPS, check_choice, check_count
+from lrfast.optim._loss_schedules._base import LossSchedule, Mode, ThresholdMode
 from lrfast.optim._scheduling import Scheduled
 
 
@@ -77,7 +72,7 @@ class Plateau(LossSchedule):
         window: int = 1,
     ) -> None:
         check_choice("counting", counting, ("torch", "keras"))
-        check_count("patience", patience, 1 if counting == "keras" else 0)
+        check_count("patience", patience, 1 if counting == "keras" else 0, MAX_STEPS)
         self.counting = counting
         super().__init__(
             optimizer,
