@@ -1,6 +1,8 @@
 """lrfast finds, schedules and applies learning rates on the device that trains."""
 
-from lrfast import _former, plot, schedules, snapshot, suggest
+from lrfast import _former, schedules, suggest
+from lrfast import plot as plot
+from lrfast import snapshot as snapshot
 from lrfast.bench import BenchResult, bench
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune import FineTuner, accuracy

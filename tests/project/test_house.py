@@ -174,7 +174,8 @@ FLOORS = (
     {"finetune"},
     {"integrations", "tools"},
 )
-# Public modules that only re-export, and the former names of modules: they import from anywhere, and nothing imports them.
+# Public modules that only re-export, and the former names of modules: they import from anywhere,
+# and nothing imports them.
 FACES = {
     *("__init__", "_former", "bench", "cli", "demo", "doctor", "history", "loss_schedules", "plot"),
     *("sharded", "snapshot", "telemetry"),

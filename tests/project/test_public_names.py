@@ -1,7 +1,7 @@
 """No public name goes, and none takes other arguments, without the record of them saying so.
 
 `data/public_names.json` was written at commit 3963d3e, before the modules moved. A name that is new
-is added to it by `python tests/helpers/interfaces.py`; one that goes, or changes, is edited by hand.
+is added by `python tests/helpers/interfaces.py`; one that goes, or changes, is edited by hand.
 """
 
 from __future__ import annotations
