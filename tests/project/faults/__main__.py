@@ -98,6 +98,9 @@ class Copy:
 
     def build(self) -> str | None:
         """Compile what has changed; what the compiler said, if it failed."""
+        if not list((self.folder / "build").glob("*/build.ninja")):
+            for extension in (self.folder / "lrfast").glob("_C.*.so"):
+                extension.unlink()  # the working tree's: setuptools would take it for its own
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         done = self._run(command)
         return None if done.returncode == 0 else done.stdout[-2000:]
@@ -148,6 +151,8 @@ class Copy:
         bin_folder = str(Path(sys.executable).parent)
         environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
         environment.setdefault("OMP_NUM_THREADS", "1")
+        # One copy of the drivers' loops instead of three: a tenth of the time to compile them.
+        environment["CFLAGS"] = f"{environment.get('CFLAGS', '')} -DLRFAST_NO_CLONES"
         try:
             return subprocess.run(
                 command,

@@ -13,90 +13,95 @@ def program(*names: str) -> str:
     return " ".join(f"test_cpp_programs.py::test_program[{name}-address]" for name in names)
 
 
+def steps_of(rule: str) -> str:
+    """The steps of a rule against its float64 reference, which alone knows the formulas."""
+    return f"test_step.py -k 'test_every_step_is_the_references and {rule}'"
+
+
 RULES = [
     Fault(
         "adam-no-bias-correction",
         "csrc/core/rules",
         "s.step_size = static_cast<T>(rate / (1.0 - beta1_power));",
         "s.step_size = static_cast<T>(rate);",
-        program("test_rules"),
+        steps_of("adam"),
     ),
     Fault(
         "adam-amsgrad-smallest",
         "csrc/core/rules",
         "largest = states[2] > square ? states[2] : square;",
         "largest = states[2] < square ? states[2] : square;",
-        program("test_rules"),
+        steps_of("adam"),
     ),
     Fault(
         "nadam-product-one-step-late",
         "csrc/core/rules",
         "return momentum_at(hypers, count + 1.0);",
         "return momentum_at(hypers, count);",
-        program("test_rules"),
+        steps_of("nadam"),
     ),
     Fault(
         "nadam-next-momentum-is-this-one",
         "csrc/core/rules",
         "momentum_at(hypers, clock.count + 2.0)",
         "momentum_at(hypers, clock.count + 1.0)",
-        program("test_rules"),
+        steps_of("nadam"),
     ),
     Fault(
         "lion-decay-with-the-wrong-sign",
         "csrc/core/rules",
         "s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);",
         "s.shrink = static_cast<T>(1.0 + hypers[kRate] * hypers[kWeightDecay]);",
-        program("test_rules"),
+        steps_of("lion"),
     ),
     Fault(
         "lion-steps-with-the-other-beta",
         "csrc/core/rules",
         "const T step = mean * s.beta1 + grad * s.step_weight;",
         "const T step = mean * s.beta2 + grad * s.mean_weight;",
-        program("test_rules"),
+        steps_of("lion"),
     ),
     Fault(
         "sgd-dampens-the-first-gradient",
         "csrc/core/rules",
         "s.gradient_weight = first ? T(1) : static_cast<T>(1.0 - hypers[kDampening]);",
         "s.gradient_weight = static_cast<T>(1.0 - hypers[kDampening]);",
-        program("test_rules"),
+        steps_of("sgd"),
     ),
     Fault(
         "sgd-nesterov-is-plain-momentum",
         "csrc/core/rules",
         "direction = s.nesterov ? grad + s.momentum * buffer : buffer;",
         "direction = buffer;",
-        program("test_rules"),
+        steps_of("sgd"),
     ),
     Fault(
         "rmsprop-root-of-a-negative-variance",
         "csrc/core/rules",
         "      variance = variance < T(0) ? T(0) : variance;\n",
         "",
-        program("test_rules"),
+        steps_of("rmsprop"),
     ),
     Fault(
         "rmsprop-wrong-buffer",
         "csrc/core/rules",
         "T& buffer = states[(form & kWithMean) != 0 ? 2 : 1];",
         "T& buffer = states[1];",
-        program("test_rules"),
+        steps_of("rmsprop"),
     ),
     Fault(
         "adagrad-decays-one-step-early",
         "csrc/core/rules",
         "(1.0 + clock.count * hypers[kRateDecay])",
         "(1.0 + (clock.count + 1.0) * hypers[kRateDecay])",
-        program("test_rules"),
+        steps_of("adagrad"),
     ),
     Fault(
         "maximize-minimizes",
         "csrc/core/rule.h",
         "  grad = sign * grad;\n",
         "  static_cast<void>(sign);\n",
-        program("test_rules"),
+        steps_of("sgd"),
     ),
 ]
 
@@ -217,7 +222,7 @@ STEP = [
         "csrc/core/step.h",
         "if (row.product) *row.product *= Rule::product_factor(hypers, *row.count);",
         "if (row.product) *row.product *= Rule::product_factor(hypers, *row.count + 1.0f);",
-        program("test_rules", "test_step_body"),
+        steps_of("nadam"),
     ),
     Fault(
         "momentum-is-not-cycled",
