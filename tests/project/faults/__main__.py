@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # A fault may make a loop endless. What is stopped so counts as caught, and is reported as this.
 HANGS_AFTER = 3600.0
 DEFAULT_RUN = ["-m", "not full", "-q", "-x", "-p", "no:cacheprovider", "--no-header"]
-FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+)", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Copy:
     """The tree that faults are applied to."""
 
     folder: Path
-    _clean: dict[Path, bytes] = field(default_factory=dict)
+    _clean: dict[Path, tuple[bytes, os.stat_result]] = field(default_factory=dict)
 
     # ---- the tree --------------------------------------------------------------------------------
 
@@ -82,16 +82,14 @@ class Copy:
 
     def apply(self, fault: Fault) -> None:
         file = fault.file_in(self.folder)
-        self._clean[file] = file.read_bytes()
-        dates = file.stat()
+        self._clean[file] = (file.read_bytes(), file.stat())
         file.write_text(file.read_text().replace(fault.text, fault.instead))
-        # A second later than what was built of the file before; restore() gives the old one back.
-        self._dates = (dates.st_atime_ns, dates.st_mtime_ns)
 
     def restore(self) -> None:
-        for file, content in self._clean.items():
+        """Bring the sources back with their dates, which those of restore_build() fit."""
+        for file, (content, status) in self._clean.items():
             file.write_bytes(content)
-            os.utime(file, ns=self._dates)
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
         self._clean.clear()
 
     # ---- the extension ---------------------------------------------------------------------------
@@ -137,14 +135,11 @@ class Copy:
     def test(self, arguments: Sequence[str]) -> tuple[str | None, str]:
         """Run pytest; the first test that failed, and the end of the output."""
         done = self._run([sys.executable, "-m", "pytest", *DEFAULT_RUN, *arguments])
-        if done.returncode == 0:
-            return None, ""
+        said = "" if done.returncode == 0 else done.stdout[-2000:]
+        if done.returncode in (0, 4, 5):  # passed; arguments that name no test; none selected
+            return None, said
         found = FAILED.search(done.stdout)
-        if done.returncode == 5:
-            return None, "no test was selected"
-        if found is None:
-            return "(no test's name)", done.stdout[-2000:]
-        return found.group(1), done.stdout[-2000:]
+        return ("(pytest itself)" if found is None else found.group(1)), said
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -204,7 +199,9 @@ def try_fault(fault: Fault, copy: Copy, expected_only: bool) -> Outcome:
         if not outcome.is_caught and not expected_only:
             if fault.is_compiled() and not is_built:
                 is_built = True
-                copy.build()
+                if said := copy.build():
+                    outcome.note = f"does not compile:\n{said}"
+                    return outcome
             outcome.failed, outcome.note = copy.test([])
             outcome.note = f"not by {fault.tests}" if outcome.is_caught else outcome.note
     finally:
@@ -221,7 +218,7 @@ def discount(outcomes: list[Outcome], copy: Copy) -> None:
     for test in sorted(name for name in named if "(" not in name):
         failed, _ = copy.test([test])
         for outcome in outcomes:
-            if failed and outcome.failed == test:
+            if failed == test == outcome.failed:
                 outcome.failed, outcome.note = None, f"{test} fails without the fault"
 
 
@@ -247,8 +244,8 @@ def main() -> int:
     copy = Copy(ROOT / "build" / "faults" / "tree")
     copy.folder.mkdir(parents=True, exist_ok=True)
     copy.update()
-    builds = any(fault.is_compiled() for fault in chosen if needs_extension(fault))
-    if builds or not options.expected_only:
+    compiled = [fault for fault in chosen if fault.is_compiled()]
+    if any(needs_extension(fault) or not options.expected_only for fault in compiled):
         say("building the copy's extension")
         if said := copy.build():
             say(said)
