@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -35,13 +34,10 @@ def test_a_fault_stands_once_in_the_sources(fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_the_tests_that_are_to_catch_it_are_there(fault: Fault) -> None:
-    for word in shlex.split(fault.tests):
-        name, _, test = word.partition("::")
-        found = list((ROOT / "tests").rglob(name))
-        assert len(found) == 1, name
-        program = re.search(r"\[(\w+)-", test)
-        if program:
-            assert (ROOT / "tests" / "cpp" / f"{program.group(1)}.cpp").exists()
+    arguments = fault.arguments(ROOT)
+    assert any(name.partition("::")[0].endswith(".py") for name in arguments)
+    for program in re.findall(r"test_program\[(\w+)-address\]", fault.tests):
+        assert (ROOT / "tests" / "cpp" / f"{program}.cpp").exists()
 
 
 def test_a_text_must_stand_there_once(tmp_path: Path) -> None:

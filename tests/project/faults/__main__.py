@@ -15,7 +15,6 @@ import argparse
 import fnmatch
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -163,19 +162,6 @@ class Copy:
             text = f"{said}\nFAILED tests/(stopped: still running after {HANGS_AFTER:.0f} s)\n"
             return subprocess.CompletedProcess(command, 1, text)
 
-    def arguments_of(self, fault: Fault) -> list[str]:
-        """A fault's tests with the folders in which their files lie."""
-        arguments = []
-        for word in shlex.split(fault.tests):
-            name, colons, test = word.partition("::")
-            if name.endswith(".py"):
-                found = list((self.folder / "tests").rglob(name))
-                if len(found) != 1:
-                    raise ValueError(f"{fault.name}: {name} must be one file, got {len(found)}")
-                name = found[0].relative_to(self.folder).as_posix()
-            arguments.append(f"{name}{colons}{test}")
-        return arguments
-
 
 def needs_extension(fault: Fault) -> bool:
     """Whether its tests load the extension; test_cpp_programs.py compiles csrc/ by itself."""
@@ -194,7 +180,7 @@ def try_fault(fault: Fault, copy: Copy, expected_only: bool) -> Outcome:
             if said := copy.build():
                 outcome.note = f"does not compile:\n{said}"
                 return outcome
-        outcome.failed, said = copy.test(copy.arguments_of(fault))
+        outcome.failed, said = copy.test(fault.arguments(copy.folder))
         outcome.note = "" if outcome.is_caught else said
         if not outcome.is_caught and not expected_only:
             if fault.is_compiled() and not is_built:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,19 @@ class Fault:
                 f"{sum(counts.values())} times (in {names}):\n{self.text}"
             )
         return found[0]
+
+    def arguments(self, root: Path) -> list[str]:
+        """Its tests with the folders of their files; ValueError for a name that not one file has."""
+        arguments = []
+        for word in shlex.split(self.tests):
+            name, colons, test = word.partition("::")
+            if name.endswith(".py"):
+                found = list((root / "tests").rglob(name))
+                if len(found) != 1:
+                    raise ValueError(f"{self.name}: {name} must be one file, got {len(found)}")
+                name = found[0].relative_to(root).as_posix()
+            arguments.append(f"{name}{colons}{test}")
+        return arguments
 
     def is_compiled(self) -> bool:
         return self.place.startswith("csrc")
