@@ -34,7 +34,7 @@ class Fault:
         return found[0]
 
     def arguments(self, root: Path) -> list[str]:
-        """Its tests with the folders of their files; ValueError for a name that not one file has."""
+        """Its tests, with the folders of their files; ValueError where a name is not one file's."""
         arguments = []
         for word in shlex.split(self.tests):
             name, colons, test = word.partition("::")
