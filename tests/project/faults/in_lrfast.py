@@ -266,11 +266,11 @@ FINETUNE = [
         "test_tuner_options.py",
     ),
     Fault(
-        "the-last-incomplete-window-does-not-end-the-pass",
+        "every-epoch-is-the-first-ones-pass",
         "lrfast/finetune",
-        "run.used += len(window)",
-        "run.used += size",
-        "test_resume.py test_tuner_options.py",
+        "run.epoch + 1, 0, None, False",
+        "run.epoch + 1, 0, run.order, False",
+        "test_stages.py test_tuner.py test_resume.py",
     ),
     Fault(
         "validation-weighs-batches-alike",
