@@ -333,7 +333,7 @@ SCHEDULES = [
         "lrfast/schedules",
         "    if is_last and fall > 1:",
         "    if is_last and fall > 1e9:",
-        "test_schedules.py",
+        "test_random_schedules.py test_peer_schedules.py",
     ),
     Fault(
         "repeat-holds-the-first-cycle",
