@@ -336,11 +336,11 @@ SCHEDULES = [
         "test_random_schedules.py test_peer_schedules.py",
     ),
     Fault(
-        "repeat-holds-the-first-cycle",
+        "a-repetition-comes-a-step-late",
         "lrfast/schedules",
         "return (replace(track[0], period=total // stride),)",
         "return (replace(track[0], period=total // stride + 1),)",
-        "test_schedules.py",
+        "test_epochs.py",
     ),
     Fault(
         "triangular2-halves-nothing",
@@ -354,7 +354,7 @@ SCHEDULES = [
         "lrfast/schedules",
         "return cls(begin, t0, span, first, last, shape, power, steps)",
         "return cls(begin, begin, span, first, last, shape, power, steps)",
-        "test_schedules.py test_random_schedules.py",
+        "test_epochs.py",
     ),
 ]
 
