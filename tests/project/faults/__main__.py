@@ -116,7 +116,7 @@ class Copy:
         for path in kept.rglob("*"):
             if path.is_file():
                 target = self.folder / path.relative_to(kept)
-                target.unlink()  # a process may still have the extension mapped
+                target.unlink(missing_ok=True)  # a process may have the extension mapped
                 shutil.copy2(path, target)
 
     def take_extension(self) -> None:
