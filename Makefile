@@ -15,8 +15,8 @@ CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cuh' -o 
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-full test-all coverage dist docs pictures lint format sources-check cuda-check \
-	sanitize bench bench-quick peers gpu-check clean distclean
+.PHONY: help env build demo test test-full test-all faults coverage dist docs pictures lint format \
+	sources-check cuda-check sanitize bench bench-quick peers gpu-check clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,11 @@ test-full: build ## what `make test` leaves out: whole products of cases, peers'
 
 test-all: build ## both
 	$(PYTEST) $(PYTEST_ARGS)
+
+# Works on a copy of the tree in build/faults. FAULTS_ARGS=--expected-only: a first impression.
+FAULTS ?= *
+faults: build ## seed faults, one by one, and say which the tests miss (FAULTS="sgd-*" for some)
+	$(BIN)/python -m tests.project.faults $(FAULTS_ARGS) '$(FAULTS)'
 
 # pytest-cov, as a process of xdist that takes ten seconds to end is killed with what coverage holds.
 # What C++ programs instantiate several times counts once.

@@ -66,6 +66,19 @@ def test_layer_groups_are_counted_not_param_groups(kind: str, n: int) -> None:
     ]
 
 
+@KINDS
+def test_a_gradient_from_before_the_freeze_moves_nothing(kind: str) -> None:
+    """torch's optimizers know no frozen group: they take whatever gradient they find."""
+    model = chain()
+    optimizer = OPTIMIZERS[kind](discriminative(model, 0.1))
+    give_gradients(model)
+    freeze(optimizer)
+    assert [p.grad is None for p in model.parameters()] == [True, True, True, True, False, False]
+    body = [bits(p) for p in model[:-1].parameters()]
+    optimizer.step()
+    assert [bits(p) for p in model[:-1].parameters()] == body
+
+
 def test_param_groups_without_a_layer() -> None:
     """Plain ones are layers of their own; one added to numbered ones stands behind them."""
     model = chain()

@@ -1,0 +1,462 @@
+"""Faults in the engine: rules, schedules, the curve, the drivers, the bindings.
+
+Where a program of tests/cpp notices, it comes first, as that needs no build of the extension.
+"""
+
+from __future__ import annotations
+
+from .fault import Fault
+
+
+def program(*names: str) -> str:
+    """The tests/cpp programs of these names, under the address sanitizer."""
+    return " ".join(f"test_cpp_programs.py::test_program[{name}-address]" for name in names)
+
+
+def steps_of(rule: str) -> str:
+    """The steps of a rule against its float64 reference, which alone knows the formulas."""
+    return f"test_step.py -k 'test_every_step_is_the_references and {rule}'"
+
+
+RULES = [
+    Fault(
+        "adam-no-bias-correction",
+        "csrc/core/rules",
+        "s.step_size = static_cast<T>(rate / (1.0 - beta1_power));",
+        "s.step_size = static_cast<T>(rate);",
+        steps_of("adam"),
+    ),
+    Fault(
+        "adam-amsgrad-smallest",
+        "csrc/core/rules",
+        "largest = states[2] > square ? states[2] : square;",
+        "largest = states[2] < square ? states[2] : square;",
+        steps_of("adam"),
+    ),
+    Fault(
+        "nadam-product-one-step-late",
+        "csrc/core/rules",
+        "return momentum_at(hypers, count + 1.0);",
+        "return momentum_at(hypers, count);",
+        steps_of("nadam"),
+    ),
+    Fault(
+        "nadam-next-momentum-is-this-one",
+        "csrc/core/rules",
+        "momentum_at(hypers, clock.count + 2.0)",
+        "momentum_at(hypers, clock.count + 1.0)",
+        steps_of("nadam"),
+    ),
+    Fault(
+        "lion-decay-with-the-wrong-sign",
+        "csrc/core/rules",
+        "s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);",
+        "s.shrink = static_cast<T>(1.0 + hypers[kRate] * hypers[kWeightDecay]);",
+        steps_of("lion"),
+    ),
+    Fault(
+        "lion-steps-with-the-other-beta",
+        "csrc/core/rules",
+        "const T step = mean * s.beta1 + grad * s.step_weight;",
+        "const T step = mean * s.beta2 + grad * s.mean_weight;",
+        steps_of("lion"),
+    ),
+    Fault(
+        "sgd-dampens-the-first-gradient",
+        "csrc/core/rules",
+        "s.gradient_weight = first ? T(1) : static_cast<T>(1.0 - hypers[kDampening]);",
+        "s.gradient_weight = static_cast<T>(1.0 - hypers[kDampening]);",
+        steps_of("sgd"),
+    ),
+    Fault(
+        "sgd-nesterov-is-plain-momentum",
+        "csrc/core/rules",
+        "direction = s.nesterov ? grad + s.momentum * buffer : buffer;",
+        "direction = buffer;",
+        steps_of("sgd"),
+    ),
+    Fault(
+        "rmsprop-root-of-a-negative-variance",
+        "csrc/core/rules",
+        "      variance = variance < T(0) ? T(0) : variance;\n",
+        "",
+        steps_of("rmsprop"),
+    ),
+    Fault(
+        "rmsprop-wrong-buffer",
+        "csrc/core/rules",
+        "T& buffer = states[(form & kWithMean) != 0 ? 2 : 1];",
+        "T& buffer = states[1];",
+        steps_of("rmsprop"),
+    ),
+    Fault(
+        "adagrad-decays-one-step-early",
+        "csrc/core/rules",
+        "(1.0 + clock.count * hypers[kRateDecay])",
+        "(1.0 + (clock.count + 1.0) * hypers[kRateDecay])",
+        steps_of("adagrad"),
+    ),
+    Fault(
+        "maximize-minimizes",
+        "csrc/core/rule.h",
+        "  grad = sign * grad;\n",
+        "  static_cast<void>(sign);\n",
+        steps_of("sgd"),
+    ),
+]
+
+CURVE = [
+    Fault(
+        "curve-average-without-bias-correction",
+        "csrc/core/curve.h",
+        "LRFAST_HD double value() const { return sum / weight; }",
+        "LRFAST_HD double value() const { return sum; }",
+        program("test_curve"),
+    ),
+    Fault(
+        "curve-rates-in-the-first-row",
+        "csrc/core/curve.h",
+        "curve.rates[index * curve.width + g] = rates[g];",
+        "curve.rates[g] = rates[g];",
+        program("test_curve"),
+    ),
+    Fault(
+        "curve-grace-one-longer",
+        "csrc/core/curve.h",
+        "index >= curve.grace) {",
+        "index > curve.grace) {",
+        program("test_curve"),
+    ),
+    Fault(
+        "curve-a-skipped-loss-that-is-not-finite-is-ignored",
+        "csrc/core/curve.h",
+        "(skipped && is_finite)",
+        "skipped",
+        program("test_curve"),
+    ),
+    Fault(
+        "curve-limit-moves-with-the-jump",
+        "csrc/core/curve.h",
+        "if (s.noise > 0.0 && !(half_square < most)) half_square = most;",
+        "static_cast<void>(most);",
+        program("test_curve"),
+    ),
+    Fault(
+        "curve-records-past-its-capacity",
+        "csrc/core/curve.h",
+        "if (index >= curve.capacity || (",
+        "if (index > curve.capacity || (",
+        program("test_curve"),
+    ),
+    Fault(
+        "curve-median-of-even-counts-is-the-lower",
+        "csrc/core/curve.h",
+        "    if (numbers % 2 == 1) return lower;\n",
+        "    if (numbers > 0) return lower;\n",
+        program("test_curve"),
+    ),
+]
+
+SCHEDULE = [
+    Fault(
+        "schedule-segment-begins-a-step-late",
+        "csrc/core/schedule.h",
+        "if (rows[middle].begin <= step) {",
+        "if (rows[middle].begin < step) {",
+        program("test_schedule"),
+    ),
+    Fault(
+        "schedule-never-repeats",
+        "csrc/core/schedule.h",
+        "elapsed - static_cast<int64_t>(cycle) * table.period;",
+        "elapsed;",
+        program("test_schedule"),
+    ),
+    Fault(
+        "schedule-weight-decay-replaces",
+        "csrc/core/schedule.h",
+        "values.weight_decay *= value;",
+        "values.weight_decay = value - 1.0;",
+        program("test_schedule"),
+    ),
+    Fault(
+        "schedule-fades-to-zero-not-to-the-floor",
+        "csrc/core/schedule.h",
+        "return table.floor + (value - table.floor) * exponential(fading);",
+        "return value * exponential(fading);",
+        program("test_schedule"),
+    ),
+    Fault(
+        "schedule-exponential-too-short-a-series",
+        "csrc/core/math.h",
+        "for (int k = 14; k >= 1; --k)",
+        "for (int k = 9; k >= 1; --k)",
+        program("test_math"),
+    ),
+]
+
+STEP = [
+    Fault(
+        "clip-scales-small-gradients-up",
+        "csrc/core/step.h",
+        "return coefficient < 1.0 ? coefficient : norm == norm ? 1.0 : norm;",
+        "return norm == norm ? coefficient : norm;",
+        program("test_clipping"),
+    ),
+    Fault(
+        "clip-counts-groups-that-have-their-own-limit",
+        "csrc/core/step.h",
+        "if (t.groups[g].max_norm <= 0.0) shared += squares[g];",
+        "shared += squares[g];",
+        program("test_clipping"),
+    ),
+    Fault(
+        "clip-norms-are-not-unscaled",
+        "csrc/core/step.h",
+        "norms[t.num_groups + 1] = std::sqrt(shared) * unscale;",
+        "norms[t.num_groups + 1] = std::sqrt(shared);",
+        program("test_clipping"),
+    ),
+    Fault(
+        "product-advances-after-the-count",
+        "csrc/core/step.h",
+        "if (row.product) *row.product *= Rule::product_factor(hypers, *row.count);",
+        "if (row.product) *row.product *= Rule::product_factor(hypers, *row.count + 1.0f);",
+        steps_of("nadam"),
+    ),
+    Fault(
+        "momentum-is-not-cycled",
+        "csrc/core/step.h",
+        "if (values.cycles_momentum) hypers[Rule::kMomentum] = values.momentum;",
+        "static_cast<void>(values.momentum);",
+        "test_live_schedules.py",
+    ),
+    Fault(
+        "weight-decay-has-no-schedule",
+        "csrc/core/step.h",
+        "  hypers[Rule::kWeightDecay] *= values.weight_decay;\n",
+        "",
+        "test_live_schedules.py",
+    ),
+    Fault(
+        "a-step-is-not-skipped-for-found-inf",
+        "csrc/core/step.h",
+        "*t.gradients.found_inf != 0.0f) return true;",
+        "*t.gradients.found_inf != 0.0f) return false;",
+        program("test_passes"),
+    ),
+    Fault(
+        "records-one-slot-late",
+        "csrc/core/step.h",
+        "t.clock->steps % t.totals.capacity;",
+        "(t.clock->steps + 1) % t.totals.capacity;",
+        program("test_passes"),
+    ),
+    Fault(
+        "average-moves-the-other-way",
+        "csrc/core/kernel.h",
+        "average = average + (value - average) * weight;",
+        "average = average + (value - average) * (T(1) - weight);",
+        program("test_passes"),
+    ),
+    Fault(
+        "bfloat16-rounds-ties-up",
+        "csrc/core/dtypes.h",
+        "const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);",
+        "const uint32_t rounded = bits + 0x8000u;",
+        program("test_math"),
+    ),
+    Fault(
+        "stochastic-rounding-of-infinity",
+        "csrc/core/dtypes.h",
+        "(noise & (0xffffu * is_finite))",
+        "(noise & (0xffffu | is_finite))",
+        program("test_noise", "test_math"),
+    ),
+    Fault(
+        "noise-is-that-of-the-step-before",
+        "csrc/core/noise.h",
+        "mix(mix(seed + tensor) + static_cast<uint64_t>(step))",
+        "mix(mix(seed + tensor) + static_cast<uint64_t>(step / 2))",
+        program("test_noise"),
+    ),
+]
+
+DRIVER = [
+    Fault(
+        "norm-counts-what-other-processes-count",
+        "csrc/cpu/passes.cpp",
+        "if (!is_counted(t, chunk.tensor)) continue;",
+        "if (!is_updated(t, chunk.tensor)) continue;",
+        program("test_clipping"),
+    ),
+    Fault(
+        "frozen-gradients-are-not-zeroed",
+        "csrc/cpu/step.cpp",
+        "      if (t.gradients.zero) zero_chunks(t, c, c + 1);\n",
+        "",
+        program("test_passes"),
+    ),
+    Fault(
+        "scalars-of-another-product",
+        "csrc/cpu/step.cpp",
+        "*row.count == count_ && product == product_ &&",
+        "*row.count == count_ &&",
+        program("test_cpu_step"),
+    ),
+    Fault(
+        "scalars-of-another-group",
+        "csrc/cpu/step.cpp",
+        "if (row.group == group_ && *row.count",
+        "if (*row.count",
+        program("test_cpu_step"),
+    ),
+    Fault(
+        "chunks-reach-past-their-tensor",
+        "csrc/cpu/tasks.h",
+        "return {begin, std::min(begin + t.chunk_size, t.tensors[chunk.tensor].numel)};",
+        "return {begin, begin + t.chunk_size};",
+        program("test_cpu_step"),
+    ),
+    Fault(
+        "the-element-behind-the-blocks-is-left-out",
+        "csrc/cpu/step.cpp",
+        "for (int64_t e = i; e < end; ++e) {",
+        "for (int64_t e = i > begin ? i + 1 : i; e < end; ++e) {",
+        program("test_step_body"),
+    ),
+    Fault(
+        "a-sum-loses-its-last-elements",
+        "csrc/cpu/passes.cpp",
+        "  for (; i < count; ++i) {\n    const double value = to_compute(values[i]);",
+        "  for (; i + 1 < count; ++i) {\n    const double value = to_compute(values[i]);",
+        program("test_clipping"),
+    ),
+    Fault(
+        "a-whole-step-is-skipped-without-zeroing",
+        "csrc/cpu/step.cpp",
+        "    if (!t.gradients.zero) return;\n",
+        "    if (t.gradients.zero || true) return;\n",
+        program("test_passes"),
+    ),
+]
+
+BINDINGS = [
+    Fault(
+        "changed-groups-are-not-read",
+        "csrc/bindings",
+        "      held.version = version;\n      groups_unread_ = true;\n",
+        "      held.version = version;\n",
+        "test_torch_interface.py test_param_groups.py",
+    ),
+    Fault(
+        "replaced-states-go-unnoticed",
+        "csrc/bindings",
+        "if (slot.state_dict && version_of(slot.state_dict.ptr()) != slot.state_version) "
+        "return false;",
+        "",
+        "test_state_dicts.py",
+    ),
+    Fault(
+        "an-average-of-any-dtype",
+        "csrc/bindings",
+        "if (!average.defined() || !is_usable_state(average, slot) ||\n"
+        "        real_type(average) != average_type(param_type)) {",
+        "if (!average.defined() || !is_usable_state(average, slot)) {",
+        "test_ema_and_telemetry.py",
+    ),
+    Fault(
+        "a-lazy-negation-is-read-as-it-lies",
+        "csrc/bindings",
+        "if (is_alike && !grad.is_neg() && !grad.is_conj())",
+        "if (is_alike)",
+        "test_layouts.py",
+    ),
+    Fault(
+        "a-parameter-with-gaps-is-not-updated",
+        "csrc/bindings",
+        "    if (slot.staged_param.defined()) slot.param.detach().copy_(slot.staged_param);\n",
+        "",
+        "test_layouts.py",
+    ),
+    Fault(
+        "autograd-hears-of-no-change",
+        "csrc/bindings",
+        "if (!slot.param.is_inference()) slot.param.unsafeGetTensorImpl()->bump_version();",
+        "",
+        "test_torch_interface.py test_torch_behaviours.py",
+    ),
+    Fault(
+        "a-negative-learning-rate-is-taken",
+        "csrc/bindings",
+        "const bool may_be_negative = hyper > 0;",
+        "const bool may_be_negative = hyper >= 0;",
+        "test_optimizer_errors.py",
+    ),
+    Fault(
+        "a-list-of-betas-never-changes",
+        "csrc/bindings",
+        "(rule_.hypers[k].index < 0 ||\n"
+        "                 PyTuple_CheckExact(PyDict_GetItemWithError(group, keys_[k].ptr())));",
+        "true;",
+        "test_torch_interface.py test_param_groups.py",
+    ),
+    Fault(
+        "a-stride-of-zero-from-a-file",
+        "csrc/bindings",
+        'check_steps("stride", stride, 1);',
+        'check_steps("stride", stride, 0);',
+        "test_untrusted_files.py test_fuzz.py test_schedules.py",
+    ),
+    Fault(
+        "a-lookup-shorter-than-its-span",
+        "csrc/bindings",
+        "if (shape == Shape::kLookup && static_cast<double>(values.size()) < span) {",
+        "if (shape == Shape::kLookup && static_cast<double>(values.size()) + 1.0 < span) {",
+        "test_untrusted_files.py test_schedules.py test_fuzz.py",
+    ),
+    Fault(
+        "a-new-schedule-starts-where-the-old-one-was",
+        "csrc/bindings",
+        "    plan.clock.narrow(0, 0, 1).fill_(0);\n",
+        "",
+        "test_live_schedules.py",
+    ),
+    Fault(
+        "options-leave-rows-as-they-are",
+        "csrc/bindings",
+        "  for (Slot& slot : slots_) slot.is_bound = false;\n",
+        "",
+        "test_ema_and_telemetry.py test_dtypes.py",
+    ),
+    Fault(
+        "an-even-window-is-taken",
+        "csrc/bindings",
+        "TORCH_CHECK_VALUE(window % 2 == 1 && window > order",
+        "TORCH_CHECK_VALUE(window > order",
+        "test_smoothing.py",
+    ),
+    Fault(
+        "staged-gradients-are-not-zeroed",
+        "csrc/bindings",
+        "    if (options_.zero_grads && slot.uses_staged_grad) grad_of(slot).zero_();\n",
+        "",
+        "test_around_the_update.py",
+    ),
+    Fault(
+        "loaded-momentum-counts-as-none",
+        "csrc/bindings",
+        "return slot.starts_fresh ? at::zeros({}, options) : at::ones({}, options);",
+        "return at::zeros({}, options);",
+        "test_state_dicts.py",
+    ),
+    Fault(
+        "a-nan-that-a-group-holds",
+        "csrc/bindings",
+        "if (!std::isfinite(number) || (!may_be_negative && number < 0.0)) {",
+        "if (!may_be_negative && number < 0.0) {",
+        "test_optimizer_errors.py",
+    ),
+]
+
+IN_CSRC = [*RULES, *CURVE, *SCHEDULE, *STEP, *DRIVER, *BINDINGS]
