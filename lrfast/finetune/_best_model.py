@@ -1,4 +1,4 @@
-"""The best model so far, kept on the device."""
+"""A copy, on the device, of the best model so far."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lrfast._utils.validation import check_dict, check_float, check_tensor, short_repr
-from lrfast.finetune._callbacks import check_monitored, is_better, mode_of
+from lrfast.finetune._metrics import check_monitored, is_better, mode_of
 
 
 class Best:
-    """A copy of parameters and buffers from when validation was best.
-
-    Args:
-        monitor: "valid_loss" or the name of a metric.
-        mode: "min", "max" or None, as for :class:`EarlyStop`.
-    """
+    """A copy of the parameters and buffers of the best epoch."""
 
     def __init__(self, monitor: str, mode: Literal["min", "max"] | None) -> None:
         self.monitor = monitor
@@ -27,27 +22,23 @@ class Best:
         self._tensors: dict[str, Tensor] = {}
 
     def consider(self, model: nn.Module, found: dict[str, float]) -> None:
-        """Copy the model if what validation found is better than ever; waits for nothing."""
+        """Copy the model if validation found a new best; no synchronisation."""
         value = found[check_monitored(self.monitor, found)]
         if not is_better(value, self.value, self.mode):
             return
         self.value = value
         if not self._tensors:
-            self._tensors = {n: t.detach().clone() for n, t in _tensors(model).items()}
+            self._tensors = {n: t.detach().clone() for n, t in named_tensors(model).items()}
             return
-        for name, values in _tensors(model).items():
+        for name, values in named_tensors(model).items():
             self._tensors[name].copy_(values.detach())
 
     def restore(self, model: nn.Module) -> None:
-        """Write the copy into the model's tensors.
-
-        Raises:
-            ValueError: If there is none.
-        """
+        """Write the copy into the model's tensors."""
         if not self._tensors:
             raise ValueError("restore_best needs a validated epoch, got none so far")
         with torch.no_grad():
-            for name, values in _tensors(model).items():
+            for name, values in named_tensors(model).items():
                 values.copy_(self._tensors[name])
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,13 +46,9 @@ class Best:
         return {"value": self.value, "tensors": dict(self._tensors)}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
-        """Take over what :meth:`state_dict` returned, onto the model's devices.
-
-        Raises:
-            ValueError: If it is of another model; nothing has changed then.
-        """
+        """Load what :meth:`state_dict` returned; if it is of another model, nothing changes."""
         check_dict("the best model", state, ["value", "tensors"])
-        saved, own = check_dict("tensors", state["tensors"]), _tensors(model)
+        saved, own = check_dict("tensors", state["tensors"]), named_tensors(model)
         if saved and saved.keys() != own.keys():
             raise ValueError(
                 f"tensors must be {short_repr(list(own))}, got {short_repr(list(saved))}"
@@ -79,5 +66,6 @@ class Best:
         self._tensors = {n: t.detach().to(own[n].device, copy=True) for n, t in saved.items()}
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name, those outside the state dict included."""
     return dict(chain(model.named_parameters(), model.named_buffers()))

@@ -1,33 +1,80 @@
-"""What users hang into a stage: callbacks, and those that end it early or steer its rates."""
+"""Callbacks of a stage: their base, early stopping, and the input of loss-driven schedules."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lrfast._utils.validation import check_dict, check_float, check_int, check_tensor
-from lrfast.finetune._setup import check_whole
+from lrfast._utils.validation import (
+    check_count,
+    check_dict,
+    check_float,
+    check_int,
+    check_tensor,
+)
+from lrfast.finetune._best_model import Best
+from lrfast.finetune._history import History, Stage
+from lrfast.finetune._metrics import check_monitored, is_better, mode_of
+from lrfast.finetune._stage_state import Run
+from lrfast.groups import LayerGroups, NormPolicy, Rates
 from lrfast.optim._loss_schedules import LossSchedule
+from lrfast.range_test import RangeTest
+from lrfast.training._data import LossFunction
 
-if TYPE_CHECKING:
-    from lrfast.finetune._tuner import FineTuner
+
+class Tuner(Protocol):
+    """The part of a FineTuner that callbacks, checkpoints and recipes use, which it imports."""
+
+    model: nn.Module
+    train: Iterable[Any]
+    valid: Iterable[Any] | None
+    loss_fn: LossFunction | None
+    optimizer: Optimizer
+    groups: LayerGroups
+    norm_mode: NormPolicy
+    amp: torch.dtype | None
+    scaler: torch.amp.GradScaler | None
+    accumulate: int
+    max_grad_norm: float | None
+    ema_decay: float | None
+    best: Best | None
+    callbacks: list[Callback]
+    history: History
+
+    @property
+    def running(self) -> Run | None: ...
+    @property
+    def epoch_steps(self) -> int: ...
+    @property
+    def loaders(self) -> list[Any]: ...
+    def freeze(self) -> None: ...
+    def unfreeze(self) -> None: ...
+    def stop(self) -> None: ...
+    def validate(self) -> dict[str, float]: ...
+    def finished_stages(self) -> list[Stage]: ...
+    def lr_find(self, **options: Any) -> RangeTest: ...
+    def fit_one_cycle(self, epochs: int, max_lr: Rates, **options: Any) -> Stage: ...
+    def fit_sgdr(self, cycles: int, cycle_len: int, max_lr: Rates, **options: Any) -> Stage: ...
+    def resume(self) -> Stage: ...
 
 
 class Callback:
-    """Base of what is called while a stage trains; every method does nothing until overridden.
+    """Base class of callbacks; every method does nothing until overridden.
 
     A stage calls ``on_fit_begin``, then for each epoch ``on_epoch_begin``, ``on_step_end`` after
-    each applied update and, behind validation, ``on_epoch_end``; ``on_fit_end`` comes last, also
-    after an exception. Several callbacks are called in the order in which they were given. A stage
-    that :meth:`FineTuner.resume` continues calls ``on_fit_begin`` again, with
+    each update and, after validation, ``on_epoch_end``; ``on_fit_end`` comes last, also after an
+    exception. Callbacks are called in the order of the list. A stage that
+    :meth:`FineTuner.resume` continues calls ``on_fit_begin`` again, with
     ``tuner.running.is_resumed`` set, and ``on_epoch_begin`` only for epochs that begin.
 
-    ``tuner.stop()`` ends the stage once all callbacks of the moment have been called.
-    ``tuner.save(path)`` works at all of these. Callbacks behind the one that saves have not seen
-    the moment yet, so let it come last.
+    ``tuner.stop()`` ends the stage once all callbacks have handled the current event.
+    ``tuner.save(path)`` works in all of these methods. Put the callback that saves last: later
+    ones have not handled the event yet, so that their state in the file would be stale.
 
     Example:
         >>> class Every100(Callback):
@@ -36,72 +83,73 @@ class Callback:
         ...             tuner.save("checkpoint.pt")
     """
 
-    def on_fit_begin(self, tuner: FineTuner) -> None:
-        """Be told that a stage begins or goes on; ``tuner.running`` says which.
+    # With a Protocol instead of Any, an override that says FineTuner would be a type error.
+
+    def on_fit_begin(self, tuner: Any) -> None:
+        """Handle the begin or the continuation of a stage; see ``tuner.running.is_resumed``.
 
         Args:
-            tuner: Who trains.
+            tuner: The :class:`FineTuner` that trains.
         """
 
-    def on_epoch_begin(self, tuner: FineTuner, epoch: int) -> None:
-        """Be told that an epoch begins, before its data are asked for.
+    def on_epoch_begin(self, tuner: Any, epoch: int) -> None:
+        """Handle the begin of an epoch, before its data are iterated.
 
         Args:
-            tuner: Who trains.
+            tuner: The :class:`FineTuner` that trains.
             epoch: Index of the epoch within the stage, from 0.
         """
 
-    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-        """Be told of an update. Must not wait for the device.
+    def on_step_end(self, tuner: Any, step: int, loss: Tensor) -> None:
+        """Handle an update. A host-device synchronisation here slows training down.
 
         Args:
-            tuner: Who trains.
+            tuner: The :class:`FineTuner` that trains.
             step: Updates of this stage so far, 1 after the first.
             loss: The loss before the update, one element on the device, without gradient.
         """
 
-    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
-        """Be told what validation found.
+    def on_epoch_end(self, tuner: Any, epoch: int, row: dict[str, float]) -> None:
+        """Handle the end of an epoch and its validation.
 
         Args:
-            tuner: Who trains.
+            tuner: The :class:`FineTuner` that trains.
             epoch: Index of the epoch that ended, from 0.
-            row: "step", updates so far, and "valid_loss" and metrics where there are any.
+            row: "step", updates so far, and "valid_loss" and metrics if there are any.
         """
 
-    def on_fit_end(self, tuner: FineTuner) -> None:
-        """Be told that a stage ended; ``tuner.history.stages[-1]`` is what it did.
+    def on_fit_end(self, tuner: Any) -> None:
+        """Handle the end of a stage; ``tuner.history.stages[-1]`` is its record.
 
         Args:
-            tuner: Who trained.
+            tuner: The :class:`FineTuner` that trained.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint shall keep: numbers, strings, lists, dicts and tensors."""
+        """Return the state for checkpoints: numbers, strings, lists, dicts and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned.
+        """Load what :meth:`state_dict` returned.
 
         Args:
-            state: What was returned.
+            state: The returned state.
         """
 
 
 class EarlyStop(Callback):
-    """Ends a stage when validation has stopped getting better.
-
-    It reads what validation has read anyway, and waits for nothing.
+    """Ends a stage when validation has stopped getting better; no synchronisation of its own.
 
     Args:
-        patience: Looks without improvement in a row that end the stage, 1 or more.
-        monitor: "valid_loss" or the name of a metric.
-        mode: Whether lower ("min") or higher ("max") is better; None: lower for "valid_loss",
-            higher for a metric.
-        min_delta: By how much a value must be better than the best one to count as better.
-        at: When to look: at each "epoch" end, or at the ends of a schedule's "cycle"s only, where
-            the rate has come down: "until overfitting". A cycle that ends within an epoch is
-            looked at when the epoch ends.
+        patience: Checks in a row without improvement that end the stage, 1 or more (default 3).
+        monitor: "valid_loss" (default) or the name of a metric.
+        mode: Whether lower ("min") or higher ("max") is better; None (default): lower for
+            "valid_loss", higher for a metric.
+        min_delta: Least difference from the best value that counts as better, in the measure's
+            unit, 0 (default) or more.
+        at: When to check: at each "epoch" end (default), or only at the ends of a schedule's
+            "cycle"s, where the learning rate is lowest. A cycle that ends within an epoch is
+            checked when the epoch ends.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -120,13 +168,11 @@ class EarlyStop(Callback):
         min_delta: float = 0.0,
         at: Literal["epoch", "cycle"] = "epoch",
     ) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be a whole number, 1 or more, got {patience!r}")
+        self.patience = check_count("patience", patience)
         if not (math.isfinite(min_delta) and min_delta >= 0):
             raise ValueError(f"min_delta must be finite and not negative, got {min_delta}")
         if at not in ("epoch", "cycle"):
             raise ValueError(f"at must be 'epoch' or 'cycle', got {at!r}")
-        self.patience = patience
         self.monitor = monitor
         self.mode = mode_of(monitor, mode)
         self.min_delta = min_delta
@@ -134,13 +180,13 @@ class EarlyStop(Callback):
         self.best: float | None = None
         self.waited = 0
 
-    def on_fit_begin(self, tuner: FineTuner) -> None:
-        """Forget what an earlier stage found."""
+    def on_fit_begin(self, tuner: Tuner) -> None:
+        """Forget the values of an earlier stage."""
         if tuner.running is not None and not tuner.running.is_resumed:
             self.best, self.waited = None, 0
 
-    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
-        """Look, and end the stage where there was no improvement for too long."""
+    def on_epoch_end(self, tuner: Tuner, epoch: int, row: dict[str, float]) -> None:
+        """Check, and end the stage after too many checks without improvement."""
         if self.at == "cycle" and not (tuner.running and tuner.running.is_cycle_end):
             return
         value = row[check_monitored(self.monitor, row)]
@@ -152,11 +198,11 @@ class EarlyStop(Callback):
             tuner.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and how long ago it was."""
+        """Return the best value and the number of checks since."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Load what :meth:`state_dict` returned."""
         check_dict("state", state, ["best", "waited"])
         waited = check_int("waited", state["waited"])
         self.best = None if state["best"] is None else check_float("best", state["best"])
@@ -164,19 +210,19 @@ class EarlyStop(Callback):
 
 
 class Observe(Callback):
-    """Shows a loss-driven schedule what a stage measures; its factor multiplies the stage's rates.
+    """Feeds a loss-driven schedule, whose factor multiplies the stage's learning rates.
 
     Each stage begins anew, with the factor 1. Nothing is read from the device.
 
     Args:
         schedule: A :class:`lrfast.Plateau` or :class:`lrfast.Greedy` of the tuner's optimizer; its
             ``mode`` says whether lower or higher is better.
-        monitor: "valid_loss" or the name of a metric, observed at each epoch's end.
-        every: Instead: the mean training loss of so many updates, as often as they are done, 1 or
-            more.
+        monitor: "valid_loss" (default) or the name of a metric, observed at each epoch's end.
+        every: Instead of ``monitor``: observe the mean training loss of every so many updates, 1
+            or more; None (default): observe ``monitor``.
 
     Raises:
-        TypeError: If ``schedule`` is none.
+        TypeError: If ``schedule`` is no loss-driven schedule.
         ValueError: If ``every`` is out of range, or comes with a ``monitor``; in a stage also if
             ``schedule`` is not the optimizer's, or validation does not measure ``monitor``.
 
@@ -198,18 +244,18 @@ class Observe(Callback):
     ) -> None:
         if not isinstance(schedule, LossSchedule):
             raise TypeError(f"schedule must be a Plateau or Greedy, got {type(schedule).__name__}")
-        if every is not None and monitor != "valid_loss":
-            raise ValueError(
-                f"every={check_whole('every', every)} observes the training loss, so monitor must "
-                f"be left out, got {monitor!r}"
-            )
         self.schedule = schedule
         self.monitor = monitor
-        self.every = None if every is None else check_whole("every", every)
+        self.every = None if every is None else check_count("every", every)
+        if every is not None and monitor != "valid_loss":
+            raise ValueError(
+                f"every={every} observes the training loss, so monitor must be left out, got "
+                f"{monitor!r}"
+            )
         self._total: Tensor | None = None  # of the losses since the last observation
 
-    def on_fit_begin(self, tuner: FineTuner) -> None:
-        """Forget what an earlier stage showed."""
+    def on_fit_begin(self, tuner: Tuner) -> None:
+        """Forget the losses of an earlier stage, and reset the schedule."""
         if getattr(tuner.optimizer, "loss_schedule", None) is not self.schedule:
             raise ValueError(
                 "schedule must be the loss_schedule of the tuner's optimizer, got another "
@@ -219,8 +265,8 @@ class Observe(Callback):
             self.schedule.reset()
             self._total = None
 
-    def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-        """Add the loss, and show the mean where it is time to."""
+    def on_step_end(self, tuner: Tuner, step: int, loss: Tensor) -> None:
+        """Add the loss, and pass the mean on after every ``every`` updates."""
         if self.every is None:
             return
         loss = loss.detach().double()
@@ -229,50 +275,18 @@ class Observe(Callback):
             self.schedule.observe(self._total / self.every)
             self._total = None
 
-    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
-        """Show what validation found."""
+    def on_epoch_end(self, tuner: Tuner, epoch: int, row: dict[str, float]) -> None:
+        """Pass the monitored validation measure on."""
         if self.every is None:
             self.schedule.observe(row[check_monitored(self.monitor, row)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sum of the losses that have not been shown yet."""
+        """Return the sum of the losses since the last observation."""
         return {"total": self._total}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; the schedule's own state is the optimizer's to load."""
+        """Load what :meth:`state_dict` returned; the optimizer loads the schedule's own state."""
         total = check_dict("state", state, ["total"])["total"]
         if total is not None:
             total = check_tensor("total", total, torch.float64, 0).to(self.schedule.scale.device)
         self._total = total
-
-
-def mode_of(monitor: str, mode: str | None) -> Literal["min", "max"]:
-    """Return how a measure is judged.
-
-    Raises:
-        ValueError: If ``mode`` is neither "min" nor "max" nor None.
-    """
-    if mode == "min" or (mode is None and monitor == "valid_loss"):
-        return "min"
-    if mode == "max" or mode is None:
-        return "max"
-    raise ValueError(f"mode must be 'min', 'max' or None, got {mode!r}")
-
-
-def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
-    """Return whether a value beats the best one; NaN never does."""
-    if best is None or math.isnan(best):
-        return not math.isnan(value)
-    return value < best - min_delta if mode == "min" else value > best + min_delta
-
-
-def check_monitored(monitor: str, row: dict[str, float]) -> str:
-    """Return the name of a measure, if validation measures it.
-
-    Raises:
-        ValueError: If it does not.
-    """
-    if monitor not in row:
-        found = ", ".join(sorted(row.keys() - {"step"})) or "nothing, for there are no valid data"
-        raise ValueError(f"monitor must be what validation measures ({found}), got {monitor!r}")
-    return monitor

@@ -1,12 +1,11 @@
-"""Checkpoints: plain tensors, numbers and strings in one file that is whole or not there."""
+"""Checkpoints of a fine-tuner: tensors, numbers and strings in one file, written atomically."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,32 +20,26 @@ from lrfast._utils.validation import (
     load_untrusted,
     short_repr,
 )
+from lrfast.finetune._best_model import named_tensors
+from lrfast.finetune._callbacks import Tuner
 from lrfast.finetune._history import History
-from lrfast.finetune._loop import own_groups
-from lrfast.finetune._stage_state import Moment, Run
+from lrfast.finetune._stage_state import ResumePoint, Run
 from lrfast.optim._checkpoint import unless_it_fails
 from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim._schedule_driver import Driver
 from lrfast.training._snapshot import Snapshot, is_out_of_memory
-
-if TYPE_CHECKING:
-    from lrfast.finetune._tuner import FineTuner
-    from lrfast.optim._schedule_driver import Driver
 
 _FORMAT = 1
 
 
 def write(path: str | Path, data: dict[str, Any]) -> None:
-    """Write the data; a file that is there already stays as it is until the new one is whole."""
+    """Write the data in place of a file that may be there."""
     with replacing(path, "wb") as file:
         torch.save(data, file)
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Return what was written; nothing in the file is trusted, or executed.
-
-    Raises:
-        ValueError: If the file is no checkpoint of a fine-tuner.
-    """
+    """Return the data of a file, in which nothing is trusted or executed."""
     with open(path, "rb") as file:
         data = load_untrusted(f"path {path}", file)
     found = data.get("format") if isinstance(data, dict) else None
@@ -55,19 +48,13 @@ def read(path: str | Path) -> dict[str, Any]:
     return dict(data)
 
 
-def pack(tuner: FineTuner, run: Run | None, driver: Driver | None) -> dict[str, Any]:
-    """Return all that a tuner of the same kind needs to go on. Waits for the device.
-
-    Args:
-        tuner: Whose state it is.
-        run: The stage under way, or interrupted; None between stages.
-        driver: What drives the optimizer now, if something does.
-    """
+def pack(tuner: Tuner, run: Run | None, driver: Driver | None) -> dict[str, Any]:
+    """Return the state of a tuner, and of its running or interrupted stage; synchronises."""
     optimizer = tuner.optimizer.state_dict()
     if driver is not None:
-        own_groups(driver, optimizer["param_groups"])
+        _write_base_rates(driver, optimizer["param_groups"])
     model = tuner.model.state_dict()
-    moment = Moment.take(tuner.model, tuner.loaders)
+    now = ResumePoint.take(tuner.model, tuner.loaders)
     return {
         "format": _FORMAT,
         "kind": _kind(tuner),
@@ -79,20 +66,15 @@ def pack(tuner: FineTuner, run: Run | None, driver: Driver | None) -> dict[str, 
         "best": None if tuner.best is None else tuner.best.state_dict(),
         "callbacks": [callback.state_dict() for callback in tuner.callbacks],
         "history": History(tuner.finished_stages()).to_dict(),
-        "random": moment.random.to_dict(),
-        "modes": moment.modes,
+        "random": now.random.to_dict(),
+        "modes": now.modes,
         "run": None if run is None else run.to_dict(),
     }
 
 
-def unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
-    """Bring a tuner to the saved state, and return the stage that was under way.
-
-    Raises:
-        ValueError: If the tuner is of another kind or the data are broken; nothing has changed
-            then. A copy of what there was is kept in the host's memory until the end.
-    """
-    with _unless_it_fails(tuner):
+def unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
+    """Bring a tuner to the saved state and return the stage under way; if it fails, roll back."""
+    with _rollback_on_error(tuner):
         try:
             return _unpack(tuner, data)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
@@ -105,8 +87,8 @@ def unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
 
 
 @contextmanager
-def _unless_it_fails(tuner: FineTuner) -> Iterator[None]:
-    """Bring the tuner back to what it was if the block raises."""
+def _rollback_on_error(tuner: Tuner) -> Iterator[None]:
+    """Restore the tuner from a copy in the host's memory if the block raises."""
     others = [*tuner.callbacks, *([] if tuner.scaler is None else [tuner.scaler])]
     before = Snapshot(
         *(tuner.model, tuner.optimizer), others=others, loaders=tuner.loaders, on_host=True
@@ -125,13 +107,13 @@ def _unless_it_fails(tuner: FineTuner) -> Iterator[None]:
         raise
 
 
-def _unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
+def _unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
     _check_kind(_kind(tuner), check_dict("kind", check_dict("path", data)["kind"]))
     run = None if data["run"] is None else _check_run(tuner, Run.from_dict(data["run"]))
-    moment = Moment.from_dict(data)
+    resume_point = ResumePoint.from_dict(data)
     _check_tensors(tuner.model, data["model"])
     tuner.model.load_state_dict(data["model"])
-    own = _state(tuner.model)
+    own = named_tensors(tuner.model)
     with torch.no_grad():
         for name, values in data["buffers"].items():
             own[name].copy_(_like(name, values, own[name]))
@@ -140,7 +122,7 @@ def _unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
         parameter.grad = None
     tuner.optimizer.load_state_dict(data["optimizer"])
     if isinstance(tuner.optimizer, FusedOptimizer):
-        # The stage that goes on attaches its schedule; until then the rates are the groups' own.
+        # The stage that goes on attaches its schedule; until then each group keeps its own lr.
         tuner.optimizer._attach([None] * len(tuner.optimizer.param_groups))
     if tuner.scaler is not None:
         for name, value in check_dict("scaler", data["scaler"]).items():
@@ -152,28 +134,28 @@ def _unpack(tuner: FineTuner, data: dict[str, Any]) -> Run | None:
     for callback, state in zip(tuner.callbacks, states, strict=True):
         callback.load_state_dict(state)
     tuner.history.stages[:] = History.from_dict(data["history"]).stages
-    moment.put_back(tuner.model, tuner.loaders)
+    resume_point.restore(tuner.model, tuner.loaders)
     return run
 
 
-def _check_run(tuner: FineTuner, run: Run) -> Run:
+def _check_run(tuner: Tuner, run: Run) -> Run:
     """Check that the tuner can go on with a run."""
     groups, modules = len(tuner.optimizer.param_groups), len(list(tuner.model.modules()))
-    moment = run.moment
-    assert moment is not None
+    assert run.resume_point is not None
     if len(run.schedules) not in (1, groups):
         raise ValueError(f"schedules must be 1 or {groups}, got {len(run.schedules)}")
     if any(len(flags) != groups for _, flags in run.frozen):
         raise ValueError(
             f"frozen must say so of {groups} param groups, got {short_repr(run.frozen)}"
         )
-    if len(moment.modes) != modules:
-        raise ValueError(f"modes must be of {modules} modules, got {len(moment.modes)}")
+    modes = len(run.resume_point.modes)
+    if modes != modules:
+        raise ValueError(f"modes must be of {modules} modules, got {modes}")
     return run
 
 
 def _check_tensors(model: nn.Module, saved: Any) -> None:
-    """Check shapes before any is loaded, for torch loads those that fit."""
+    """Check all shapes before torch loads the tensors that fit."""
     own = model.state_dict()
     for name, values in check_dict("model", saved, own).items():
         if isinstance(own.get(name), Tensor):
@@ -186,15 +168,16 @@ def _like(name: str, values: Any, own: Tensor) -> Tensor:
     return values  # type: ignore[no-any-return]
 
 
-def _kind(tuner: FineTuner) -> dict[str, Any]:
-    """What must be the same in a tuner that goes on."""
+def _kind(tuner: Tuner) -> dict[str, Any]:
+    """Return what must be the same in the tuner that loads."""
     names = {parameter: name for name, parameter in tuner.model.named_parameters()}
-    optimizer = type(tuner.optimizer)
+    optimizer, made = tuner.optimizer, type(tuner.optimizer)
+    schedule = optimizer.loss_schedule if isinstance(optimizer, FusedOptimizer) else None
     return {
-        "optimizer": f"{optimizer.__module__.split('.')[0]}.{optimizer.__qualname__}",
-        "groups": [_names(group["params"], names) for group in tuner.optimizer.param_groups],
-        "shapes": {n: list(p.shape) for n, p in _state(tuner.model).items()},
-        "loss schedule": _loss_schedule(tuner),
+        "optimizer": f"{made.__module__.split('.')[0]}.{made.__qualname__}",
+        "groups": [[names[p] for p in group["params"]] for group in optimizer.param_groups],
+        "shapes": {n: list(p.shape) for n, p in named_tensors(tuner.model).items()},
+        "loss schedule": None if schedule is None else schedule.identity,
         "steps per epoch": tuner.epoch_steps,
         "norm_mode": tuner.norm_mode,
         "accumulate": tuner.accumulate,
@@ -206,20 +189,6 @@ def _kind(tuner: FineTuner) -> dict[str, Any]:
     }
 
 
-def _loss_schedule(tuner: FineTuner) -> dict[str, Any] | None:
-    optimizer = tuner.optimizer
-    schedule = optimizer.loss_schedule if isinstance(optimizer, FusedOptimizer) else None
-    return None if schedule is None else schedule.identity
-
-
-def _names(parameters: list[Tensor], names: dict[Any, str]) -> list[str]:
-    return [names[parameter] for parameter in parameters]
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return dict(chain(model.named_parameters(), model.named_buffers()))
-
-
 def _check_kind(own: dict[str, Any], saved: dict[str, Any]) -> None:
     for name, value in own.items():
         if saved.get(name) != value:
@@ -227,3 +196,15 @@ def _check_kind(own: dict[str, Any], saved: dict[str, Any]) -> None:
                 f"the checkpoint must be of a tuner with the same {name}: "
                 f"wanted {short_repr(value, 300)}, got {short_repr(saved.get(name), 300)}"
             )
+
+
+def _write_base_rates(driver: Driver, packed: Iterable[dict[str, Any]]) -> None:
+    """Write the values without the schedule into a state dict's param groups."""
+    for index, group in enumerate(packed):
+        rate, momentum = driver.own(index)
+        lr = group["lr"]
+        group["lr"] = torch.full_like(lr, rate) if isinstance(lr, Tensor) else rate
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, *group["betas"][1:])
+        elif momentum is not None:
+            group["momentum"] = momentum

@@ -1,8 +1,9 @@
-"""Head training on features that the frozen body has computed once."""
+"""Training of the head on features that the frozen body computes once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lrfast.finetune._setup import autocast
 from lrfast.training._data import LossFunction, device_of, evaluating, split_pair, to_device
 from lrfast.training._random import RandomStates
 
@@ -18,14 +18,8 @@ Features = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a stage trains, on what.
-
-    Args:
-        model: The model, or its head alone.
-        train: Training batches; of a head (features, targets), in the order of the inputs.
-        valid: Validation batches, or None.
-    """
+class StageData:
+    """Model and batches of a stage; or the head and its (features, targets)."""
 
     model: nn.Module
     train: Iterable[Any]
@@ -37,29 +31,22 @@ def precompute(
     train: Iterable[Any],
     valid: Iterable[Any] | None,
     amp: torch.dtype | None,
-) -> Task:
-    """Run the frozen body once over the data, in evaluation mode.
+) -> StageData:
+    """Run the frozen body over the data, once and in evaluation mode.
 
-    The features are those of one pass: random augmentation is drawn once, or not at all where the
-    data come without it. They stay on the model's device. Random generators are as before.
-
-    Args:
-        model: A Sequential, maybe of Sequentials, whose first parts are frozen.
-        train: A DataLoader over a map-style dataset, whose order is kept, or a list of batches.
-        valid: The same, or None.
-        amp: Type of the forward passes under autocast.
-
-    Raises:
-        TypeError, ValueError: If model or data are of another kind.
+    Random augmentation is drawn once only. The features stay on the model's device; random
+    generators are as before.
     """
-    body, head = cut(model)
-    run = _runner(model, body, amp)
+    body, head = split_body_head(model)
+    run = _feature_extractor(model, body, amp)
     loaders = [train, valid]
     before = RandomStates.take(loaders)
     try:
         with evaluating(model):
             features = _features(train, run, "train")
-            return Task(head, features, None if valid is None else _features(valid, run, "valid"))
+            return StageData(
+                head, features, None if valid is None else _features(valid, run, "valid")
+            )
     finally:
         before.put_back(loaders)
 
@@ -67,27 +54,19 @@ def precompute(
 def check_precompute(
     model: nn.Module, loss_fn: LossFunction | None, timetable: Mapping[int, int]
 ) -> None:
-    """Check whether a stage can train on features.
-
-    Raises:
-        TypeError, ValueError: If it cannot.
-    """
-    cut(model)
+    """Check that a stage can train on features."""
+    split_body_head(model)
     if loss_fn is None:
         raise ValueError("precompute needs loss_fn(outputs, targets), got none")
     if timetable:
         raise ValueError(f"precompute needs a body that stays frozen, got timetable={timetable}")
 
 
-def cut(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
-    """Return the parts of a model before and from the first one that trains.
+def split_body_head(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return the parts of a chain of modules before, and from, the first one that trains.
 
-    Dropout between the last frozen parameter and the first one that trains goes with the head, with
-    all that follows it; so what is left out of the training mode is what is frozen.
-
-    Raises:
-        TypeError: If the model is not a chain of modules.
-        ValueError: If its first part trains, or no part does.
+    Dropout after the last frozen parameter belongs to the head, because the body runs in
+    evaluation mode.
     """
     parts = _chain(model)
     if parts is None:
@@ -112,7 +91,7 @@ def cut(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def _chain(module: nn.Module) -> list[nn.Module] | None:
-    """The modules that run one after another, nested Sequentials flattened."""
+    """Return the modules of nested Sequentials in the order in which they run."""
     if not isinstance(module, nn.Sequential) or _has_hooks(module):
         return None
     if type(module).forward is not nn.Sequential.forward:
@@ -131,7 +110,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _runner(
+def _feature_extractor(
     model: nn.Module, body: nn.Module, amp: torch.dtype | None
 ) -> Callable[[Any], Features]:
     device = device_of(model)
@@ -163,17 +142,17 @@ def _features(data: Iterable[Any], run: Callable[[Any], Features], name: str) ->
     parts = [run(batch) for batch in in_order]
     if not all(isinstance(part, Tensor) for pair in parts for part in pair):
         raise TypeError(f"precompute needs features and targets of {name} to be tensors")
-    rows = _Rows(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+    features, targets = (torch.cat(column) for column in zip(*parts, strict=True))
     return DataLoader(
-        rows,
+        _FeatureDataset(features, targets),
         batch_sampler=data.batch_sampler,
-        collate_fn=_as_it_is,
+        collate_fn=_identity_collate,
         generator=data.generator,
     )
 
 
-class _Rows(Dataset[Any]):
-    """Features and targets on the device, fetched by the batch."""
+class _FeatureDataset(Dataset[Any]):
+    """Features and targets on the device, fetched batch by batch."""
 
     def __init__(self, features: Tensor, targets: Tensor) -> None:
         self._features = features
@@ -192,5 +171,13 @@ class _Rows(Dataset[Any]):
         return self._features[rows], self._targets[rows]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity_collate(batch: Any) -> Any:
     return batch
+
+
+def autocast(model: nn.Module, amp: torch.dtype | None) -> AbstractContextManager[None]:
+    """Return the context of a forward pass."""
+    if amp is None:
+        return nullcontext()
+    context: AbstractContextManager[None] = torch.autocast(device_of(model).type, dtype=amp)
+    return context

@@ -1,4 +1,4 @@
-"""What a fine-tuning run did: per step its losses, rates and momentum, per epoch its validation."""
+"""The history of a fine-tuning run: losses, learning rates and validation of each stage."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of a fit method.
+    """The record of one stage, that is, of one call of a fit method.
 
     Args:
-        name: What was run, such as "one-cycle".
+        name: The schedule's name, such as "one-cycle".
         losses: Training losses, [steps].
-        rates: Rates used, [steps, groups]; NaN in a frozen group's column.
-        momentum: Momentum or beta1 used, [steps], or None where the schedule set none.
-        epochs: One row per epoch: number of steps until its end, then what validation measured.
+        rates: Learning rates of the param groups, [steps, groups]; NaN where a group was frozen.
+        momentum: Momentum or beta1, [steps]; None if the schedule sets none.
+        epochs: One row per epoch: "step", the steps until its end, then the validation measures.
         outcome: "completed", "non-finite" (a loss that is not finite ended it; it caused no
             update), "stopped" (on request, as by an early stop) or "interrupted" (by an exception).
-        seconds: What it took.
+        seconds: Duration in seconds.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Stage:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the stage as plain numbers, strings, lists and tensors, for checkpoints."""
+        """Return the stage as numbers, strings, lists and tensors, for checkpoints."""
         return {
             "name": self.name,
             "losses": torch.from_numpy(self.losses),
@@ -70,10 +70,10 @@ class Stage:
         """Return the stage that :meth:`to_dict` described.
 
         Args:
-            data: Such a description; its arrays are tensors.
+            data: The description; its arrays are float64 tensors.
 
         Raises:
-            ValueError: If it described none.
+            ValueError: If it does not describe a stage.
         """
         check_dict("a stage", data, [field.name for field in fields(cls)])
         losses, rates = floats("losses", data["losses"]), floats("rates", data["rates"], 2)
@@ -98,7 +98,7 @@ class History:
     """All stages of a fine-tuning run, in order.
 
     Args:
-        stages: What was run.
+        stages: The stages, oldest first (default none).
 
     Example:
         >>> import lrfast
@@ -115,7 +115,7 @@ class History:
 
     @property
     def epochs(self) -> list[dict[str, float]]:
-        """Validation after each epoch; "step" counts steps from the first stage on."""
+        """Validation after each epoch; "step" counts from the start of the first stage."""
         rows = []
         offset = 0
         for stage in self.stages:
@@ -124,10 +124,10 @@ class History:
         return rows
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one row per step: stage, step, loss, momentum and the rate of each group.
+        """Write one row per step: stage, step, loss, momentum, learning rate of each group.
 
         Args:
-            path: File to write.
+            path: The file; an existing one is replaced.
         """
         groups = max((stage.rates.shape[1] for stage in self.stages), default=0)
         with replacing(path, newline="", encoding="utf-8") as file:
@@ -143,7 +143,7 @@ class History:
                     step += 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all stages as plain numbers, strings, lists and tensors, for checkpoints."""
+        """Return all stages as numbers, strings, lists and tensors, for checkpoints."""
         return {"stages": [stage.to_dict() for stage in self.stages]}
 
     @classmethod
@@ -151,19 +151,19 @@ class History:
         """Return the history that :meth:`to_dict` described.
 
         Args:
-            data: Such a description; its arrays are tensors.
+            data: The description; its arrays are float64 tensors.
 
         Raises:
-            ValueError: If it described none.
+            ValueError: If it does not describe a history.
         """
         stages = check_dict("a history", data, ["stages"])["stages"]
         return cls([Stage.from_dict(stage) for stage in check_list("stages", stages)])
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw losses, rates and validation over the steps; needs matplotlib.
+        """Draw losses, learning rates and validation over the steps; needs matplotlib.
 
         Args:
-            path: Where to save the figure too; the suffix names the format.
+            path: File to save the figure to, in the format of its suffix; None (default): no file.
 
         Returns:
             The figure.
@@ -174,22 +174,13 @@ class History:
 
 
 def floats(name: str, value: Any, dims: int = 1) -> FloatArray:
-    """Return a float64 tensor of a checkpoint as an array.
-
-    Raises:
-        ValueError: If it is none, or has another number of dimensions.
-    """
-    array: FloatArray = (
-        check_tensor(name, value, torch.float64, dims).detach().cpu().contiguous().numpy()
-    )
+    """Return a float64 tensor of a checkpoint as an array."""
+    tensor = check_tensor(name, value, torch.float64, dims)
+    array: FloatArray = tensor.detach().cpu().contiguous().numpy()
     return array
 
 
 def epoch_row(row: Any) -> dict[str, float]:
-    """Return what a checkpoint says of an epoch.
-
-    Raises:
-        ValueError: If that is not numbers by their names, "step" among them.
-    """
+    """Return a checkpoint's row of an epoch: numbers by name, "step" among them."""
     found = check_dict("an epoch", row, ["step"])
     return {check_str("a measure's name", name): check_float(name, found[name]) for name in found}

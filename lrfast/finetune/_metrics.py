@@ -1,9 +1,10 @@
-"""Metrics and validation, all on the device until the end."""
+"""Metrics, validation, and which of two validations is better."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,14 @@ Metric = Callable[[Any, Any], Tensor]
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the share of rows whose largest output is the target class.
+    """Return the share, in [0, 1], of rows whose largest output is the target class.
 
     Args:
         outputs: Scores, [batch, classes].
         targets: Class indices, [batch].
 
     Returns:
-        A scalar tensor on the device.
+        A float64 scalar on the outputs' device, without a host-device synchronisation.
 
     Example:
         >>> import torch
@@ -46,17 +47,9 @@ def evaluate(
     loss_fn: LossFunction | None,
     metrics: Mapping[str, Metric],
 ) -> dict[str, float]:
-    """Return loss and metrics over the batches in evaluation mode; waits for the device once.
+    """Return loss and metrics, means over all rows in evaluation mode; synchronises once.
 
-    Args:
-        model: The module.
-        batches: What it is judged on; a batch counts by its rows.
-        loss_of: ``loss_of(model, batch)``, used where there are no metrics.
-        loss_fn: ``loss_fn(outputs, targets)``, used where there are metrics.
-        metrics: Functions ``(outputs, targets) -> scalar tensor`` by name.
-
-    Raises:
-        ValueError: If there are no batches.
+    Without ``loss_fn`` there are no metrics, and ``loss_of(model, batch)`` gives the loss.
     """
     device = device_of(model)
     sums = torch.zeros(1 + len(metrics), dtype=torch.float64, device=device)
@@ -86,3 +79,27 @@ def split_targets(batch: Any) -> tuple[list[Any], Any]:
         return list(batch[:-1]), batch[-1]
     inputs, targets = split_pair(batch)
     return [inputs], targets
+
+
+def mode_of(monitor: str, mode: str | None) -> Literal["min", "max"]:
+    """Return whether the lowest or the highest value of a measure is the best."""
+    if mode == "min" or (mode is None and monitor == "valid_loss"):
+        return "min"
+    if mode == "max" or mode is None:
+        return "max"
+    raise ValueError(f"mode must be 'min', 'max' or None, got {mode!r}")
+
+
+def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
+    """Return whether a value beats the best one; NaN never does."""
+    if best is None or math.isnan(best):
+        return not math.isnan(value)
+    return value < best - min_delta if mode == "min" else value > best + min_delta
+
+
+def check_monitored(monitor: str, row: dict[str, float]) -> str:
+    """Return the name of a measure, if validation measures it."""
+    if monitor not in row:
+        found = ", ".join(sorted(row.keys() - {"step"})) or "nothing, for there are no valid data"
+        raise ValueError(f"monitor must be what validation measures ({found}), got {monitor!r}")
+    return monitor

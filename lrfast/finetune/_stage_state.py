@@ -1,4 +1,4 @@
-"""Where a stage stands: all of it that is neither in the model nor in the optimizer."""
+"""The state of a stage that is neither in the model nor in the optimizer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from lrfast._utils.validation import (
     check_bool,
@@ -21,40 +22,33 @@ from lrfast._utils.validation import (
     check_str,
 )
 from lrfast.finetune._history import Stage, epoch_row, floats
+from lrfast.groups import Rates, spread
 from lrfast.schedules import Schedule
+from lrfast.training._data import length_of
 from lrfast.training._random import RandomStates
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What to put back before training goes on as if nothing had been in between.
-
-    Args:
-        random: States of all random number generators.
-        modes: Train or eval of each module, by its place in ``model.modules()``.
-    """
+class ResumePoint:
+    """Random states, and the modes of ``model.modules()``, from which training goes on exactly."""
 
     random: RandomStates
     modes: list[bool]
 
     @classmethod
-    def take(cls, model: nn.Module, loaders: Iterable[object]) -> Moment:
-        """Return the moment that is now."""
+    def take(cls, model: nn.Module, loaders: Iterable[object]) -> ResumePoint:
+        """Return the states and modes of now."""
         return cls(RandomStates.take(loaders), [module.training for module in model.modules()])
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Moment:
-        """Return the moment that a checkpoint holds.
-
-        Raises:
-            ValueError: If it holds none.
-        """
+    def from_dict(cls, data: Mapping[str, Any]) -> ResumePoint:
+        """Return the states and modes that a checkpoint holds."""
         check_dict("a moment", data, ["random", "modes"])
         modes = [check_bool("modes", mode) for mode in check_list("modes", data["modes"])]
         return cls(RandomStates.from_dict(data["random"]), modes)
 
-    def put_back(self, model: nn.Module, loaders: Iterable[object]) -> None:
-        """Make now that moment."""
+    def restore(self, model: nn.Module, loaders: Iterable[object]) -> None:
+        """Set generators and modules to the states and modes."""
         for module, mode in zip(model.modules(), self.modes, strict=True):
             module.training = mode
         self.random.put_back(loaders)
@@ -62,28 +56,29 @@ class Moment:
 
 @dataclass
 class Run:
-    """A stage under way: its plan, and how far it has come.
+    """A stage under way: its plan and its progress, as ``tuner.running`` shows them to callbacks.
 
     Args:
-        name: What is run, such as "one-cycle".
-        schedules: Multiply the param groups' rates: one for all of them, or one for each.
-        epochs: Passes over the training data in all.
-        epoch_steps: Updates in one pass.
-        timetable: First layer group to train, by the epoch from whose start on it is.
-        precompute: Whether the head alone trains, on features of the frozen body.
-        epoch: Passes done.
-        used: Batches of the present pass done.
-        step: Updates done in all; those that a scaler skipped included.
+        name: The schedule's name, such as "one-cycle".
+        schedules: Multiply the param groups' learning rates: one for all groups, or one for each.
+        epochs: Epochs planned, 1 or more.
+        epoch_steps: Updates per epoch, 1 or more.
+        timetable: Unfreezing schedule: the first layer group that trains, by the epoch from which
+            on it does (default: none).
+        precompute: Whether only the head trains, on features of the frozen body (default False).
+        epoch: Epochs done.
+        batches_used: Batches of the current epoch done.
+        step: Updates done in the stage, those that a scaler skipped included.
         applied: Steps of the schedule done.
-        losses: Training losses so far; a skipped update has none.
-        factors: What a loss-driven schedule multiplied the rates by, for each loss.
-        rows: What validation found, one row per epoch.
-        frozen: From which loss on which param groups were frozen.
-        seconds: Time spent so far.
-        is_resumed: Whether this is the continuation of an interrupted stage.
-        has_ended_pass: Whether the present pass has no more batches.
-        order: Random states at the start of the present pass; None before it.
-        moment: Random states and modes where training was interrupted; None while it runs.
+        losses: Training losses so far, float64 [losses]; a skipped update has none.
+        factors: A loss-driven schedule's factor of the learning rates at each loss, 1 without one.
+        rows: Validation measures, one row per epoch done.
+        frozen: For each epoch, its first loss's index and which param groups were frozen from it.
+        seconds: Time spent so far, in seconds.
+        is_resumed: Whether this continues an interrupted stage.
+        epoch_exhausted: Whether the current epoch has no more batches.
+        epoch_rng: Random states at the start of the current epoch; None before it.
+        resume_point: Random states and modes at an interruption; None while the stage runs.
     """
 
     name: str
@@ -93,7 +88,7 @@ class Run:
     timetable: dict[int, int] = field(default_factory=dict)
     precompute: bool = False
     epoch: int = 0
-    used: int = 0
+    batches_used: int = 0
     step: int = 0
     applied: int = 0
     losses: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
@@ -102,21 +97,20 @@ class Run:
     frozen: list[tuple[int, list[bool]]] = field(default_factory=list)
     seconds: float = 0.0
     is_resumed: bool = False
-    has_ended_pass: bool = False
-    order: RandomStates | None = None
-    moment: Moment | None = None
+    epoch_exhausted: bool = False
+    epoch_rng: RandomStates | None = None
+    resume_point: ResumePoint | None = None
 
     @property
     def total_steps(self) -> int:
-        """Updates in all."""
+        """Updates of the whole stage."""
         return self.epochs * self.epoch_steps
 
     @property
     def is_cycle_end(self) -> bool:
-        """Whether a cycle of the head's schedule ended within the epoch that ended last.
+        """Whether a cycle of the head's schedule ended within the last epoch done.
 
-        A cycle ends at the last step before the rate turns up again after it has fallen, and with
-        the schedule.
+        A cycle ends where the learning rate has fallen and rises again, and with the schedule.
         """
         ends = cycle_ends(self.schedules[-1], self.total_steps)
         first = (self.epoch - 1) * self.epoch_steps
@@ -126,16 +120,16 @@ class Run:
         """Return one schedule per param group.
 
         Args:
-            count: Param groups.
+            count: Number of param groups.
         """
         return list(self.schedules) * (count if len(self.schedules) == 1 else 1)
 
     def stage(self, own_rates: list[float], outcome: str) -> Stage:
-        """Return what happened so far.
+        """Return the record of the steps so far.
 
         Args:
-            own_rates: The param groups' rates without the schedule.
-            outcome: How it ended.
+            own_rates: The param groups' learning rates without the schedule.
+            outcome: How the stage ended, see :class:`lrfast.Stage`.
         """
         steps = np.arange(len(self.losses))
         values = {schedule: schedule.values(steps) for schedule in self.schedules}
@@ -156,18 +150,18 @@ class Run:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the run as plain numbers, strings, lists and tensors."""
-        assert self.moment is not None
-        plain = {name: getattr(self, name) for name in _PLAIN}
+        """Return the interrupted run as numbers, strings, lists and tensors, for checkpoints."""
+        assert self.resume_point is not None
+        plain = {key: getattr(self, _FIELDS.get(key, key)) for key in _PLAIN}
         return plain | {
             "schedules": [schedule.to_dict() for schedule in self.schedules],
             "losses": torch.from_numpy(self.losses),
             "factors": torch.from_numpy(self.factors),
             "rows": [dict(row) for row in self.rows],
             "frozen": [[first, list(flags)] for first, flags in self.frozen],
-            "order": None if self.order is None else self.order.to_dict(),
-            "random": self.moment.random.to_dict(),
-            "modes": self.moment.modes,
+            "order": None if self.epoch_rng is None else self.epoch_rng.to_dict(),
+            "random": self.resume_point.random.to_dict(),
+            "modes": self.resume_point.modes,
         }
 
     @classmethod
@@ -175,10 +169,10 @@ class Run:
         """Return the run that :meth:`to_dict` described.
 
         Args:
-            data: Such a description.
+            data: The description.
 
         Raises:
-            ValueError: If it described none.
+            ValueError: If it does not describe a run.
         """
         check_dict("a run", data, (*_PLAIN, "schedules", "losses", "rows", "frozen", "order"))
         order = data["order"]
@@ -199,13 +193,13 @@ class Run:
             factors=factors,
             rows=[epoch_row(row) for row in check_list("rows", data["rows"])],
             frozen=[_frozen(entry, len(losses)) for entry in check_list("frozen", data["frozen"])],
-            order=None if order is None else RandomStates.from_dict(order),
-            moment=Moment.from_dict(data),
-            **plain,
+            epoch_rng=None if order is None else RandomStates.from_dict(order),
+            resume_point=ResumePoint.from_dict(data),
+            **{_FIELDS.get(key, key): value for key, value in plain.items()},
         )
 
     def resumed(self) -> Run:
-        """Return the same run, marked as a continuation, with lists of its own."""
+        """Return a copy, with lists of its own, marked as a continuation."""
         return replace(self, is_resumed=True, rows=list(self.rows), frozen=list(self.frozen))
 
 
@@ -214,10 +208,11 @@ _PLAIN = (
     *("name", "epochs", "epoch_steps", "timetable", "precompute", "epoch", "used", "step"),
     *("applied", "seconds", "has_ended_pass"),
 )
+_FIELDS = {"used": "batches_used", "has_ended_pass": "epoch_exhausted"}  # by the checkpoint's key
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What is neither tensor nor object, checked."""
+    """Return the checked numbers, strings and flags of a run, by the checkpoint's keys."""
     counts = {
         name: check_int(name, data[name], least, _MAX_RUN)
         for name, least in (
@@ -252,14 +247,28 @@ def _frozen(entry: Any, losses: int) -> tuple[int, list[bool]]:
 
 
 def cycle_ends(schedule: Schedule, total_steps: int) -> npt.NDArray[np.int64]:
-    """Return the counts of steps after which a cycle of the schedule is over.
-
-    Args:
-        schedule: Any.
-        total_steps: Steps that are made; the last one ends a cycle.
-    """
+    """Return the counts of steps after which a cycle of the schedule is over, the last included."""
     values = schedule.values(np.arange(total_steps))
     change = np.diff(values)
     moving = np.flatnonzero(change)
     turns = moving[1:][(change[moving[:-1]] < 0) & (change[moving[1:]] > 0)]
     return np.append(turns + 1, total_steps)
+
+
+def group_rates(optimizer: Optimizer, lr: Rates, layers: int) -> list[float]:
+    """Return one learning rate per param group from those of the layer groups."""
+    rates = spread(lr, layers)
+    return [rates[group.get("layer", i)] for i, group in enumerate(optimizer.param_groups)]
+
+
+def epoch_batches(train: Iterable[Any]) -> int:
+    """Return the number of batches of an epoch, 1 or more."""
+    batches = length_of(train)
+    if batches is None:
+        raise TypeError(
+            f"train must have a length, got {type(train).__name__} without one; the "
+            "schedule needs to know its steps: pass a DataLoader or a list of batches"
+        )
+    if batches < 1:
+        raise ValueError("train must hold at least one batch, got none")
+    return batches

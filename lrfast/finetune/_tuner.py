@@ -1,70 +1,109 @@
-"""The fine-tuner as users hold it: stages, and what lets them survive an interruption."""
+"""FineTuner: layer groups, an optimizer, schedules, validation and checkpoints in one object.
+
+The file is long because the class is one; half of it is documentation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lrfast import schedules
+from lrfast._utils.validation import check_count
 from lrfast.finetune import _checkpoint
-from lrfast.finetune._fits import Fits
-from lrfast.finetune._history import Stage
-from lrfast.finetune._recipe._plan import Numbers, Top
+from lrfast.finetune._best_model import Best
+from lrfast.finetune._callbacks import Callback
+from lrfast.finetune._features import StageData, autocast, check_precompute, precompute
+from lrfast.finetune._history import History, Stage
+from lrfast.finetune._loop import Interrupts, Loop
+from lrfast.finetune._metrics import Metric, evaluate
+from lrfast.finetune._recipe._plan import RecipeConfig, TopRateSource
 from lrfast.finetune._recipe._recipe import Recipe
-from lrfast.finetune._setup import check_trains, check_whole, group_schedules
-from lrfast.finetune._stage_state import Run
+from lrfast.finetune._stage_state import Run, epoch_batches, group_rates
+from lrfast.groups import (
+    Groups,
+    NormPolicy,
+    Rates,
+    discriminative,
+    freeze_to,
+    layer_groups,
+    set_norm_mode,
+)
+from lrfast.optim import AdamW
+from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim._scheduling import set_rate
+from lrfast.range_test import RangeTest, lr_find
 from lrfast.schedules import Schedule
+from lrfast.training._captured import check_optimizer
+from lrfast.training._data import ComputeLoss, LossFunction, device_of, make_compute_loss
+from lrfast.training._step import Training
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
+
+# fastai states the last learning rate as a fraction of the peak, one_cycle of the first one.
+_FASTAI_PEAK_OVER_LAST = 1e5
 
 
-class FineTuner(Fits):
+class FineTuner:
     """Fine-tunes a pretrained model, layer group by layer group.
 
     Args:
         model: The model, on the device that trains.
         train: Sized loader of batches ``(inputs, targets)``; of more entries than two all but the
             last are inputs.
-        valid: Loader of validation batches, or None.
+        valid: Loader of validation batches, or None (default).
         loss_fn: ``loss_fn(outputs, targets)``, a mean over the batch.
         compute_loss: Instead of it: ``compute_loss(model, batch)`` returns the loss. With neither,
             the model returns its loss: as it is, as ``.loss``, as ``["loss"]`` or first.
-        optimizer: Called with param groups; an optimizer class of ours or of torch.optim, or a
-            function such as ``functools.partial(lrfast.SGD, momentum=0.9)``.
-        metrics: Functions ``(outputs, targets) -> scalar tensor``, means over the batch, by name;
-            they need ``loss_fn``.
-        groups: Explicit layer groups as :func:`lrfast.layer_groups` takes them.
-        weight_decay: Of all groups; None leaves it to the optimizer.
+        optimizer: Called with param groups (default :class:`lrfast.AdamW`): an optimizer class of
+            lrfast or torch.optim, or a function such as
+            ``functools.partial(lrfast.SGD, momentum=0.9)``.
+        metrics: Functions ``(outputs, targets) -> scalar tensor``, means over the batch, by name
+            (default: none); they need ``loss_fn``.
+        groups: Explicit layer groups as :func:`lrfast.layer_groups` takes them; None (default):
+            automatic ones.
+        weight_decay: Of all groups, 0 or more; None (default) leaves it to the optimizer.
         no_decay: Parameters without weight decay, as :func:`lrfast.discriminative` takes them: True
-            for those of normalisation layers, biases and vectors, or a list of patterns. A layer
-            group may then make several param groups, each with a column in the history.
+            for those of normalisation layers, biases and vectors, or a list of patterns; None
+            (default): none. A layer group may then make several param groups, each with a column
+            in the history.
         norm_mode: What normalisation layers with running statistics do in frozen layer groups, see
-            :func:`lrfast.set_norm_mode`: "train" moves the statistics, "keep" keeps and uses
-            them, "adapt" trains the layers too.
-        amp: torch.bfloat16 or torch.float16: the type of forward passes under autocast. float16
+            :func:`lrfast.set_norm_mode`: "train" (default) updates the statistics, "keep" keeps
+            and uses them, "adapt" trains the layers too.
+        amp: torch.bfloat16 or torch.float16: dtype of forward passes under autocast. float16
             scales losses, and skips steps whose gradients are not finite; a skipped step counts
-            neither in the schedule nor in the history. None: no autocast.
-        accumulate: Batches per update, 1 or more. The last update of an epoch takes what is left;
-            an update's loss is the mean over its batches.
-        max_grad_norm: Norm that gradients are clipped to; None: as the optimizer was made.
-        ema_decay: Decay, in [0, 1), of an average of the weights, kept by an optimizer of ours;
-            None: as the optimizer was made.
-        validate_ema: Whether validation, and the best model, take the averaged weights where there
-            are any; buffers, such as those of batch norm, are not averaged.
-        keep_best: "valid_loss" or the name of a metric: the model that was best by that is kept on
-            the device, for :meth:`restore_best`. None: none is.
-        best_mode: Whether the lowest ("min") or the highest ("max") is the best; None: the lowest
-            loss, the highest metric.
-        callbacks: What is called on the way, in this order, see :class:`Callback`.
+            neither in the schedule nor in the history. None (default): no autocast.
+        accumulate: Batches per update, 1 (default) or more. The last update of an epoch takes what
+            is left; an update's loss is the mean over its batches.
+        max_grad_norm: Norm that gradients are clipped to, above 0; None (default): as the
+            optimizer was made.
+        ema_decay: Decay, in [0, 1), of an EMA of the weights, kept by an lrfast optimizer; None
+            (default): as the optimizer was made.
+        validate_ema: Whether validation, and the best model, use the EMA of the weights if there
+            is one (default True); buffers, such as those of batch norm, are not averaged.
+        keep_best: "valid_loss" or the name of a metric: a copy of the model with its best value is
+            kept on the device, for :meth:`restore_best`. None (default): no copy.
+        best_mode: Whether the lowest ("min") or the highest ("max") value is the best; None
+            (default): the lowest loss, the highest metric.
+        callbacks: Called on the way, in this order, see :class:`Callback` (default: none).
         capture: Whether updates, and those of range tests, run as a CUDA graph, see
-            :func:`lrfast.capture`; with an optimizer of ours. An epoch's last batch, where it is a
-            smaller one, runs eagerly.
-        progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
+            :func:`lrfast.capture` (default False); needs an lrfast optimizer. If an epoch's last
+            batch is smaller, it runs eagerly.
+        progress: Whether to show steps, learning rate and smoothed loss in a terminal or a
+            notebook (default True).
 
     Attributes:
         history: All stages so far, a :class:`lrfast.History`.
-        optimizer: Whose param groups are the layer groups, or parts of them.
+        optimizer: The optimizer, whose param groups are the layer groups or parts of them.
         groups: The :class:`lrfast.groups.LayerGroups`, from body to head.
-        callbacks: Those that are called, a list that may be changed.
+        callbacks: The callbacks, a list that may be changed.
 
     Raises:
         ValueError: If an argument is out of range, the model has no parameters or ``train`` has no
@@ -86,35 +125,397 @@ class FineTuner(Fits):
         ['one-cycle', 'one-cycle']
     """
 
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Iterable[Any],
+        valid: Iterable[Any] | None = None,
+        *,
+        loss_fn: LossFunction | None = None,
+        compute_loss: ComputeLoss | None = None,
+        optimizer: MakeOptimizer = AdamW,
+        metrics: Mapping[str, Metric] | None = None,
+        groups: Groups | None = None,
+        weight_decay: float | None = None,
+        no_decay: Sequence[str] | Literal[True] | None = None,
+        norm_mode: NormPolicy = "train",
+        amp: torch.dtype | None = None,
+        accumulate: int = 1,
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        validate_ema: bool = True,
+        keep_best: str | None = None,
+        best_mode: Literal["min", "max"] | None = None,
+        callbacks: Sequence[Callback] = (),
+        capture: bool = False,
+        progress: bool = True,
+    ) -> None:
+        self.model = model
+        self.train = train
+        self.valid = valid
+        self.loss_fn = loss_fn
+        self.compute_loss = compute_loss
+        self.metrics = dict(metrics or {})
+        self.accumulate = check_count("accumulate", accumulate)
+        self.amp = amp
+        self.max_grad_norm = max_grad_norm
+        self.ema_decay = ema_decay
+        self.validate_ema = validate_ema
+        self.callbacks = list(callbacks)
+        self.capture = capture
+        self.progress = progress
+        self.norm_mode: NormPolicy = norm_mode
+        if isinstance(groups, Iterator):
+            groups = list(groups)
+        self.groups = layer_groups(model, groups)
+        param_groups = discriminative(
+            *(model, 0.0, weight_decay, None, groups, no_decay),
+            split_norms=norm_mode == "adapt",
+        )
+        self.optimizer = _make_optimizer(optimizer, param_groups, max_grad_norm, ema_decay)
+        self.scaler = _make_scaler(model, amp)
+        self.best = None if keep_best is None else Best(keep_best, best_mode)
+        self.history = History()
+        self._loop: Loop | None = None
+        self._interrupted: Run | None = None
+        self._partial: Stage | None = None  # the interrupted stage's record in the history
+        self._check()
+
+    def _check(self) -> None:
+        if self.norm_mode not in get_args(NormPolicy):
+            raise ValueError(
+                f"norm_mode must be 'train', 'keep' or 'adapt', got {self.norm_mode!r}"
+            )
+        if self.metrics and self.loss_fn is None:
+            raise ValueError("metrics need loss_fn(outputs, targets), got none")
+        if self.best is not None and self.valid is None:
+            raise ValueError("keep_best needs validation data, got valid=None")
+        if self.best is not None and self.best.monitor not in ("valid_loss", *self.metrics):
+            known = ", ".join(["valid_loss", *self.metrics])
+            raise ValueError(f"keep_best must be one of {known}, got {self.best.monitor!r}")
+        if self.capture:
+            check_optimizer(self.optimizer)
+        make_compute_loss(self.loss_fn, self.compute_loss)
+        epoch_batches(self.train)
+
+    @property
+    def running(self) -> Run | None:
+        """The stage that trains now; None between stages."""
+        return None if self._loop is None else self._loop.run
+
+    @property
+    def epoch_steps(self) -> int:
+        """Updates per epoch."""
+        return -(-epoch_batches(self.train) // self.accumulate)
+
+    @property
+    def loaders(self) -> list[Any]:
+        """The training and validation data, whose generators checkpoints hold."""
+        return [self.train] if self.valid is None else [self.train, self.valid]
+
+    def finished_stages(self) -> list[Stage]:
+        """Return the stages of the history without one that can still be resumed."""
+        return [stage for stage in self.history.stages if stage is not self._partial]
+
+    def freeze(self) -> None:
+        """Freeze all layer groups but the last, the head.
+
+        Raises:
+            ValueError: If there is one layer group only.
+        """
+        if len(self.groups) < 2:
+            raise ValueError("freeze needs a body before the head, got one layer group")
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Train all layer groups."""
+        self.freeze_to(0)
+
+    def freeze_to(self, n: int) -> None:
+        """Freeze the layer groups before group ``n``, and train the others.
+
+        Args:
+            n: Index of the first layer group that trains; negative counts from the head.
+        """
+        freeze_to(self.optimizer, n, train_norms=self.norm_mode == "adapt")
+
+    def lr_find(self, **options: Any) -> RangeTest:
+        """Run a range test on the training data with what is frozen now; leaves no trace.
+
+        It may also be called by a callback.
+
+        Args:
+            **options: Those of :func:`lrfast.lr_find`, such as ``num_iter``.
+
+        Returns:
+            The range test.
+        """
+        given: dict[str, Any] = {
+            "scaler": self.scaler,
+            "accumulate": self.accumulate,
+            "capture": self.capture,
+            "progress": self.progress,
+        }
+        loss_fn = self.loss_fn if self.amp is None else None
+        if loss_fn is None:
+            given["compute_loss"] = self._compute_loss()
+        try:
+            return lr_find(self.model, self.optimizer, self.train, loss_fn, **given | options)
+        finally:
+            if self._loop is not None:
+                self._loop.driver.watch()
+
+    def fit(
+        self,
+        epochs: int,
+        schedule: Schedule | Sequence[Schedule],
+        lr: Rates | None = None,
+        *,
+        timetable: Mapping[int, int] | None = None,
+        precompute: bool = False,
+    ) -> Stage:
+        """Train with any schedule.
+
+        A loss that is not finite ends training at that step. Ctrl-C ends it after the current
+        step; :meth:`resume` then continues as if there had been no interruption. The same holds
+        for any exception between two steps, as in a callback. An exception within a step does not
+        undo that step's random draws and running statistics, and the step is made again.
+
+        Args:
+            epochs: Passes over the training data, 1 or more.
+            schedule: Multiplies the groups' learning rates; its step 0 is the first step of this
+                call. One for all layer groups, or a list with one for each; the history then shows
+                the momentum of the last one.
+            lr: Learning rates of the layer groups, as for :meth:`fit_one_cycle`; None (default)
+                keeps them.
+            timetable: Unfreezing schedule: the first layer group that trains from the start of an
+                epoch on, by the epoch's index, such as ``{0: -1, 1: -2, 2: 0}``. None (default):
+                what is frozen stays frozen.
+            precompute: Whether to train only the head, on features that the frozen body computes
+                once, in evaluation mode, without the randomness of training (default False). The
+                model must be an nn.Sequential of body and head, the data a DataLoader over a
+                dataset that does not augment, or a list of batches.
+
+        Returns:
+            The stage's record, which is in :attr:`history` too.
+
+        Raises:
+            ValueError: If an argument is out of range, or nothing trains.
+            TypeError: If ``schedule`` is no schedule, or ``precompute`` does not fit the model.
+        """
+        check_count("epochs", epochs)
+        per_group = self._group_schedules(schedule)
+        plan = _checked_timetable(timetable or {}, epochs, len(self.groups))
+        if 0 not in plan:
+            self._check_trains()
+        if precompute:
+            check_precompute(self.model, self.loss_fn, plan)
+        if lr is not None:
+            rates = group_rates(self.optimizer, lr, len(self.groups))
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                set_rate(group, rate)
+        name = ", ".join(dict.fromkeys(each.name for each in per_group))
+        return self._train(Run(name, per_group, epochs, self.epoch_steps, plan, precompute))
+
+    def fit_one_cycle(
+        self,
+        epochs: int,
+        max_lr: Rates,
+        *,
+        pct_start: float = 0.3,
+        div: float = 25.0,
+        final_div: float = 1e4,
+        momentum: tuple[float, float] | None = (0.95, 0.85),
+        **options: Any,
+    ) -> Stage:
+        """Train with the one-cycle policy, each layer group up to its own peak learning rate.
+
+        The schedule is :func:`lrfast.schedules.one_cycle`.
+
+        Args:
+            epochs: Passes over the training data, 1 or more.
+            max_lr: Peak learning rate: a float for all groups, ``slice(first, last)`` for a
+                geometric spread, ``slice(last)`` for a tenth of it in all but the last group, or a
+                list.
+            pct_start: Fraction of the steps spent going up, in [0, 1] (default 0.3).
+            div: Peak over first learning rate, 1 or more (default 25).
+            final_div: First over last learning rate, 1 or more (default 10,000).
+            momentum: (highest, lowest) momentum or beta1 (default (0.95, 0.85)); None keeps it.
+            **options: ``timetable`` and ``precompute``, as for :meth:`fit`.
+
+        Returns:
+            The stage's record, which is in :attr:`history` too.
+
+        Raises:
+            ValueError: If an argument is out of range.
+
+        Reference:
+            Smith & Topin, arXiv:1708.07120; Howard & Ruder, arXiv:1801.06146.
+        """
+        total_steps = check_count("epochs", epochs) * self.epoch_steps
+        schedule = schedules.one_cycle(total_steps, pct_start, div, final_div, momentum)
+        return self.fit(epochs, schedule, max_lr, **options)
+
+    def fit_flat_cos(
+        self,
+        epochs: int,
+        lr: Rates,
+        *,
+        pct_start: float = 0.75,
+        final_div: float = 1e5,
+        **options: Any,
+    ) -> Stage:
+        """Train at constant learning rates, then let them fall along half a cosine.
+
+        The schedule is :func:`lrfast.schedules.flat_cosine`: the last step is made at the last
+        learning rate.
+
+        Args:
+            epochs: Passes over the training data, 1 or more.
+            lr: Learning rates of the layer groups, as for :meth:`fit_one_cycle`.
+            pct_start: Fraction of the steps at constant learning rates, in [0, 1] (default 0.75).
+            final_div: First over last learning rate, 1 or more (default 100,000).
+            **options: ``timetable`` and ``precompute``, as for :meth:`fit`.
+
+        Returns:
+            The stage's record, which is in :attr:`history` too.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        total_steps = check_count("epochs", epochs) * self.epoch_steps
+        if not 1 <= final_div < float("inf"):
+            raise ValueError(f"final_div must be finite and 1 or more, got {final_div}")
+        schedule = schedules.flat_cosine(total_steps, pct_start, 1 / final_div)
+        return self.fit(epochs, schedule, lr, **options)
+
+    def fit_sgdr(
+        self,
+        cycles: int,
+        cycle_len: int,
+        max_lr: Rates,
+        *,
+        cycle_mult: float = 2.0,
+        eta_min: float = 0.0,
+        **options: Any,
+    ) -> Stage:
+        """Train with warm restarts: cosines from the peak learning rates down, one after another.
+
+        With an :class:`EarlyStop` ``(patience=1, at="cycle")`` among the callbacks it trains until
+        the end of a cycle is no better than that of the one before. The schedule is
+        :func:`lrfast.schedules.sgdr` with whole epochs as its unit: the last step is made at the
+        lowest learning rate.
+
+        Args:
+            cycles: Cycles, 1 or more.
+            cycle_len: Epochs of the first cycle, 1 or more.
+            max_lr: Learning rates at the start of each cycle, as for :meth:`fit_one_cycle`.
+            cycle_mult: Length of a cycle over that of the one before, 1 or more (default 2);
+                lengths are rounded to whole epochs.
+            eta_min: Last over first learning rate of a cycle, in [0, 1] (default 0).
+            **options: ``timetable`` and ``precompute``, as for :meth:`fit`.
+
+        Returns:
+            The stage's record, which is in :attr:`history` too.
+
+        Raises:
+            ValueError: If an argument is out of range.
+
+        Reference:
+            Loshchilov & Hutter, arXiv:1608.03983.
+        """
+        check_count("cycles", cycles)
+        steps = self.epoch_steps
+        length = check_count("cycle_len", cycle_len) * steps
+        schedule = schedules.sgdr(length, cycle_mult, cycles, eta_min, unit=steps)
+        return self.fit(schedule.total_steps // steps, schedule, max_lr, **options)
+
+    def fine_tune(
+        self,
+        epochs: int,
+        base_lr: float = 2e-3,
+        freeze_epochs: int = 1,
+        lr_mult: float = 100.0,
+        pct_start: float = 0.3,
+        div: float = 5.0,
+        **options: Any,
+    ) -> tuple[Stage, Stage]:
+        """Train the head only, then everything: fastai's two stages, with its defaults.
+
+        The first stage freezes the body and goes up to ``slice(base_lr)`` for 99 % of its steps.
+        The second one goes up to ``slice(base_lr / 2 / lr_mult, base_lr / 2)``. Both end at a
+        100000th of the peak, which the last step here reaches.
+
+        Args:
+            epochs: Epochs of the second stage, 1 or more.
+            base_lr: Peak learning rate of the head in the first stage, above 0 (default 0.002).
+            freeze_epochs: Epochs of the first stage, 1 (default) or more.
+            lr_mult: Head's over body's peak learning rate in the second stage, above 0 (default
+                100).
+            pct_start: Fraction of the second stage's steps spent going up, in [0, 1] (default
+                0.3).
+            div: Peak over first learning rate of the second stage, in [1, 100000] (default 5).
+            **options: Those of :meth:`fit_one_cycle`, for both stages.
+
+        Returns:
+            The records of the two stages, which are in :attr:`history` too.
+
+        Raises:
+            ValueError: If an argument is out of range, or there is one layer group only.
+
+        Reference:
+            fastai 2.8, ``fastai/callback/schedule.py``, ``Learner.fine_tune``.
+        """
+        check_count("epochs", epochs)
+        check_count("freeze_epochs", freeze_epochs)
+        for name, value in (("base_lr", base_lr), ("lr_mult", lr_mult)):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be finite and above 0, got {value}")
+        if not 1 <= div <= _FASTAI_PEAK_OVER_LAST:
+            raise ValueError(f"div must lie within 1 and {_FASTAI_PEAK_OVER_LAST:g}, got {div}")
+        if not 0 <= pct_start <= 1:
+            raise ValueError(f"pct_start must lie in [0, 1], got {pct_start}")
+        self.freeze()
+        first = {"final_div": _FASTAI_PEAK_OVER_LAST / 25.0} | options
+        head = self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **first)
+        self.unfreeze()
+        top = slice(base_lr / 2 / lr_mult, base_lr / 2)
+        second = {"final_div": _FASTAI_PEAK_OVER_LAST / div} | options
+        return head, self.fit_one_cycle(epochs, top, pct_start=pct_start, div=div, **second)
+
     def recipe(
         self,
         epochs: tuple[int, int] = (2, 4),
         *,
-        top: Top = "before",
+        top: TopRateSource = "before",
         head_drop: float = 10.0,
         spread: float = 3.0,
         feature_epochs: int = 0,
         plain: Iterable[Any] | None = None,
         cycle_mult: float | None = None,
     ) -> Recipe:
-        """Return a plan: the head, then all layers, at rates that range tests find.
+        """Return a plan: the head, then all layers, at learning rates that range tests suggest.
 
-        Nothing runs before the plan does. Print it to see its stages, its ``report()`` to see what
-        became of them.
+        Nothing runs before the plan does. Printed, it shows its stages; its ``report()`` compares
+        them with what was done.
 
         Args:
-            epochs: Of the head alone and of all layers, 1 or more each.
-            top: Where the head's rate in the second stage comes from: "before", a range test on all
-                layers before anything trains; "head", its rate in the first stage over
+            epochs: Epochs of the head's stage and of all layers', 1 or more each (default (2, 4)).
+            top: Source of the head's learning rate in the second stage: "before" (default), a
+                range test on all layers before anything trains; "head", the first stage's over
                 ``head_drop``, within what a range test on all layers after that stage allows.
-            head_drop: 1 or more; for ``top="head"``.
-            spread: The head's rate over the first layer group's in the second stage, 1 or more.
+            head_drop: For ``top="head"``, 1 or more (default 10).
+            spread: Head's over first layer group's learning rate in the second stage, 1 or more
+                (default 3).
             feature_epochs: Epochs of the head, before all others, on features that the frozen body
-                computes once; the model must be an nn.Sequential, see :meth:`fit`.
-            plain: Training data without augmentation for these epochs; None: the tuner's.
-            cycle_mult: None: each stage is one cycle. 1 or more: warm restarts, each ``cycle_mult``
-                times as long as the one before, until validation gets worse from cycle to cycle;
-                ``epochs[1]`` holds whole cycles, such as 7 = 1 + 2 + 4. The head's last one epoch.
+                computes once, 0 (default) or more; the model must be an nn.Sequential, see
+                :meth:`fit`.
+            plain: Training data without augmentation for these epochs; None (default): the
+                tuner's.
+            cycle_mult: None (default): each stage is one cycle. 1 or more: warm restarts, each
+                ``cycle_mult`` times as long as the one before, until validation gets worse from
+                cycle to cycle; ``epochs[1]`` holds whole cycles, such as 7 = 1 + 2 + 4. The head's
+                last one epoch.
 
         Returns:
             The plan.
@@ -137,29 +538,30 @@ class FineTuner(Fits):
         Reference:
             Howard & Ruder, arXiv:1801.06146.
         """
-        numbers = Numbers(epochs, top, head_drop, spread, feature_epochs, plain, cycle_mult)
-        return Recipe(self, numbers)
+        config = RecipeConfig(epochs, top, head_drop, spread, feature_epochs, plain, cycle_mult)
+        return Recipe(self, config)
 
     def resume(
         self,
         epochs: int | None = None,
         schedule: Schedule | Sequence[Schedule] | None = None,
     ) -> Stage:
-        """Go on with the stage that was interrupted, or that :meth:`load` brought.
+        """Continue the stage that was interrupted, or that :meth:`load` read.
 
-        The whole stage is then, bit for bit, what it would have been without the interruption, as
-        far as the device computes the same twice and data are drawn from generators that torch
-        knows of, or from Python's and numpy's global ones; random numbers within workers that
-        persist over epochs start anew.
+        The whole stage is then, bit for bit, what it would have been without the interruption, if
+        the device computes deterministically and data are drawn from generators that torch knows
+        of, or from Python's and numpy's global ones; random numbers within workers that persist
+        over epochs start anew.
 
         Args:
-            epochs: Epochs of the whole stage, if others than planned; more than are done. Then
-                ``schedule`` must say how the rates go on.
+            epochs: Epochs of the whole stage, at least as many as have begun; None (default): as
+                planned. With another number ``schedule`` must cover it.
             schedule: Schedule of the whole stage, whose values from the step of the interruption on
-                are used; without ``epochs`` it must be the planned one.
+                are used; without ``epochs`` it must be the planned one. None (default): the
+                planned one.
 
         Returns:
-            What happened in the whole stage; in :attr:`history` it replaces the interrupted one.
+            The record of the whole stage; in :attr:`history` it replaces the interrupted one.
 
         Raises:
             ValueError: If there is no interrupted stage, or an argument does not fit it.
@@ -172,34 +574,59 @@ class FineTuner(Fits):
                 f"train must have {run.epoch_steps} steps per epoch as when the stage began, "
                 f"got {self.epoch_steps}"
             )
-        schedules = run.schedules
-        if schedule is not None:
-            schedules = group_schedules(self.optimizer, schedule, len(self.groups))
+        per_group = run.schedules if schedule is None else self._group_schedules(schedule)
         if epochs is not None:
-            _check_end(run, epochs, is_planned=schedule is None)
-        elif schedules != run.schedules:
-            names = ", ".join(each.name for each in schedules)
+            done = run.epoch + (run.batches_used > 0)
+            if check_count("epochs", epochs) < done:
+                raise ValueError(f"epochs must be {done} or more, which have begun, got {epochs}")
+            if schedule is None and epochs != run.epochs:
+                raise ValueError(
+                    f"schedule must be given for {epochs} epochs instead of {run.epochs}, got None"
+                )
+        elif per_group != run.schedules:
             raise ValueError(
                 "schedule must be the interrupted stage's, or come with epochs=, got another: "
-                f"{names}"
+                f"{', '.join(each.name for each in per_group)}"
             )
-        run = replace(run, epochs=epochs or run.epochs, schedules=schedules)
-        moment = run.moment
-        assert moment is not None
-        check_trains(self.optimizer)
-        moment.put_back(self.model, self.loaders)
+        assert run.resume_point is not None
+        self._check_trains()
+        run.resume_point.restore(self.model, self.loaders)
         self.history.stages[:] = self.finished_stages()
-        return self._train(run.resumed())
+        return self._train(replace(run.resumed(), epochs=epochs or run.epochs, schedules=per_group))
+
+    def stop(self) -> None:
+        """End the stage that runs after the current event, as "stopped"; for callbacks."""
+        if self._loop is not None:
+            self._loop.should_stop = True
+
+    def validate(self) -> dict[str, float]:
+        """Return loss and metrics, means over the validation data; synchronises once.
+
+        Raises:
+            ValueError: If there are no validation data.
+        """
+        with self._ema_weights():
+            return self._validate(self.model, self.valid)
+
+    def restore_best(self) -> None:
+        """Restore parameters and buffers of the best epoch so far; the optimizer stays as it is.
+
+        Raises:
+            ValueError: If the tuner keeps none, or none has been validated.
+        """
+        if self.best is None:
+            raise ValueError('keep_best must be given to the FineTuner, as "valid_loss", got None')
+        self.best.restore(self.model)
 
     def save(self, path: str | Path) -> None:
-        """Write all that a tuner of the same kind needs to go on; waits for the device.
+        """Write a checkpoint from which a tuner made alike can continue; synchronises.
 
-        Between stages, from a callback and after an interruption. The file holds model, optimizer
-        with schedule, scaler, averages, best model, what is frozen, history, callbacks, random
-        states and the place in the data; it is written whole or not at all.
+        It works between stages, from a callback and after an interruption. The file holds model,
+        optimizer with schedule, scaler, EMA of the weights, best model, what is frozen, history,
+        callbacks, random states and the place in the data; it is written atomically.
 
         Args:
-            path: The file; one that is there is replaced. A process that is killed while it writes
+            path: The file; an existing one is replaced. A process that is killed while it writes
                 leaves a ``.name.*.tmp`` beside it, and the old file as it was.
         """
         run, driver = self._interrupted, None
@@ -208,7 +635,7 @@ class FineTuner(Fits):
         _checkpoint.write(path, _checkpoint.pack(self, run, driver))
 
     def load(self, path: str | Path) -> None:
-        """Take over what :meth:`save` wrote; :meth:`resume` then goes on with its stage.
+        """Read a checkpoint that :meth:`save` wrote; :meth:`resume` then continues its stage.
 
         Args:
             path: The file. Nothing in it is executed.
@@ -216,7 +643,7 @@ class FineTuner(Fits):
         Raises:
             ValueError: If it was saved by a tuner with other groups, optimizer or options, or is
                 broken; nothing has changed then.
-            MemoryError: If there is no memory for a copy of what there is, which the host keeps
+            MemoryError: If the host has no memory for a copy of the present state, which it keeps
                 until all is loaded.
         """
         if self._loop is not None:
@@ -224,17 +651,173 @@ class FineTuner(Fits):
         self._interrupted = _checkpoint.unpack(self, _checkpoint.read(path))
         self._partial = None
 
-    def finished_stages(self) -> list[Stage]:
-        """Return the history without the stage that can still go on."""
-        return [stage for stage in self.history.stages if stage is not self._partial]
-
-
-def _check_end(run: Run, epochs: int, is_planned: bool) -> None:
-    """Check another number of epochs."""
-    done = run.epoch + (run.used > 0)
-    if check_whole("epochs", epochs) < done:
-        raise ValueError(f"epochs must be {done} or more, which have begun, got {epochs}")
-    if is_planned and epochs != run.epochs:
-        raise ValueError(
-            f"schedule must be given for {epochs} epochs instead of {run.epochs}, got None"
+    def _train(self, run: Run) -> Stage:
+        """Train a run to its end, and keep it for resume() if it does not get there."""
+        if self._loop is not None:
+            raise ValueError("fit must wait until the stage has ended, got a call while one runs")
+        data = StageData(self.model, self.train, self.valid)
+        if run.precompute:
+            data = precompute(self.model, self.train, self.valid, self.amp)
+        training = Training(
+            *(data.model, self.optimizer, data.train, self._compute_loss()),
+            accumulate=self.accumulate,
+            scaler=self.scaler,
+            captures=self.capture,
         )
+        is_clipped = isinstance(self.optimizer, FusedOptimizer)
+        max_grad_norm = None if is_clipped else self.max_grad_norm
+        self._interrupted = self._partial = None
+        with Interrupts() as interrupts:
+            self._loop = loop = Loop(
+                *(training, run, self.loaders), max_grad_norm=max_grad_norm, progress=self.progress
+            )
+            outcome = "interrupted"
+            try:
+                self._callback("on_fit_begin")
+                with loop:
+                    outcome = self._train_epochs(loop, data, interrupts)
+            finally:
+                run = loop.now(self.model)
+                loop.driver.detach()
+                self._loop = None
+                stage = run.stage(loop.own_rates, outcome)
+                self.history.stages.append(stage)
+                if outcome == "interrupted":
+                    self._interrupted, self._partial = run, stage
+                self._callback("on_fit_end")
+        return stage
+
+    def _train_epochs(self, loop: Loop, data: StageData, interrupts: Interrupts) -> str:
+        """Train the epochs that are left, and return how the stage ended."""
+        run = loop.run
+        while run.epoch < run.epochs:
+            if run.epoch_rng is None:
+                self._begin_epoch(run)
+            for loss in loop.updates():
+                self._callback("on_step_end", run.step, loss)
+                if loop.should_stop:
+                    break
+                interrupts.check()
+            row, outcome = loop.end_epoch(self._validate_epoch(data))
+            self._callback("on_epoch_end", run.epoch - 1, row)
+            if outcome != "running":
+                return outcome
+            if loop.should_stop:
+                return "stopped"
+            interrupts.check()
+        return "completed"
+
+    def _begin_epoch(self, run: Run) -> None:
+        if run.epoch in run.timetable:
+            self.freeze_to(run.timetable[run.epoch])
+            self._check_trains()
+        set_norm_mode(self.model.train(), self.optimizer, self.norm_mode)
+        self._callback("on_epoch_begin", run.epoch)
+
+    def _validate_epoch(self, data: StageData) -> dict[str, float]:
+        """Return the validation measures, if there are validation data; keep the best model."""
+        if data.valid is None:
+            return {}
+        with self._ema_weights():
+            found = self._validate(data.model, data.valid)
+            if self.best is not None:
+                self.best.consider(self.model, found)
+        return found
+
+    def _validate(self, model: nn.Module, valid: Iterable[Any] | None) -> dict[str, float]:
+        if valid is None:
+            raise ValueError("valid must be given to the FineTuner to validate, got None")
+        compute_loss = make_compute_loss(self.loss_fn, self.compute_loss)
+        with autocast(model, self.amp):
+            return evaluate(model, valid, compute_loss, self.loss_fn, self.metrics)
+
+    def _ema_weights(self) -> AbstractContextManager[None]:
+        """Return the context of validation, in which the model may have the EMA of its weights."""
+        optimizer = self.optimizer
+        if not self.validate_ema or not isinstance(optimizer, FusedOptimizer):
+            return nullcontext()
+        return nullcontext() if optimizer._options.ema_decay is None else optimizer.ema_parameters()
+
+    def _callback(self, event: str, *details: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *details)
+
+    def _compute_loss(self) -> ComputeLoss:
+        """Return the loss function, with its forward pass under autocast."""
+        compute_loss, amp = make_compute_loss(self.loss_fn, self.compute_loss), self.amp
+        if amp is None:
+            return compute_loss
+
+        def cast_loss(model: nn.Module, batch: Any) -> Tensor:
+            with autocast(model, amp):
+                return compute_loss(model, batch)
+
+        return cast_loss
+
+    def _group_schedules(self, schedule: Schedule | Sequence[Schedule]) -> tuple[Schedule, ...]:
+        """Return one schedule for all param groups, or one for each of them."""
+        given = [schedule] if isinstance(schedule, Schedule) else schedule
+        for each in given if isinstance(given, Sequence) else [given]:
+            if not isinstance(each, Schedule):
+                raise TypeError(
+                    f"schedule must be made by lrfast.schedules, got {type(each).__name__}"
+                )
+        if isinstance(schedule, Schedule):
+            return (schedule,)
+        if len(given) != len(self.groups):
+            raise ValueError(
+                f"schedule must be one schedule or one per layer group: there are "
+                f"{len(self.groups)} groups, got {len(given)} schedules"
+            )
+        groups = enumerate(self.optimizer.param_groups)
+        return tuple(given[group.get("layer", i)] for i, group in groups)
+
+    def _check_trains(self) -> None:
+        groups = [group for group in self.optimizer.param_groups if not group.get("frozen")]
+        if not any(p.requires_grad for group in groups for p in group["params"]):
+            raise ValueError(
+                "fit needs a layer group that trains, got a model that is frozen throughout; call "
+                "unfreeze(), or freeze_to(-1) for the head alone"
+            )
+
+
+def _make_optimizer(
+    make: MakeOptimizer,
+    param_groups: list[dict[str, Any]],
+    max_grad_norm: float | None,
+    ema_decay: float | None,
+) -> Optimizer:
+    """Return the optimizer of the param groups, with clipping and EMA if it has them built in."""
+    # The learning rates are the optimizer's own until a stage sets them.
+    optimizer = make([{k: v for k, v in each.items() if k != "lr"} for each in param_groups])
+    asked = {"max_grad_norm": max_grad_norm, "ema_decay": ema_decay}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if isinstance(optimizer, FusedOptimizer):
+        if given:
+            optimizer._set_options(replace(optimizer._options, **given))  # type: ignore[arg-type]
+    elif ema_decay is not None:
+        raise ValueError(
+            f"ema_decay must be None with {type(optimizer).__name__} of torch.optim, which keeps "
+            f"no average, got {ema_decay}; use an optimizer of lrfast"
+        )
+    elif max_grad_norm is not None and not 0 < max_grad_norm < float("inf"):
+        raise ValueError(f"max_grad_norm must be finite and above 0, or None, got {max_grad_norm}")
+    return optimizer
+
+
+def _make_scaler(model: nn.Module, amp: torch.dtype | None) -> torch.amp.GradScaler | None:
+    """Return the scaler that keeps float16 gradients from underflow; None for other dtypes."""
+    if amp not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
+    return torch.amp.GradScaler(device_of(model).type) if amp is torch.float16 else None
+
+
+def _checked_timetable(timetable: Mapping[int, int], epochs: int, count: int) -> dict[int, int]:
+    for epoch, first in timetable.items():
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < epochs:
+            raise ValueError(f"timetable must name epochs from 0 to {epochs - 1}, got {epoch!r}")
+        if isinstance(first, bool) or not isinstance(first, int) or not -count <= first < count:
+            raise ValueError(
+                f"timetable must name layer groups from {-count} to {count - 1}, got {first!r}"
+            )
+    return dict(timetable)

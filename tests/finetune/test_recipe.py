@@ -195,7 +195,7 @@ def test_cycles_until_overfitting() -> None:
     tuner = make_tuner(keep_best=None, metrics={})
     losses = Scripted([1.0, 1.0, 0.9, 0.9, 0.5, 0.5, 0.6, 0.7, *[0.8] * 30])
     tuner.validate = lambda: {"valid_loss": 0.0}  # type: ignore[method-assign]
-    tuner._found = lambda *_: {"valid_loss": losses(None, None).item()}  # type: ignore[arg-type,method-assign]
+    tuner._validate = lambda *_: {"valid_loss": losses(None, None).item()}  # type: ignore[arg-type,method-assign]
     plan = tuner.recipe((2, 15), cycle_mult=2.0)
     head, whole = plan.run()
     assert (head.stage.outcome, head.stage.name) == ("completed", "sgdr")
@@ -299,7 +299,7 @@ def test_a_loss_that_is_not_finite_ends_it() -> None:
     tuner.lr_find = then_break  # type: ignore[method-assign]
     (only,) = plan.run()
     assert only.stage.outcome == "non-finite" and calls > 0
-    assert plan.report().endswith("all layers was not run, for head is non-finite.")
+    assert plan.report().endswith("all layers was not run because head is non-finite.")
 
 
 # Errors.

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import lrfast
 from lrfast import RangeTest
-from lrfast.finetune import _trainer
+from lrfast.finetune import _tuner
 from lrfast.range_test import Sweep
 from lrfast.suggest import Suggestion
 from lrfast.tools import cli, demo
@@ -60,7 +60,7 @@ class Oracle:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
         self.asked: list[Any] = []
         self._rates: Iterator[float] = iter(rates)
-        monkeypatch.setattr(_trainer, "lr_find", self)
+        monkeypatch.setattr(_tuner, "lr_find", self)
 
     def __call__(self, model: Any, optimizer: Any, data: Any, loss_fn: Any, **options: Any) -> Any:
         groups = optimizer.param_groups

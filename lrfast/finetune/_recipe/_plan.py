@@ -1,49 +1,44 @@
-"""What a recipe will do, as data: its numbers, checked, and the stages that follow from them."""
+"""The plan of a recipe as data: its checked arguments, and the stages that follow from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lrfast.finetune._setup import check_whole, epoch_batches
+from lrfast._utils.validation import check_count
+from lrfast.finetune._callbacks import Tuner
+from lrfast.finetune._stage_state import epoch_batches
 from lrfast.groups._norms import statistics_layers
 from lrfast.schedules._cycles import cycle_length
 
-if TYPE_CHECKING:
-    from lrfast.finetune._trainer import Trainer
-
-Top = Literal["before", "head"]
+TopRateSource = Literal["before", "head"]
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The arguments of :meth:`FineTuner.recipe`, which explains them."""
+class RecipeConfig:
+    """The arguments of :meth:`FineTuner.recipe`, which documents them."""
 
     epochs: tuple[int, int]
-    top: Top
+    top: TopRateSource
     head_drop: float
     spread: float
     feature_epochs: int
     plain: Iterable[Any] | None
     cycle_mult: float | None
 
-    def check(self, tuner: Trainer) -> None:
-        """Check them against the tuner.
-
-        Raises:
-            TypeError, ValueError: If one is out of range or does not fit.
-        """
+    def check(self, tuner: Tuner) -> None:
+        """Check their ranges, and that they fit the tuner."""
         if not isinstance(self.epochs, tuple | list) or len(self.epochs) != 2:
             raise ValueError(
                 f"epochs must be two numbers, the head's and all layers', got {self.epochs!r}"
             )
         for index, count in enumerate(self.epochs):
-            check_whole(f"epochs[{index}]", count)
-        if self.top not in get_args(Top):
+            check_count(f"epochs[{index}]", count)
+        if self.top not in get_args(TopRateSource):
             raise ValueError(f"top must be 'before' or 'head', got {self.top!r}")
         for name, value in (("head_drop", self.head_drop), ("spread", self.spread)):
             if not 1 <= value < math.inf:
@@ -59,7 +54,7 @@ class Numbers:
 
     @property
     def cycles(self) -> int:
-        """Cycles of the last stage; 0 if its epochs hold no whole number of them."""
+        """Cycles of the last stage; 0 if its epochs are not whole cycles."""
         if self.cycle_mult is None:
             return 1
         count = length = 0
@@ -68,12 +63,12 @@ class Numbers:
             count += 1
         return count if length == self.epochs[1] else 0
 
-    def _check_features(self, tuner: Trainer) -> None:
+    def _check_features(self, tuner: Tuner) -> None:
         if self.feature_epochs == 0 and not isinstance(self.feature_epochs, bool):
             if self.plain is not None:
                 raise ValueError("plain needs feature_epochs of 1 or more, got 0")
             return
-        check_whole("feature_epochs", self.feature_epochs)
+        check_count("feature_epochs", self.feature_epochs)
         if self.plain is not None:
             epoch_batches(self.plain)
         if not isinstance(tuner.model, nn.Sequential) or tuner.loss_fn is None:
@@ -82,7 +77,7 @@ class Numbers:
                 f"targets), got {type(tuner.model).__name__} and loss_fn={tuner.loss_fn}"
             )
 
-    def _check_cycles(self, tuner: Trainer) -> None:
+    def _check_cycles(self, tuner: Tuner) -> None:
         assert self.cycle_mult is not None
         if not 1 <= self.cycle_mult < math.inf:
             raise ValueError(f"cycle_mult must be finite and 1 or more, got {self.cycle_mult}")
@@ -103,13 +98,13 @@ class PlannedStage:
 
     Args:
         name: "head on features", "head" or "all layers".
-        epochs: Passes over its training data; the most of them where it may end early.
-        steps: Updates in them.
-        frozen: Names of the layer groups that stay as they are.
-        norms: What frozen normalisation layers do with their running statistics.
+        epochs: Passes over its training data; if it may end early, the most of them.
+        steps: Updates in these epochs.
+        frozen: Names of the layer groups that do not train.
+        norms: What frozen normalisation layers do with their running statistics, in words.
         schedule: The policy, in words.
-        rates: Where its rates come from.
-        reason: Why it is there.
+        rates: The source of its learning rates, in words.
+        reason: Why the recipe has this stage, in words.
     """
 
     name: str
@@ -123,7 +118,7 @@ class PlannedStage:
 
     @property
     def on_features(self) -> bool:
-        """Whether the head trains on what the frozen body has computed once."""
+        """Whether the head trains on features that the frozen body computes once."""
         return self.name == "head on features"
 
     @property
@@ -132,19 +127,19 @@ class PlannedStage:
         return not self.frozen
 
 
-def plan(tuner: Trainer, numbers: Numbers) -> tuple[PlannedStage, ...]:
-    """Return the stages that the numbers ask of a tuner; nothing runs."""
+def plan(tuner: Tuner, config: RecipeConfig) -> tuple[PlannedStage, ...]:
+    """Return the stages that follow from the arguments; nothing runs."""
     body = tuple(group.name for group in tuner.groups[:-1])
     has_norms = next(statistics_layers(tuner.model), None) is not None
     moving = "statistics move" if has_norms else "none"
     stages = []
-    if numbers.feature_epochs:
-        data = tuner.train if numbers.plain is None else numbers.plain
+    if config.feature_epochs:
+        data = tuner.train if config.plain is None else config.plain
         stages.append(
             PlannedStage(
                 name="head on features",
-                epochs=numbers.feature_epochs,
-                steps=numbers.feature_epochs * -(-epoch_batches(data) // tuner.accumulate),
+                epochs=config.feature_epochs,
+                steps=config.feature_epochs * -(-epoch_batches(data) // tuner.accumulate),
                 frozen=body,
                 norms="statistics kept" if has_norms else "none",
                 schedule="one cycle",
@@ -152,8 +147,8 @@ def plan(tuner: Trainer, numbers: Numbers) -> tuple[PlannedStage, ...]:
                 reason="the frozen body need not be computed twice while nothing is augmented",
             )
         )
-    head, whole = numbers.epochs
-    is_cycled = numbers.cycle_mult is not None
+    head, whole = config.epochs
+    is_cycled = config.cycle_mult is not None
     stages.append(
         PlannedStage(
             name="head",
@@ -162,7 +157,7 @@ def plan(tuner: Trainer, numbers: Numbers) -> tuple[PlannedStage, ...]:
             frozen=body,
             norms=moving,
             schedule=f"{head} x cosine of 1 epoch" if is_cycled else "one cycle",
-            rates="as before" if numbers.feature_epochs else "range test on the head",
+            rates="as before" if config.feature_epochs else "range test on the head",
             reason="a new head's first gradients would spoil what is pretrained",
         )
     )
@@ -173,20 +168,20 @@ def plan(tuner: Trainer, numbers: Numbers) -> tuple[PlannedStage, ...]:
             steps=whole * tuner.epoch_steps,
             frozen=(),
             norms="all train" if has_norms else "none",
-            schedule=_restarts(numbers) if is_cycled else "one cycle",
-            rates=_top_in_words(numbers),
+            schedule=_restarts(config) if is_cycled else "one cycle",
+            rates=_top_in_words(config),
             reason="earlier layers hold what tasks share, and move less than the head",
         )
     )
     return tuple(stages)
 
 
-def _restarts(numbers: Numbers) -> str:
-    return f"{numbers.cycles} cosines, each {numbers.cycle_mult:g} times as long, until overfitting"
+def _restarts(config: RecipeConfig) -> str:
+    return f"{config.cycles} cosines, each {config.cycle_mult:g} times as long, until overfitting"
 
 
-def _top_in_words(numbers: Numbers) -> str:
+def _top_in_words(config: RecipeConfig) -> str:
     source = "range test on all, before training"
-    if numbers.top == "head":
-        source = f"the head's over {numbers.head_drop:g}, within a range test on all"
-    return f"{source}; first group {numbers.spread:g} times lower"
+    if config.top == "head":
+        source = f"the head's over {config.head_drop:g}, within a range test on all"
+    return f"{source}; first group {config.spread:g} times lower"

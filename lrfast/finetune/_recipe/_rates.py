@@ -1,4 +1,4 @@
-"""Which rates a recipe takes from its range tests, and why, in words."""
+"""The learning rates that a recipe takes from its range tests, with the reason in words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lrfast.range_test import RangeTest
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Rates for a stage.
+class RateChoice:
+    """Learning rates of a stage.
 
     Args:
-        first: Of the first layer group that trains.
-        last: Of the head.
-        reason: Where they come from, in a sentence.
+        first: Learning rate of the first layer group that trains.
+        last: Learning rate of the head.
+        reason: Their source, in a sentence.
     """
 
     first: float
@@ -23,21 +23,14 @@ class Choice:
 
     @property
     def rates(self) -> slice | float:
-        """As the fit methods take them: a geometric spread, or one rate."""
+        """The learning rates as fit methods take them: a geometric spread, or one for all."""
         return self.last if self.first == self.last else slice(self.first, self.last)
 
 
 def read(test: RangeTest, what: str) -> tuple[float, str]:
-    """Return the rate that a range test suggests and the reason for it.
+    """Return the learning rate that a range test suggests, and the reason.
 
-    Where "auto" declines it is a tenth of the rate of the lowest loss, which is rule "minimum".
-
-    Args:
-        test: The range test.
-        what: What it was made on, such as "the head".
-
-    Raises:
-        ValueError: If neither rule names a rate.
+    Without a suggestion it is a tenth of that of the lowest loss, which is method "minimum".
     """
     found = test.suggestion
     if found.lr is not None:
@@ -53,27 +46,20 @@ def read(test: RangeTest, what: str) -> tuple[float, str]:
     )
 
 
-def head_choice(test: RangeTest) -> Choice:
-    """Return the head's rate."""
+def head_choice(test: RangeTest) -> RateChoice:
+    """Return the learning rate of the head."""
     lr, reason = read(test, "the head")
-    return Choice(lr, lr, reason)
+    return RateChoice(lr, lr, reason)
 
 
-def before_choice(test: RangeTest, spread: float) -> Choice:
-    """Return the rates of all layers from a range test before anything was trained."""
+def before_choice(test: RangeTest, spread: float) -> RateChoice:
+    """Return the learning rates of all layers from a range test before any training."""
     top, reason = read(test, "all layers before training")
-    return Choice(top / spread, top, reason + _lower(spread))
+    return RateChoice(top / spread, top, reason + _lower(spread))
 
 
-def dropped_choice(head: float, drop: float, test: RangeTest, spread: float) -> Choice:
-    """Return the rates of all layers from the head's, within what a second range test allows.
-
-    Args:
-        head: The head's rate in its own stage.
-        drop: How many times lower it is now.
-        test: Range test on all layers after that stage.
-        spread: Last over first group's rate.
-    """
+def dropped_choice(head: float, drop: float, test: RangeTest, spread: float) -> RateChoice:
+    """Return the learning rates of all layers from the head's, limited by a second range test."""
     top = head / drop
     reason = f"the head's own rate over {drop:g} is {top:.1e}"
     limit = test.suggestions["minimum"].lr
@@ -82,7 +68,7 @@ def dropped_choice(head: float, drop: float, test: RangeTest, spread: float) -> 
     elif limit < top:
         top = limit
         reason = f"the loss gets worse from {10 * limit:.1e} on, and the head stays at a tenth"
-    return Choice(top / spread, top, reason + _lower(spread))
+    return RateChoice(top / spread, top, reason + _lower(spread))
 
 
 def _lower(spread: float) -> str:

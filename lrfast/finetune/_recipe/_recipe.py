@@ -1,4 +1,4 @@
-"""The recipe for fine-tuning as one object: a plan to read, to run and to compare with."""
+"""The recipe for fine-tuning: a plan to read, to run, and to compare with what was done."""
 
 from __future__ import annotations
 
@@ -8,29 +8,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lrfast.finetune._callbacks import EarlyStop
+from lrfast.finetune._callbacks import EarlyStop, Tuner
 from lrfast.finetune._history import Stage
 from lrfast.finetune._recipe import _rates as rates
 from lrfast.finetune._recipe import _report as tables
-from lrfast.finetune._recipe._plan import Numbers, PlannedStage, plan
-from lrfast.finetune._recipe._rates import Choice
+from lrfast.finetune._recipe._plan import PlannedStage, RecipeConfig, plan
+from lrfast.finetune._recipe._rates import RateChoice
 from lrfast.finetune._recipe._report import AppliedStage
-from lrfast.finetune._setup import group_rates
+from lrfast.finetune._stage_state import group_rates
 from lrfast.range_test import RangeTest
 
 if TYPE_CHECKING:
     from rich.console import Group
-
-    from lrfast.finetune._tuner import FineTuner
 
 _GOOD_ENDS = ("completed", "stopped")
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A stage that has begun and is not in the report yet, as after an interruption."""
+    """A stage that has begun and is not in the report yet."""
 
-    choice: Choice
+    choice: RateChoice
     rates: tuple[float, ...]
     before: dict[str, float]
     stages: int  # in the history before it
@@ -39,21 +37,21 @@ class _Begun:
 class Recipe:
     """A plan for fine-tuning; :meth:`FineTuner.recipe` makes one.
 
-    Printed, it is the table of its stages. Nothing runs before :meth:`run` or :meth:`run_next`,
-    and stage by stage is, bit for bit, all at once.
+    Printed, it is the table of its stages. Nothing runs before :meth:`run` or :meth:`run_next`;
+    stage by stage gives, bit for bit, the same as all at once.
 
     Args:
-        tuner: Who trains.
-        numbers: How.
+        tuner: The :class:`FineTuner` that trains.
+        config: The arguments of :meth:`FineTuner.recipe`.
     """
 
-    def __init__(self, tuner: FineTuner, numbers: Numbers) -> None:
-        numbers.check(tuner)
+    def __init__(self, tuner: Tuner, config: RecipeConfig) -> None:
+        config.check(tuner)
         self._tuner = tuner
-        self._numbers = numbers
+        self._config = config
         self._stop = EarlyStop(patience=1, at="cycle")
         self._begun: _Begun | None = None
-        self.stages: tuple[PlannedStage, ...] = plan(tuner, numbers)
+        self.stages: tuple[PlannedStage, ...] = plan(tuner, config)
         self.applied: list[AppliedStage] = []
         self.tests: dict[str, RangeTest] = {}
 
@@ -64,13 +62,13 @@ class Recipe:
         return self.stages[done] if done < len(self.stages) else None
 
     def run(self) -> list[AppliedStage]:
-        """Run all stages that are left; one that ends with a loss that is not finite is the last.
+        """Run the stages that are left, up to one that ends with a loss that is not finite.
 
         Returns:
-            Every stage that has run, with what was planned.
+            All stages that have run, each with its plan.
 
         Raises:
-            ValueError: If a range test names no rate, or the recipe has run.
+            ValueError: If a range test suggests no learning rate, or the recipe has run.
         """
         self.run_next()
         while self.next_stage is not None and self.applied[-1].stage.outcome in _GOOD_ENDS:
@@ -80,13 +78,13 @@ class Recipe:
     def run_next(self) -> AppliedStage:
         """Run the range tests that the next stage needs, then the stage.
 
-        After an interruption it goes on with the stage that was interrupted.
+        After an interruption it resumes the stage that was interrupted.
 
         Returns:
-            What happened, with what was planned.
+            The stage with its plan.
 
         Raises:
-            ValueError: If a range test names no rate, or the recipe has run.
+            ValueError: If a range test suggests no learning rate, or the recipe has run.
         """
         planned = self.next_stage
         if planned is None:
@@ -94,10 +92,8 @@ class Recipe:
                 f"recipe must have a stage left, got all {len(self.stages)} run; make another one "
                 "to train on"
             )
-        with self._prepared(planned):
-            stage = self._goes_on()
-            if stage is None:
-                stage = self._begin(planned)
+        with self._training_on(planned):
+            stage = self._resume_begun() or self._begin(planned)
         begun, self._begun = self._begun, None
         assert begun is not None
         done = AppliedStage(planned, begun.choice, begun.rates, begun.before, stage)
@@ -105,11 +101,11 @@ class Recipe:
         return done
 
     def describe(self) -> str:
-        """Return the plan: one line per stage, under a heading."""
+        """Return the plan as a table, one line per stage."""
         return tables.text(tables.PLANNED, tables.planned_rows(self.stages))
 
     def report(self) -> str:
-        """Return planned against applied: one line per stage that ran, then the reasons."""
+        """Return plan against result: one line per stage that ran, then the reasons."""
         if not self.applied:
             return "No stage has run yet."
         table = tables.text(tables.APPLIED, tables.applied_rows(self.applied))
@@ -146,19 +142,19 @@ class Recipe:
             for name, test in self.tests.items()
         ]
         notes += [f"Rates of {each.plan.name}: {each.choice.reason}." for each in self.applied]
-        left = self.next_stage
-        if left is not None and self.applied[-1].stage.outcome not in _GOOD_ENDS:
-            outcome = self.applied[-1].stage.outcome
-            notes.append(f"{left.name} was not run, for {self.applied[-1].plan.name} is {outcome}.")
+        left, last = self.next_stage, self.applied[-1]
+        if left is not None and last.stage.outcome not in _GOOD_ENDS:
+            reason = f"{last.plan.name} is {last.stage.outcome}"
+            notes.append(f"{left.name} was not run because {reason}.")
         return notes
 
     @contextmanager
-    def _prepared(self, planned: PlannedStage) -> Iterator[None]:
-        """Have the tuner train what a stage trains, on its data, with its early stop."""
+    def _training_on(self, planned: PlannedStage) -> Iterator[None]:
+        """Give the tuner the data and the early stop of a stage for the block."""
         tuner, train = self._tuner, self._tuner.train
-        ends_early = planned.trains_all and self._numbers.cycle_mult is not None
-        if planned.on_features and self._numbers.plain is not None:
-            tuner.train = self._numbers.plain
+        ends_early = planned.trains_all and self._config.cycle_mult is not None
+        if planned.on_features and self._config.plain is not None:
+            tuner.train = self._config.plain
         if ends_early:
             tuner.callbacks.append(self._stop)
         try:
@@ -168,8 +164,8 @@ class Recipe:
             if ends_early:
                 tuner.callbacks.remove(self._stop)
 
-    def _goes_on(self) -> Stage | None:
-        """The stage that had begun, at its end; None if none had."""
+    def _resume_begun(self) -> Stage | None:
+        """Return the record of the stage that had begun, resumed if need be; None if none had."""
         history = self._tuner.history.stages
         if self._begun is None or len(history) == self._begun.stages:
             return None
@@ -179,12 +175,9 @@ class Recipe:
     def _begin(self, planned: PlannedStage) -> Stage:
         tuner = self._tuner
         choice = self._choose(planned)
-        spread: slice | float = choice.last
+        spread = choice.rates
         if planned.trains_all:
             tuner.unfreeze()
-            spread = (
-                choice.last if choice.first == choice.last else slice(choice.first, choice.last)
-            )
         else:
             tuner.freeze()
         groups = tuner.optimizer.param_groups
@@ -195,31 +188,31 @@ class Recipe:
         )
         before = {} if tuner.valid is None else tuner.validate()
         self._begun = _Begun(choice, peaks, before, len(tuner.history.stages))
-        mult = self._numbers.cycle_mult
+        mult = self._config.cycle_mult
         if mult is None or planned.on_features:
             return tuner.fit_one_cycle(planned.epochs, spread, precompute=planned.on_features)
         if planned.trains_all:
-            return tuner.fit_sgdr(self._numbers.cycles, 1, spread, cycle_mult=mult)
+            return tuner.fit_sgdr(self._config.cycles, 1, spread, cycle_mult=mult)
         return tuner.fit_sgdr(planned.epochs, 1, spread, cycle_mult=1.0)
 
-    def _choose(self, planned: PlannedStage) -> Choice:
-        """The rates of a stage; runs the range tests that nobody has run yet."""
-        numbers, tuner = self._numbers, self._tuner
-        if not self.applied and numbers.top == "before":
+    def _choose(self, planned: PlannedStage) -> RateChoice:
+        """Return the learning rates of a stage; runs range tests that have not run yet."""
+        config, tuner = self._config, self._tuner
+        if not self.applied and config.top == "before":
             tuner.unfreeze()
             self._test("all layers before training")
         if not planned.trains_all:
             tuner.freeze()
             return rates.head_choice(self._test("the head"))
-        if numbers.top == "before":
-            return rates.before_choice(self._test("all layers before training"), numbers.spread)
+        if config.top == "before":
+            return rates.before_choice(self._test("all layers before training"), config.spread)
         tuner.unfreeze()
         head = rates.head_choice(self.tests["the head"]).last
         test = self._test("all layers")
-        return rates.dropped_choice(head, numbers.head_drop, test, numbers.spread)
+        return rates.dropped_choice(head, config.head_drop, test, config.spread)
 
     def _test(self, what: str) -> RangeTest:
-        """The range test on what trains now, the first time; then what it found."""
+        """Return the range test on what trains now, which runs once."""
         if what not in self.tests:
             self.tests[what] = self._tuner.lr_find(vary="same", adaptive=True)
         return self.tests[what]
