@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
@@ -11,10 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast._utils.validation import (
+    check_choice,
     check_count,
     check_dict,
     check_float,
     check_int,
+    check_nonnegative,
     check_tensor,
 )
 from lrfast.finetune._best_model import Best
@@ -169,10 +170,8 @@ class EarlyStop(Callback):
         at: Literal["epoch", "cycle"] = "epoch",
     ) -> None:
         self.patience = check_count("patience", patience)
-        if not (math.isfinite(min_delta) and min_delta >= 0):
-            raise ValueError(f"min_delta must be finite and not negative, got {min_delta}")
-        if at not in ("epoch", "cycle"):
-            raise ValueError(f"at must be 'epoch' or 'cycle', got {at!r}")
+        check_nonnegative("min_delta", min_delta)
+        check_choice("at", at, ("epoch", "cycle"))
         self.monitor = monitor
         self.mode = mode_of(monitor, mode)
         self.min_delta = min_delta

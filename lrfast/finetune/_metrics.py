@@ -1,4 +1,4 @@
-"""Metrics, validation, and which of two validations is better."""
+"""Metrics and validation, all on the device until the end."""
 
 from __future__ import annotations
 
@@ -40,6 +40,30 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(-1) == targets).double().mean()
 
 
+def mode_of(monitor: str, mode: str | None) -> Literal["min", "max"]:
+    """Return whether the lowest or the highest value of a measure is the best."""
+    if mode == "min" or (mode is None and monitor == "valid_loss"):
+        return "min"
+    if mode == "max" or mode is None:
+        return "max"
+    raise ValueError(f"mode must be 'min', 'max' or None, got {mode!r}")
+
+
+def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
+    """Return whether a value beats the best one; NaN never does."""
+    if best is None or math.isnan(best):
+        return not math.isnan(value)
+    return value < best - min_delta if mode == "min" else value > best + min_delta
+
+
+def check_monitored(monitor: str, row: dict[str, float]) -> str:
+    """Return the name of a measure, if validation measures it."""
+    if monitor not in row:
+        found = ", ".join(sorted(row.keys() - {"step"})) or "nothing, for there are no valid data"
+        raise ValueError(f"monitor must be what validation measures ({found}), got {monitor!r}")
+    return monitor
+
+
 def evaluate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -47,9 +71,17 @@ def evaluate(
     loss_fn: LossFunction | None,
     metrics: Mapping[str, Metric],
 ) -> dict[str, float]:
-    """Return loss and metrics, means over all rows in evaluation mode; synchronises once.
+    """Return loss and metrics over the batches in evaluation mode; waits for the device once.
 
-    Without ``loss_fn`` there are no metrics, and ``loss_of(model, batch)`` gives the loss.
+    Args:
+        model: The module.
+        batches: What it is judged on; a batch counts by its rows.
+        loss_of: ``loss_of(model, batch)``, used where there are no metrics.
+        loss_fn: ``loss_fn(outputs, targets)``, used where there are metrics.
+        metrics: Functions ``(outputs, targets) -> scalar tensor`` by name.
+
+    Raises:
+        ValueError: If there are no batches.
     """
     device = device_of(model)
     sums = torch.zeros(1 + len(metrics), dtype=torch.float64, device=device)
@@ -79,27 +111,3 @@ def split_targets(batch: Any) -> tuple[list[Any], Any]:
         return list(batch[:-1]), batch[-1]
     inputs, targets = split_pair(batch)
     return [inputs], targets
-
-
-def mode_of(monitor: str, mode: str | None) -> Literal["min", "max"]:
-    """Return whether the lowest or the highest value of a measure is the best."""
-    if mode == "min" or (mode is None and monitor == "valid_loss"):
-        return "min"
-    if mode == "max" or mode is None:
-        return "max"
-    raise ValueError(f"mode must be 'min', 'max' or None, got {mode!r}")
-
-
-def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:
-    """Return whether a value beats the best one; NaN never does."""
-    if best is None or math.isnan(best):
-        return not math.isnan(value)
-    return value < best - min_delta if mode == "min" else value > best + min_delta
-
-
-def check_monitored(monitor: str, row: dict[str, float]) -> str:
-    """Return the name of a measure, if validation measures it."""
-    if monitor not in row:
-        found = ", ".join(sorted(row.keys() - {"step"})) or "nothing, for there are no valid data"
-        raise ValueError(f"monitor must be what validation measures ({found}), got {monitor!r}")
-    return monitor

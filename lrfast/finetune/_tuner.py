@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import schedules
-from lrfast._utils.validation import check_count
+from lrfast._utils.validation import (
+    check_at_least_1,
+    check_choice,
+    check_count,
+    check_fraction,
+    check_positive,
+    is_int,
+)
 from lrfast.finetune import _checkpoint
 from lrfast.finetune._best_model import Best
 from lrfast.finetune._callbacks import Callback
@@ -182,10 +189,7 @@ class FineTuner:
         self._check()
 
     def _check(self) -> None:
-        if self.norm_mode not in get_args(NormPolicy):
-            raise ValueError(
-                f"norm_mode must be 'train', 'keep' or 'adapt', got {self.norm_mode!r}"
-            )
+        check_choice("norm_mode", self.norm_mode, get_args(NormPolicy))
         if self.metrics and self.loss_fn is None:
             raise ValueError("metrics need loss_fn(outputs, targets), got none")
         if self.best is not None and self.valid is None:
@@ -303,7 +307,7 @@ class FineTuner:
             ValueError: If an argument is out of range, or nothing trains.
             TypeError: If ``schedule`` is no schedule, or ``precompute`` does not fit the model.
         """
-        check_count("epochs", epochs)
+        epochs = check_count("epochs", epochs)
         per_group = self._group_schedules(schedule)
         plan = _checked_timetable(timetable or {}, epochs, len(self.groups))
         if 0 not in plan:
@@ -384,8 +388,7 @@ class FineTuner:
             ValueError: If an argument is out of range.
         """
         total_steps = check_count("epochs", epochs) * self.epoch_steps
-        if not 1 <= final_div < float("inf"):
-            raise ValueError(f"final_div must be finite and 1 or more, got {final_div}")
+        check_at_least_1("final_div", final_div)
         schedule = schedules.flat_cosine(total_steps, pct_start, 1 / final_div)
         return self.fit(epochs, schedule, lr, **options)
 
@@ -468,13 +471,11 @@ class FineTuner:
         """
         check_count("epochs", epochs)
         check_count("freeze_epochs", freeze_epochs)
-        for name, value in (("base_lr", base_lr), ("lr_mult", lr_mult)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be finite and above 0, got {value}")
+        check_positive("base_lr", base_lr)
+        check_positive("lr_mult", lr_mult)
         if not 1 <= div <= _FASTAI_PEAK_OVER_LAST:
             raise ValueError(f"div must lie within 1 and {_FASTAI_PEAK_OVER_LAST:g}, got {div}")
-        if not 0 <= pct_start <= 1:
-            raise ValueError(f"pct_start must lie in [0, 1], got {pct_start}")
+        check_fraction("pct_start", pct_start)
         self.freeze()
         first = {"final_div": _FASTAI_PEAK_OVER_LAST / 25.0} | options
         head = self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **first)
@@ -577,7 +578,8 @@ class FineTuner:
         per_group = run.schedules if schedule is None else self._group_schedules(schedule)
         if epochs is not None:
             done = run.epoch + (run.batches_used > 0)
-            if check_count("epochs", epochs) < done:
+            epochs = check_count("epochs", epochs)
+            if epochs < done:
                 raise ValueError(f"epochs must be {done} or more, which have begun, got {epochs}")
             if schedule is None and epochs != run.epochs:
                 raise ValueError(
@@ -814,10 +816,10 @@ def _make_scaler(model: nn.Module, amp: torch.dtype | None) -> torch.amp.GradSca
 
 def _checked_timetable(timetable: Mapping[int, int], epochs: int, count: int) -> dict[int, int]:
     for epoch, first in timetable.items():
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < epochs:
+        if not is_int(epoch) or not 0 <= epoch < epochs:
             raise ValueError(f"timetable must name epochs from 0 to {epochs - 1}, got {epoch!r}")
-        if isinstance(first, bool) or not isinstance(first, int) or not -count <= first < count:
+        if not is_int(first) or not -count <= first < count:
             raise ValueError(
                 f"timetable must name layer groups from {-count} to {count - 1}, got {first!r}"
             )
-    return dict(timetable)
+    return {int(epoch): int(first) for epoch, first in timetable.items()}

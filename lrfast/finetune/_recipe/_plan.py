@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lrfast._utils.validation import check_count
+from lrfast._utils.validation import check_at_least_1, check_choice, check_count
 from lrfast.finetune._callbacks import Tuner
 from lrfast.finetune._stage_state import epoch_batches
 from lrfast.groups._norms import statistics_layers
@@ -38,11 +37,9 @@ class RecipeConfig:
             )
         for index, count in enumerate(self.epochs):
             check_count(f"epochs[{index}]", count)
-        if self.top not in get_args(TopRateSource):
-            raise ValueError(f"top must be 'before' or 'head', got {self.top!r}")
-        for name, value in (("head_drop", self.head_drop), ("spread", self.spread)):
-            if not 1 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and 1 or more, got {value}")
+        check_choice("top", self.top, get_args(TopRateSource))
+        check_at_least_1("head_drop", self.head_drop)
+        check_at_least_1("spread", self.spread)
         if len(tuner.groups) < 2:
             raise ValueError(
                 "recipe needs a body and a head, two layer groups or more, got one; name them with "
@@ -79,8 +76,7 @@ class RecipeConfig:
 
     def _check_cycles(self, tuner: Tuner) -> None:
         assert self.cycle_mult is not None
-        if not 1 <= self.cycle_mult < math.inf:
-            raise ValueError(f"cycle_mult must be finite and 1 or more, got {self.cycle_mult}")
+        check_at_least_1("cycle_mult", self.cycle_mult)
         if self.cycles == 0:
             lengths = [cycle_length(1, self.cycle_mult, k) for k in range(4)]
             sums = ", ".join(str(sum(lengths[: k + 1])) for k in range(4))

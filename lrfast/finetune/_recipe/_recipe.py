@@ -101,11 +101,11 @@ class Recipe:
         return done
 
     def describe(self) -> str:
-        """Return the plan as a table, one line per stage."""
+        """Return the plan: one line per stage, under a heading."""
         return tables.text(tables.PLANNED, tables.planned_rows(self.stages))
 
     def report(self) -> str:
-        """Return plan against result: one line per stage that ran, then the reasons."""
+        """Return planned against applied: one line per stage that ran, then the reasons."""
         if not self.applied:
             return "No stage has run yet."
         table = tables.text(tables.APPLIED, tables.applied_rows(self.applied))

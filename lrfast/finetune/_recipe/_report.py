@@ -1,4 +1,4 @@
-"""The tables of a recipe: its plan, and the plan against what was applied."""
+"""What a recipe shows: tables of what is planned, and of that against what was applied."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class AppliedStage:
     """A stage of a recipe after it ran.
 
     Args:
-        plan: The planned stage.
-        choice: Its learning rates, with the reason.
-        rates: Planned peak learning rate of each param group; NaN for a frozen one.
-        before: Validation measures before it; empty without validation data.
-        stage: Its record in the history.
+        plan: What was planned.
+        choice: Its rates, with the reason.
+        rates: Planned peak rate of each param group; NaN where frozen.
+        before: Validation before it; empty without validation data.
+        stage: What happened.
     """
 
     plan: PlannedStage
@@ -42,14 +42,14 @@ class AppliedStage:
 
     @property
     def peaks(self) -> tuple[float, ...]:
-        """Highest learning rate of each param group; NaN for a frozen one, or without a step."""
+        """Highest rate applied to each param group; NaN where frozen, or without a step."""
         if len(self.stage.losses) == 0:
             return (math.nan,) * len(self.rates)
         return tuple(self.stage.rates.max(axis=0).tolist())
 
     @property
     def after(self) -> dict[str, float]:
-        """Validation measures after it; empty without validation data or a whole epoch."""
+        """Validation after it; empty without validation data or a whole epoch."""
         last = self.stage.epochs[-1] if self.stage.epochs else {}
         return {name: value for name, value in last.items() if name != "step"}
 
@@ -95,7 +95,7 @@ def text(columns: Sequence[str], rows: Rows) -> str:
 
 
 def html(columns: Sequence[str], rows: Rows, notes: Sequence[str] = ()) -> str:
-    """Return a table, with notes below it, as one HTML element."""
+    """Return a table, with notes below, as one element of HTML that needs nothing else."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
@@ -112,7 +112,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _rates(rates: Sequence[float]) -> str:
-    """Return the learning rates, equal neighbours together; of many groups only the ends."""
+    """Rates per group, those of many groups by the ends; neighbours that are alike together."""
     parts: list[tuple[str, int]] = []
     for rate in rates:
         shown = "frozen" if math.isnan(rate) else f"{rate:.1e}"
