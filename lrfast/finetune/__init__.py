@@ -1,9 +1,9 @@
-"""Fine-tuning: layer groups with their own rates, freezing, range tests and scheduled training.
+"""Fine-tuning: learning rates by layer group, freezing, range tests and scheduled training.
 
 A :class:`FineTuner` puts the parts together: groups (:mod:`lrfast.groups`), a fused optimizer
 (:mod:`lrfast.optim`), schedules (:mod:`lrfast.schedules`), the range test and the loss curve. Its
-training loop waits for the device once per epoch, when validation is read (with an optimizer of
-torch.optim on a GPU at every step, to keep a loss that is not finite from the weights).
+training loop synchronises once per epoch, for validation; with an optimizer of torch.optim on a
+GPU at every step, so that a loss that is not finite does not reach the weights.
 """
 
 from lrfast.finetune._callbacks import Callback, EarlyStop, Observe

@@ -141,14 +141,14 @@ def _unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
 def _check_run(tuner: Tuner, run: Run) -> Run:
     """Check that the tuner can go on with a run."""
     groups, modules = len(tuner.optimizer.param_groups), len(list(tuner.model.modules()))
-    assert run.resume_point is not None
+    assert run.moment is not None
     if len(run.schedules) not in (1, groups):
         raise ValueError(f"schedules must be 1 or {groups}, got {len(run.schedules)}")
     if any(len(flags) != groups for _, flags in run.frozen):
         raise ValueError(
             f"frozen must say so of {groups} param groups, got {short_repr(run.frozen)}"
         )
-    modes = len(run.resume_point.modes)
+    modes = len(run.moment.modes)
     if modes != modules:
         raise ValueError(f"modes must be of {modules} modules, got {modes}")
     return run

@@ -142,7 +142,7 @@ def _features(data: Iterable[Any], run: Callable[[Any], Features], name: str) ->
     parts = [run(batch) for batch in in_order]
     if not all(isinstance(part, Tensor) for pair in parts for part in pair):
         raise TypeError(f"precompute needs features and targets of {name} to be tensors")
-    features, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    features, targets = (torch.cat([part[index] for part in parts]) for index in (0, 1))
     return DataLoader(
         _FeatureDataset(features, targets),
         batch_sampler=data.batch_sampler,

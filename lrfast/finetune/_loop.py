@@ -113,7 +113,7 @@ class Loop:
             rows=list(self.run.rows),
             frozen=list(self.run.frozen),
             seconds=self.run.seconds + time.perf_counter() - self._began,
-            resume_point=ResumePoint.take(model, self._loaders),
+            moment=ResumePoint.take(model, self._loaders),
         )
 
     def updates(self) -> Iterator[Tensor]:
@@ -123,7 +123,7 @@ class Loop:
         """
         run, size = self.run, self._training.accumulate
         batches = self._batches()
-        while not run.epoch_exhausted and (window := list(islice(batches, size))):
+        while not run.has_ended_pass and (window := list(islice(batches, size))):
             loss = self._recorded_loss(window)
             status = self._curve.status() if self._must_wait else self._curve.poll()
             self._bar.show(run.step + 1, partial(self._numbers, status, run.epoch, run.step))
@@ -132,10 +132,10 @@ class Loop:
             if self._captured is None:
                 self._update()
             run.step += 1
-            run.batches_used += len(window)
-            run.epoch_exhausted = len(window) < size
+            run.used += len(window)
+            run.has_ended_pass = len(window) < size
             yield loss
-        if run.batches_used == 0:
+        if run.used == 0:
             raise DataEnded(
                 f"train must yield a batch in every epoch, got none in epoch {run.epoch + 1}; can "
                 "it be iterated only once? Pass a DataLoader or a list of batches"
@@ -149,21 +149,21 @@ class Loop:
         self._epoch_start = len(run.losses) + count
         row = {"step": float(self._epoch_start)} | measures
         run.rows.append(row)
-        run.epoch, run.batches_used = run.epoch + 1, 0
-        run.epoch_rng, run.epoch_exhausted = None, False
+        run.epoch, run.used = run.epoch + 1, 0
+        run.order, run.has_ended_pass = None, False
         return dict(row), status.outcome
 
     def _batches(self) -> Iterator[Any]:
         """Begin an epoch of the data, or return to the batch at which one was interrupted."""
         run = self.run
-        if run.epoch_rng is None:
+        if run.order is None:
             run.frozen.append((self._epoch_start, [bool(g.get("frozen")) for g in self._groups]))
-            run.epoch_rng = RandomStates.take(self._loaders)
+            run.order = RandomStates.take(self._loaders)
             return iter(self._training.data)
         now = RandomStates.take(self._loaders)
-        run.epoch_rng.put_back(self._loaders)
+        run.order.put_back(self._loaders)
         batches = iter(self._training.data)
-        for _ in range(run.batches_used):
+        for _ in range(run.used):
             next(batches, None)
         now.put_back(self._loaders)
         return batches

@@ -67,7 +67,7 @@ class Run:
             on it does (default: none).
         precompute: Whether only the head trains, on features of the frozen body (default False).
         epoch: Epochs done.
-        batches_used: Batches of the current epoch done.
+        used: Batches of the current epoch done.
         step: Updates done in the stage, those that a scaler skipped included.
         applied: Steps of the schedule done.
         losses: Training losses so far, float64 [losses]; a skipped update has none.
@@ -76,9 +76,9 @@ class Run:
         frozen: For each epoch, its first loss's index and which param groups were frozen from it.
         seconds: Time spent so far, in seconds.
         is_resumed: Whether this continues an interrupted stage.
-        epoch_exhausted: Whether the current epoch has no more batches.
-        epoch_rng: Random states at the start of the current epoch; None before it.
-        resume_point: Random states and modes at an interruption; None while the stage runs.
+        has_ended_pass: Whether the current epoch has no more batches.
+        order: Random states at the start of the current epoch; None before it.
+        moment: Random states and modes at an interruption; None while the stage runs.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Run:
     timetable: dict[int, int] = field(default_factory=dict)
     precompute: bool = False
     epoch: int = 0
-    batches_used: int = 0
+    used: int = 0
     step: int = 0
     applied: int = 0
     losses: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
@@ -97,9 +97,9 @@ class Run:
     frozen: list[tuple[int, list[bool]]] = field(default_factory=list)
     seconds: float = 0.0
     is_resumed: bool = False
-    epoch_exhausted: bool = False
-    epoch_rng: RandomStates | None = None
-    resume_point: ResumePoint | None = None
+    has_ended_pass: bool = False
+    order: RandomStates | None = None
+    moment: ResumePoint | None = None
 
     @property
     def total_steps(self) -> int:
@@ -151,17 +151,17 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the interrupted run as numbers, strings, lists and tensors, for checkpoints."""
-        assert self.resume_point is not None
-        plain = {key: getattr(self, _FIELDS.get(key, key)) for key in _PLAIN}
+        assert self.moment is not None
+        plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {
             "schedules": [schedule.to_dict() for schedule in self.schedules],
             "losses": torch.from_numpy(self.losses),
             "factors": torch.from_numpy(self.factors),
             "rows": [dict(row) for row in self.rows],
             "frozen": [[first, list(flags)] for first, flags in self.frozen],
-            "order": None if self.epoch_rng is None else self.epoch_rng.to_dict(),
-            "random": self.resume_point.random.to_dict(),
-            "modes": self.resume_point.modes,
+            "order": None if self.order is None else self.order.to_dict(),
+            "random": self.moment.random.to_dict(),
+            "modes": self.moment.modes,
         }
 
     @classmethod
@@ -193,9 +193,9 @@ class Run:
             factors=factors,
             rows=[epoch_row(row) for row in check_list("rows", data["rows"])],
             frozen=[_frozen(entry, len(losses)) for entry in check_list("frozen", data["frozen"])],
-            epoch_rng=None if order is None else RandomStates.from_dict(order),
-            resume_point=ResumePoint.from_dict(data),
-            **{_FIELDS.get(key, key): value for key, value in plain.items()},
+            order=None if order is None else RandomStates.from_dict(order),
+            moment=ResumePoint.from_dict(data),
+            **plain,
         )
 
     def resumed(self) -> Run:
@@ -208,11 +208,10 @@ _PLAIN = (
     *("name", "epochs", "epoch_steps", "timetable", "precompute", "epoch", "used", "step"),
     *("applied", "seconds", "has_ended_pass"),
 )
-_FIELDS = {"used": "batches_used", "has_ended_pass": "epoch_exhausted"}  # by the checkpoint's key
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checked numbers, strings and flags of a run, by the checkpoint's keys."""
+    """Return the checked numbers, strings and flags of a run."""
     counts = {
         name: check_int(name, data[name], least, _MAX_RUN)
         for name, least in (

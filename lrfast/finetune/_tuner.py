@@ -539,8 +539,8 @@ class FineTuner:
         Reference:
             Howard & Ruder, arXiv:1801.06146.
         """
-        config = RecipeConfig(epochs, top, head_drop, spread, feature_epochs, plain, cycle_mult)
-        return Recipe(self, config)
+        numbers = RecipeConfig(epochs, top, head_drop, spread, feature_epochs, plain, cycle_mult)
+        return Recipe(self, numbers)
 
     def resume(
         self,
@@ -577,7 +577,7 @@ class FineTuner:
             )
         per_group = run.schedules if schedule is None else self._group_schedules(schedule)
         if epochs is not None:
-            done = run.epoch + (run.batches_used > 0)
+            done = run.epoch + (run.used > 0)
             epochs = check_count("epochs", epochs)
             if epochs < done:
                 raise ValueError(f"epochs must be {done} or more, which have begun, got {epochs}")
@@ -590,9 +590,9 @@ class FineTuner:
                 "schedule must be the interrupted stage's, or come with epochs=, got another: "
                 f"{', '.join(each.name for each in per_group)}"
             )
-        assert run.resume_point is not None
+        assert run.moment is not None
         self._check_trains()
-        run.resume_point.restore(self.model, self.loaders)
+        run.moment.restore(self.model, self.loaders)
         self.history.stages[:] = self.finished_stages()
         return self._train(replace(run.resumed(), epochs=epochs or run.epochs, schedules=per_group))
 
@@ -693,7 +693,7 @@ class FineTuner:
         """Train the epochs that are left, and return how the stage ended."""
         run = loop.run
         while run.epoch < run.epochs:
-            if run.epoch_rng is None:
+            if run.order is None:
                 self._begin_epoch(run)
             for loss in loop.updates():
                 self._callback("on_step_end", run.step, loss)

@@ -167,7 +167,7 @@ def test_auto_declines() -> None:
     Oracle(tuner, (1e-3, None), (None, 7e-3))
     plan = tuner.recipe((1, 1), spread=1.0)
     head, whole = plan.run()
-    assert head.choice.last == 7e-3 and "does not say (auto saw it so)" in head.choice.reason
+    assert head.choice.last == 7e-3 and "has no suggestion (auto saw it so)" in head.choice.reason
     assert "lowest loss, 7.0e-03" in plan.report()
     assert whole.choice.rates == 1e-3 and "lower" not in whole.choice.reason
 

@@ -123,19 +123,19 @@ class PlannedStage:
         return not self.frozen
 
 
-def plan(tuner: Tuner, config: RecipeConfig) -> tuple[PlannedStage, ...]:
+def plan(tuner: Tuner, numbers: RecipeConfig) -> tuple[PlannedStage, ...]:
     """Return the stages that follow from the arguments; nothing runs."""
     body = tuple(group.name for group in tuner.groups[:-1])
     has_norms = next(statistics_layers(tuner.model), None) is not None
     moving = "statistics move" if has_norms else "none"
     stages = []
-    if config.feature_epochs:
-        data = tuner.train if config.plain is None else config.plain
+    if numbers.feature_epochs:
+        data = tuner.train if numbers.plain is None else numbers.plain
         stages.append(
             PlannedStage(
                 name="head on features",
-                epochs=config.feature_epochs,
-                steps=config.feature_epochs * -(-epoch_batches(data) // tuner.accumulate),
+                epochs=numbers.feature_epochs,
+                steps=numbers.feature_epochs * -(-epoch_batches(data) // tuner.accumulate),
                 frozen=body,
                 norms="statistics kept" if has_norms else "none",
                 schedule="one cycle",
@@ -143,8 +143,8 @@ def plan(tuner: Tuner, config: RecipeConfig) -> tuple[PlannedStage, ...]:
                 reason="the frozen body need not be computed twice while nothing is augmented",
             )
         )
-    head, whole = config.epochs
-    is_cycled = config.cycle_mult is not None
+    head, whole = numbers.epochs
+    is_cycled = numbers.cycle_mult is not None
     stages.append(
         PlannedStage(
             name="head",
@@ -153,7 +153,7 @@ def plan(tuner: Tuner, config: RecipeConfig) -> tuple[PlannedStage, ...]:
             frozen=body,
             norms=moving,
             schedule=f"{head} x cosine of 1 epoch" if is_cycled else "one cycle",
-            rates="as before" if config.feature_epochs else "range test on the head",
+            rates="as before" if numbers.feature_epochs else "range test on the head",
             reason="a new head's first gradients would spoil what is pretrained",
         )
     )
@@ -164,20 +164,20 @@ def plan(tuner: Tuner, config: RecipeConfig) -> tuple[PlannedStage, ...]:
             steps=whole * tuner.epoch_steps,
             frozen=(),
             norms="all train" if has_norms else "none",
-            schedule=_restarts(config) if is_cycled else "one cycle",
-            rates=_top_in_words(config),
+            schedule=_restarts(numbers) if is_cycled else "one cycle",
+            rates=_top_in_words(numbers),
             reason="earlier layers hold what tasks share, and move less than the head",
         )
     )
     return tuple(stages)
 
 
-def _restarts(config: RecipeConfig) -> str:
-    return f"{config.cycles} cosines, each {config.cycle_mult:g} times as long, until overfitting"
+def _restarts(numbers: RecipeConfig) -> str:
+    return f"{numbers.cycles} cosines, each {numbers.cycle_mult:g} times as long, until overfitting"
 
 
-def _top_in_words(config: RecipeConfig) -> str:
+def _top_in_words(numbers: RecipeConfig) -> str:
     source = "range test on all, before training"
-    if config.top == "head":
-        source = f"the head's over {config.head_drop:g}, within a range test on all"
-    return f"{source}; first group {config.spread:g} times lower"
+    if numbers.top == "head":
+        source = f"the head's over {numbers.head_drop:g}, within a range test on all"
+    return f"{source}; first group {numbers.spread:g} times lower"

@@ -38,11 +38,12 @@ def read(test: RangeTest, what: str) -> tuple[float, str]:
     fallback = test.suggestions["minimum"]
     if fallback.lr is None:
         raise ValueError(
-            f"recipe finds no rate in the range test on {what}: {found.reason}; {fallback.reason}"
+            f"recipe finds no learning rate in the range test on {what}: {found.reason}; "
+            f"{fallback.reason}"
         )
     return fallback.lr, (
-        f"the range test on {what} does not say ({found.reason}), so it is a tenth of the rate of "
-        f"its lowest loss, {fallback.lr:.1e}"
+        f"the range test on {what} has no suggestion ({found.reason}), so it is a tenth of the lr "
+        f"at its lowest loss, {fallback.lr:.1e}"
     )
 
 
@@ -61,7 +62,7 @@ def before_choice(test: RangeTest, spread: float) -> RateChoice:
 def dropped_choice(head: float, drop: float, test: RangeTest, spread: float) -> RateChoice:
     """Return the learning rates of all layers from the head's, limited by a second range test."""
     top = head / drop
-    reason = f"the head's own rate over {drop:g} is {top:.1e}"
+    reason = f"the head's own lr over {drop:g} is {top:.1e}"
     limit = test.suggestions["minimum"].lr
     if limit is None:
         reason += ", and the second range test names no limit"

@@ -42,16 +42,16 @@ class Recipe:
 
     Args:
         tuner: The :class:`FineTuner` that trains.
-        config: The arguments of :meth:`FineTuner.recipe`.
+        numbers: The arguments of :meth:`FineTuner.recipe`.
     """
 
-    def __init__(self, tuner: Tuner, config: RecipeConfig) -> None:
-        config.check(tuner)
+    def __init__(self, tuner: Tuner, numbers: RecipeConfig) -> None:
+        numbers.check(tuner)
         self._tuner = tuner
-        self._config = config
+        self._numbers = numbers
         self._stop = EarlyStop(patience=1, at="cycle")
         self._begun: _Begun | None = None
-        self.stages: tuple[PlannedStage, ...] = plan(tuner, config)
+        self.stages: tuple[PlannedStage, ...] = plan(tuner, numbers)
         self.applied: list[AppliedStage] = []
         self.tests: dict[str, RangeTest] = {}
 
@@ -152,9 +152,9 @@ class Recipe:
     def _training_on(self, planned: PlannedStage) -> Iterator[None]:
         """Give the tuner the data and the early stop of a stage for the block."""
         tuner, train = self._tuner, self._tuner.train
-        ends_early = planned.trains_all and self._config.cycle_mult is not None
-        if planned.on_features and self._config.plain is not None:
-            tuner.train = self._config.plain
+        ends_early = planned.trains_all and self._numbers.cycle_mult is not None
+        if planned.on_features and self._numbers.plain is not None:
+            tuner.train = self._numbers.plain
         if ends_early:
             tuner.callbacks.append(self._stop)
         try:
@@ -188,28 +188,28 @@ class Recipe:
         )
         before = {} if tuner.valid is None else tuner.validate()
         self._begun = _Begun(choice, peaks, before, len(tuner.history.stages))
-        mult = self._config.cycle_mult
+        mult = self._numbers.cycle_mult
         if mult is None or planned.on_features:
             return tuner.fit_one_cycle(planned.epochs, spread, precompute=planned.on_features)
         if planned.trains_all:
-            return tuner.fit_sgdr(self._config.cycles, 1, spread, cycle_mult=mult)
+            return tuner.fit_sgdr(self._numbers.cycles, 1, spread, cycle_mult=mult)
         return tuner.fit_sgdr(planned.epochs, 1, spread, cycle_mult=1.0)
 
     def _choose(self, planned: PlannedStage) -> RateChoice:
         """Return the learning rates of a stage; runs range tests that have not run yet."""
-        config, tuner = self._config, self._tuner
-        if not self.applied and config.top == "before":
+        numbers, tuner = self._numbers, self._tuner
+        if not self.applied and numbers.top == "before":
             tuner.unfreeze()
             self._test("all layers before training")
         if not planned.trains_all:
             tuner.freeze()
             return rates.head_choice(self._test("the head"))
-        if config.top == "before":
-            return rates.before_choice(self._test("all layers before training"), config.spread)
+        if numbers.top == "before":
+            return rates.before_choice(self._test("all layers before training"), numbers.spread)
         tuner.unfreeze()
         head = rates.head_choice(self.tests["the head"]).last
         test = self._test("all layers")
-        return rates.dropped_choice(head, config.head_drop, test, config.spread)
+        return rates.dropped_choice(head, numbers.head_drop, test, numbers.spread)
 
     def _test(self, what: str) -> RangeTest:
         """Return the range test on what trains now, which runs once."""
