@@ -38,8 +38,7 @@ def read(test: RangeTest, what: str) -> tuple[float, str]:
     fallback = test.suggestions["minimum"]
     if fallback.lr is None:
         raise ValueError(
-            f"recipe finds no learning rate in the range test on {what}: {found.reason}; "
-            f"{fallback.reason}"
+            f"recipe finds no rate in the range test on {what}: {found.reason}; {fallback.reason}"
         )
     return fallback.lr, (
         f"the range test on {what} has no suggestion ({found.reason}), so it is a tenth of the lr "
