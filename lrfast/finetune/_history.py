@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lrfast._utils.atomic_write import replacing
+from lrfast._utils.public import public_in
 from lrfast._utils.validation import (
     check_dict,
     check_finite,
@@ -30,6 +31,7 @@ __all__ = ["History", "Stage"]
 FloatArray = npt.NDArray[np.float64]
 
 
+@public_in("lrfast.history")
 @dataclass(frozen=True)
 class Stage:
     """The record of one stage, that is, of one call of a fit method.
@@ -93,6 +95,7 @@ class Stage:
         )
 
 
+@public_in("lrfast.history")
 @dataclass
 class History:
     """All stages of a fine-tuning run, in order.

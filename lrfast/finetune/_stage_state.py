@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lrfast._utils.public import public_in
 from lrfast._utils.validation import (
     check_bool,
     check_dict,
@@ -54,6 +55,7 @@ class ResumePoint:
         self.random.put_back(loaders)
 
 
+@public_in("lrfast.finetune")
 @dataclass
 class Run:
     """A stage under way: its plan and its progress, as ``tuner.running`` shows them to callbacks.

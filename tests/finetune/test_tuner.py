@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import functools
 import math
+import pickle
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -221,6 +223,15 @@ def test_history_over_stages(tmp_path: Any) -> None:
     assert [row[3] for row in rows] == [*(str(float(m)) for m in first.momentum), *[""] * 5]
     rates = [[float(rate) for rate in row[4:]] for row in rows]
     assert rates == [*first.rates.tolist(), *second.rates.tolist()]
+
+
+def test_pickles_of_results_name_no_private_module() -> None:
+    tuner = make_tuner("sgd")
+    tuner.fit(1, schedules.constant(), lr=0.1)
+    for value in (tuner.history, tuner.recipe((1, 1)).stages):
+        data = pickle.dumps(value)
+        assert not re.search(rb"lrfast\.[.\w]*\._", data), data
+        assert repr(pickle.loads(data)) == repr(value)
 
 
 def test_losses_are_those_before_each_update() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_at_least_1, check_choice, check_count
 from lrfast.finetune._callbacks import Tuner
 from lrfast.finetune._stage_state import epoch_batches
@@ -88,6 +89,7 @@ class RecipeConfig:
             raise ValueError("cycle_mult needs validation data to see overfitting, got valid=None")
 
 
+@public_in("lrfast.finetune")
 @dataclass(frozen=True)
 class PlannedStage:
     """A stage of a recipe before it runs.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
+from lrfast._utils.public import public_in
 from lrfast.finetune._history import Stage
 from lrfast.finetune._recipe._plan import PlannedStage
 from lrfast.finetune._recipe._rates import RateChoice
@@ -22,6 +23,7 @@ APPLIED: Final = (
 )
 
 
+@public_in("lrfast.finetune")
 @dataclass(frozen=True)
 class AppliedStage:
     """A stage of a recipe after it ran.
