@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -33,15 +33,7 @@ from lrfast.training._step import Training
 
 
 class Loop:
-    """Makes the updates of a stage from where its run stands.
-
-    Args:
-        training: Model, optimizer, data and how a loss is computed.
-        run: Plan and progress; every update advances it.
-        loaders: The data whose generators a resume point holds.
-        max_grad_norm: For an optimizer that does not clip by itself; None: no clipping.
-        progress: Whether to show a progress bar.
-    """
+    """Makes the updates of a run, which advances with them; its block shows a progress bar."""
 
     def __init__(
         self,
@@ -49,7 +41,7 @@ class Loop:
         run: Run,
         loaders: list[Any],
         *,
-        max_grad_norm: float | None,
+        max_grad_norm: float | None,  # for an optimizer that does not clip by itself
         progress: bool,
     ) -> None:
         self.run = run
@@ -72,7 +64,7 @@ class Loop:
         self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
         scale = self.driver.scale()
         self._late_scale = None if scale is None else Mirror(scale)
-        # Our kernels obey the curve's flag; with another optimizer the host has to, in time.
+        # lrfast's kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
         self._captured = (
             CapturedUpdate(training, self._curve, self.driver.scale) if training.captures else None
@@ -87,12 +79,7 @@ class Loop:
         )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
             self._bar.close()
         finally:
@@ -212,12 +199,7 @@ class Interrupts:
             self._is_installed = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._is_installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._is_pending and kind is not KeyboardInterrupt:

@@ -180,7 +180,10 @@ class FineTuner:
             split_norms=norm_mode == "adapt",
         )
         self.optimizer = _make_optimizer(optimizer, param_groups, max_grad_norm, ema_decay)
-        self.scaler = _make_scaler(model, amp)
+        if amp not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
+        is_scaled = amp is torch.float16  # or its gradients would underflow
+        self.scaler = torch.amp.GradScaler(device_of(model).type) if is_scaled else None
         self.best = None if keep_best is None else Best(keep_best, best_mode)
         self.history = History()
         self._loop: Loop | None = None
@@ -807,14 +810,8 @@ def _make_optimizer(
     return optimizer
 
 
-def _make_scaler(model: nn.Module, amp: torch.dtype | None) -> torch.amp.GradScaler | None:
-    """Return the scaler that keeps float16 gradients from underflow; None for other dtypes."""
-    if amp not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
-    return torch.amp.GradScaler(device_of(model).type) if amp is torch.float16 else None
-
-
 def _checked_timetable(timetable: Mapping[int, int], epochs: int, count: int) -> dict[int, int]:
+    """Return an unfreezing schedule whose epochs and layer groups exist."""
     for epoch, first in timetable.items():
         if not is_int(epoch) or not 0 <= epoch < epochs:
             raise ValueError(f"timetable must name epochs from 0 to {epochs - 1}, got {epoch!r}")
