@@ -29,7 +29,7 @@ from lrfast.training._data import LossFunction
 
 
 class Tuner(Protocol):
-    """The part of a FineTuner that callbacks, checkpoints and recipes use, which it imports."""
+    """The part of FineTuner that callbacks, checkpoints and recipes use; it imports theirs."""
 
     model: nn.Module
     train: Iterable[Any]
