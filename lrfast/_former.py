@@ -25,9 +25,18 @@ _MOVED = {
     "range_test._retest_log": "range_test._retest_log",
     "schedules._tables": "schedules._segments",
 }
+_RENAMED = {
+    "finetune._recipe._plan.Numbers": "RecipeConfig",
+    "finetune._recipe._rates.Choice": "RateChoice",
+    "finetune._stage_state.Moment": "ResumePoint",
+}
 
 
 def register_modules() -> None:
-    """Let former module names stand for the modules that hold their classes now."""
+    """Let former names stand for the modules and classes of now."""
     for former, present in _MOVED.items():
         sys.modules.setdefault(f"lrfast.{former}", sys.modules[f"lrfast.{present}"])
+    for former, present in _RENAMED.items():
+        module, _, name = former.rpartition(".")
+        holder = sys.modules[f"lrfast.{module}"]
+        setattr(holder, name, getattr(holder, present))
