@@ -21,6 +21,7 @@ from lrfast._utils.validation import (
     check_str,
     check_tensor,
 )
+from lrfast.finetune._plot import plot_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,8 +169,6 @@ class History:
         Returns:
             The figure.
         """
-        from lrfast.plot import plot_history
-
         return plot_history(self, path)
 
 

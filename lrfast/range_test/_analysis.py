@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lrfast import suggest
+from lrfast._utils.extension import extension
 from lrfast.curve import LossCurve
 from lrfast.range_test._priors import Context
 from lrfast.range_test._result import Outcome, RangeTest
@@ -85,13 +86,15 @@ def summarise(
 
 
 def _smooth(lrs: FloatArray, losses: FloatArray, beta: float) -> tuple[FloatArray, FloatArray]:
+    """Return the EMA of the losses, and its slope over the logarithm of the learning rate."""
     if len(lrs) == 0:
         return losses, losses
-    curve = LossCurve(len(lrs), beta=beta, rates=torch.from_numpy(lrs.copy()))
-    for loss in torch.from_numpy(losses.copy()):
-        curve.record(loss)
-    slopes = curve.derivative("log_lr").numpy() if len(lrs) > 1 else losses * math.nan
-    return curve.smoothed("ema").numpy(), slopes
+    # Copies: arrays may be read-only, which tensors cannot be.
+    smoothed = extension().smooth_ema(torch.from_numpy(losses.copy()), beta)
+    if len(lrs) == 1:
+        return smoothed.numpy(), losses * math.nan
+    slopes = extension().derivative(smoothed, torch.from_numpy(lrs.copy()).log(), 1)
+    return smoothed.numpy(), slopes.numpy()
 
 
 def suggest_all(

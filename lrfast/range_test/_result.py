@@ -1,4 +1,4 @@
-"""What a range test saw, what the rules made of it, and how to use, show and keep it."""
+"""Results of range tests: curves and suggestions, applied, shown and saved."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -15,21 +16,116 @@ from torch.optim import Optimizer
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
-from lrfast.plot import plot_comparison, plot_range_test
+from lrfast._utils.figures import html_image
+from lrfast._utils.tables import Table
+from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
-from lrfast.range_test._applied import AppliedRates, set_rates
-from lrfast.range_test._display import terminal_plot
-from lrfast.range_test._html import html
-from lrfast.range_test._race_result import Race
+from lrfast.range_test._display import rate_text, terminal_plot
+from lrfast.range_test._plot import plot_comparison, plot_range_test
 from lrfast.range_test._sweep import FloatArray, Sweep
-from lrfast.range_test._text import COLUMNS, aligned, cells, rate_text
 from lrfast.suggest import Suggestion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 Outcome = Literal["completed", "diverged", "non-finite"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One learning rate that took part in a race.
+
+    Args:
+        lr: Learning rate of the reference group.
+        rule: Suggestion method that it comes from; "neighbour" for one tried around it.
+        losses: Its loss after each round, [rounds]; NaN or infinite if it diverged.
+        winner: Whether it won.
+    """
+
+    lr: float
+    rule: str
+    losses: tuple[float, ...]
+    winner: bool
+
+
+@dataclass(frozen=True)
+class Race:
+    """Candidates that trained from the same state, and their losses.
+
+    Args:
+        candidates: The learning rates that took part.
+        steps: Updates of a candidate that was not dropped.
+        judged_by: Losses that decided, "validation" or "training".
+        seconds: Wall time, in seconds.
+    """
+
+    candidates: tuple[Candidate, ...]
+    steps: int
+    judged_by: Literal["validation", "training"]
+    seconds: float
+
+
+class AppliedRates(list[float]):
+    """Learning rates set on an optimizer, one per param group: a list that can undo that.
+
+    Its string is a table of the groups with their old and new learning rates.
+
+    Args:
+        optimizer: Its param groups have the new learning rates.
+        old: Learning rate of each param group before, [groups].
+        new: Learning rate of each param group since, [groups].
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.02)
+        >>> applied = AppliedRates(optimizer, old=[0.1], new=[0.02])
+        >>> applied == [0.02], applied.old
+        (True, [0.1])
+        >>> str(applied).splitlines()
+        ['group  old      new', '0      1.0e-01  2.0e-02']
+        >>> applied.undo()
+        >>> optimizer.param_groups[0]["lr"]
+        0.1
+    """
+
+    def __init__(self, optimizer: Optimizer, old: Sequence[float], new: Sequence[float]) -> None:
+        super().__init__(new)
+        self.old = list(old)
+        self._optimizer = optimizer
+        groups = enumerate(optimizer.param_groups)
+        self._names = [str(group.get("name", index)) for index, group in groups]
+
+    @property
+    def new(self) -> list[float]:
+        """The learning rates that were set, [groups]."""
+        return list(self)
+
+    def undo(self) -> None:
+        """Restore the old learning rates, in place if they are tensors.
+
+        Raises:
+            ValueError: If the optimizer has another number of param groups by now; nothing is
+                changed then.
+        """
+        count = len(self._optimizer.param_groups)
+        if count != len(self.old):
+            raise ValueError(
+                f"optimizer must have the {len(self.old)} param groups that the rates were applied "
+                f"to, got {count}"
+            )
+        _set_rates(self._optimizer, self.old)
+
+    def __str__(self) -> str:
+        rates = zip(self._names, self.old, self, strict=True)
+        rows = [(name, f"{old:.1e}", f"{new:.1e}") for name, old, new in rates]
+        return Table(("group", "old", "new"), rows).text()
+
+
+def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
+    """Set the learning rate of every param group, in place if it is a tensor."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        set_rate(group, rate)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -169,16 +265,12 @@ class RangeTest:
                 raise ValueError(
                     f"rates must be finite and above 0, got {rates[index]} for group {index}"
                 )
-        set_rates(optimizer, rates)
+        _set_rates(optimizer, rates)
         return AppliedRates(optimizer, old, rates)
 
     def table(self) -> str:
         """Return what every rule suggests, as lines of text; a star marks :attr:`rule`."""
-        rows = [
-            ("*" if rule == self.rule else "", *cells(rule, suggestion))
-            for rule, suggestion in self.suggestions.items()
-        ]
-        return aligned([("", *COLUMNS), *rows])
+        return self._table().text()
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row per point, with every digit: lr, loss, smoothed, derivative.
@@ -220,7 +312,7 @@ class RangeTest:
         Raises:
             ValueError: If the file is broken or of an unknown format.
         """
-        return cls(**_serialize.load(path))
+        return _serialize.load(path, cls)
 
     def plot(self, path: str | Path | None = None, others: Sequence[RangeTest] = ()) -> Figure:
         """Draw losses, smoothed losses, derivative and suggestions; needs matplotlib.
@@ -269,7 +361,15 @@ class RangeTest:
         Raises:
             ValueError: If there is no room.
         """
-        return terminal_plot(self, width, height, ascii)
+        return terminal_plot(
+            self.lrs,
+            self.smoothed,
+            self.rule,
+            self.suggestion,
+            width=width,
+            height=height,
+            ascii=ascii,
+        )
 
     def _suggestion_of(self, rule: str) -> Suggestion:
         if rule in self.suggestions:
@@ -288,14 +388,24 @@ class RangeTest:
         points = "1 point" if len(self.lrs) == 1 else f"{len(self.lrs)} points"
         return f"{points} from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}"
 
+    def _table(self) -> Table:
+        rows = [
+            (rule, rate_text(each), f"{each.confidence:.2f}", each.reason)
+            for rule, each in self.suggestions.items()
+        ]
+        columns = ("rule", "rate", "confidence", "reason")
+        return Table(columns, rows, chosen=list(self.suggestions).index(self.rule))
+
     def _repr_html_(self) -> str:
-        return html(self)
+        summary = "<br>".join(escape(line) for line in str(self).splitlines())
+        try:
+            picture = html_image(self.plot(), "loss over learning rate")
+        except ImportError:
+            picture = f"<pre>{escape(self.terminal_plot())}</pre>"
+        return f"<div><p>{summary}</p>{self._table().html()}{picture}</div>"
 
-    def __rich__(self) -> Table:
-        from lrfast._utils.tables import table
-
-        rows = [cells(rule, suggestion) for rule, suggestion in self.suggestions.items()]
-        return table(str(self), COLUMNS, rows, chosen=list(self.suggestions).index(self.rule))
+    def __rich__(self) -> RichTable:
+        return self._table().rich(str(self))
 
     def __str__(self) -> str:
         suggestion = self.suggestion

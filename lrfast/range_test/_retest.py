@@ -7,9 +7,9 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.validation import check_dict, check_finite, check_float, check_int, check_list
+from lrfast._utils.tables import Table
+from lrfast._utils.validation import (
+    check_dict,
+    check_finite,
+    check_float,
+    check_int,
+    check_list,
+    short_repr,
+)
 from lrfast.range_test._lr_find import lr_find
 from lrfast.range_test._peak_rates import PeakRates
 from lrfast.range_test._result import RangeTest
-from lrfast.range_test._retest_log import RetestEntry, RetestOutcome, Trigger
-from lrfast.range_test._text import aligned
+from lrfast.range_test._serialize import decode
 from lrfast.training._data import LossFunction, device_of
 from lrfast.training._ranks import ranks_of
 
@@ -34,6 +41,52 @@ _COUNTERS: Final = {
     "spent": check_finite,
     "last_cost": check_finite,
 }
+
+
+Trigger = Literal["every", "plateau", "unfreeze"]
+RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
+
+
+@dataclass(frozen=True)
+class RetestEntry:
+    """What one re-test did.
+
+    Args:
+        epoch: Epochs that had ended.
+        trigger: "every", "plateau" or "unfreeze".
+        outcome: "applied" (the rates have changed), "kept" (the suggestion is too near to them),
+            "declined" (the rule suggests none) or "over budget" (no test has run).
+        reason: One sentence that says why.
+        old: Peak rate of each param group before, [groups].
+        new: Peak rate of each param group since, [groups].
+        seconds: What the range test took.
+        confidence: The suggestion's, in [0, 1]; None where no test has run.
+    """
+
+    epoch: int
+    trigger: Trigger
+    outcome: RetestOutcome
+    reason: str
+    old: tuple[float, ...]
+    new: tuple[float, ...]
+    seconds: float
+    confidence: float | None
+
+    @classmethod
+    def from_dict(cls, data: Any) -> RetestEntry:
+        """Return the entry that a checkpoint holds.
+
+        Args:
+            data: The entry as plain data.
+
+        Raises:
+            ValueError: If it holds none.
+        """
+        names = [field.name for field in fields(cls)]
+        if check_dict("an entry of the log", data, names).keys() != set(names):
+            raise ValueError(f"an entry of the log must hold {names}, got {short_repr(data)}")
+        entry: RetestEntry = decode(cls, data, "an entry of the log")
+        return entry
 
 
 class Retest:
@@ -188,7 +241,7 @@ class Retest:
             )
             for entry in self._log
         ]
-        return aligned([header, *rows])
+        return Table(header, rows).text()
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row per entry of the log; rates are in old_0, old_1, new_0 and so on.
