@@ -62,7 +62,6 @@ def terminal_plot(
     smoothed: FloatArray,
     rule: str,
     suggestion: Suggestion,
-    *,
     width: int,
     height: int,
     ascii: bool,

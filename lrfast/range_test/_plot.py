@@ -64,7 +64,7 @@ def plot_range_test(
     """Draw a range test: losses and suggestions above, the derivative below.
 
     Args:
-        result: What :func:`lrfast.lr_find` returned.
+        result: A return value of :func:`lrfast.lr_find`.
         path: Where to save the figure too; the suffix names the format.
         others: Range tests whose smoothed losses and derivatives are drawn behind.
 
@@ -114,7 +114,7 @@ def plot_comparison(
     Args:
         results: Two range tests or more.
         path: Where to save the figure too; the suffix names the format.
-        labels: What to call each; None for "run 1", "run 2" and so on.
+        labels: Name of each; None for "run 1", "run 2" and so on.
 
     Returns:
         The figure.

@@ -130,25 +130,25 @@ def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class RangeTest:
-    """What a range test saw, and the rates that the rules read off it.
+    """Curves of a range test, and the learning rates that they suggest.
 
     Args:
-        lrs: Rates of the sweep up to where it ended, [points]: those of the reference group.
+        lrs: Learning rates of the reference group, [points], up to the end of the sweep.
         losses: Raw losses, [points]; ``losses[k]`` is measured just before the update at
-            ``lrs[k]``. Medians over the repeats where there are several.
+            ``lrs[k]``. Medians over the repeats if there are several.
         smoothed: Bias-corrected EMA of the losses, [points].
-        derivative: Slope of the smoothed losses over the natural logarithm of the rate, [points].
-        sweep: The rates of every param group.
-        suggestions: What each rule of :mod:`lrfast.suggest` says, by name; "verified" is the
+        derivative: Slope of the smoothed losses over the natural logarithm of ``lrs``, [points].
+        sweep: The learning rates of every param group.
+        suggestions: Suggestion of each method of :mod:`lrfast.suggest`, by name; "verified" is the
             winner of the race.
         outcome: "completed", "diverged" (the stop rule ended the sweep) or "non-finite" (a NaN or
             infinite loss did).
-        seconds: What it took, snapshot and restore included.
-        notes: What a reader should know, such as that the loader was cycled.
-        repeats: Raw losses of every sweep, [repeats, points of the longest], NaN where one had
-            ended; None for a single sweep.
-        snapshot_bytes: Size of the snapshot that put everything back.
-        race: How the candidates did that were trained with, or None without a race.
+        seconds: Wall time with snapshot and restore, in seconds.
+        notes: Remarks for the reader, such as that the loader was cycled.
+        repeats: Raw losses of every sweep, [repeats, points of the longest], NaN after its end;
+            None for a single sweep.
+        snapshot_bytes: Size of the snapshot that restored everything, in bytes.
+        race: Candidates that were trained with, or None without a race.
 
     Example:
         >>> import torch, lrfast
@@ -183,24 +183,24 @@ class RangeTest:
 
     @property
     def rule(self) -> str:
-        """The rule to use when none is named, "verified" if there was a race, or "auto"."""
+        """The method to use if none is named: "verified" if there was a race, else "auto"."""
         return "verified" if "verified" in self.suggestions else "auto"
 
     @property
     def suggestion(self) -> Suggestion:
-        """What :attr:`rule` suggests."""
+        """The suggestion of :attr:`rule`."""
         return self.suggestions[self.rule]
 
     @property
     def ratios(self) -> tuple[float | None, ...]:
-        """Rate of each param group over ``lrs``, [groups]; None where that changes."""
+        """Learning rate of each param group over ``lrs``, [groups]; None if that changes."""
         return self.sweep.ratios
 
     @property
     def band(self) -> tuple[FloatArray, FloatArray] | None:
         """Lower and upper quartiles of the repeats' finite losses, [points] each.
 
-        NaN where no repeat has a finite loss; None for a single sweep.
+        NaN if no repeat has a finite loss there; None for a single sweep.
         """
         if self.repeats is None:
             return None
@@ -212,43 +212,40 @@ class RangeTest:
         return low, high
 
     def rates(self, rule: str | None = None) -> list[float]:
-        """Return the rate that a rule suggests for each param group.
+        """Return the suggested learning rate of each param group, [groups].
 
         Args:
-            rule: Name of a rule; None for :attr:`rule`.
-
-        Returns:
-            The rates, [groups].
+            rule: Name of a suggestion method; None for :attr:`rule`.
 
         Raises:
-            ValueError: If there is no such rule, or it declined; the message has its reason.
+            ValueError: If there is no such method, or it has no suggestion; the message says why.
         """
         rule = self.rule if rule is None else rule
         suggestion = self._suggestion_of(rule)
-        if suggestion.lr is None:
+        lr = suggestion.lr
+        if lr is None:
             raise ValueError(f"rule {rule!r} suggests no rate: {suggestion.reason}")
-        if not (math.isfinite(suggestion.lr) and suggestion.lr > 0):
-            raise ValueError(
-                f"rule {rule!r} must suggest a finite rate above 0, got {suggestion.lr}"
-            )
-        # numpy's numbers would get into the optimizer's state dict, which torch then cannot load.
-        return [float(rate) for rate in self.sweep.rates_at(suggestion.lr)]
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"rule {rule!r} must suggest a finite rate above 0, got {lr}")
+        # torch cannot load a state dict with numbers of numpy.
+        return [float(rate) for rate in self.sweep.rates_at(lr)]
 
     def apply(self, optimizer: Optimizer, rule: str | None = None) -> AppliedRates:
-        """Set every param group's rate to the suggested one and return the rates.
+        """Set the learning rate of every param group to the suggested one.
 
-        Groups whose rate the sweep held keep theirs.
+        Groups that the sweep held keep theirs.
 
         Args:
             optimizer: That of the range test, or one with as many param groups.
-            rule: Name of a rule; None for :attr:`rule`.
+            rule: Name of a suggestion method; None for :attr:`rule`.
 
         Returns:
-            The rates, [groups]: a list with ``old``, ``new`` and ``undo()``; as a string, a table.
+            The learning rates, [groups]: a list with ``old``, ``new`` and ``undo()``; its string is
+            a table.
 
         Raises:
-            ValueError: If the rule declined, a rate is not finite and above 0, or the optimizer has
-                another number of groups; nothing is changed then.
+            ValueError: If there is no suggestion, a learning rate is not finite and above 0, or the
+                optimizer has another number of groups; nothing is changed then.
         """
         rates = self.rates(rule)
         groups = optimizer.param_groups
@@ -269,23 +266,19 @@ class RangeTest:
         return AppliedRates(optimizer, old, rates)
 
     def table(self) -> str:
-        """Return what every rule suggests, as lines of text; a star marks :attr:`rule`."""
+        """Return all suggestions as lines of text; a star marks :attr:`rule`."""
         return self._table().text()
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row per point, with every digit: lr, loss, smoothed, derivative.
 
-        Where there are several param groups, their rates follow as lr_0, lr_1 and so on.
+        With several param groups, their learning rates follow as lr_0, lr_1 and so on.
 
         Args:
-            path: Where to write.
+            path: File to write.
         """
-        columns = {
-            "lr": self.lrs,
-            "loss": self.losses,
-            "smoothed": self.smoothed,
-            "derivative": self.derivative,
-        }
+        columns = {"lr": self.lrs, "loss": self.losses}
+        columns |= {"smoothed": self.smoothed, "derivative": self.derivative}
         if len(self.sweep.ranges) > 1:
             rates = self.sweep.table(len(self.lrs))
             columns |= {f"lr_{group}": column for group, column in enumerate(rates.T)}
@@ -298,7 +291,7 @@ class RangeTest:
         """Write everything to a file that :meth:`from_json` reads, bit for bit.
 
         Args:
-            path: Where to write. It is strict JSON: NaN and infinities are strings such as "nan".
+            path: File to write. It is strict JSON: NaN and infinities are strings such as "nan".
         """
         _serialize.save(self, path)
 
@@ -332,12 +325,12 @@ class RangeTest:
         path: str | Path | None = None,
         labels: Sequence[str] | None = None,
     ) -> Figure:
-        """Draw the smoothed losses and chosen rates of several range tests; needs matplotlib.
+        """Draw the smoothed losses and suggestions of several range tests; needs matplotlib.
 
         Args:
             others: Range tests to compare with, one or more.
             path: Where to save the figure too; the suffix names the format.
-            labels: What to call each, this one first; None for "run 1", "run 2" and so on.
+            labels: Name of each, this one first; None for "run 1", "run 2" and so on.
 
         Returns:
             The figure.
@@ -348,7 +341,7 @@ class RangeTest:
         return plot_comparison((self, *others), path, labels)
 
     def terminal_plot(self, width: int = 72, height: int = 18, ascii: bool = False) -> str:
-        """Return the smoothed losses over the rates, with the chosen rate, as lines of text.
+        """Return the smoothed losses and the suggested learning rate as lines of text.
 
         Args:
             width: Columns, 32 or more.
@@ -361,15 +354,8 @@ class RangeTest:
         Raises:
             ValueError: If there is no room.
         """
-        return terminal_plot(
-            self.lrs,
-            self.smoothed,
-            self.rule,
-            self.suggestion,
-            width=width,
-            height=height,
-            ascii=ascii,
-        )
+        curve = (self.lrs, self.smoothed)
+        return terminal_plot(*curve, self.rule, self.suggestion, width, height, ascii)
 
     def _suggestion_of(self, rule: str) -> Suggestion:
         if rule in self.suggestions:
@@ -409,10 +395,12 @@ class RangeTest:
 
     def __str__(self) -> str:
         suggestion = self.suggestion
-        verb = "declines" if suggestion.lr is None else f"suggests {rate_text(suggestion)}"
+        found = (
+            "has no suggestion" if suggestion.lr is None else f"suggests {rate_text(suggestion)}"
+        )
         lines = [
             f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s",
-            f"{self.rule} {verb} (confidence {suggestion.confidence:.2f}): {suggestion.reason}",
+            f"{self.rule} {found} (confidence {suggestion.confidence:.2f}): {suggestion.reason}",
             *self.notes,
         ]
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Range tests in the middle of training: when they run, what they may cost, what they change."""
+"""Range tests repeated during training, within a budget of time."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
 
 @dataclass(frozen=True)
 class RetestEntry:
-    """What one re-test did.
+    """One re-test and its outcome.
 
     Args:
         epoch: Epochs that had ended.
         trigger: "every", "plateau" or "unfreeze".
-        outcome: "applied" (the rates have changed), "kept" (the suggestion is too near to them),
-            "declined" (the rule suggests none) or "over budget" (no test has run).
+        outcome: "applied" (the learning rates have changed), "kept" (the suggestion is too near to
+            them), "declined" (there is no suggestion) or "over budget" (no test has run).
         reason: One sentence that says why.
-        old: Peak rate of each param group before, [groups].
-        new: Peak rate of each param group since, [groups].
-        seconds: What the range test took.
-        confidence: The suggestion's, in [0, 1]; None where no test has run.
+        old: Peak learning rate of each param group before, [groups].
+        new: Peak learning rate of each param group since, [groups].
+        seconds: Wall time of the range test, in seconds; 0 if none has run.
+        confidence: Confidence of the suggestion, in [0, 1]; None if no test has run.
     """
 
     epoch: int
@@ -90,31 +90,31 @@ class RetestEntry:
 
 
 class Retest:
-    """Repeats the range test during training and moves the whole schedule to what it suggests.
+    """Repeats the range test during training and moves the whole schedule to its suggestion.
 
-    A suggestion is read as a group's peak rate: what a schedule of ours multiplies, or the
-    ``max_lr`` or ``initial_lr`` of a scheduler of torch. The factor from the old peak to the new
-    one multiplies every rate that a scheduler reads, so the schedule goes on at the same place of
-    its curve. Only ``eta_min`` stays, a floor that the user has set. Frozen groups, groups that
-    the sweep holds and groups at rate 0 keep their rates.
+    A suggestion is read as a group's peak learning rate: the one that an lrfast schedule
+    multiplies, or the ``max_lr`` or ``initial_lr`` of a scheduler of torch. The factor from the old
+    peak to the new one multiplies every learning rate that a scheduler reads, so the schedule goes
+    on at the same place of its curve. Only ``eta_min`` stays, a floor that the user has set. Frozen
+    groups, groups that the sweep holds and groups at learning rate 0 keep theirs.
 
-    The range test itself leaves no trace: training goes on bit for bit as without it, unless rates
-    are applied. In DistributedDataParallel all ranks call alike and decide alike.
+    The range test itself leaves no trace: training goes on bit for bit as without it, unless
+    learning rates are applied. In DistributedDataParallel all ranks call alike and decide alike.
 
     Args:
         model: Module with trainable parameters.
-        optimizer: Ours, or any of torch.optim, with parameters of the model.
+        optimizer: One of lrfast or torch.optim, with parameters of the model.
         loader: Batches, as for :func:`lrfast.lr_find`; it must be iterable more than once.
         loss_fn: As for :func:`lrfast.lr_find`.
         every: Epochs from one test to the next, 1 or more; None: never on schedule.
         patience: Epochs without a lower validation loss, 1 or more, after which a test runs; None:
             never for that.
         budget: Largest share of the training time, from construction on, that range tests may
-            take, above 0; the first is allowed whatever it costs. None: any.
-        max_change: Largest factor, either way, by which one test changes a rate; at least
-            ``tolerance``.
-        tolerance: Factor, either way, 1 or more, within which the rates stay as they are.
-        rule: Rule that suggests the rate; None: that of :attr:`lrfast.RangeTest.rule`.
+            take, above 0; the first is always allowed. None: any.
+        max_change: Largest factor, either way, by which one test changes a learning rate; above 1
+            and at least ``tolerance``.
+        tolerance: Factor, either way, 1 or more, within which learning rates stay as they are.
+        rule: Suggestion method; None: that of :attr:`lrfast.RangeTest.rule`.
         schedulers: All schedulers of torch that are attached to the optimizer.
         clock: Returns the time in seconds.
         **options: Keyword arguments of :func:`lrfast.lr_find`.
@@ -186,7 +186,7 @@ class Retest:
 
     @property
     def log(self) -> tuple[RetestEntry, ...]:
-        """What every re-test did, in order."""
+        """All re-tests, in order."""
         return self._log
 
     def epoch_end(self, valid_loss: float | Tensor | None = None) -> RetestEntry | None:
@@ -194,10 +194,10 @@ class Retest:
 
         Args:
             valid_loss: Validation loss of the epoch, one number; read only with ``patience``, and
-                on a device waited for.
+                a tensor on a device is synchronised with.
 
         Returns:
-            What the test did, or None if none was due.
+            The entry of the log, or None if no test was due.
 
         Raises:
             TypeError, ValueError: If ``patience`` needs a validation loss and gets none, or the
@@ -218,7 +218,7 @@ class Retest:
         """Run a range test now, because other parameters train; the budget still counts.
 
         Returns:
-            What the test did.
+            The entry of the log.
 
         Raises:
             TypeError, ValueError: If the range test cannot run.
@@ -244,10 +244,10 @@ class Retest:
         return Table(header, rows).text()
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one row per entry of the log; rates are in old_0, old_1, new_0 and so on.
+        """Write one row per entry of the log; learning rates are in old_0, old_1, new_0 and so on.
 
         Args:
-            path: Where to write.
+            path: File to write.
         """
         width = max((len(entry.old) for entry in self._log), default=0)
         header = ["epoch", "trigger", "outcome", "reason", "seconds", "confidence"]
@@ -256,7 +256,7 @@ class Retest:
             writer = csv.writer(file)
             writer.writerow(header + rates)
             for entry in self._log:
-                # A group added later has no rate in the rows before.
+                # A group added later has no learning rate in the rows before.
                 missing = [""] * (width - len(entry.old))
                 facts = [getattr(entry, name) for name in header]
                 writer.writerow([*facts, *entry.old, *missing, *entry.new, *missing])
@@ -271,8 +271,8 @@ class Retest:
         """Go on where the state dict was taken; time in between does not count as training.
 
         Args:
-            state_dict: What :meth:`state_dict` returned. The rates are the optimizer's and the
-                schedulers' to load.
+            state_dict: A return value of :meth:`state_dict`. Learning rates are in the state dicts
+                of optimizer and schedulers.
 
         Raises:
             ValueError: If it is not such a state dict; nothing is changed then.
@@ -292,7 +292,7 @@ class Retest:
         self._began = self._clock() - elapsed
 
     def _count_stale(self, valid_loss: float | Tensor | None) -> int:
-        """Epochs without a lower validation loss, this one included."""
+        """Return the epochs without a lower validation loss, this one included."""
         if valid_loss is None:
             raise ValueError(
                 "valid_loss must be the epoch's validation loss, for patience is "
@@ -327,14 +327,14 @@ class Retest:
         return entry
 
     def _over_budget(self) -> str | None:
-        """Why the budget does not allow a test, or None."""
+        """Return why the budget does not allow a test, or None."""
         if self._budget is None:
             return None
         training = self._clock() - self._began - self._spent
         needed = self._last_cost + self._spent
         is_over = needed > self._budget * training
         if not self._ranks.is_alone:
-            # Clocks differ, and a test that some ranks leave out never ends for the others.
+            # Clocks differ, and a test that some ranks skip never ends on the others.
             is_over = bool(self._ranks.mean(self._on_device(float(is_over))) > 0)
         if not is_over:
             return None
@@ -357,7 +357,7 @@ class Retest:
     def _judge(
         self, result: RangeTest, peaks: Sequence[float]
     ) -> tuple[RetestOutcome, str, list[float]]:
-        """Outcome, reason, and the factor of each group's rates."""
+        """Return outcome, reason, and the factor of each group's learning rates."""
         rule = self._rule or result.rule
         suggestion = result.suggestions[rule]
         if suggestion.lr is None:

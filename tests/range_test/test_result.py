@@ -190,7 +190,7 @@ def test_summaries() -> None:
     span = "4 points from 1.0e-06 to 1.0e+00"
     assert repr(result) == f"RangeTest({span}, diverged, auto: 1.0e-03)"
     declined = make_result([NAN], lr=None)
-    assert "auto declines (confidence 0.90): a reason" in str(declined)
+    assert "auto has no suggestion (confidence 0.90): a reason" in str(declined)
     assert repr(declined) == "RangeTest(1 point from 1.0e-06 to 1.0e-06, completed, auto: none)"
     assert repr(make_result([])) == "RangeTest(no points, completed, auto: 1.0e-03)"
 
