@@ -183,7 +183,7 @@ class RangeTest:
 
     @property
     def rule(self) -> str:
-        """The method to use if none is named: "verified" if there was a race, else "auto"."""
+        """Name of the default method, "verified" if there was a race, else "auto"."""
         return "verified" if "verified" in self.suggestions else "auto"
 
     @property
