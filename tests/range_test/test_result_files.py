@@ -149,6 +149,12 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "a list": (lambda c: c | {"suggestions": ["auto"]}, "broken: "),
     "span": (lambda c: [c["suggestions"]["auto"].update(next_range=[1]), c][1], "broken: "),
     "race": (lambda c: c | {"race": [1]}, "broken: "),
+    "rows": (lambda c: c | {"losses": [[1.0]] * 4}, "broken: its arrays have different lengths"),
+    "no repeat": (lambda c: c | {"repeats": []}, "broken: its arrays have different lengths"),
+    "a step": (lambda c: [c["sweep"].update(num_iter=1), c][1], "broken: num_iter must be"),
+    "a part": (lambda c: [c["sweep"].pop("mode"), c][1], "which lacks 'mode'"),
+    "whole": (lambda c: [c["race"].update(steps=True), c][1], "broken: steps must be a whole"),
+    "a word": (lambda c: c | {"seconds": "long"}, "broken: seconds must be a number, got 'long'"),
 }
 
 
