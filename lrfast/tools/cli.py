@@ -130,11 +130,9 @@ def _print_bench(result: BenchResult) -> None:
 
     titles, *rows = result.rows()
     update = [row[0] for row in rows].index("update")
-    table = Table(titles, rows, chosen=update).rich(result.header())
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(titles, rows, chosen=update, right=range(1, len(titles)))
     console = Console()
-    console.print(table)
+    console.print(table.rich(result.header()))
     for line in result.summary():
         console.print(line, highlight=False)
 
