@@ -135,7 +135,7 @@ def plot_comparison(
     for index, (result, label) in enumerate(zip(results, labels, strict=True)):
         color = f"C{index}"
         lr = result.suggestion.lr
-        rate = f"{result.rule}: no rate" if lr is None else f"{result.rule}: {lr:.1e}"
+        rate = f"{result.rule}: no suggestion" if lr is None else f"{result.rule}: {lr:.1e}"
         axes.plot(
             result.lrs,
             result.smoothed,

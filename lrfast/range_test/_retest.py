@@ -371,7 +371,9 @@ class Retest:
             factors, key=lambda factor: max(factor, 1 / factor) if factor > 0 else math.inf
         )
         if 1 / self._tolerance <= widest <= self._tolerance:
-            reason = f"the suggestion is {widest:.2g} times the rate, within {self._tolerance:g}"
+            reason = (
+                f"the suggestion is {widest:.2g} times the present lr, within {self._tolerance:g}"
+            )
             return "kept", reason, []
         limited = [min(max(each, 1 / self._max_change), self._max_change) for each in factors]
         reason = suggestion.reason
