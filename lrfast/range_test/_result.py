@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.figures import html_image
+from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Outcome = Literal["completed", "diverged", "non-finite"]
 
 
+@public_in("lrfast.range_test")
 @dataclass(frozen=True)
 class Candidate:
     """One learning rate that took part in a race.
@@ -49,6 +51,7 @@ class Candidate:
     winner: bool
 
 
+@public_in("lrfast.range_test")
 @dataclass(frozen=True)
 class Race:
     """Candidates that trained from the same state, and their losses.
@@ -66,6 +69,7 @@ class Race:
     seconds: float
 
 
+@public_in("lrfast.range_test")
 class AppliedRates(list[float]):
     """Learning rates set on an optimizer, one per param group: a list that can undo that.
 
@@ -128,6 +132,7 @@ def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
         set_rate(group, rate)
 
 
+@public_in("lrfast.range_test")
 @dataclass(frozen=True, repr=False, eq=False)
 class RangeTest:
     """Curves of a range test, and the learning rates that they suggest.

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
+from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast._utils.validation import (
     check_dict,
@@ -47,6 +48,7 @@ Trigger = Literal["every", "plateau", "unfreeze"]
 RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
 
 
+@public_in("lrfast.range_test")
 @dataclass(frozen=True)
 class RetestEntry:
     """One re-test and its outcome.
