@@ -66,6 +66,10 @@ nitpick_ignore_regex = [
 SHOWN_AS = {
     "lrfast.optim._scheduling.Scheduled": "lrfast.optim.FusedOptimizer",
     "lrfast.optim._options.StepOptions": "lrfast.optim.Options",
+    "lrfast.range_test._plot.DrawnTest": "lrfast.RangeTest",
+    "lrfast.schedules._plot.DrawnSchedule": "lrfast.schedules.Schedule",
+    "lrfast.schedules._plot.Planner": "lrfast.optim.FusedOptimizer",
+    "lrfast.finetune._plot.DrawnHistory": "lrfast.History",
 }
 
 # Pages that stand at the root of the repository, where people look for them.

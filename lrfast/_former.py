@@ -18,11 +18,11 @@ _MOVED = {
     "groups._group": "groups._layer_group",
     "loss_schedules._greedy": "optim._loss_schedules._greedy",
     "loss_schedules._plateau": "optim._loss_schedules._plateau",
-    "range_test._applied": "range_test._applied",
+    "range_test._applied": "range_test._result",
     "range_test._peaks": "range_test._peak_rates",
-    "range_test._race_result": "range_test._race_result",
+    "range_test._race_result": "range_test._result",
     "range_test._ranks": "training._ranks",
-    "range_test._retest_log": "range_test._retest_log",
+    "range_test._retest_log": "range_test._retest",
     "schedules._tables": "schedules._segments",
 }
 _RENAMED = {

@@ -108,7 +108,7 @@ class Terminal:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
     """Has progress shown, although pytest's stderr is no terminal."""
-    monkeypatch.setattr("lrfast._utils.progress._somebody_watches", lambda: True)
+    monkeypatch.setattr("lrfast._utils.progress._is_interactive", lambda: True)
     return Terminal(capsys)
 
 

@@ -1,32 +1,89 @@
-"""Tables as rich draws them, for ``rich.print(result)``: rich is there when this is called."""
+"""Tables as plain text, HTML and rich."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from html import escape
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
+
+_LEAST_ROOM = 24  # for the last column; with less, lines that break anywhere are easier to read
 
 
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    chosen: int | None = None,
-) -> Table:
-    """Return a table that fits whatever it is printed to.
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under the names of their columns.
 
     Args:
-        title: Stands above it.
-        columns: Their names.
-        rows: Cells, as many as there are columns.
-        chosen: Place of the row that stands out.
+        columns: Names of the columns.
+        rows: Cells, one per column; the last of each row may be long.
+        chosen: Index of the row that stands out, by a star in text and in bold otherwise.
+        right: Indices of the columns that are aligned to the right.
     """
-    from rich.table import Table
-    from rich.text import Text
 
-    made = Table(*columns, title=Text(title), title_justify="left")
-    for place, row in enumerate(rows):  # as Text, for a reason may have brackets
-        made.add_row(*map(Text, row), style="bold" if place == chosen else None)
-    return made
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    chosen: int | None = None
+    right: Collection[int] = ()
+
+    def text(self, width: int | None = None) -> str:
+        """Return aligned lines, with two spaces between the columns.
+
+        Args:
+            width: Columns of the terminal, to which last cells are wrapped if that leaves them 24
+                or more; 0 for no limit. None: those of stdout if it is a terminal, else no limit.
+        """
+        columns = []
+        for place, column in enumerate(zip(self.columns, *self.rows, strict=True)):
+            space = max(map(len, column))
+            align = str.rjust if place in self.right else str.ljust
+            columns.append([align(cell, space) for cell in column])
+        if self.chosen is not None:
+            columns.insert(0, [" ", *(" *"[row == self.chosen] for row in range(len(self.rows)))])
+        indent = sum(len(column[0]) + 2 for column in columns[:-1])
+        room = (_terminal_width() if width is None else width) - indent
+        lines = []
+        for *cells, last in zip(*columns, strict=True):
+            begin = "".join(f"{cell}  " for cell in cells)
+            last = last.rstrip()
+            parts = wrap(last, room) if _LEAST_ROOM <= room < len(last) else [last]
+            lines += [begin + parts[0], *(" " * indent + part for part in parts[1:])]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def html(self) -> str:
+        """Return a table element that needs no style sheet."""
+        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
+        body = "".join(self._html_row(place, row) for place, row in enumerate(self.rows))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _html_row(self, place: int, row: Sequence[str]) -> str:
+        start, end = ("<strong>", "</strong>") if place == self.chosen else ("", "")
+        # Jupyter's own style aligns all cells to the right.
+        sides = ("right" if column in self.right else "left" for column in range(len(row)))
+        cells = (
+            f'<td style="text-align:{side}">{start}{escape(cell)}{end}</td>'
+            for cell, side in zip(row, sides, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    def rich(self, title: str = "") -> RichTable:
+        """Return a table of rich, which fits whatever it is printed to."""
+        from rich.table import Table
+        from rich.text import Text
+
+        made = Table(*self.columns, title=Text(title) if title else None, title_justify="left")
+        for column in self.right:
+            made.columns[column].justify = "right"
+        for place, row in enumerate(self.rows):  # as Text: a reason may contain brackets
+            made.add_row(*map(Text, row), style="bold" if place == self.chosen else None)
+        return made
+
+
+def _terminal_width() -> int:
+    return get_terminal_size((0, 0)).columns if sys.stdout and sys.stdout.isatty() else 0

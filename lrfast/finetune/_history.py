@@ -22,6 +22,7 @@ from lrfast._utils.validation import (
     check_str,
     check_tensor,
 )
+from lrfast.finetune._plot import plot_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,8 +172,6 @@ class History:
         Returns:
             The figure.
         """
-        from lrfast.plot import plot_history
-
         return plot_history(self, path)
 
 

@@ -9,6 +9,7 @@ from typing import overload
 from torch import Tensor, nn
 
 from lrfast._utils.public import public_in
+from lrfast._utils.tables import Table
 from lrfast.groups._norms import norm_layers
 
 
@@ -100,13 +101,14 @@ class LayerGroups(Sequence[LayerGroup]):
                 1  3           2          18         16
             frozen: 3.bias
         """
-        width = max(4, *(len(group.name) for group in self.groups))
-        lines = [f"group  {'name':<{width}}  tensors  parameters  trainable"]
+        rows = []
         for index, group in enumerate(self.groups):
             total = sum(p.numel() for p in group.parameters)
             trainable = sum(p.numel() for p in group.parameters if p.requires_grad)
-            row = f"{index:>5}  {group.name:<{width}}  {len(group.names):>7}"
-            lines.append(f"{row}  {total:>10,}  {trainable:>9,}")
+            counts = (str(len(group.names)), f"{total:,}", f"{trainable:,}")
+            rows.append((str(index), group.name, *counts))
+        columns = ("group", "name", "tensors", "parameters", "trainable")
+        lines = [Table(columns, rows, right=(0, 2, 3, 4)).text(width=0)]
         lines += [f"tied: {' = '.join(names)}" for names in self.tied]
         lines += [f"in several groups: {name}" for name in self.duplicates]
         lines += [f"in no group: {name}" for name in self.unassigned]

@@ -1,4 +1,4 @@
-"""From recorded curves to a result: pairing, medians over repeats, smoothing, suggestions."""
+"""Results from recorded curves: pairing, medians over repeats, smoothing, suggestions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lrfast import suggest
+from lrfast._utils.extension import extension
 from lrfast.curve import LossCurve
 from lrfast.range_test._priors import Context
 from lrfast.range_test._result import Outcome, RangeTest
@@ -20,7 +21,7 @@ from lrfast.suggest import Suggestion
 
 @dataclass(frozen=True)
 class Recording:
-    """Rates and losses of one sweep, [points] each, and how it ended."""
+    """Learning rates and losses of one sweep, [points] each, and its outcome."""
 
     lrs: FloatArray
     losses: FloatArray
@@ -28,19 +29,17 @@ class Recording:
 
 
 def read(curve: LossCurve, lag: int) -> Recording:
-    """Return what a curve recorded up to its flag; waits for the device.
+    """Return the part of a curve up to its stop flag. Synchronises with the device.
 
-    Args:
-        curve: The curve.
-        lag: 0 pairs a rate with the loss before its update, 1 with the one after.
+    A ``lag`` of 0 pairs a learning rate with the loss before its update, 1 with the one after.
     """
     status = curve.status()
     if status.stopped_at is not None:
-        # A GPU may run a few steps past the flag before the host hears of it.
+        # A GPU may run a few steps past the flag before the host reads it.
         curve.truncate(status.stopped_at + 1)
     lrs, losses = curve.lrs.cpu().numpy(), curve.losses.cpu().numpy()
     lrs, losses = lrs[: len(lrs) - lag], losses[lag:]
-    # A step function may skip updates, as a scaler does; their rates come once more.
+    # A step function may skip updates, as a scaler does; their learning rates come once more.
     is_new = np.diff(lrs, prepend=0.0) > 0
     outcome: Outcome = "completed" if status.outcome == "running" else status.outcome
     return Recording(lrs[is_new], losses[is_new], outcome)
@@ -49,14 +48,9 @@ def read(curve: LossCurve, lag: int) -> Recording:
 def summarise(
     sweep: Sweep, recordings: Sequence[Recording], beta: float, context: Context
 ) -> RangeTest:
-    """Return the result of one or several sweeps over the same rates.
+    """Return the result of one or several sweeps over the same learning rates.
 
-    Args:
-        sweep: The rates.
-        recordings: One per sweep. Several are reduced to their median, point by point, up to where
-            half of them had ended.
-        beta: Decay of the EMA that smooths the losses.
-        context: What rule "auto" takes besides.
+    Several are reduced to their median, point by point, until half of them have ended.
     """
     longest = max(recordings, key=lambda recording: len(recording.lrs))
     repeats = np.full((len(recordings), len(longest.lrs)), math.nan)
@@ -65,7 +59,7 @@ def summarise(
     if len(recordings) == 1:
         losses = repeats[0]
     else:
-        # What has ended counts as worse than any loss.
+        # A sweep that has ended counts as worse than any loss.
         medians = np.median(np.where(np.isfinite(repeats), repeats, math.inf), axis=0)
         losses = medians[: np.append(np.flatnonzero(np.isinf(medians)), len(medians))[0]]
     lrs = longest.lrs[: len(losses)]
@@ -85,22 +79,24 @@ def summarise(
 
 
 def _smooth(lrs: FloatArray, losses: FloatArray, beta: float) -> tuple[FloatArray, FloatArray]:
+    """Return the EMA of the losses, and its slope over the logarithm of the learning rate."""
     if len(lrs) == 0:
         return losses, losses
-    curve = LossCurve(len(lrs), beta=beta, rates=torch.from_numpy(lrs.copy()))
-    for loss in torch.from_numpy(losses.copy()):
-        curve.record(loss)
-    slopes = curve.derivative("log_lr").numpy() if len(lrs) > 1 else losses * math.nan
-    return curve.smoothed("ema").numpy(), slopes
+    # Copies: arrays may be read-only, which tensors cannot be.
+    smoothed = extension().smooth_ema(torch.from_numpy(losses.copy()), beta)
+    if len(lrs) == 1:
+        return smoothed.numpy(), losses * math.nan
+    slopes = extension().derivative(smoothed, torch.from_numpy(lrs.copy()).log(), 1)
+    return smoothed.numpy(), slopes.numpy()
 
 
 def suggest_all(
     lrs: FloatArray, losses: FloatArray, smoothed: FloatArray, num_iter: int, context: Context
 ) -> MappingProxyType[str, Suggestion]:
-    """Every rule's suggestion.
+    """Return the suggestion of every method.
 
-    Rules that smooth by themselves read the raw losses, all of them; the others read the smoothed
-    curve without its first tenth and last five points, as in fastai.
+    Methods that smooth by themselves read all raw losses; the others read the smoothed curve
+    without its first tenth and last five points, as in fastai.
     """
     skip = min(num_iter // 10, max(len(lrs) - 7, 0))
     skip_end = 5 if len(lrs) - skip >= 7 else 0
@@ -109,18 +105,11 @@ def suggest_all(
     for name in suggest.names():
         rule = suggest.get(name)
         if name == "auto":
-            found[name] = suggest.auto(
-                lrs,
-                losses,
-                typical=context.typical,
-                scale=context.scale,
-            )
-            continue
-        if suggest.reads_raw(name):
+            found[name] = suggest.auto(lrs, losses, typical=context.typical, scale=context.scale)
+        elif suggest.reads_raw(name):
             found[name] = rule(lrs, losses)
-            continue
-        suggestion = rule(lrs[kept], smoothed[kept])
-        if suggestion.index is not None:
-            suggestion = replace(suggestion, index=suggestion.index + skip)
-        found[name] = suggestion
+        else:
+            found[name] = cut = rule(lrs[kept], smoothed[kept])
+            if cut.index is not None:
+                found[name] = replace(cut, index=cut.index + skip)
     return MappingProxyType(found)

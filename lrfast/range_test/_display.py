@@ -1,19 +1,16 @@
-"""Loss curves of range tests in plain text, for terminals and logs."""
+"""Suggestions and loss curves in plain text, for terminals and logs."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lrfast.plot import limits
+from lrfast._utils.figures import limits
 from lrfast.range_test._sweep import FloatArray
-from lrfast.range_test._text import rate_text
-
-if TYPE_CHECKING:
-    from lrfast.range_test._result import RangeTest
+from lrfast.suggest import Suggestion
 
 _LABEL_COLUMNS = 9  # of a decade's label with the space that keeps the next one apart
 
@@ -36,7 +33,7 @@ _BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 
 
 class _Axis(NamedTuple):
-    """Where rates stand on a logarithmic axis of so many positions."""
+    """A logarithmic axis of learning rates with a number of positions."""
 
     first: float  # log10 of the first rate
     last: float
@@ -51,40 +48,43 @@ class _Axis(NamedTuple):
         return int(np.rint(self.place(np.array(log_rate))))
 
 
-def terminal_plot(result: RangeTest, width: int, height: int, ascii: bool) -> str:
-    """Return lines that draw the smoothed losses over the rates and mark the chosen rate.
+def rate_text(suggestion: Suggestion) -> str:
+    """Return the suggested learning rate, or pair of them, or "none"."""
+    if suggestion.lr is None:
+        return "none"
+    if suggestion.base_lr is None:
+        return f"{suggestion.lr:.1e}"
+    return f"{suggestion.base_lr:.1e} to {suggestion.lr:.1e}"
 
-    Args:
-        result: What :func:`lrfast.lr_find` returned.
-        width: Columns, 32 or more.
-        height: Lines, 8 or more.
-        ascii: Whether to use ASCII characters only.
 
-    Returns:
-        The lines, without colours.
-
-    Raises:
-        ValueError: If there is no room, or the rates do not rise.
-    """
+def terminal_plot(
+    lrs: FloatArray,
+    smoothed: FloatArray,
+    rule: str,
+    suggestion: Suggestion,
+    width: int,
+    height: int,
+    ascii: bool,
+) -> str:
+    """Return lines of text that draw the losses and mark what the rule suggests."""
     for name, value, least in (("width", width, 32), ("height", height, 8)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
-    if len(result.lrs) == 0:
+    if len(lrs) == 0:
         return "no points to draw"
-    rises = bool((np.diff(result.lrs) >= 0).all() and result.lrs[0] > 0)
-    if not (rises and np.isfinite(result.lrs).all()):
+    if not ((np.diff(lrs) >= 0).all() and lrs[0] > 0 and np.isfinite(lrs).all()):
         raise ValueError("lrs must be finite, above 0 and rise to be drawn")
     glyphs = _ASCII if ascii else _UNICODE
     rows = height - 3
-    labels = _loss_labels(result, rows)
+    span = limits(smoothed)
+    labels = _loss_labels(span, rows)
     margin = max(map(len, labels)) + 1
-    axis = _axis(result, width - margin - 1)
-    canvas = _canvas(result, rows, axis.positions, glyphs)
-    floor, rates = _floor(result, axis, glyphs)
-    chosen = result.suggestion
-    caption = f"{result.rule}: {rate_text(chosen)}"
-    if chosen.lr is not None and result.lrs[0] <= chosen.lr <= result.lrs[-1]:
-        at = axis.column(math.log10(chosen.lr))
+    axis = _Axis(math.log10(lrs[0]), math.log10(lrs[-1]), width - margin - 1)
+    canvas = _canvas(lrs, smoothed, span, rows, axis, glyphs)
+    floor, rates = _floor(lrs, axis, glyphs)
+    caption = f"{rule}: {rate_text(suggestion)}"
+    if suggestion.lr is not None and lrs[0] <= suggestion.lr <= lrs[-1]:
+        at = axis.column(math.log10(suggestion.lr))
         floor = floor[:at] + glyphs.arrow + floor[at + 1 :]
         caption = f"{glyphs.arrow} {caption}"
         canvas = [
@@ -99,36 +99,38 @@ def terminal_plot(result: RangeTest, width: int, height: int, ascii: bool) -> st
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _loss_labels(result: RangeTest, rows: int) -> list[str]:
-    """Return what stands beside each row: the loss at the top, the middle and the bottom."""
+def _loss_labels(span: tuple[float, float] | None, rows: int) -> list[str]:
+    """Return the text beside each row: the loss at the top, the middle and the bottom."""
     labels = [""] * rows
-    span = limits(result.smoothed)
     if span is not None:
         for row in (0, rows // 2, rows - 1):
             labels[row] = f"{span[1] + (span[0] - span[1]) * row / (rows - 1):.3g}"
     return labels
 
 
-def _canvas(result: RangeTest, rows: int, columns: int, glyphs: _Glyphs) -> list[str]:
+def _canvas(
+    lrs: FloatArray,
+    smoothed: FloatArray,
+    span: tuple[float, float] | None,
+    rows: int,
+    axis: _Axis,
+    glyphs: _Glyphs,
+) -> list[str]:
     """Return the curve, one string of equal length per row."""
     down, across = glyphs.dots
-    dots = np.zeros((rows * down, columns * across), dtype=bool)
-    span = limits(result.smoothed)
+    dots = np.zeros((rows * down, axis.positions * across), dtype=bool)
     if span is not None:
         low, high = span
-        # What lies beyond is drawn no further than a canvas away, infinite losses too.
-        losses = np.clip(result.smoothed, low - (high - low), high + (high - low))
+        # Losses beyond are drawn no further than a canvas away, infinite ones too.
+        losses = np.clip(smoothed, low - (high - low), high + (high - low))
         y = (high - losses) / (high - low) * (len(dots) - 1)
-        _draw(dots, _axis(result, columns * across).place(np.log10(result.lrs)), y)
-    cells = dots.reshape(rows, down, columns, across)
+        fine = axis._replace(positions=dots.shape[1])
+        _draw(dots, fine.place(np.log10(lrs)), y)
+    cells = dots.reshape(rows, down, axis.positions, across)
     if glyphs.dots == (1, 1):
         return ["".join("*" if cell else " " for cell in row) for row in cells[:, 0, :, 0]]
     codes = (cells * _BRAILLE[:, None, :]).sum(axis=(1, 3))
     return ["".join(chr(0x2800 + code) if code else " " for code in row) for row in codes]
-
-
-def _axis(result: RangeTest, positions: int) -> _Axis:
-    return _Axis(math.log10(result.lrs[0]), math.log10(result.lrs[-1]), positions)
 
 
 def _draw(dots: npt.NDArray[np.bool_], x: FloatArray, y: FloatArray) -> None:
@@ -142,14 +144,14 @@ def _draw(dots: npt.NDArray[np.bool_], x: FloatArray, y: FloatArray) -> None:
         dots[rows[inside], columns[inside]] = True
 
 
-def _floor(result: RangeTest, axis: _Axis, glyphs: _Glyphs) -> tuple[str, str]:
+def _floor(lrs: FloatArray, axis: _Axis, glyphs: _Glyphs) -> tuple[str, str]:
     """Return the axis with a tick at each label, and the labels: decades, or else both ends."""
     decades = axis.last - axis.first
     stride = max(math.ceil(_LABEL_COLUMNS * decades / axis.positions), 1)
     exponents = range(math.ceil(axis.first), math.floor(axis.last) + 1)
     ticks = [(float(power), f"1e{power:+03d}") for power in exponents if power % stride == 0]
     if len(ticks) < 2:
-        ends = dict.fromkeys(result.lrs[[0, -1]].tolist())
+        ends = dict.fromkeys(lrs[[0, -1]].tolist())
         ticks = [(math.log10(rate), f"{rate:.1e}") for rate in ends]
     floor = [glyphs.floor] * axis.positions
     labels = [" "] * axis.positions

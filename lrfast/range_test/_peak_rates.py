@@ -1,4 +1,4 @@
-"""The rates that a group's schedule peaks at, whoever makes the schedule, and how to move them."""
+"""Peak learning rates of schedules, of lrfast or torch, and their scaling."""
 
 from __future__ import annotations
 
@@ -13,21 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast.optim._scheduling import set_rate
 
-# Whatever torch's schedulers compute a rate from, in the param groups and in themselves.
+# All that torch's schedulers compute a learning rate from, in the param groups and in themselves.
 _GROUP_RATES: Final = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCHEDULER_RATES: Final = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")
 
 
 class PeakRates:
-    """The peak rates of an optimizer's param groups, which scale with their whole schedules.
-
-    Args:
-        optimizer: Ours, or any of torch.optim.
-        schedulers: All schedulers of torch that are attached to it.
-
-    Raises:
-        TypeError, ValueError: If a scheduler is missing or of another kind or optimizer.
-    """
+    """The peak learning rates of param groups, which scale with their whole schedules."""
 
     def __init__(self, optimizer: Optimizer, schedulers: Sequence[LRScheduler]) -> None:
         self._optimizer = optimizer
@@ -35,11 +27,7 @@ class PeakRates:
         self._check()
 
     def peaks(self) -> tuple[float, ...]:
-        """Return the highest rate of each group's schedule, [groups].
-
-        Raises:
-            ValueError: If a scheduler has been attached that is not known here.
-        """
+        """Return the highest learning rate of each group's schedule, [groups]."""
         self._check()
         cyclic = [s.max_lrs for s in self._schedulers if hasattr(s, "max_lrs")]
         peaks = []
@@ -52,7 +40,7 @@ class PeakRates:
 
     @contextmanager
     def used_now(self) -> Iterator[None]:
-        """Let every group train at its peak: a scheduler at 0 hides the groups' ratios."""
+        """Let every group train at its peak, because a scheduler at 0 hides their ratios."""
         own = [
             float(lr) if isinstance(lr := group["lr"], Tensor) else lr
             for group in self._optimizer.param_groups
@@ -69,11 +57,7 @@ class PeakRates:
 
     @torch.no_grad()
     def scale(self, factors: Sequence[float]) -> None:
-        """Multiply all rates that a scheduler may read, in place where they are tensors.
-
-        Args:
-            factors: One per param group.
-        """
+        """Multiply all learning rates that a scheduler may read, in place if they are tensors."""
         places: list[tuple[Any, Any, float]] = [
             (group, name, factor)
             for group, factor in zip(self._optimizer.param_groups, factors, strict=True)
@@ -106,7 +90,7 @@ class PeakRates:
 
 
 def _flat(schedulers: Sequence[LRScheduler], optimizer: Optimizer) -> list[LRScheduler]:
-    """The schedulers and those within them, each once."""
+    """Return the schedulers and those within them, each once."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer)}")
     if not isinstance(schedulers, Sequence):
@@ -116,7 +100,7 @@ def _flat(schedulers: Sequence[LRScheduler], optimizer: Optimizer) -> list[LRSch
         if not isinstance(scheduler, LRScheduler):
             raise TypeError(
                 "schedulers must be of torch.optim.lr_scheduler, got a "
-                f"{type(scheduler).__name__}; a schedule of ours is known to the optimizer"
+                f"{type(scheduler).__name__}; an lrfast schedule is known to the optimizer"
             )
         if scheduler.optimizer is not optimizer:
             raise ValueError("schedulers must be attached to optimizer, got one of another")

@@ -16,7 +16,7 @@ from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
 from lrfast.optim._schedule_driver import Driver, drive
 from lrfast.optim._scheduling import set_rate
-from lrfast.range_test._race_result import Candidate, Race
+from lrfast.range_test._result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
 from lrfast.training._data import close, device_of, evaluating

@@ -1,4 +1,4 @@
-"""What a range test saw, what the rules made of it, and how to use, show and keep it."""
+"""Results of range tests: curves and suggestions, applied, shown and saved."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -15,44 +16,144 @@ from torch.optim import Optimizer
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
-from lrfast.plot import plot_comparison, plot_range_test
+from lrfast._utils.figures import html_image
+from lrfast._utils.public import public_in
+from lrfast._utils.tables import Table
+from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
-from lrfast.range_test._applied import AppliedRates, set_rates
-from lrfast.range_test._display import terminal_plot
-from lrfast.range_test._html import html
-from lrfast.range_test._race_result import Race
+from lrfast.range_test._display import rate_text, terminal_plot
+from lrfast.range_test._plot import plot_comparison, plot_range_test
 from lrfast.range_test._sweep import FloatArray, Sweep
-from lrfast.range_test._text import COLUMNS, aligned, cells, rate_text
 from lrfast.suggest import Suggestion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 Outcome = Literal["completed", "diverged", "non-finite"]
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class RangeTest:
-    """What a range test saw, and the rates that the rules read off it.
+@public_in("lrfast.range_test")
+@dataclass(frozen=True)
+class Candidate:
+    """One learning rate that took part in a race.
 
     Args:
-        lrs: Rates of the sweep up to where it ended, [points]: those of the reference group.
+        lr: Learning rate of the reference group.
+        rule: Suggestion method that it comes from; "neighbour" for one tried around it.
+        losses: Its loss after each round, [rounds]; NaN or infinite if it diverged.
+        winner: Whether it won.
+    """
+
+    lr: float
+    rule: str
+    losses: tuple[float, ...]
+    winner: bool
+
+
+@public_in("lrfast.range_test")
+@dataclass(frozen=True)
+class Race:
+    """Candidates that trained from the same state, and their losses.
+
+    Args:
+        candidates: The learning rates that took part.
+        steps: Updates of a candidate that was not dropped.
+        judged_by: Losses that decided, "validation" or "training".
+        seconds: Wall time, in seconds.
+    """
+
+    candidates: tuple[Candidate, ...]
+    steps: int
+    judged_by: Literal["validation", "training"]
+    seconds: float
+
+
+@public_in("lrfast.range_test")
+class AppliedRates(list[float]):
+    """Learning rates set on an optimizer, one per param group: a list that can undo that.
+
+    Its string is a table of the groups with their old and new learning rates.
+
+    Args:
+        optimizer: Its param groups have the new learning rates.
+        old: Learning rate of each param group before, [groups].
+        new: Learning rate of each param group since, [groups].
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.02)
+        >>> applied = AppliedRates(optimizer, old=[0.1], new=[0.02])
+        >>> applied == [0.02], applied.old
+        (True, [0.1])
+        >>> str(applied).splitlines()
+        ['group  old      new', '0      1.0e-01  2.0e-02']
+        >>> applied.undo()
+        >>> optimizer.param_groups[0]["lr"]
+        0.1
+    """
+
+    def __init__(self, optimizer: Optimizer, old: Sequence[float], new: Sequence[float]) -> None:
+        super().__init__(new)
+        self.old = list(old)
+        self._optimizer = optimizer
+        groups = enumerate(optimizer.param_groups)
+        self._names = [str(group.get("name", index)) for index, group in groups]
+
+    @property
+    def new(self) -> list[float]:
+        """The learning rates that were set, [groups]."""
+        return list(self)
+
+    def undo(self) -> None:
+        """Restore the old learning rates, in place if they are tensors.
+
+        Raises:
+            ValueError: If the optimizer has another number of param groups by now; nothing is
+                changed then.
+        """
+        count = len(self._optimizer.param_groups)
+        if count != len(self.old):
+            raise ValueError(
+                f"optimizer must have the {len(self.old)} param groups that the rates were applied "
+                f"to, got {count}"
+            )
+        _set_rates(self._optimizer, self.old)
+
+    def __str__(self) -> str:
+        rates = zip(self._names, self.old, self, strict=True)
+        rows = [(name, f"{old:.1e}", f"{new:.1e}") for name, old, new in rates]
+        return Table(("group", "old", "new"), rows).text()
+
+
+def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
+    """Set the learning rate of every param group, in place if it is a tensor."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        set_rate(group, rate)
+
+
+@public_in("lrfast.range_test")
+@dataclass(frozen=True, repr=False, eq=False)
+class RangeTest:
+    """Curves of a range test, and the learning rates that they suggest.
+
+    Args:
+        lrs: Learning rates of the reference group, [points], up to the end of the sweep.
         losses: Raw losses, [points]; ``losses[k]`` is measured just before the update at
-            ``lrs[k]``. Medians over the repeats where there are several.
+            ``lrs[k]``. Medians over the repeats if there are several.
         smoothed: Bias-corrected EMA of the losses, [points].
-        derivative: Slope of the smoothed losses over the natural logarithm of the rate, [points].
-        sweep: The rates of every param group.
-        suggestions: What each rule of :mod:`lrfast.suggest` says, by name; "verified" is the
+        derivative: Slope of the smoothed losses over the natural logarithm of ``lrs``, [points].
+        sweep: The learning rates of every param group.
+        suggestions: Suggestion of each method of :mod:`lrfast.suggest`, by name; "verified" is the
             winner of the race.
         outcome: "completed", "diverged" (the stop rule ended the sweep) or "non-finite" (a NaN or
             infinite loss did).
-        seconds: What it took, snapshot and restore included.
-        notes: What a reader should know, such as that the loader was cycled.
-        repeats: Raw losses of every sweep, [repeats, points of the longest], NaN where one had
-            ended; None for a single sweep.
-        snapshot_bytes: Size of the snapshot that put everything back.
-        race: How the candidates did that were trained with, or None without a race.
+        seconds: Wall time with snapshot and restore, in seconds.
+        notes: Remarks for the reader, such as that the loader was cycled.
+        repeats: Raw losses of every sweep, [repeats, points of the longest], NaN after its end;
+            None for a single sweep.
+        snapshot_bytes: Size of the snapshot that restored everything, in bytes.
+        race: Candidates that were trained with, or None without a race.
 
     Example:
         >>> import torch, lrfast
@@ -87,24 +188,24 @@ class RangeTest:
 
     @property
     def rule(self) -> str:
-        """The rule to use when none is named, "verified" if there was a race, or "auto"."""
+        """Name of the default method, "verified" if there was a race, else "auto"."""
         return "verified" if "verified" in self.suggestions else "auto"
 
     @property
     def suggestion(self) -> Suggestion:
-        """What :attr:`rule` suggests."""
+        """The suggestion of :attr:`rule`."""
         return self.suggestions[self.rule]
 
     @property
     def ratios(self) -> tuple[float | None, ...]:
-        """Rate of each param group over ``lrs``, [groups]; None where that changes."""
+        """Learning rate of each param group over ``lrs``, [groups]; None if that changes."""
         return self.sweep.ratios
 
     @property
     def band(self) -> tuple[FloatArray, FloatArray] | None:
         """Lower and upper quartiles of the repeats' finite losses, [points] each.
 
-        NaN where no repeat has a finite loss; None for a single sweep.
+        NaN if no repeat has a finite loss there; None for a single sweep.
         """
         if self.repeats is None:
             return None
@@ -116,43 +217,40 @@ class RangeTest:
         return low, high
 
     def rates(self, rule: str | None = None) -> list[float]:
-        """Return the rate that a rule suggests for each param group.
+        """Return the suggested learning rate of each param group, [groups].
 
         Args:
-            rule: Name of a rule; None for :attr:`rule`.
-
-        Returns:
-            The rates, [groups].
+            rule: Name of a suggestion method; None for :attr:`rule`.
 
         Raises:
-            ValueError: If there is no such rule, or it declined; the message has its reason.
+            ValueError: If there is no such method, or it has no suggestion; the message says why.
         """
         rule = self.rule if rule is None else rule
         suggestion = self._suggestion_of(rule)
-        if suggestion.lr is None:
+        lr = suggestion.lr
+        if lr is None:
             raise ValueError(f"rule {rule!r} suggests no rate: {suggestion.reason}")
-        if not (math.isfinite(suggestion.lr) and suggestion.lr > 0):
-            raise ValueError(
-                f"rule {rule!r} must suggest a finite rate above 0, got {suggestion.lr}"
-            )
-        # numpy's numbers would get into the optimizer's state dict, which torch then cannot load.
-        return [float(rate) for rate in self.sweep.rates_at(suggestion.lr)]
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"rule {rule!r} must suggest a finite rate above 0, got {lr}")
+        # torch cannot load a state dict with numbers of numpy.
+        return [float(rate) for rate in self.sweep.rates_at(lr)]
 
     def apply(self, optimizer: Optimizer, rule: str | None = None) -> AppliedRates:
-        """Set every param group's rate to the suggested one and return the rates.
+        """Set the learning rate of every param group to the suggested one.
 
-        Groups whose rate the sweep held keep theirs.
+        Groups that the sweep held keep theirs.
 
         Args:
             optimizer: That of the range test, or one with as many param groups.
-            rule: Name of a rule; None for :attr:`rule`.
+            rule: Name of a suggestion method; None for :attr:`rule`.
 
         Returns:
-            The rates, [groups]: a list with ``old``, ``new`` and ``undo()``; as a string, a table.
+            The learning rates, [groups]: a list with ``old``, ``new`` and ``undo()``; its string is
+            a table.
 
         Raises:
-            ValueError: If the rule declined, a rate is not finite and above 0, or the optimizer has
-                another number of groups; nothing is changed then.
+            ValueError: If there is no suggestion, a learning rate is not finite and above 0, or the
+                optimizer has another number of groups; nothing is changed then.
         """
         rates = self.rates(rule)
         groups = optimizer.param_groups
@@ -169,31 +267,23 @@ class RangeTest:
                 raise ValueError(
                     f"rates must be finite and above 0, got {rates[index]} for group {index}"
                 )
-        set_rates(optimizer, rates)
+        _set_rates(optimizer, rates)
         return AppliedRates(optimizer, old, rates)
 
     def table(self) -> str:
-        """Return what every rule suggests, as lines of text; a star marks :attr:`rule`."""
-        rows = [
-            ("*" if rule == self.rule else "", *cells(rule, suggestion))
-            for rule, suggestion in self.suggestions.items()
-        ]
-        return aligned([("", *COLUMNS), *rows])
+        """Return all suggestions as lines of text; a star marks :attr:`rule`."""
+        return self._table().text()
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row per point, with every digit: lr, loss, smoothed, derivative.
 
-        Where there are several param groups, their rates follow as lr_0, lr_1 and so on.
+        With several param groups, their learning rates follow as lr_0, lr_1 and so on.
 
         Args:
-            path: Where to write.
+            path: File to write.
         """
-        columns = {
-            "lr": self.lrs,
-            "loss": self.losses,
-            "smoothed": self.smoothed,
-            "derivative": self.derivative,
-        }
+        columns = {"lr": self.lrs, "loss": self.losses}
+        columns |= {"smoothed": self.smoothed, "derivative": self.derivative}
         if len(self.sweep.ranges) > 1:
             rates = self.sweep.table(len(self.lrs))
             columns |= {f"lr_{group}": column for group, column in enumerate(rates.T)}
@@ -206,7 +296,7 @@ class RangeTest:
         """Write everything to a file that :meth:`from_json` reads, bit for bit.
 
         Args:
-            path: Where to write. It is strict JSON: NaN and infinities are strings such as "nan".
+            path: File to write. It is strict JSON: NaN and infinities are strings such as "nan".
         """
         _serialize.save(self, path)
 
@@ -220,7 +310,7 @@ class RangeTest:
         Raises:
             ValueError: If the file is broken or of an unknown format.
         """
-        return cls(**_serialize.load(path))
+        return _serialize.load(path, cls)
 
     def plot(self, path: str | Path | None = None, others: Sequence[RangeTest] = ()) -> Figure:
         """Draw losses, smoothed losses, derivative and suggestions; needs matplotlib.
@@ -240,12 +330,12 @@ class RangeTest:
         path: str | Path | None = None,
         labels: Sequence[str] | None = None,
     ) -> Figure:
-        """Draw the smoothed losses and chosen rates of several range tests; needs matplotlib.
+        """Draw the smoothed losses and suggestions of several range tests; needs matplotlib.
 
         Args:
             others: Range tests to compare with, one or more.
             path: Where to save the figure too; the suffix names the format.
-            labels: What to call each, this one first; None for "run 1", "run 2" and so on.
+            labels: Name of each, this one first; None for "run 1", "run 2" and so on.
 
         Returns:
             The figure.
@@ -256,7 +346,7 @@ class RangeTest:
         return plot_comparison((self, *others), path, labels)
 
     def terminal_plot(self, width: int = 72, height: int = 18, ascii: bool = False) -> str:
-        """Return the smoothed losses over the rates, with the chosen rate, as lines of text.
+        """Return the smoothed losses and the suggested learning rate as lines of text.
 
         Args:
             width: Columns, 32 or more.
@@ -269,7 +359,8 @@ class RangeTest:
         Raises:
             ValueError: If there is no room.
         """
-        return terminal_plot(self, width, height, ascii)
+        curve = (self.lrs, self.smoothed)
+        return terminal_plot(*curve, self.rule, self.suggestion, width, height, ascii)
 
     def _suggestion_of(self, rule: str) -> Suggestion:
         if rule in self.suggestions:
@@ -288,21 +379,33 @@ class RangeTest:
         points = "1 point" if len(self.lrs) == 1 else f"{len(self.lrs)} points"
         return f"{points} from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}"
 
+    def _table(self) -> Table:
+        rows = [
+            (rule, rate_text(each), f"{each.confidence:.2f}", each.reason)
+            for rule, each in self.suggestions.items()
+        ]
+        columns = ("rule", "rate", "confidence", "reason")
+        return Table(columns, rows, chosen=list(self.suggestions).index(self.rule))
+
     def _repr_html_(self) -> str:
-        return html(self)
+        summary = "<br>".join(escape(line) for line in str(self).splitlines())
+        try:
+            picture = html_image(self.plot(), "loss over learning rate")
+        except ImportError:
+            picture = f"<pre>{escape(self.terminal_plot())}</pre>"
+        return f"<div><p>{summary}</p>{self._table().html()}{picture}</div>"
 
-    def __rich__(self) -> Table:
-        from lrfast._utils.tables import table
-
-        rows = [cells(rule, suggestion) for rule, suggestion in self.suggestions.items()]
-        return table(str(self), COLUMNS, rows, chosen=list(self.suggestions).index(self.rule))
+    def __rich__(self) -> RichTable:
+        return self._table().rich(str(self))
 
     def __str__(self) -> str:
         suggestion = self.suggestion
-        verb = "declines" if suggestion.lr is None else f"suggests {rate_text(suggestion)}"
+        found = (
+            "has no suggestion" if suggestion.lr is None else f"suggests {rate_text(suggestion)}"
+        )
         lines = [
             f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s",
-            f"{self.rule} {verb} (confidence {suggestion.confidence:.2f}): {suggestion.reason}",
+            f"{self.rule} {found} (confidence {suggestion.confidence:.2f}): {suggestion.reason}",
             *self.notes,
         ]
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Range tests in the middle of training: when they run, what they may cost, what they change."""
+"""Range tests repeated during training, within a budget of time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.validation import check_dict, check_finite, check_float, check_int, check_list
+from lrfast._utils.public import public_in
+from lrfast._utils.tables import Table
+from lrfast._utils.validation import (
+    check_dict,
+    check_finite,
+    check_float,
+    check_int,
+    check_list,
+    short_repr,
+)
 from lrfast.range_test._lr_find import lr_find
 from lrfast.range_test._peak_rates import PeakRates
 from lrfast.range_test._result import RangeTest
-from lrfast.range_test._retest_log import RetestEntry, RetestOutcome, Trigger
-from lrfast.range_test._text import aligned
+from lrfast.range_test._serialize import decode
 from lrfast.training._data import LossFunction, device_of
 from lrfast.training._ranks import ranks_of
 
@@ -36,32 +44,79 @@ _COUNTERS: Final = {
 }
 
 
+Trigger = Literal["every", "plateau", "unfreeze"]
+RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
+
+
+@public_in("lrfast.range_test")
+@dataclass(frozen=True)
+class RetestEntry:
+    """One re-test and its outcome.
+
+    Args:
+        epoch: Epochs that had ended.
+        trigger: "every", "plateau" or "unfreeze".
+        outcome: "applied" (the learning rates have changed), "kept" (the suggestion is too near to
+            them), "declined" (there is no suggestion) or "over budget" (no test has run).
+        reason: One sentence that says why.
+        old: Peak learning rate of each param group before, [groups].
+        new: Peak learning rate of each param group since, [groups].
+        seconds: Wall time of the range test, in seconds; 0 if none has run.
+        confidence: Confidence of the suggestion, in [0, 1]; None if no test has run.
+    """
+
+    epoch: int
+    trigger: Trigger
+    outcome: RetestOutcome
+    reason: str
+    old: tuple[float, ...]
+    new: tuple[float, ...]
+    seconds: float
+    confidence: float | None
+
+    @classmethod
+    def from_dict(cls, data: Any) -> RetestEntry:
+        """Return the entry that a checkpoint holds.
+
+        Args:
+            data: The entry as plain data.
+
+        Raises:
+            ValueError: If it holds none.
+        """
+        names = [field.name for field in fields(cls)]
+        if check_dict("an entry of the log", data, names).keys() != set(names):
+            raise ValueError(f"an entry of the log must hold {names}, got {short_repr(data)}")
+        entry: RetestEntry = decode(cls, data, "an entry of the log")
+        return entry
+
+
 class Retest:
-    """Repeats the range test during training and moves the whole schedule to what it suggests.
+    """Repeats the range test during training and moves the whole schedule to its suggestion.
 
-    A suggestion is read as a group's peak rate: what a schedule of ours multiplies, or the
-    ``max_lr`` or ``initial_lr`` of a scheduler of torch. The factor from the old peak to the new
-    one multiplies every rate that a scheduler reads, so the schedule goes on at the same place of
-    its curve. Only ``eta_min`` stays, a floor that the user has set. Frozen groups, groups that
-    the sweep holds and groups at rate 0 keep their rates.
+    A suggestion is read as a group's peak learning rate: the one that an lrfast schedule
+    multiplies, or the ``max_lr`` or ``initial_lr`` of a scheduler of torch. The factor from the old
+    peak to the new one multiplies every learning rate that a scheduler reads, so the schedule goes
+    on at the same place of its curve. Only ``eta_min`` stays, a floor that the user has set. Frozen
+    groups, groups that the sweep holds and groups at learning rate 0 keep theirs.
 
-    The range test itself leaves no trace: training goes on bit for bit as without it, unless rates
-    are applied. In DistributedDataParallel all ranks call alike and decide alike.
+    The range test itself leaves no trace: training goes on bit for bit as without it, unless
+    learning rates are applied. In DistributedDataParallel all ranks call alike and decide alike.
 
     Args:
         model: Module with trainable parameters.
-        optimizer: Ours, or any of torch.optim, with parameters of the model.
+        optimizer: One of lrfast or torch.optim, with parameters of the model.
         loader: Batches, as for :func:`lrfast.lr_find`; it must be iterable more than once.
         loss_fn: As for :func:`lrfast.lr_find`.
         every: Epochs from one test to the next, 1 or more; None: never on schedule.
         patience: Epochs without a lower validation loss, 1 or more, after which a test runs; None:
             never for that.
         budget: Largest share of the training time, from construction on, that range tests may
-            take, above 0; the first is allowed whatever it costs. None: any.
-        max_change: Largest factor, either way, by which one test changes a rate; at least
-            ``tolerance``.
-        tolerance: Factor, either way, 1 or more, within which the rates stay as they are.
-        rule: Rule that suggests the rate; None: that of :attr:`lrfast.RangeTest.rule`.
+            take, above 0; the first is always allowed. None: any.
+        max_change: Largest factor, either way, by which one test changes a learning rate; above 1
+            and at least ``tolerance``.
+        tolerance: Factor, either way, 1 or more, within which learning rates stay as they are.
+        rule: Suggestion method; None: that of :attr:`lrfast.RangeTest.rule`.
         schedulers: All schedulers of torch that are attached to the optimizer.
         clock: Returns the time in seconds.
         **options: Keyword arguments of :func:`lrfast.lr_find`.
@@ -133,7 +188,7 @@ class Retest:
 
     @property
     def log(self) -> tuple[RetestEntry, ...]:
-        """What every re-test did, in order."""
+        """All re-tests, in order."""
         return self._log
 
     def epoch_end(self, valid_loss: float | Tensor | None = None) -> RetestEntry | None:
@@ -141,10 +196,10 @@ class Retest:
 
         Args:
             valid_loss: Validation loss of the epoch, one number; read only with ``patience``, and
-                on a device waited for.
+                a tensor on a device is synchronised with.
 
         Returns:
-            What the test did, or None if none was due.
+            The entry of the log, or None if no test was due.
 
         Raises:
             TypeError, ValueError: If ``patience`` needs a validation loss and gets none, or the
@@ -165,7 +220,7 @@ class Retest:
         """Run a range test now, because other parameters train; the budget still counts.
 
         Returns:
-            What the test did.
+            The entry of the log.
 
         Raises:
             TypeError, ValueError: If the range test cannot run.
@@ -188,13 +243,13 @@ class Retest:
             )
             for entry in self._log
         ]
-        return aligned([header, *rows])
+        return Table(header, rows).text()
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one row per entry of the log; rates are in old_0, old_1, new_0 and so on.
+        """Write one row per entry of the log; learning rates are in old_0, old_1, new_0 and so on.
 
         Args:
-            path: Where to write.
+            path: File to write.
         """
         width = max((len(entry.old) for entry in self._log), default=0)
         header = ["epoch", "trigger", "outcome", "reason", "seconds", "confidence"]
@@ -203,7 +258,7 @@ class Retest:
             writer = csv.writer(file)
             writer.writerow(header + rates)
             for entry in self._log:
-                # A group added later has no rate in the rows before.
+                # A group added later has no learning rate in the rows before.
                 missing = [""] * (width - len(entry.old))
                 facts = [getattr(entry, name) for name in header]
                 writer.writerow([*facts, *entry.old, *missing, *entry.new, *missing])
@@ -218,8 +273,8 @@ class Retest:
         """Go on where the state dict was taken; time in between does not count as training.
 
         Args:
-            state_dict: What :meth:`state_dict` returned. The rates are the optimizer's and the
-                schedulers' to load.
+            state_dict: A return value of :meth:`state_dict`. Learning rates are in the state dicts
+                of optimizer and schedulers.
 
         Raises:
             ValueError: If it is not such a state dict; nothing is changed then.
@@ -239,7 +294,7 @@ class Retest:
         self._began = self._clock() - elapsed
 
     def _count_stale(self, valid_loss: float | Tensor | None) -> int:
-        """Epochs without a lower validation loss, this one included."""
+        """Return the epochs without a lower validation loss, this one included."""
         if valid_loss is None:
             raise ValueError(
                 "valid_loss must be the epoch's validation loss, for patience is "
@@ -274,14 +329,14 @@ class Retest:
         return entry
 
     def _over_budget(self) -> str | None:
-        """Why the budget does not allow a test, or None."""
+        """Return why the budget does not allow a test, or None."""
         if self._budget is None:
             return None
         training = self._clock() - self._began - self._spent
         needed = self._last_cost + self._spent
         is_over = needed > self._budget * training
         if not self._ranks.is_alone:
-            # Clocks differ, and a test that some ranks leave out never ends for the others.
+            # Clocks differ, and a test that some ranks skip never ends on the others.
             is_over = bool(self._ranks.mean(self._on_device(float(is_over))) > 0)
         if not is_over:
             return None
@@ -304,7 +359,7 @@ class Retest:
     def _judge(
         self, result: RangeTest, peaks: Sequence[float]
     ) -> tuple[RetestOutcome, str, list[float]]:
-        """Outcome, reason, and the factor of each group's rates."""
+        """Return outcome, reason, and the factor of each group's learning rates."""
         rule = self._rule or result.rule
         suggestion = result.suggestions[rule]
         if suggestion.lr is None:
@@ -318,7 +373,9 @@ class Retest:
             factors, key=lambda factor: max(factor, 1 / factor) if factor > 0 else math.inf
         )
         if 1 / self._tolerance <= widest <= self._tolerance:
-            reason = f"the suggestion is {widest:.2g} times the rate, within {self._tolerance:g}"
+            reason = (
+                f"the suggestion is {widest:.2g} times the present lr, within {self._tolerance:g}"
+            )
             return "kept", reason, []
         limited = [min(max(each, 1 / self._max_change), self._max_change) for each in factors]
         reason = suggestion.reason

@@ -1,7 +1,6 @@
-"""Range tests as JSON files; a file that was read holds the bits that were written.
+"""Range tests as strict JSON files; reading one gives the bits that were written.
 
-The files are strict JSON: numbers that JSON has no word for are the strings "nan", "-nan", "inf"
-and "-inf".
+Numbers that JSON has no word for are the strings "nan", "-nan", "inf" and "-inf".
 """
 
 from __future__ import annotations
@@ -9,10 +8,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -27,33 +26,24 @@ from lrfast._utils.validation import (
     check_str,
     short_repr,
 )
-from lrfast.range_test._race_result import Candidate, Race
-from lrfast.range_test._sweep import FloatArray, Sweep
-from lrfast.suggest import Suggestion
+from lrfast.range_test._sweep import Sweep
 
-if TYPE_CHECKING:
-    from lrfast.range_test._result import RangeTest
+Result = TypeVar("Result")
 
 _FORMAT = 1
 _WORDS = ("nan", "-nan", "inf", "-inf")
-_SUGGESTION = {field.name for field in fields(Suggestion)}
-_CURVES = ("lrs", "losses", "smoothed", "derivative")
 
 
-def save(result: RangeTest, path: str | Path) -> None:
-    """Write every field of a result."""
+def save(result: Any, path: str | Path) -> None:
+    """Write every field of a range test."""
     content = {field.name: _plain(getattr(result, field.name)) for field in fields(result)}
     text = json.dumps({"format": _FORMAT, **content})
     with replacing(path, encoding="utf-8") as file:
         file.write(text + "\n")
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """Return the fields of the result that a file holds.
-
-    Raises:
-        ValueError: If the file is not what :func:`save` writes.
-    """
+def load(path: str | Path, kind: type[Result]) -> Result:
+    """Return the range test, of the class ``kind``, that :func:`save` wrote."""
     wanted = f"path must name a file that RangeTest.to_json wrote, got {str(path)!r}"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -67,11 +57,14 @@ def load(path: str | Path) -> dict[str, Any]:
             f"this lrfast reads format {_FORMAT}"
         )
     try:
-        return _decoded(content)
+        hints = get_type_hints(kind)
+        found = {name: decode(hint, content[name], name) for name, hint in hints.items()}
+        _check(found)
     except KeyError as error:
         raise ValueError(f"{wanted}, which lacks {error}") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{wanted}, which is broken: {error}") from error
+    return kind(**found)
 
 
 def _plain(value: Any) -> Any:
@@ -89,105 +82,64 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _decoded(content: dict[str, Any]) -> dict[str, Any]:
-    curves = {name: _vector(content[name]) for name in _CURVES}
-    if "auto" not in content["suggestions"]:
+def decode(kind: Any, value: Any, name: str) -> Any:
+    """Return plain data as a value of an annotated type, dataclasses and arrays included."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is float:
+        is_word = isinstance(value, str) and value in _WORDS
+        return float(value if is_word else check_float(name, value))
+    if kind is int:
+        return check_int(name, value)
+    if kind is str or origin is Literal:
+        return check_str(name, value, args)
+    if kind is bool:
+        return check_bool(name, value)
+    if origin is UnionType:
+        return None if value is None else decode(args[0], value, name)
+    if origin is MappingProxyType:
+        entries = check_dict(name, value).items()
+        return MappingProxyType({check_str(name, k): decode(args[1], v, name) for k, v in entries})
+    if origin is np.ndarray:
+        rows = check_list(name, value)
+        if rows and isinstance(rows[0], list):
+            return np.stack([decode(kind, row, name) for row in rows])
+        return np.array([decode(float, each, name) for each in rows], dtype=np.float64)
+    if origin is tuple:
+        each = check_list(name, value)
+        kinds = args[:1] * len(each) if args[-1] is Ellipsis else args
+        return tuple(decode(*pair, name) for pair in zip(kinds, each, strict=True))
+    given = check_dict(name, value)
+    unknown = given.keys() - {field.name for field in fields(kind)}
+    if unknown:
+        raise ValueError(f"{name} must be a {kind.__name__}, got {short_repr(sorted(unknown))}")
+    hints = get_type_hints(kind)
+    read = [field.name for field in fields(kind) if field.default is MISSING or field.name in given]
+    return kind(**{key: decode(hints[key], given[key], key) for key in read})
+
+
+def _check(found: dict[str, Any]) -> None:
+    """Refuse fields that are no range test, although each is of its type."""
+    if "auto" not in found["suggestions"]:
         raise ValueError("it has no suggestion of rule 'auto'")
-    repeats, race = content["repeats"], content["race"]
-    sweeps = None if repeats is None else np.stack([_vector(row) for row in repeats])
-    lengths = sorted({len(curve) for curve in curves.values()})
-    if len(lengths) > 1 or (sweeps is not None and sweeps.shape[1] < lengths[0]):
+    points, repeats, sweep = len(found["lrs"]), found["repeats"], found["sweep"]
+    curves = [found[name] for name in ("lrs", "losses", "smoothed", "derivative")]
+    if any(curve.shape != (points,) for curve in curves) or (
+        repeats is not None and not (repeats.ndim == 2 and repeats.shape[1] >= points)
+    ):
         raise ValueError("its arrays have different lengths")
-    if content["outcome"] not in ("completed", "diverged", "non-finite"):
-        raise ValueError(f"its outcome is {short_repr(content['outcome'])}")
-    return {
-        **curves,
-        "sweep": _sweep(content["sweep"], lengths[0]),
-        "suggestions": MappingProxyType(
-            {
-                check_str("a rule", name): _suggestion(entry)
-                for name, entry in check_dict("suggestions", content["suggestions"]).items()
-            }
-        ),
-        "outcome": content["outcome"],
-        "seconds": _float(content["seconds"]),
-        "notes": tuple(check_str("notes", note) for note in check_list("notes", content["notes"])),
-        "repeats": sweeps,
-        "snapshot_bytes": check_int("snapshot_bytes", content["snapshot_bytes"]),
-        "race": None if race is None else _race(race),
-    }
+    _check_sweep(sweep, points)
 
 
-def _vector(values: Any) -> FloatArray:
-    return np.array([_float(value) for value in check_list("a curve", values)], dtype=np.float64)
-
-
-def _sweep(entry: dict[str, Any], points: int) -> Sweep:
-    ranges = tuple(_pair("ranges", span) for span in check_list("ranges", entry["ranges"], least=1))
-    for first, last in ranges:
+def _check_sweep(sweep: Sweep, points: int) -> None:
+    for first, last in sweep.ranges:
         check_finite(
             "last of ranges", last, least=check_finite("first of ranges", first, least=0.0)
         )
         if first == 0 < last:
             raise ValueError(f"its sweep begins at {first}")
-    if check_int("reference", entry["reference"]) >= len(ranges):
-        raise ValueError(f"its sweep has no group {entry['reference']}")
-    first, last = ranges[entry["reference"]]
+    if sweep.reference >= len(sweep.ranges):
+        raise ValueError(f"its sweep has no group {sweep.reference}")
+    first, last = sweep.ranges[sweep.reference]
     if not first < last:
         raise ValueError(f"its sweep goes from {first} to {last}")
-    return Sweep(
-        mode=check_str("mode", entry["mode"], ("exp", "linear")),  # type: ignore[arg-type]
-        num_iter=check_int("num_iter", entry["num_iter"], least=max(points, 2)),
-        ranges=ranges,
-        reference=entry["reference"],
-    )
-
-
-def _suggestion(entry: dict[str, Any]) -> Suggestion:
-    unknown = check_dict("a suggestion", entry).keys() - _SUGGESTION
-    if unknown:
-        raise ValueError(f"a suggestion has {short_repr(sorted(unknown))}")
-    span, index = entry.get("next_range"), entry.get("index")
-    return Suggestion(
-        lr=_optional(entry["lr"]),
-        rule=check_str("rule", entry["rule"]),
-        reason=check_str("reason", entry["reason"]),
-        confidence=_float(entry["confidence"]),
-        index=None if index is None else check_int("index", index),
-        base_lr=_optional(entry.get("base_lr")),
-        next_range=None if span is None else _pair("next_range", span),
-    )
-
-
-def _race(entry: dict[str, Any]) -> Race:
-    candidates = tuple(
-        Candidate(
-            lr=_float(row["lr"]),
-            rule=check_str("rule", row["rule"]),
-            losses=tuple(_float(loss) for loss in check_list("losses", row["losses"])),
-            winner=check_bool("winner", row["winner"]),
-        )
-        for row in check_list("candidates", entry["candidates"])
-    )
-    return Race(
-        candidates=candidates,
-        steps=check_int("steps", entry["steps"]),
-        judged_by=check_str("judged_by", entry["judged_by"], ("validation", "training")),  # type: ignore[arg-type]
-        seconds=_float(entry["seconds"]),
-    )
-
-
-def _pair(name: str, span: Any) -> tuple[float, float]:
-    first, last = check_list(name, span)
-    return _float(first), _float(last)
-
-
-def _float(value: Any) -> float:
-    """A number, or one of the words for those that JSON has none for."""
-    if isinstance(value, str) and value in _WORDS:
-        return float(value)
-    return float(check_float("a number", value))
-
-
-def _optional(value: Any) -> float | None:
-    return None if value is None else _float(value)
+    check_int("num_iter", sweep.num_iter, least=max(points, 2))

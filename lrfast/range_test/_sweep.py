@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrfast import schedules
+from lrfast._utils.public import public_in
 from lrfast.schedules import Schedule
 
 FloatArray = npt.NDArray[np.float64]
@@ -20,6 +21,7 @@ Mode = Literal["exp", "linear"]
 Vary = Literal["ratio", "same"] | int  # or the index of the one group that moves
 
 
+@public_in("lrfast.range_test")
 @dataclass(frozen=True)
 class Sweep:
     """The rates of a range test, point by point and group by group.

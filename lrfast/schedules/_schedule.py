@@ -357,7 +357,7 @@ class Schedule:
         Returns:
             The figure.
         """
-        from lrfast.plot import plot_schedule
+        from lrfast.schedules._plot import plot_schedule
 
         return plot_schedule(self, path)
 

@@ -86,7 +86,7 @@ def auto(
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> losses = 1 / (1 + lrs / 1e-2) + 4 * lrs**2
         >>> auto(lrs, losses).reason
-        'half of the fall is done at 7.9e-03 and lost again at 4.0e-01'
+        'the loss has made half of its drop at lr 7.9e-03 and is back up to half at 4.0e-01'
         >>> round(auto(lrs, losses).lr, 3), round(auto(lrs, losses, typical=0.01).lr, 3)
         (0.039, 0.017)
     """
@@ -101,13 +101,13 @@ def auto(
     same = (float(rates[0]), float(rates[-1]))
     doubt = noise_reason(shape)
     if doubt and not shape.diverges:
-        return declined("auto", f"{doubt}; average more of them: more points or repeats", same)
+        return declined("auto", f"{doubt}; use more points or repeats", same)
     if shape.rises_by(0.5) is None and shape.falls_at_its_end:
-        reason = f"the loss still falls at the last rate, {rates[-1]:.1e}"
+        reason = f"the loss still decreases at the last learning rate, {rates[-1]:.1e}"
         return declined("auto", reason, (same[0], same[1] * _WIDER))
     lr, reason = answer(shape, typical, scale, constants)
     if doubt:
-        reason = f"{doubt}, but it clearly diverges; at a guess, {reason}"
+        reason = f"{doubt}, but it clearly diverges; as a guess, {reason}"
     return Suggestion(lr, "auto", reason, shape.confidence, shape.nearest(lr))
 
 
@@ -132,19 +132,20 @@ def answer(
     highest = shape.rate(len(shape.log_rates) - 1)
     if up is None:
         middle = shape.rate(shape.falls_by(0.9))
-        reason = f"nine tenths of the fall are done at {middle:.1e}, and it is never lost again"
+        reason = f"90 % of its drop at lr {middle:.1e} and never comes back up to half"
     else:
         highest = min(constants.highest * shape.rate(up), highest)
         middle = math.exp(_between(shape, down, up, constants))
         low, high = shape.rate(down), shape.rate(up)
-        reason = f"half of the fall is done at {low:.1e} and lost again at {high:.1e}"
+        reason = f"half of its drop at lr {low:.1e} and is back up to half at {high:.1e}"
+    reason = f"the loss has made {reason}"
     lr = constants.lower * middle
     if typical is not None:
         moved = (typical / lr) ** _weight(shape, constants)
         lr *= min(max(moved, 1 / _FARTHEST), _FARTHEST)
-        reason += f", and such models usually train at {typical:.1e}"
+        reason += f"; this optimizer usually trains a model of this size at {typical:.1e}"
     if scale != 1.0:
-        reason += f"; times {scale:.2g} for the size of the batches and of the data"
+        reason += f"; scaled by {scale:.2g} for the batch size and the amount of data"
     return min(scale * lr, highest), reason
 
 

@@ -118,7 +118,7 @@ def confidence(losses: FloatArray) -> float:
 def decline_reason(losses: FloatArray, needed: int = 2) -> str | None:
     """Return why these losses allow no suggestion, or None if they do."""
     if len(losses) < needed:
-        return f"too few points: {len(losses)} with a finite loss, and it takes {needed}"
+        return f"too few points: {len(losses)} with a finite loss, {needed} or more are needed"
     if np.all(np.diff(losses) >= 0):
-        return f"the loss never falls: it starts at its lowest, {losses[0]:.3g}"
+        return f"the loss never decreases: it is lowest at the start, {losses[0]:.3g}"
     return None

@@ -31,14 +31,14 @@ def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> longest_descent(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
-        'the loss falls steadily from 1.0e-04 to 1.0e-01'
+        'the loss decreases steadily from lr 1.0e-04 to 1.0e-01'
     """
     shape = _clear_shape(lrs, losses)
     if isinstance(shape, str):
         return declined("longest_descent", shape)
     begin, end = _longest_run(np.diff(shape.smooth) < 0)
     first, last = shape.rate(begin), shape.rate(end)
-    reason = f"the loss falls steadily from {first:.1e} to {last:.1e}"
+    reason = f"the loss decreases steadily from lr {first:.1e} to {last:.1e}"
     return _answer("longest_descent", reason, shape, shape.rate((begin + end) / 2))
 
 
@@ -61,7 +61,7 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> last_decreasing(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
-        'the loss falls clearly up to 6.3e-02'
+        'the loss decreases clearly up to lr 6.3e-02'
 
     Reference:
         Howard & Gugger, "Deep Learning for Coders with fastai and PyTorch", 2020, chapter 5.
@@ -73,7 +73,7 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     until = slopes[: max(shape.lowest, 1)]
     index = int(np.flatnonzero(until <= _CLEARLY * until.min())[-1])
     lr = shape.rate(index)
-    return _answer("last_decreasing", f"the loss falls clearly up to {lr:.1e}", shape, lr)
+    return _answer("last_decreasing", f"the loss decreases clearly up to lr {lr:.1e}", shape, lr)
 
 
 def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
@@ -94,7 +94,7 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> cyclic(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
-        'the loss starts to fall at 1.3e-03 and to rise at 2.0e-01'
+        'the loss starts to decrease at lr 1.3e-03 and to increase at 2.0e-01'
 
     Reference:
         Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, 3.3.
@@ -105,9 +105,11 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     up = shape.rises_by(_ONSET)
     if up is None:
         last = shape.rate(len(shape.smooth) - 1)
-        return declined("cyclic", f"the loss has not risen by the last rate, {last:.1e}")
+        return declined(
+            "cyclic", f"the loss has not increased up to the last learning rate, {last:.1e}"
+        )
     base, lr = shape.rate(shape.falls_by(_ONSET)), shape.rate(up)
-    reason = f"the loss starts to fall at {base:.1e} and to rise at {lr:.1e}"
+    reason = f"the loss starts to decrease at lr {base:.1e} and to increase at {lr:.1e}"
     return _answer("cyclic", reason, shape, lr, base)
 
 

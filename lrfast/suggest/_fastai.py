@@ -30,7 +30,7 @@ def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
     Example:
         >>> steep([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
-        'the loss falls fastest per decade at 1.0e-03'
+        'the loss decreases fastest per decade at lr 1.0e-03'
 
     Reference:
         fastai 2.8, ``fastai/callback/schedule.py``, ``steep``.
@@ -40,7 +40,7 @@ def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         return declined("steep", refusal)
     index = int(np.argmin(np.diff(curve) / np.diff(np.log(rates))))
     lr = float(rates[index])
-    reason = f"the loss falls fastest per decade at {lr:.1e}"
+    reason = f"the loss decreases fastest per decade at lr {lr:.1e}"
     return Suggestion(lr, "steep", reason, confidence(curve), index)
 
 
@@ -62,7 +62,7 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
     Example:
         >>> minimum([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
-        'the loss is lowest at 1.0e-02, and a tenth of that keeps clear of divergence'
+        'the loss is lowest at lr 1.0e-02; a tenth of that keeps a margin to divergence'
 
     Reference:
         fastai 2.8, ``fastai/callback/schedule.py``, ``minimum``.
@@ -72,7 +72,7 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         return declined("minimum", refusal)
     index = int(np.argmin(curve))
     lowest = float(rates[index])
-    reason = f"the loss is lowest at {lowest:.1e}, and a tenth of that keeps clear of divergence"
+    reason = f"the loss is lowest at lr {lowest:.1e}; a tenth of that keeps a margin to divergence"
     return Suggestion(lowest / 10, "minimum", reason, confidence(curve), index)
 
 
@@ -98,7 +98,7 @@ def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
     Example:
         >>> valley([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
-        'the longest valley has 3 points and ends at 1.0e-02, 2 points after 1.0e-04'
+        'the longest valley has 3 points and ends at lr 1.0e-02, 2 points after 1.0e-04'
 
     Reference:
         fastai 2.8, ``fastai/callback/schedule.py``, ``valley``.
@@ -109,10 +109,10 @@ def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     length, end = _longest_decline(curve)
     index = end - length + length // 3 + length // 6
     if index < 0:
-        return declined("valley", "the loss falls only from the first point to the second")
+        return declined("valley", "the loss decreases only from the first point to the second")
     lr = float(rates[index])
     reason = (
-        f"the longest valley has {length} points and ends at {rates[end]:.1e}, "
+        f"the longest valley has {length} points and ends at lr {rates[end]:.1e}, "
         f"{end - index} points after {lr:.1e}"
     )
     return Suggestion(lr, "valley", reason, confidence(curve), index)
@@ -149,7 +149,7 @@ def slide(
     Example:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> slide(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
-        'coming from the end, the slope changes by more than 0.005 over the 15 points from 2.0e-03'
+        'from the end, the slope changes by more than 0.005 over the 15 points from lr 2.0e-03'
 
     Reference:
         fastai 2.8, ``fastai/callback/schedule.py``, ``slide``.
@@ -172,8 +172,8 @@ def slide(
     found = float(rates[index])
     verb = "changes" if changes[index] else "does not change"
     reason = (
-        f"coming from the end, the slope {verb} by more than {loss_threshold:g} "
-        f"over the {lr_diff} points from {found:.1e}"
+        f"from the end, the slope {verb} by more than {loss_threshold:g} "
+        f"over the {lr_diff} points from lr {found:.1e}"
     )
     return Suggestion(found * adjust, "slide", reason, confidence(curve), index)
 

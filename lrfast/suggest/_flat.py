@@ -52,14 +52,16 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Example:
         >>> lrs = np.geomspace(1e-7, 1.0, 71)
         >>> flat(lrs, 0.3 + np.maximum(0, 50 * (lrs - 1e-3))).reason
-        'the loss, 0.3 to start with, is the same up to 1.0e-03'
+        'the loss stays at its initial level, 0.3, up to lr 1.0e-03'
 
     Reference:
         Page, "Continuous Inspection Schemes", Biometrika 41 (1954).
     """
     rates, curve = until_nonfinite(lrs, losses)
     if len(curve) < _FEWEST_POINTS:
-        reason = f"too few points: {len(curve)} with a finite loss, and it takes {_FEWEST_POINTS}"
+        reason = (
+            f"too few points: {len(curve)} with a finite loss, {_FEWEST_POINTS} or more are needed"
+        )
         return declined("flat", reason)
     quarter = len(curve) // 4
     level = float(np.mean(curve[:quarter]))
@@ -72,17 +74,19 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     if onset is None and len(curve) < np.size(lrs):
         onset = len(curve)  # it is the loss that is not finite
     if onset is None:
-        reason = f"the loss has not changed by the last rate, {rates[-1]:.1e}"
+        reason = f"the loss has not changed up to the last learning rate, {rates[-1]:.1e}"
         return declined("flat", reason, (float(rates[0]), float(rates[-1] * _WIDER)))
     if onset < quarter:
-        reason = f"the loss changes from {rates[onset]:.1e} on, too early to know where it started"
+        reason = (
+            f"the loss changes from lr {rates[onset]:.1e} on, too early to know its initial level"
+        )
         return declined("flat", reason, (float(rates[0] / _WIDER), float(rates[-1])))
     lr = float(rates[onset - 1])
-    reason = f"the loss, {level:.3g} to start with, is the same up to {lr:.1e}"
+    reason = f"the loss stays at its initial level, {level:.3g}, up to lr {lr:.1e}"
     diverges = len(curve) < np.size(lrs) or deviations[-3:].mean() > _ALARM
     if diverges and lr > rates[-1] / _CLEAR_OF_DIVERGENCE:
         lr = float(rates[-1]) / _CLEAR_OF_DIVERGENCE
-        reason += f", but diverges at {rates[-1]:.1e}, and a hundredth of that keeps clear of it"
+        reason += f", but diverges at {rates[-1]:.1e}; a hundredth of that keeps a margin"
     index = int(np.argmin(np.abs(np.log(rates) - math.log(lr))))
     # One minus the relative standard error of a scatter that is estimated from so many points.
     confidence = 1.0 - 1.0 / math.sqrt(2.0 * quarter)

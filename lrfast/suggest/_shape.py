@@ -94,7 +94,9 @@ def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     rates, curve = until_nonfinite(lrs, losses)
     ends_broken = len(curve) < np.size(lrs)
     if len(curve) < FEWEST_POINTS:
-        return f"too few points: {len(curve)} with a finite loss, and it takes {FEWEST_POINTS}"
+        return (
+            f"too few points: {len(curve)} with a finite loss, {FEWEST_POINTS} or more are needed"
+        )
     given = np.log(rates)
     log_rates, curve = _blocks(given), _blocks(np.clip(curve, -_HUGEST, _HUGEST))
     quarter = max(len(curve) // 4, 5)
@@ -103,8 +105,8 @@ def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     depth = start - float(np.sort(curve)[: max(3, len(curve) // 20)].mean())
     smallest = float(_ROUNDING * abs(start) + np.finfo(float).tiny)
     if depth <= smallest:
-        return f"the loss never falls: it starts at {start:.3g}, and nothing later is lower"
-    no_valley = f"the loss never falls: no stretch of it lies below its start, {start:.3g}"
+        return f"the loss never decreases: it starts at {start:.3g} and is never lower"
+    no_valley = f"the loss never decreases: no part of the curve lies below its start, {start:.3g}"
     # A divergence must not weigh more than the fall.
     clipped = np.minimum(curve, start + max(depth, 2 * noise))
     valley = _valley(clipped, quarter // 2)
@@ -130,7 +132,7 @@ def noise_reason(shape: Shape) -> str | None:
     if shape.significance >= _SIGNIFICANT:
         return None
     return (
-        f"noise is larger than the fall: losses scatter by {shape.noise:.2g} and fall by "
+        f"noise is larger than the drop: losses scatter by {shape.noise:.2g} and drop by "
         f"{shape.fall:.2g}"
     )
 

@@ -125,16 +125,14 @@ def _call(target: str) -> tuple[Any, ...]:
 
 def _print_bench(result: BenchResult) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    from lrfast._utils.tables import Table
 
     titles, *rows = result.rows()
-    table = Table(*titles, title=result.header(), title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row, style="bold" if row[0] == "update" else None)
+    update = [row[0] for row in rows].index("update")
+    table = Table(titles, rows, chosen=update, right=range(1, len(titles)))
     console = Console()
-    console.print(table)
+    console.print(table.rich(result.header()))
     for line in result.summary():
         console.print(line, highlight=False)
 

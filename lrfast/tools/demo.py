@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-import lrfast
+from lrfast import optim, schedules
+from lrfast._utils.tables import Table
 from lrfast.finetune import FineTuner, Recipe, accuracy
 from lrfast.finetune._history import Stage
-from lrfast.plot import plot_schedule
 from lrfast.range_test import RangeTest
+from lrfast.schedules._plot import plot_schedule
 
 LABELS_PER_DIGIT = 10
 JUDGED_PER_DIGIT = 200
@@ -137,7 +137,7 @@ def make_tuner(model: nn.Module, train: Batches, valid: Digits) -> FineTuner:
         train,
         Batches(valid, 500),
         loss_fn=nn.functional.cross_entropy,
-        optimizer=lrfast.AdamW,
+        optimizer=optim.AdamW,
         metrics={"accuracy": accuracy},
         progress=False,
     )
@@ -221,7 +221,7 @@ def run(out: Path, console: Console) -> None:
     tuner.history.plot(out / "history.png")
     full = tuner.history.stages[-1]
     plot_schedule(
-        lrfast.schedules.one_cycle(len(full.losses)),
+        schedules.one_cycle(len(full.losses)),
         out / "schedule.png",
         [group["lr"] for group in tuner.optimizer.param_groups],
     )
@@ -246,17 +246,16 @@ def _show_choice(console: Console, test: RangeTest) -> None:
 
 
 def _show_stage(console: Console, title: str, tuner: FineTuner, stage: Stage) -> None:
-    table = Table()
-    for column in ("stage", "steps", "peak rates", "training loss"):
-        table.add_column(column)
-    for column in ("validation loss", "accuracy", "seconds"):
-        table.add_column(column, justify="right")
+    columns = (
+        *("stage", "steps", "peak rates", "training loss"),
+        *("validation loss", "accuracy", "seconds"),
+    )
     rates = [
         f"{group.name}: {'frozen' if math.isnan(peak) else f'{peak:.1e}'}"
         for group, peak in zip(tuner.groups, stage.rates.max(axis=0).tolist(), strict=True)
     ]
     last = stage.epochs[-1]
-    table.add_row(
+    row = (
         title,
         str(len(stage.losses)),
         "\n".join(rates),
@@ -265,16 +264,14 @@ def _show_stage(console: Console, title: str, tuner: FineTuner, stage: Stage) ->
         f"{last['accuracy']:.1%}",
         f"{stage.seconds:.1f}",
     )
-    console.print(table)
+    console.print(Table(columns, [row], right=(4, 5, 6)).rich())
 
 
 def _show_comparison(console: Console, results: dict[str, list[float]]) -> None:
-    table = Table()
-    for column in ("method", "accuracy, mean", "lowest", "highest"):
-        table.add_column(column)
-    for name, values in results.items():
-        mean = sum(values) / len(values)
-        table.add_row(name, f"{mean:.1%}", f"{min(values):.1%}", f"{max(values):.1%}")
-    console.print(table)
+    rows = [
+        (name, f"{sum(values) / len(values):.1%}", f"{min(values):.1%}", f"{max(values):.1%}")
+        for name, values in results.items()
+    ]
+    console.print(Table(("method", "accuracy, mean", "lowest", "highest"), rows).rich())
     best = max(results, key=lambda name: sum(results[name]))
     console.print(f"Best on average here: {best}.")

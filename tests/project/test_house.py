@@ -16,6 +16,7 @@ import torch
 
 import lrfast
 from lrfast._utils import extension as _extension
+from lrfast.range_test import Candidate, Race, Sweep
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(lrfast.__file__).parent
@@ -149,7 +150,11 @@ def test_packages_show_their_public_names_only(name: str) -> None:
 def test_pickles_name_no_private_module() -> None:
     layers = lrfast.layer_groups(torch.nn.Linear(2, 1))
     suggestion = lrfast.suggest.get("steep")([0.1, 0.2], [2.0, 1.0])
-    for value in (lrfast.schedules.one_cycle(9), lrfast.Timetable({0: -1}), suggestion, layers):
+    race = Race((Candidate(0.1, "auto", (1.0,), True),), 5, "training", 1.0)
+    sweep = Sweep("exp", 9, ((1e-6, 1.0),), 0)
+    entry = lrfast.RetestEntry(1, "every", "kept", "near", (0.1,), (0.1,), 1.0, 0.5)
+    schedule, timetable = lrfast.schedules.one_cycle(9), lrfast.Timetable({0: -1})
+    for value in (schedule, timetable, suggestion, layers, race, sweep, entry):
         data = pickle.dumps(value)
         assert not re.search(rb"lrfast\.\w+\._", data), data
         assert repr(pickle.loads(data)) == repr(value)

@@ -272,7 +272,7 @@ def test_apply_refuses_and_changes_nothing() -> None:
     declined = scripted(np.linspace(1, 2, 30))
     found = scripted(noisy_valley(100))
     before = trace(model, optimizer)
-    with pytest.raises(ValueError, match="rule 'steep' suggests no rate: the loss never falls"):
+    with pytest.raises(ValueError, match="rule 'steep' suggests no rate: the loss never decreases"):
         declined.apply(optimizer, "steep")
     with pytest.raises(ValueError, match="must have the 1 param groups of the range test, got 3"):
         found.apply(optimizer)

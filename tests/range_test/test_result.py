@@ -14,7 +14,7 @@ from results import INF, NAN, make_result
 from torch import nn
 
 from lrfast import RangeTest
-from lrfast.range_test._text import aligned
+from lrfast._utils.tables import Table
 from lrfast.suggest import Suggestion
 
 
@@ -190,7 +190,7 @@ def test_summaries() -> None:
     span = "4 points from 1.0e-06 to 1.0e+00"
     assert repr(result) == f"RangeTest({span}, diverged, auto: 1.0e-03)"
     declined = make_result([NAN], lr=None)
-    assert "auto declines (confidence 0.90): a reason" in str(declined)
+    assert "auto has no suggestion (confidence 0.90): a reason" in str(declined)
     assert repr(declined) == "RangeTest(1 point from 1.0e-06 to 1.0e-06, completed, auto: none)"
     assert repr(make_result([])) == "RangeTest(no points, completed, auto: 1.0e-03)"
 
@@ -277,15 +277,16 @@ def test_html_of_a_sweep_without_points() -> None:
 
 
 def test_long_reasons_are_wrapped_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [("rule", "reason"), ("auto", "half of the fall is done at this rate"), ("flat", "")]
-    assert aligned(rows, 0).splitlines()[1] == "auto  half of the fall is done at this rate"
-    assert aligned(rows, 32).splitlines() == [
+    rows = [("auto", "the loss has made half of its drop"), ("flat", "")]
+    table = Table(("rule", "reason"), rows)
+    assert table.text(0).splitlines()[1] == "auto  the loss has made half of its drop"
+    assert table.text(32).splitlines() == [
         "rule  reason",
-        "auto  half of the fall is done",
-        "      at this rate",
+        "auto  the loss has made half of",
+        "      its drop",
         "flat",
     ]
-    assert aligned(rows, 29) == aligned(rows, 0)  # 23 columns are too few
-    assert aligned(rows) == aligned(rows, 0)  # pytest's stdout is no terminal
-    monkeypatch.setattr("lrfast.range_test._text._terminal_width", lambda: 32)
-    assert aligned(rows) == aligned(rows, 32)
+    assert table.text(29) == table.text(0)  # 23 columns are too few
+    assert table.text() == table.text(0)  # pytest's stdout is no terminal
+    monkeypatch.setattr("lrfast._utils.tables._terminal_width", lambda: 32)
+    assert table.text() == table.text(32)

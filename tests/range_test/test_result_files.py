@@ -19,7 +19,7 @@ from torch import nn
 
 import lrfast
 from lrfast import RangeTest
-from lrfast.range_test._race_result import Candidate, Race
+from lrfast.range_test._result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
 
@@ -142,13 +142,19 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "ragged": (lambda c: c | {"repeats": [[1.0] * 4, [1.0]]}, "broken: "),
     "null": (lambda c: c | {"losses": [1.0, None, 1.0, 1.0]}, "broken: "),
     "huge": (lambda c: c | {"losses": [10**400, 1, 1, 1]}, "broken: "),
-    "outcome": (lambda c: c | {"outcome": "fine"}, "broken: its outcome is 'fine'"),
+    "outcome": (lambda c: c | {"outcome": "fine"}, "broken: outcome must be one of .*, got 'fine'"),
     "group": (lambda c: [c["sweep"].update(reference=3), c][1], "broken: its sweep has no group 3"),
     "sweep": (lambda c: c | {"sweep": 3}, "broken: "),
     "suggestion": (lambda c: [c["suggestions"]["auto"].update(new=3), c][1], "broken: .*'new'"),
     "a list": (lambda c: c | {"suggestions": ["auto"]}, "broken: "),
     "span": (lambda c: [c["suggestions"]["auto"].update(next_range=[1]), c][1], "broken: "),
     "race": (lambda c: c | {"race": [1]}, "broken: "),
+    "rows": (lambda c: c | {"losses": [[1.0]] * 4}, "broken: its arrays have different lengths"),
+    "no repeat": (lambda c: c | {"repeats": []}, "broken: its arrays have different lengths"),
+    "a step": (lambda c: [c["sweep"].update(num_iter=1), c][1], "broken: num_iter must be"),
+    "a part": (lambda c: [c["sweep"].pop("mode"), c][1], "which lacks 'mode'"),
+    "whole": (lambda c: [c["race"].update(steps=True), c][1], "broken: steps must be a whole"),
+    "a word": (lambda c: c | {"seconds": "long"}, "broken: seconds must be a number, got 'long'"),
 }
 
 

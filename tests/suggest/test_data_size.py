@@ -73,14 +73,14 @@ def test_auto_multiplies_its_answer(scale: float, typical: float | None) -> None
     scaled = suggest.auto(LRS, curve, typical=typical, scale=scale)
     assert plain.lr is not None and scaled.lr == pytest.approx(scale * plain.lr)
     assert scaled.reason == (
-        f"{plain.reason}; times {scale} for the size of the batches and of the data"
+        f"{plain.reason}; scaled by {scale} for the batch size and the amount of data"
     )
 
 
 def test_auto_stays_below_the_rise_however_large_the_batches() -> None:
     curve = s_curve(LRS, 1e-3, 1.0)
     answer = suggest.auto(LRS, curve, scale=1000.0)
-    lost = float(answer.reason.split("lost again at ")[1].split(";")[0])
+    lost = float(answer.reason.split("back up to half at ")[1].split(";")[0])
     assert answer.lr == pytest.approx(0.7 * lost, rel=0.05)
 
 
@@ -162,7 +162,7 @@ def test_lr_find_counts_rows_and_targets(source: str, kind: str) -> None:
     assert known.scale == suggest.rate_scale(
         kind, batch_size=amounts.batch_size, parameters=543, targets=amounts.targets
     )
-    assert ("for the size of the batches" in result.suggestion.reason) == (known.scale != 1.0)
+    assert ("for the batch size" in result.suggestion.reason) == (known.scale != 1.0)
     assert (known.scale == 1.0) == (source == "no tensors")
 
 

@@ -178,8 +178,8 @@ def test_curve_is_cut_at_first_loss_that_is_not_finite(rule: str, broken: float)
         ([], "too few points: 0 with a finite loss"),
         ([1.0], "too few points: 1 with a finite loss"),
         ([np.nan, 1.0, 0.5], "too few points: 0 with a finite loss"),
-        (list(range(20)), "the loss never falls: it starts at its lowest, 0"),
-        ([2.5] * 20, "the loss never falls: it starts at its lowest, 2.5"),
+        (list(range(20)), "the loss never decreases: it is lowest at the start, 0"),
+        ([2.5] * 20, "the loss never decreases: it is lowest at the start, 2.5"),
     ],
 )
 def test_rule_declines(rule: str, losses: list[float], reason: str) -> None:
@@ -194,7 +194,7 @@ def test_rule_declines(rule: str, losses: list[float], reason: str) -> None:
 def test_slide_declines_where_fastai_raises() -> None:
     result = suggest.slide(rates(15), -np.arange(15.0))
     assert result.lr is None
-    assert result.reason == "too few points: 15 with a finite loss, and it takes 16"
+    assert result.reason == "too few points: 15 with a finite loss, 16 or more are needed"
     assert suggest.slide(rates(16), -np.arange(16.0)).index == 0
 
 
@@ -203,16 +203,19 @@ def test_valley_declines_where_fastai_wraps_to_the_last_rate() -> None:
     assert fastai_rules.valley(rates(31).tolist(), losses.tolist()) == -1
     result = suggest.valley(rates(31), losses)
     assert result.lr is None
-    assert result.reason == "the loss falls only from the first point to the second"
+    assert result.reason == "the loss decreases only from the first point to the second"
 
 
 @pytest.mark.parametrize(
     ("rule", "reason"),
     [
-        ("steep", r"the loss falls fastest per decade at 3\.\de-03"),
-        ("minimum", r"the loss is lowest at 1\.\de-01, and a tenth of that keeps clear"),
-        ("valley", r"the longest valley has \d\d points and ends at 1\.\de-01, \d\d points after"),
-        ("slide", r"the slope changes by more than 0\.005 over the 15 points from \d\.\de-\d\d"),
+        ("steep", r"the loss decreases fastest per decade at lr 3\.\de-03"),
+        ("minimum", r"the loss is lowest at lr 1\.\de-01; a tenth of that keeps a margin"),
+        (
+            "valley",
+            r"the longest valley has \d\d points and ends at lr 1\.\de-01, \d\d points after",
+        ),
+        ("slide", r"the slope changes by more than 0\.005 over the 15 points from lr \d\.\de-\d\d"),
     ],
 )
 def test_reasons_state_numbers(rule: str, reason: str) -> None:

@@ -107,10 +107,12 @@ def test_auto_names_the_typical_rate() -> None:
     curve = s_curve(LRS)
     reason = suggest.auto(LRS, curve, typical=0.0123).reason
     assert reason == suggest.auto(LRS, curve).reason + (
-        ", and such models usually train at 1.2e-02"
+        "; this optimizer usually trains a model of this size at 1.2e-02"
     )
     never_lost = suggest.auto(LRS, s_curve(LRS, 1e-4, 1e9), typical=1e-3)
-    assert never_lost.reason.endswith("never lost again, and such models usually train at 1.0e-03")
+    assert never_lost.reason.endswith(
+        "never comes back up to half; this optimizer usually trains a model of this size at 1.0e-03"
+    )
 
 
 @pytest.mark.parametrize(("depth", "weight"), [(0.5, 0.6), (0.15, 0.7), (0.075, 0.8)])
@@ -134,7 +136,7 @@ def test_auto_stays_near_the_curve(typical: float) -> None:
     assert drawn == pytest.approx(alone * (10 if typical > 1 else 0.1))
     narrow = s_curve(LRS, 3e-2, 0.3)
     answer = suggest.auto(LRS, narrow, typical=typical)
-    lost = float(answer.reason.split("lost again at ")[1].split(",")[0])
+    lost = float(answer.reason.split("back up to half at ")[1].split(";")[0])
     assert answer.lr is not None and answer.lr <= 0.7 * lost * 1.05
     assert (answer.lr == pytest.approx(0.7 * lost, rel=0.05)) == (typical > 1)
 
@@ -238,7 +240,9 @@ def test_the_weights_before_the_sweep_count() -> None:
     inputs = torch.randn(64, 4)
     batches = [(inputs, inputs.sum(1, keepdim=True) + 0.1 * torch.randn(64, 1))]
     result = lrfast.lr_find(model, optimizer, batches, nn.functional.mse_loss, progress=False)
-    assert f"usually train at {before.typical:.1e}" in result.suggestion.reason
+    assert (
+        f"usually trains a model of this size at {before.typical:.1e}" in result.suggestion.reason
+    )
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])

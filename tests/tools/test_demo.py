@@ -96,7 +96,7 @@ def test_it_prints_every_stage_and_writes_the_plots(
     assert -1 not in places and places == sorted(places), shown
     assert shown.count("Range test") == 3 and shown.count("3 x frozen") == 2
     assert all(shown.count(column) >= 3 for column in ("rate", "loss", "accuracy"))
-    assert "of the fall" in shown and "Best on average here:" in shown
+    assert "of its drop" in shown and "Best on average here:" in shown
     assert shown.count("%") >= 1 + 4 * 3
 
 

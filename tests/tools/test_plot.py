@@ -189,7 +189,7 @@ def test_comparison_shows_every_run(tmp_path: Path) -> None:
     names = {
         "SGD (diverged, auto: 3.0e-03)": runs[0],
         "Adam (diverged, auto: 1.0e-02)": runs[1],
-        "Lion (diverged, auto: no rate)": runs[2],
+        "Lion (diverged, auto: no suggestion)": runs[2],
     }
     legend = axes.get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == list(names)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from lrfast.finetune._callbacks import EarlyStop, Tuner
@@ -102,14 +103,14 @@ class Recipe:
 
     def describe(self) -> str:
         """Return the plan: one line per stage, under a heading."""
-        return tables.text(tables.PLANNED, tables.planned_rows(self.stages))
+        return tables.planned_table(self.stages).text()
 
     def report(self) -> str:
         """Return planned against applied: one line per stage that ran, then the reasons."""
         if not self.applied:
             return "No stage has run yet."
-        table = tables.text(tables.APPLIED, tables.applied_rows(self.applied))
-        return "\n".join([table, *self._notes()])
+        table = tables.applied_table(self.applied)
+        return "\n".join([table.text(), *self._notes()])
 
     def __str__(self) -> str:
         return self.describe()
@@ -122,19 +123,18 @@ class Recipe:
         from rich.console import Group
         from rich.text import Text
 
-        from lrfast._utils.tables import table
-
-        shown = [table("Planned", tables.PLANNED, tables.planned_rows(self.stages))]
+        shown = [tables.planned_table(self.stages).rich("Planned")]
         if self.applied:
-            shown.append(table("Applied", tables.APPLIED, tables.applied_rows(self.applied)))
+            shown.append(tables.applied_table(self.applied).rich("Applied"))
         notes = self._notes() if self.applied else []
         return Group(*shown, *map(Text, notes))
 
     def _repr_html_(self) -> str:
-        shown = tables.html(tables.PLANNED, tables.planned_rows(self.stages))
+        shown = tables.planned_table(self.stages).html()
         if self.applied:
-            shown += tables.html(tables.APPLIED, tables.applied_rows(self.applied), self._notes())
-        return shown
+            notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+            shown += tables.applied_table(self.applied).html() + notes
+        return f"<div>{shown}</div>"
 
     def _notes(self) -> list[str]:
         notes = [

@@ -1,26 +1,16 @@
-"""What a recipe shows: tables of what is planned, and of that against what was applied."""
+"""Tables of a recipe: the stages planned, and planned against applied."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Final
 
 from lrfast._utils.public import public_in
+from lrfast._utils.tables import Table
 from lrfast.finetune._history import Stage
 from lrfast.finetune._recipe._plan import PlannedStage
 from lrfast.finetune._recipe._rates import RateChoice
-from lrfast.range_test._text import aligned
-
-Rows = Sequence[Sequence[str]]
-
-PLANNED: Final = ("stage", "epochs", "steps", "frozen", "batch norm", "schedule", "rates", "reason")
-APPLIED: Final = (
-    *("stage", "steps planned", "applied", "peak rates planned", "applied"),
-    *("before", "after", "outcome", "seconds"),
-)
 
 
 @public_in("lrfast.finetune")
@@ -29,11 +19,11 @@ class AppliedStage:
     """A stage of a recipe after it ran.
 
     Args:
-        plan: What was planned.
-        choice: Its rates, with the reason.
-        rates: Planned peak rate of each param group; NaN where frozen.
+        plan: The stage as it was planned.
+        choice: Its learning rates, with the reason.
+        rates: Planned peak learning rate of each param group; NaN if frozen.
         before: Validation before it; empty without validation data.
-        stage: What happened.
+        stage: Its entry in the history.
     """
 
     plan: PlannedStage
@@ -44,7 +34,7 @@ class AppliedStage:
 
     @property
     def peaks(self) -> tuple[float, ...]:
-        """Highest rate applied to each param group; NaN where frozen, or without a step."""
+        """Highest learning rate applied to each param group; NaN if frozen, or without a step."""
         if len(self.stage.losses) == 0:
             return (math.nan,) * len(self.rates)
         return tuple(self.stage.rates.max(axis=0).tolist())
@@ -56,9 +46,10 @@ class AppliedStage:
         return {name: value for name, value in last.items() if name != "step"}
 
 
-def planned_rows(stages: Sequence[PlannedStage]) -> Rows:
-    """Return one row of :data:`PLANNED` per stage."""
-    return [
+def planned_table(stages: Sequence[PlannedStage]) -> Table:
+    """Return a table of what is planned, one row per stage."""
+    columns = ("stage", "epochs", "steps", "frozen", "batch norm", "schedule", "rates", "reason")
+    rows = [
         (
             stage.name,
             str(stage.epochs),
@@ -71,11 +62,16 @@ def planned_rows(stages: Sequence[PlannedStage]) -> Rows:
         )
         for stage in stages
     ]
+    return Table(columns, rows)
 
 
-def applied_rows(stages: Sequence[AppliedStage]) -> Rows:
-    """Return one row of :data:`APPLIED` per stage."""
-    return [
+def applied_table(stages: Sequence[AppliedStage]) -> Table:
+    """Return a table of planned against applied, one row per stage that ran."""
+    columns = (
+        *("stage", "steps planned", "applied", "peak rates planned", "applied"),
+        *("before", "after", "outcome", "seconds"),
+    )
+    rows = [
         (
             each.plan.name,
             str(each.plan.steps),
@@ -89,22 +85,7 @@ def applied_rows(stages: Sequence[AppliedStage]) -> Rows:
         )
         for each in stages
     ]
-
-
-def text(columns: Sequence[str], rows: Rows) -> str:
-    """Return a table as lines of text."""
-    return aligned([columns, *rows])
-
-
-def html(columns: Sequence[str], rows: Rows, notes: Sequence[str] = ()) -> str:
-    """Return a table, with notes below, as one element of HTML that needs nothing else."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    below = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<div>{table}{below}</div>"
+    return Table(columns, rows)
 
 
 def _names(names: Sequence[str]) -> str:
@@ -114,7 +95,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _rates(rates: Sequence[float]) -> str:
-    """Rates per group, those of many groups by the ends; neighbours that are alike together."""
+    """Return the learning rates of the groups, equal neighbours together, of many the ends."""
     parts: list[tuple[str, int]] = []
     for rate in rates:
         shown = "frozen" if math.isnan(rate) else f"{rate:.1e}"

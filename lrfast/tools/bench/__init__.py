@@ -76,7 +76,7 @@ def bench(
         >>> import torch, lrfast
         >>> model = torch.nn.Linear(8, 2)
         >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        >>> result = lrfast.tools.bench(model, optimizer, max_grad_norm=1.0, seconds=0.01)
+        >>> result = lrfast.bench(model, optimizer, max_grad_norm=1.0, seconds=0.01)
         >>> sorted(result.times["torch"])
         ['clip', 'step', 'update', 'zero_grad']
     """

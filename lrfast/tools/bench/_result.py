@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lrfast._utils.tables import Table
 from lrfast.tools.bench._contenders import OURS, THEIRS
 from lrfast.tools.bench._timing import FORWARD
 
@@ -157,13 +158,9 @@ class BenchResult:
 
     def table(self) -> str:
         """Return all of it as plain text."""
-        rows = self.rows()
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [self.header(), ""]
-        for row in rows:
-            first, *rest = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            lines.append("  ".join([first, *rest]).rstrip())
-        return "\n".join([*lines, "", *self.summary()])
+        titles, *rows = self.rows()
+        table = Table(titles, rows).text(width=0)
+        return "\n".join([self.header(), "", table, "", *self.summary()])
 
 
 def _short(time: float) -> str:

@@ -1,0 +1,163 @@
+"""Figures of schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lrfast._utils.figures import FloatArray, finish, line_style, step_panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_LABELS = 14  # lines that a legend names
+_DECADES = 30.0  # between largest and smallest rate, from which on a linear axis hides the latter
+
+
+class DrawnSchedule(Protocol):
+    """The part of a :class:`lrfast.schedules.Schedule` that is drawn."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def total_steps(self) -> int: ...
+    def values(self, steps: npt.NDArray[np.int64], /) -> FloatArray: ...
+    def momentum(self, steps: npt.NDArray[np.int64], /) -> FloatArray | None: ...
+    def weight_decay(self, steps: npt.NDArray[np.int64], /) -> FloatArray | None: ...
+
+
+class Planner(Protocol):
+    """The part of an lrfast optimizer that is asked what its schedules will do."""
+
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def schedules(self) -> Sequence[DrawnSchedule | None]: ...
+    @property
+    def schedule_step(self) -> int: ...
+    def planned(self, steps: int | None = None) -> Any: ...
+
+
+def plot_schedule(
+    schedule: DrawnSchedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
+) -> Figure:
+    """Draw a schedule over its steps, and momentum and weight decay if it sets them.
+
+    Args:
+        schedule: The schedule.
+        path: Where to save the figure too; the suffix names the format.
+        rates: Learning rates of the param groups that it multiplies, body first; (1.0,) draws the
+            multiplier itself.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    steps = np.arange(schedule.total_steps)
+    channels = {
+        "momentum": schedule.momentum(steps),
+        "weight decay, multiplier": schedule.weight_decay(steps),
+    }
+    others = {name: values for name, values in channels.items() if values is not None}
+    figure, panels = step_panels(1 + len(others))
+    multipliers = schedule.values(steps)
+    for group, rate in enumerate(rates):
+        style = line_style(group, len(rates), len(steps))
+        panels[0].plot(steps, rate * multipliers, **style, label=f"group {group}")
+    if len(set(rates)) > 1:
+        panels[0].set_yscale("log")
+        panels[0].legend(fontsize="small")
+    panels[0].set_ylabel("learning rate" if rates != (1.0,) else "multiplier")
+    for axes, (name, values) in zip(panels[1:], others.items(), strict=True):
+        axes.plot(steps, values, "k--")
+        axes.set_ylabel(name)
+    panels[0].set_title(schedule.name)
+    return finish(figure, path)
+
+
+def plot_schedules(
+    optimizer: Planner, steps: int | None = None, path: str | Path | None = None
+) -> Figure:
+    """Draw the learning rate, momentum and weight decay that schedules will give every group.
+
+    Groups that share a curve share a line. A vertical line marks the step that comes next.
+
+    Args:
+        optimizer: An lrfast optimizer with a schedule.
+        steps: How many to draw, 1 or more; None: up to the end of the longest schedule.
+        path: Where to save the figure too; the suffix names the format.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If ``steps`` is out of range, or None without a schedule.
+
+    Example:
+        >>> import torch, lrfast
+        >>> from lrfast.plot import plot_schedules
+        >>> layer, one_cycle = torch.nn.Linear(2, 1), lrfast.schedules.one_cycle
+        >>> optimizer = lrfast.AdamW(layer.parameters(), lr=0.01, schedule=one_cycle(100))
+        >>> [axes.get_ylabel() for axes in plot_schedules(optimizer).axes]
+        ['learning rate', 'momentum', 'weight decay']
+    """
+    planned = optimizer.planned(steps)
+    names = [
+        str(group.get("name", index)) + (" (frozen)" if group.get("frozen") else "")
+        for index, group in enumerate(optimizer.param_groups)
+    ]
+    channels = {
+        "learning rate": planned.rates,
+        "momentum": planned.momenta,
+        "weight decay": planned.weight_decays,
+    }
+    shown = {label: values for label, values in channels.items() if not np.isnan(values).all()}
+    figure, panels = step_panels(len(shown), width=10.0)
+    for axes, (label, values) in zip(panels, shown.items(), strict=True):
+        _draw_groups(axes, planned.steps, values, names)
+        axes.set_ylabel(label)
+        if optimizer.schedule_step:
+            axes.axvline(optimizer.schedule_step, color="0.6", linewidth=0.8)
+    first = planned.rates[planned.rates > 0]
+    if len(first) and first.max() > _DECADES * first.min():
+        panels[0].set_yscale("log")
+    schedules = dict.fromkeys("none" if s is None else s.name for s in optimizer.schedules)
+    panels[0].set_title(f"Planned: {'; '.join(schedules)}")
+    return finish(figure, path)
+
+
+def _draw_groups(
+    axes: Axes, steps: npt.NDArray[np.int64], values: FloatArray, names: list[str]
+) -> None:
+    """Draw one line for each distinct column."""
+    groups: dict[bytes, list[int]] = {}
+    for index, column in enumerate(values.T):
+        groups.setdefault(column.tobytes(), []).append(index)
+    lines = list(groups.values())
+    stride = -(-len(lines) // _MOST_LABELS)
+    for line, members in enumerate(lines):
+        is_named = line % stride == 0 or line == len(lines) - 1
+        axes.plot(
+            steps,
+            values[:, members[0]],
+            **line_style(line, len(lines), len(steps)),
+            label=_group_label(members, names) if is_named else None,
+        )
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _group_label(members: list[int], names: list[str]) -> str:
+    """Return the name of a line that some groups share."""
+    if len(members) == len(names) > 1:
+        return "all groups"
+    shown = ", ".join(names[index] for index in members[:4])
+    more = f" and {len(members) - 4} more" if len(members) > 4 else ""
+    return f"group{'s' if len(members) > 1 else ''} {shown}{more}"
