@@ -17,14 +17,6 @@ def replacing(path: str | Path, mode: str = "w", **options: Any) -> Iterator[IO[
     Until then, and if the block raises, the old one stays as it is. A process that is killed in
     between leaves ``.name.*.tmp`` beside it. What is no regular file, such as a pipe, is written to
     as it is.
-
-    Args:
-        path: Where the file shall be; through a link, where that leads.
-        mode: "w" or "wb".
-        **options: Those of :func:`open`.
-
-    Returns:
-        A context manager that yields the open file.
     """
     if Path(path).exists() and not Path(path).is_file():
         with open(path, mode, **options) as file:

@@ -15,11 +15,7 @@ import torch
 
 @functools.cache
 def extension() -> ModuleType:
-    """Return the compiled module ``lrfast._C``.
-
-    Raises:
-        ImportError: If it is not built, or was built against another torch.
-    """
+    """Return the compiled module ``lrfast._C``."""
     try:
         module = importlib.import_module("lrfast._C")
     except ImportError as error:

@@ -16,12 +16,6 @@ class Progress:
     """A bar with the newest numbers of a loop, drawn a few times per second.
 
     Numbers are computed only when the bar is drawn, and nothing is drawn in a log file or a pipe.
-
-    Args:
-        title: Text before the bar.
-        total: Steps in all.
-        done: Steps made before.
-        shown: Whether to draw anything at all.
     """
 
     def __init__(self, title: str, total: int, *, done: int = 0, shown: bool = True) -> None:

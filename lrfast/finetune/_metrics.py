@@ -71,18 +71,7 @@ def evaluate(
     loss_fn: LossFunction | None,
     metrics: Mapping[str, Metric],
 ) -> dict[str, float]:
-    """Return loss and metrics over the batches in evaluation mode; waits for the device once.
-
-    Args:
-        model: The module.
-        batches: What it is judged on; a batch counts by its rows.
-        loss_of: ``loss_of(model, batch)``, used where there are no metrics.
-        loss_fn: ``loss_fn(outputs, targets)``, used where there are metrics.
-        metrics: Functions ``(outputs, targets) -> scalar tensor`` by name.
-
-    Raises:
-        ValueError: If there are no batches.
-    """
+    """Return loss and metrics over the batches in evaluation mode; waits for the device once."""
     device = device_of(model)
     sums = torch.zeros(1 + len(metrics), dtype=torch.float64, device=device)
     rows = 0

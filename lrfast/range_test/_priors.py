@@ -14,13 +14,7 @@ from lrfast.suggest import rate_scale, typical_rate
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much data a training learns from.
-
-    Args:
-        batch_size: Rows per update; None where batches do not say.
-        targets: Classes to predict in one pass; None where the data do not say, or where targets
-            are no classes.
-    """
+    """How much data a training learns from."""
 
     batch_size: int | None = None
     targets: int | None = None
@@ -28,13 +22,7 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Context:
-    """What rule "auto" takes besides the curve.
-
-    Args:
-        typical: Rate at which such an optimizer usually trains so many and so large weights; None
-            for one that is not known.
-        scale: Factor for its batches and data.
-    """
+    """What rule "auto" takes besides the curve."""
 
     typical: float | None = None
     scale: float = 1.0
@@ -42,12 +30,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Weights:
-    """What an optimizer trains.
-
-    Args:
-        count: Number of trainable parameters.
-        norm: [] their norm over all of them, on their device.
-    """
+    """What an optimizer trains."""
 
     count: int
     norm: Tensor
@@ -76,14 +59,7 @@ def weights_of(optimizer: Optimizer) -> Weights:
 def context_of(
     optimizer: Optimizer, reference: int, amounts: Amounts, weights: Weights | None = None
 ) -> Context:
-    """Read the optimizer and what it trains.
-
-    Args:
-        optimizer: Any; it is known by the name of its class, or of one that that comes from.
-        reference: The param group whose rate is looked for.
-        amounts: What it learns from.
-        weights: What it trains, as it was before the sweep; None: as it is now.
-    """
+    """Read the optimizer and what it trains."""
     group = optimizer.param_groups[reference]
     momentum = float(group.get("momentum", 0.0))
     weights = weights or weights_of(optimizer)

@@ -16,18 +16,7 @@ from lrfast.suggest._suggestion import Suggestion, declined
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants chosen on the tasks of benchmarks/research/suggestions; exact values matter little.
-
-    Args:
-        lower: Factor on the middle of the valley, because too high a learning rate costs more than
-            too low a one; default 0.7.
-        more_in_noise: Fraction of the valley by which noise moves the suggestion up; default 0.2.
-        typical: Weight of the typical learning rate, on the logarithmic scale; default 0.6.
-        shallow: Fraction of the starting loss. If the sweep's fall is smaller, it shows less of the
-            training, and the weight of the typical learning rate grows up to 1; default 0.1.
-        highest: Largest suggestion, as a fraction of the learning rate at which half of the fall is
-            lost again; default 0.7.
-    """
+    """Constants chosen on benchmarks/research/suggestions; exact values matter little."""
 
     lower: float = 0.7
     more_in_noise: float = 0.2

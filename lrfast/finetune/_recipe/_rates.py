@@ -9,13 +9,7 @@ from lrfast.range_test import RangeTest
 
 @dataclass(frozen=True)
 class RateChoice:
-    """Learning rates of a stage.
-
-    Args:
-        first: Learning rate of the first layer group that trains.
-        last: Learning rate of the head.
-        reason: Their source, in a sentence.
-    """
+    """Learning rates of a stage."""
 
     first: float
     last: float
