@@ -4,30 +4,30 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/extension.h>
 
-#include "bindings/look.h"
+#include "bindings/parameter.h"
 
 namespace {
 
-using lrfast::bindings::Slot;
+using lrfast::bindings::Parameter;
 using Stable = torch::stable::Tensor;
 
-std::vector<Slot> slots;      // as the engine holds them
-std::vector<Stable> handles;  // the same parameters
+std::vector<Parameter> parameters;  // as the engine holds them
+std::vector<Stable> handles;        // the same parameters
 
 void hold(const std::vector<at::Tensor>& params) {
-  slots.clear();
+  parameters.clear();
   for (const at::Tensor& param : params) {
-    slots.emplace_back().param = param;
-    lrfast::bindings::inspect_param(slots.back());
+    parameters.emplace_back().tensor = param;
+    parameters.back().inspect();
   }
 }
 
 int64_t look() {
   int64_t found = 0;
-  for (Slot& slot : slots) {
+  for (Parameter& param : parameters) {
     void* grad = nullptr;
-    found += is_unchanged(slot) && has_plain_grad(slot, &grad) && grad != nullptr;
-    slot.param.unsafeGetTensorImpl()->bump_version();
+    found += param.is_unchanged() && param.has_plain_grad(&grad) && grad != nullptr;
+    param.tensor.unsafeGetTensorImpl()->bump_version();
   }
   return found;
 }
@@ -41,19 +41,20 @@ bool is_same(torch::headeronly::IntHeaderOnlyArrayRef dims, const int64_t* other
   return std::equal(dims.begin(), dims.end(), others);
 }
 
-bool is_as_noted(const Stable& tensor, const Slot& slot) {
-  const size_t dim = slot.layout.size() / 2;
+bool is_as_noted(const Stable& tensor, const Parameter& param) {
+  const size_t dim = param.layout.size() / 2;
   const auto sizes = tensor.sizes();
-  return tensor.scalar_type() == slot.type.toScalarType() && sizes.size() == dim &&
-         is_same(sizes, slot.layout.data()) && is_same(tensor.strides(), slot.layout.data() + dim);
+  return tensor.scalar_type() == param.type.toScalarType() && sizes.size() == dim &&
+         is_same(sizes, param.layout.data()) &&
+         is_same(tensor.strides(), param.layout.data() + dim);
 }
 
 // The versions are left to Python: no function of the stable interface counts them.
 int64_t look_stable(std::vector<Stable> grads) {
   int64_t found = 0;
   for (size_t i = 0; i < grads.size(); ++i) {
-    found += handles[i].const_data_ptr() == slots[i].param_place.storage_data &&
-             is_as_noted(handles[i], slots[i]) && is_as_noted(grads[i], slots[i]) &&
+    found += handles[i].const_data_ptr() == parameters[i].key.data &&
+             is_as_noted(handles[i], parameters[i]) && is_as_noted(grads[i], parameters[i]) &&
              grads[i].const_data_ptr() != nullptr;
   }
   return found;

@@ -40,7 +40,7 @@ def main() -> int:
     """Prints the table."""
     ours = load(
         "lrfast_stable_abi",
-        [str(Path(__file__).with_suffix(".cpp")), str(CSRC / "bindings" / "slot.cpp")],
+        [str(Path(__file__).with_suffix(".cpp")), str(CSRC / "bindings" / "parameter.cpp")],
         extra_cflags=["-O3", "-std=c++20"],
         extra_include_paths=[str(CSRC)],
     )

@@ -9,16 +9,8 @@ namespace lrfast::bindings {
 namespace {
 
 // Torch's own pool, through its C interface: linking OpenMP here could bring a second pool.
-void parallel_for(int64_t tasks, void (*run)(void* context, int64_t task), void* context) {
-  struct Call {
-    void (*run)(void*, int64_t);
-    void* context;
-  } call{run, context};
-  const auto run_range = [](int64_t begin, int64_t end, void* given) {
-    const Call& c = *static_cast<Call*>(given);
-    for (int64_t i = begin; i < end; ++i) c.run(c.context, i);
-  };
-  TORCH_CHECK(torch_parallel_for(0, tasks, 1, run_range, &call) == 0, "torch_parallel_for failed");
+void parallel_for(int64_t tasks, cpu::RunTasks run, void* context) {
+  TORCH_CHECK(torch_parallel_for(0, tasks, 1, run, context) == 0, "torch_parallel_for failed");
 }
 
 }  // namespace

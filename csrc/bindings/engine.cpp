@@ -1,315 +1,422 @@
 #include "bindings/engine.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/zeros.h>
 
-#include <algorithm>
 #include <unordered_map>
 
 #include "bindings/device.h"
-#include "bindings/dict_version.h"
-#include "bindings/look.h"
 
 namespace lrfast::bindings {
 namespace {
 
-// Slots ahead whose tensors are fetched while one is looked at: they lie anywhere in memory.
-constexpr size_t kAhead = 6;
+// Schedules are evaluated at a double, exact up to here.
+constexpr int64_t kMaxClock = int64_t{1} << 53;
 
-int64_t elements_of(const at::Tensor& param) {
-  return param.numel() * (param.is_complex() ? 2 : 1);
-}
-
-void append_chunks(const Slot& slot, DevicePlan& plan) {
-  const int64_t size = chunk_size(plan.device);
-  const int64_t numel = elements_of(slot.param);
-  for (int64_t c = 0; c * size < numel; ++c) {
-    plan.chunks.edit().push_back({slot.row, static_cast<int32_t>(c)});
+// A scaler's scalar on the device; held keeps what had to be copied there.
+const float* float_on(const std::optional<at::Tensor>& scalar, at::Device device,
+                      std::vector<at::Tensor>& held) {
+  if (!scalar) return nullptr;
+  if (scalar->device() == device && scalar->scalar_type() == at::kFloat) {
+    return scalar->const_data_ptr<float>();
   }
+  held.push_back(scalar->to(device, at::kFloat, /*non_blocking=*/true));
+  return held.back().const_data_ptr<float>();
 }
 
-// Closes the groups before this one in the table of where each group's chunks begin.
-void begin_group(size_t group, DevicePlan& plan) {
-  const int64_t chunks = static_cast<int64_t>(plan.chunks.rows().size());
-  if (plan.group_chunks.rows().size() <= group) plan.group_chunks.edit().resize(group + 1, chunks);
+void check_number(const std::optional<at::Tensor>& scalar, const char* name) {
+  TORCH_CHECK_TYPE(!scalar || (scalar->scalar_type() == at::kDouble && scalar->numel() == 1), name,
+                   " must be one float64, got ", scalar ? scalar->numel() : 0, " elements");
+}
+
+// The tensors that there are of one in each plan.
+std::vector<at::Tensor> defined(const std::vector<DevicePlan>& plans,
+                                at::Tensor DevicePlan::* tensor) {
+  std::vector<at::Tensor> all;
+  for (const DevicePlan& plan : plans) {
+    if ((plan.*tensor).defined()) all.push_back(plan.*tensor);
+  }
+  return all;
 }
 
 }  // namespace
 
 Engine::Engine(const std::string& rule, py::object find_shards)
-    : rule_(find_rule(rule)),
-      find_shards_(std::move(find_shards)),
-      reader_(rule_),
-      params_key_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("params"))) {}
+    : rule_(find_rule(rule)), find_shards_(std::move(find_shards)), groups_(rule_) {}
 
-// ---- what the optimizer holds ----------------------------------------------------------------
-
-// Same groups, same parameters in them, on the same devices.
-bool Engine::is_current(const py::list& param_groups) {
-  if (static_cast<size_t>(PyList_GET_SIZE(param_groups.ptr())) != held_groups_.size()) {
-    return false;
-  }
-  size_t next = 0;
-  for (size_t g = 0; g < held_groups_.size(); ++g) {
-    HeldGroup& held = held_groups_[g];
-    PyObject* group = PyList_GET_ITEM(param_groups.ptr(), g);
-    if (const uint64_t version = version_of(group); version != held.version) {
-      PyObject* found = PyDict_GetItemWithError(group, params_key_.ptr());
-      if (found == nullptr || !PyList_CheckExact(found)) return false;
-      held.params = py::reinterpret_borrow<py::object>(found);
-      held.version = version;
-      groups_unread_ = true;
-    }
-    PyObject* params = held.params.ptr();
-    const Py_ssize_t count = PyList_GET_SIZE(params);
-    for (Py_ssize_t i = 0; i < count; ++i, ++next) {
-      if (next >= slots_.size() || slots_[next].group != static_cast<int32_t>(g)) return false;
-      if (PyList_GET_ITEM(params, i) != slots_[next].object.ptr()) return false;
-    }
-  }
-  return next == slots_.size();
-}
-
-DevicePlan& Engine::plan_for(at::Device device, std::vector<DevicePlan>& plans) const {
-  for (DevicePlan& plan : plans) {
-    if (plan.device == device) return plan;
-  }
-  DevicePlan plan(device);
-  for (const DevicePlan& previous : plans_) {
-    if (previous.device == device) plan.clock = previous.clock;
-  }
-  if (!plan.clock.defined() && !plans_.empty()) {
-    // All devices count the same steps.
-    plan.clock = plans_.front().clock.to(device, /*non_blocking=*/true, /*copy=*/true);
-  }
-  if (!plan.clock.defined()) {
-    plan.clock = at::zeros({3}, at::TensorOptions().dtype(at::kLong).device(device));
-    for (int64_t i = 0; i < 2; ++i) plan.clock.narrow(0, i, 1).fill_(initial_clock_[i]);
-  }
-  plans.push_back(std::move(plan));
-  return plans.back();
-}
+// ---- ask: what the optimizer holds -----------------------------------------------------------
 
 // Nothing of the engine changes until every parameter has been found fit.
 void Engine::rebuild(const py::list& param_groups) {
-  std::unordered_map<PyObject*, const Slot*> known;
-  for (const Slot& slot : slots_) known.emplace(slot.object.ptr(), &slot);
+  std::unordered_map<PyObject*, const Parameter*> known;
+  for (const Parameter& param : parameters_) known.emplace(param.object.ptr(), &param);
   const py::object shards = find_shards_(param_groups);
-  std::vector<HeldGroup> held_groups;
-  std::vector<Slot> slots;
+  std::vector<Parameter> parameters;
   std::vector<DevicePlan> plans;
+  int32_t g = 0;
   for (py::handle group : param_groups) {
-    const int32_t g = static_cast<int32_t>(held_groups.size());
-    held_groups.push_back({py::reinterpret_borrow<py::object>(group), {}});
-    int32_t place = 0;
-    for (py::handle param : group["params"]) {
-      const auto old = known.find(param.ptr());
-      Slot slot = old == known.end() ? Slot() : *old->second;
-      slot.object = py::reinterpret_borrow<py::object>(param);
-      slot.param = local_tensor(param);
-      slot.is_local = !slot.param.is_same(THPVariable_Unpack(param.ptr()));
-      slot.is_counted = shards.is_none() || shards.attr("counts")(param).cast<bool>();
-      slot.group = g;
-      slot.place = place++;
-      slot.is_bound = false;
-      inspect_param(slot);
-      TORCH_CHECK(
-          !is_capturing(slot.param.device()),
-          "the optimizer has no tables for its parameters yet, and cannot make them while a "
-          "CUDA graph is captured: make a step before, or use lrfast.capture");
-      DevicePlan& plan = plan_for(slot.param.device(), plans);
-      slot.device = static_cast<int32_t>(&plan - plans.data());
-      slot.row = static_cast<int32_t>(plan.tensors.rows().size());
-      slot.number = static_cast<uint32_t>(slots.size());
-      plan.tensors.edit().push_back(make_row(slot, {}));
-      plan.grads.edit().push_back(nullptr);
-      plan.elements += slot.elements;
-      begin_group(g, plan);
-      append_chunks(slot, plan);
-      slots.push_back(std::move(slot));
+    int32_t index = 0;
+    for (py::handle object : group["params"]) {
+      const auto old = known.find(object.ptr());
+      Parameter param = old == known.end() ? Parameter() : *old->second;
+      param.object = py::reinterpret_borrow<py::object>(object);
+      param.tensor = local_tensor(object);
+      param.is_local = !param.tensor.is_same(THPVariable_Unpack(object.ptr()));
+      param.is_counted = shards.is_none() || shards.attr("counts")(object).cast<bool>();
+      param.group = g;
+      param.index = index++;
+      param.is_bound = false;
+      param.inspect();
+      const at::Device device = param.tensor.device();
+      TORCH_CHECK(!is_capturing(device),
+                  "the optimizer has no tables for its parameters yet, and cannot make them while "
+                  "a CUDA graph is captured: make a step before, or use lrfast.capture");
+      DevicePlan& plan = plan_for(device, plans, plans_, initial_clock_);
+      param.device = static_cast<int32_t>(&plan - plans.data());
+      param.number = static_cast<uint32_t>(parameters.size());
+      param.row = plan.add(param);
+      parameters.push_back(std::move(param));
     }
+    g += 1;
   }
-  for (DevicePlan& plan : plans) {
-    begin_group(held_groups.size(), plan);
-    plan.rates = at::zeros({static_cast<int64_t>(held_groups.size())},
-                           at::TensorOptions().dtype(at::kDouble).device(plan.device));
-    plan.values = at::empty({static_cast<int64_t>(held_groups.size() * sizeof(ScheduleValues))},
-                            at::TensorOptions().dtype(at::kByte).device(plan.device));
-  }
+  for (DevicePlan& plan : plans) plan.finish(g);
   shards_ = shards;
-  slots_ = std::move(slots);
+  parameters_ = std::move(parameters);
   plans_ = std::move(plans);
-  held_groups_ = std::move(held_groups);
-  groups_.assign(held_groups_.size(), GroupRow{});
-  needs_.assign(held_groups_.size(), Needs{});
-  groups_unread_ = groups_changed_ = true;
-  group_schedules_.resize(held_groups_.size(), -1);
-  reader_.reset(held_groups_.size());
+  groups_.reset(param_groups);
   rebuilds_ += 1;
 }
 
 void Engine::read_groups(const py::list& param_groups) {
-  if (!groups_unread_ && reader_.all_fixed()) return;
-  groups_unread_ = true;  // until all of them are read: one may hold a bad value
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    PyObject* group = PyList_GET_ITEM(param_groups.ptr(), g);
-    const bool is_rescheduled = groups_[g].schedule != group_schedules_[g];
-    if (!is_rescheduled && reader_.is_unchanged(g, group)) continue;
-    GroupRow row = groups_[g];
-    row.schedule = group_schedules_[g];
-    if (!reader_.read(g, group, row) && !is_rescheduled) continue;
-    groups_[g] = row;
-    groups_changed_ = true;
-    const bool cycles = schedules_.cycles_momentum(row.schedule);
-    needs_[g] = {rule_.form(row.hypers, cycles), rule_.needs_product(cycles), row.frozen != 0};
-  }
-  groups_clip_ = std::any_of(groups_.begin(), groups_.end(),
-                             [](const GroupRow& group) { return group.max_norm > 0.0; });
-  groups_unread_ = false;
+  groups_.read(param_groups, settings_.schedules);
+  settings_.groups_clip = groups_.clip();
 }
 
-void Engine::write_groups() {
-  if (groups_changed_) {
-    for (DevicePlan& plan : plans_) plan.groups.edit() = groups_;
-    groups_changed_ = false;
-  }
-  for (const auto& [group, hyper, value] : reader_.device_hypers()) {
-    for (DevicePlan& plan : plans_) {  // waits: the CPU cannot know it otherwise
-      if (plan.device.is_cpu()) plan.groups.edit()[group].hypers[hyper] = value.item().toDouble();
-    }
-  }
-}
-
-// Whose states are in another dict than those that were bound.
-void Engine::look_up_states(const py::dict& state) {
+// The groups, and whose states are in another dict than those that were bound.
+void Engine::read(const py::list& param_groups, const py::dict& state) {
   const uint64_t version = version_of(state.ptr());
-  if (state.is(state_object_) && version == state_version_) return;
-  for (Slot& slot : slots_) {
-    if (!slot.is_bound) continue;
-    PyObject* states = PyDict_GetItemWithError(state.ptr(), slot.object.ptr());
-    if (states != slot.state_dict.ptr()) slot.is_bound = false;
-  }
-  state_object_ = state;
-  state_version_ = version;
-}
-
-// ---- one parameter ---------------------------------------------------------------------------
-
-// Asks for the memory that a slot's turn will need: first what the slot points to, some turns later
-// what that points to.
-void Engine::prefetch(size_t next) const {
-  if (next + 2 * kAhead < slots_.size()) {
-    const Slot& slot = slots_[next + 2 * kAhead];
-    const char* impl = reinterpret_cast<const char*>(slot.param_place.impl);
-    for (int line = 0; line < 3; ++line) __builtin_prefetch(impl + 64 * line);
-    __builtin_prefetch(slot.state_dict.ptr());
-    for (int32_t k = 0; k < slot.num_state_places; ++k) {
-      __builtin_prefetch(slot.state_places[k].impl);
-      __builtin_prefetch(slot.state_places[k].storage);
+  if (!state.is(state_object_) || version != state_version_) {
+    for (Parameter& param : parameters_) {
+      if (!param.is_bound) continue;
+      PyObject* states = PyDict_GetItemWithError(state.ptr(), param.object.ptr());
+      if (states != param.state_dict.ptr()) param.is_bound = false;
     }
-    __builtin_prefetch(slot.param_place.storage);
+    state_object_ = state;
+    state_version_ = version;
   }
-  if (next + kAhead < slots_.size()) {
-    const Slot& slot = slots_[next + kAhead];
-    if (slot.is_local || slot.param_place.impl == nullptr) return;
-    const at::TensorImpl* grad = slot.param.unsafeGetTensorImpl()->grad().unsafeGetTensorImpl();
-    const char* impl = reinterpret_cast<const char*>(grad);
-    for (int line = 0; line < 3; ++line) __builtin_prefetch(impl + 64 * line);
-  }
+  read_groups(param_groups);
 }
-
-// Brings one parameter's row and gradient up to date.
-Engine::Readiness Engine::prepare(Slot& slot, const py::dict& state) {
-  const Needs needs = needs_[slot.group];
-  void* grad = nullptr;
-  if (!slot.is_bound || needs.frozen || slot.form != needs.form ||
-      (needs.product && !slot.product.defined()) || slot.uses_staged_grad || !is_unchanged(slot) ||
-      !has_plain_grad(slot, &grad) || (grad != nullptr && !has_same_states(slot))) {
-    return prepare_changed(slot, state);
-  }
-  TorchArray<void*>& grads = plans_[slot.device].grads;
-  if (grads.rows()[slot.row] != grad) grads.edit()[slot.row] = grad;
-  return Readiness::kReady;
-}
-
-// The same where something is not as it was, or never is.
-Engine::Readiness Engine::prepare_changed(Slot& slot, const py::dict& state) {
-  DevicePlan& plan = plans_[slot.device];
-  const bool is_frozen = needs_[slot.group].frozen;
-  if (!is_unchanged(slot)) {
-    // Rows, chunks and devices no longer fit.
-    if (slot.param.device() != plan.device || elements_of(slot.param) != slot.elements) {
-      return Readiness::kStale;
-    }
-    inspect_param(slot);
-    slot.is_bound = false;
-    plan.tensors.edit()[slot.row] = make_row(slot, {});
-  }
-  // A graph has to know a frozen parameter's gradient for the time when it trains again.
-  const bool is_left_out = is_frozen && !options_.zero_grads && !is_recording();
-  void* grad = is_left_out ? nullptr : locate_grad(slot);
-  if (grad != nullptr && !is_frozen) {
-    if (!bind(slot, state)) return Readiness::kLacksStates;
-    if (slot.staged_param.defined()) slot.staged_param.copy_(slot.param.detach());
-  }
-  if (plan.grads.rows()[slot.row] != grad) plan.grads.edit()[slot.row] = grad;
-  return Readiness::kReady;
-}
-
-bool Engine::bind(Slot& slot, const py::dict& state) {
-  const GroupRow& group = groups_[slot.group];
-  const bool cycles = schedules_.cycles_momentum(group.schedule);
-  const Needs needs = needs_[slot.group];
-  const bool lacks_product = needs.product && !slot.product.defined();
-  if (slot.is_bound && needs.form == slot.form && !lacks_product && has_same_states(slot)) {
-    return true;
-  }
-  const StateOptions options{options_.stochastic_rounding, options_.ema_decay >= 0.0};
-  PyObject* states = PyDict_GetItemWithError(state.ptr(), slot.object.ptr());
-  const Binding binding = bind_states(slot, rule_, needs.form, cycles, options, states);
-  if (binding == Binding::kAbsent) {
-    slot.starts_fresh = true;
-    slot.count.reset();
-  }
-  if (binding != Binding::kBound) return false;
-  plans_[slot.device].tensors.edit()[slot.row] = make_row(slot, options);
-  return true;
-}
-
-// ---- the step --------------------------------------------------------------------------------
 
 py::object Engine::step(const py::list& param_groups, const py::dict& state,
                         const std::optional<at::Tensor>& grad_scale,
                         const std::optional<at::Tensor>& found_inf) {
   const at::NoGradGuard no_grad;
-  if (!is_current(param_groups)) rebuild(param_groups);
-  look_up_states(state);
-  read_groups(param_groups);
-  py::list missing;
-  for (size_t i = 0; i < slots_.size(); ++i) {
-    prefetch(i);
-    const Readiness readiness = prepare(slots_[i], state);
+  if (!groups_.are_held(param_groups, parameters_)) rebuild(param_groups);
+  read(param_groups, state);
+  std::vector<MissingStates> missing;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    prefetch(parameters_, i);
+    const Readiness readiness = prepare(parameters_[i], state);
     if (readiness == Readiness::kStale) {
       rebuild(param_groups);
       return step(param_groups, state, grad_scale, found_inf);
     }
-    if (readiness == Readiness::kLacksStates) {
-      missing.append(py::make_tuple(slots_[i].group, slots_[i].object));
-    }
+    if (readiness == Readiness::kLacksStates) missing.push_back(missing_states(parameters_[i]));
   }
-  if (missing.size() != 0) {
+  if (!missing.empty()) {
     for (const DevicePlan& plan : plans_) {
-      TORCH_CHECK(
-          !is_capturing(plan.device), missing.size(),
-          " parameters have no optimizer state "
-          "yet, which cannot be made while a CUDA graph is captured: make a step before, or "
-          "use lrfast.capture");
+      TORCH_CHECK(!is_capturing(plan.device), missing.size(),
+                  " parameters have no optimizer state yet, which cannot be made while a CUDA "
+                  "graph is captured: make a step before, or use lrfast.capture");
     }
-    return missing;
+    return py::cast(missing);
   }
   launch(grad_scale, found_inf);
-  if (is_recording()) record_step();
+  if (is_recording()) {
+    recording_->note_step(settings_, groups_, parameters_, plans_);
+    recording_->rebuilds = rebuilds_;
+  }
   return py::none();
+}
+
+// ---- bind: one parameter ---------------------------------------------------------------------
+
+// Brings one parameter's row and gradient up to date.
+Engine::Readiness Engine::prepare(Parameter& param, const py::dict& state) {
+  const GroupNeeds needs = groups_.needs(param.group);
+  void* grad = nullptr;
+  if (!param.is_bound || needs.frozen || param.form != needs.form ||
+      (needs.product && !param.product.defined()) || param.uses_staged_grad ||
+      !param.is_unchanged() || !param.has_plain_grad(&grad) ||
+      (grad != nullptr && !param.has_same_states())) {
+    return prepare_changed(param, state);
+  }
+  plans_[param.device].set_grad(param, grad);
+  return Readiness::kReady;
+}
+
+// The same if something is not as it was, or never is.
+Engine::Readiness Engine::prepare_changed(Parameter& param, const py::dict& state) {
+  DevicePlan& plan = plans_[param.device];
+  const bool is_frozen = groups_.needs(param.group).frozen;
+  if (!param.is_unchanged()) {
+    const int64_t elements = param.elements;
+    // Rows, chunks and devices no longer fit.
+    if (param.tensor.device() != plan.device || elements_of(param.tensor) != elements) {
+      return Readiness::kStale;
+    }
+    param.inspect();
+    param.is_bound = false;
+    plan.set_row(param, {});
+  }
+  // A graph has to know a frozen parameter's gradient for the time when it trains again.
+  const bool is_left_out = is_frozen && !settings_.options.zero_grads && !is_recording();
+  void* grad = is_left_out ? nullptr : param.locate_grad();
+  if (grad != nullptr && !is_frozen) {
+    if (!bind(param, state)) return Readiness::kLacksStates;
+    if (param.staged_param.defined()) param.staged_param.copy_(param.tensor.detach());
+  }
+  plan.set_grad(param, grad);
+  return Readiness::kReady;
+}
+
+bool Engine::bind(Parameter& param, const py::dict& state) {
+  const GroupNeeds needs = groups_.needs(param.group);
+  const bool lacks_product = needs.product && !param.product.defined();
+  if (param.is_bound && needs.form == param.form && !lacks_product && param.has_same_states()) {
+    return true;
+  }
+  const EngineOptions& options = settings_.options;
+  PyObject* states = PyDict_GetItemWithError(state.ptr(), param.object.ptr());
+  const Binding binding = param.bind_states(rule_, needs.form, needs.product, options, states);
+  if (binding == Binding::kAbsent) {
+    param.starts_fresh = true;
+    param.count.reset();
+  }
+  if (binding != Binding::kBound) return false;
+  plans_[param.device].set_row(param, options);
+  return true;
+}
+
+MissingStates Engine::missing_states(const Parameter& param) const {
+  const GroupNeeds& needs = groups_.needs(param.group);
+  const StateNames& names = rule_.forms[needs.form];
+  return {param.group,      param.object,       {names.names, names.names + names.count},
+          rule_.count_name, rule_.product_name, needs.product};
+}
+
+// ---- launch ----------------------------------------------------------------------------------
+
+// Brings the plans' groups and totals up to date.
+void Engine::update_tables() {
+  if (settings_.wants_norms()) {
+    // Records hold norms of updates and weights, which are not added up.
+    const bool keeps_records = settings_.options.telemetry > 0;
+    TORCH_CHECK_VALUE(!keeps_records || plans_.size() <= 1,
+                      "telemetry needs all parameters on one device, got parameters on ",
+                      plans_.size(), " devices");
+    TORCH_CHECK_VALUE(!keeps_records || shards_.is_none(),
+                      "telemetry needs whole parameters, got some that processes share");
+    for (DevicePlan& plan : plans_) plan.make_totals(settings_);
+  }
+  const bool is_changed = groups_.take_change();
+  for (DevicePlan& plan : plans_) {
+    if (is_changed) plan.set_groups(groups_.rows());
+    plan.read_device_hypers(groups_.device_hypers());
+  }
+}
+
+void Engine::run(at::ArrayRef<StepTables> tables, Phase phase) {
+  for (size_t i = 0; i < plans_.size(); ++i) {
+    StepTables own = tables[i];
+    own.phase = phase;
+    plans_[i].run(rule_.place, own);
+  }
+}
+
+// Adds every group's squares up over the devices, and over the processes if they share parameters.
+void Engine::add_squares() {
+  at::Tensor& total = plans_.front().squares;
+  for (size_t i = 1; i < plans_.size(); ++i) {
+    // The CPU waits for what a GPU has summed; between GPUs nothing does.
+    total.add_(plans_[i].squares.to(total.device(), total.scalar_type(), !total.is_cpu()));
+  }
+  if (!shards_.is_none()) shards_.attr("add")(total);
+  for (size_t i = 1; i < plans_.size(); ++i) {
+    plans_[i].squares.copy_(total, /*non_blocking=*/!plans_[i].device.is_cpu());
+  }
+}
+
+void Engine::launch(const std::optional<at::Tensor>& grad_scale,
+                    const std::optional<at::Tensor>& found_inf) {
+  update_tables();
+  std::vector<at::Tensor> held;
+  c10::SmallVector<StepTables, 1> all;  // [plans]
+  for (DevicePlan& plan : plans_) {
+    StepTables tables = is_capturing(plan.device) ? plan.captured_tables(settings_, is_recording())
+                                                  : plan.current_tables(settings_);
+    plan.copy_device_hypers(groups_.device_hypers());
+    tables.gradients.scale = float_on(grad_scale, plan.device, held);
+    tables.gradients.found_inf = float_on(found_inf, plan.device, held);
+    all.push_back(tables);
+  }
+  if (settings_.wants_norms() && (!shards_.is_none() || plans_.size() > 1)) {
+    run(all, Phase::kSquares);
+    add_squares();
+    run(all, Phase::kUpdate);
+  } else {
+    run(all, Phase::kWhole);
+  }
+  finish_launch();
+}
+
+// Brings staged values home and tells autograd what has changed.
+void Engine::finish_launch() {
+  for (Parameter& param : parameters_) {
+    if (plans_[param.device].grad(param) == nullptr) continue;
+    if (settings_.options.zero_grads && param.uses_staged_grad) param.grad().zero_();
+    if (groups_.needs(param.group).frozen) continue;
+    at::Tensor& tensor = param.tensor;
+    if (param.staged_param.defined()) tensor.detach().copy_(param.staged_param);
+    // Lets autograd notice a backward pass through values that are gone.
+    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+// ---- under CUDA graphs -----------------------------------------------------------------------
+
+void Engine::build(const py::list& param_groups) {
+  const at::NoGradGuard no_grad;
+  if (!groups_.are_held(param_groups, parameters_)) rebuild(param_groups);
+  read_groups(param_groups);
+  update_tables();
+  for (DevicePlan& plan : plans_) plan.current_tables(settings_);
+}
+
+int64_t Engine::begin_recording() {
+  recording_.emplace();
+  return ++recordings_;
+}
+
+void Engine::end_recording() {
+  TORCH_CHECK(is_recording(), "end_recording needs a begin_recording before it");
+  const int64_t steps = recording_->steps;
+  if (steps != 1) recording_.reset();
+  TORCH_CHECK_VALUE(steps == 1, "the training step must call optimizer.step() once, got ", steps,
+                    " calls");
+  recording_->is_open = false;
+  mark_gradients(recordings_);
+}
+
+void Engine::forget_recording(int64_t number) {
+  if (number == recordings_) recording_.reset();
+}
+
+void Engine::mark_gradients(int64_t number) {
+  if (!has_recorded(number) || recording_->rebuilds != rebuilds_) return;
+  for (size_t i = 0; i < parameters_.size(); ++i) recording_->gradients[i].mark(parameters_[i]);
+}
+
+py::object Engine::refresh(int64_t number, const py::list& param_groups, const py::dict& state) {
+  const at::NoGradGuard no_grad;
+  if (!has_recorded(number)) return py::str("another step of the same optimizer was captured");
+  if (recording_->rebuilds != rebuilds_ || !groups_.are_held(param_groups, parameters_)) {
+    return py::str("param_groups hold other groups or parameters");
+  }
+  read(param_groups, state);
+  if (const std::string change = recording_->change_in(settings_, groups_); !change.empty()) {
+    return py::str(change);
+  }
+  std::vector<MissingStates> missing;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    prefetch(parameters_, i);
+    Parameter& param = parameters_[i];
+    void* const read = recording_->gradients[i].read;
+    const bool trains = read != nullptr && !groups_.needs(param.group).frozen;
+    const std::string change = recording_->gradients[i].change_in(param, trains);
+    if (!change.empty()) return py::str(change);
+    if (trains && !bind(param, state)) missing.push_back(missing_states(param));
+    // A step beside the graph may have moved it.
+    if (!param.tensor.is_cpu()) plans_[param.device].set_grad(param, read);
+  }
+  if (!missing.empty()) return py::cast(missing);
+  update_tables();
+  for (DevicePlan& plan : plans_) {
+    if (plan.device.is_cuda()) plan.current_tables(settings_);
+  }
+  return py::none();
+}
+
+std::vector<std::vector<int64_t>> Engine::addresses() {
+  std::vector<std::vector<int64_t>> all;
+  for (DevicePlan& plan : plans_) all.push_back(plan.addresses(settings_));
+  return all;
+}
+
+// ---- what Python sets and reads --------------------------------------------------------------
+
+void Engine::set_schedules(const std::vector<ScheduleTuple>& schedules,
+                           const std::vector<int32_t>& group_schedules) {
+  for (const int32_t schedule : group_schedules) {
+    TORCH_CHECK_INDEX(schedule >= -1 && schedule < static_cast<int64_t>(schedules.size()),
+                      "group_schedules must be -1 or an index into ", schedules.size(),
+                      " schedules, got ", schedule);
+  }
+  settings_.schedules.assign(schedules);
+  groups_.set_schedules(group_schedules);
+  initial_clock_[0] = 0;
+  for (DevicePlan& plan : plans_) plan.set_clock(0, 0);
+}
+
+void Engine::set_options(const EngineOptions& options) {
+  const bool keeps_records = options.telemetry == settings_.options.telemetry;
+  settings_.options = options;
+  for (Parameter& param : parameters_) param.is_bound = false;
+  if (keeps_records) return;
+  for (DevicePlan& plan : plans_) plan.drop_records();
+}
+
+void Engine::watch(std::optional<at::Tensor> flag) {
+  check_number(flag, "flag");
+  settings_.stop_flag = std::move(flag);
+}
+
+void Engine::scale_rates(std::optional<at::Tensor> scale) {
+  check_number(scale, "scale");
+  settings_.rate_scale = std::move(scale);
+}
+
+std::vector<at::Tensor> Engine::clocks() const {
+  std::vector<at::Tensor> views;
+  for (const DevicePlan& plan : plans_) views.push_back(plan.clock.narrow(0, 0, 2));
+  return views;
+}
+
+void Engine::set_clock(int64_t applied, int64_t steps) {
+  // A count may come from a file, and places in the ring of records follow from it.
+  for (const int64_t count : {applied, steps}) {
+    TORCH_CHECK_VALUE(count >= 0 && count <= kMaxClock,
+                      "steps must lie in [0, 2^53] to set the clock, got ", count);
+  }
+  initial_clock_[0] = applied;
+  initial_clock_[1] = steps;
+  for (DevicePlan& plan : plans_) {
+    for (int64_t i = 0; i < 2; ++i) plan.set_clock(i, initial_clock_[i]);
+  }
+}
+
+std::vector<at::Tensor> Engine::rates() const { return defined(plans_, &DevicePlan::rates); }
+std::vector<at::Tensor> Engine::norms() const { return defined(plans_, &DevicePlan::norms); }
+std::vector<at::Tensor> Engine::records() const { return defined(plans_, &DevicePlan::records); }
+
+py::list Engine::private_counts() const {
+  py::list counts;
+  if (rule_.count_name != nullptr) return counts;
+  for (const Parameter& param : parameters_) {
+    if (param.count.defined()) {
+      counts.append(py::make_tuple(param.object, param.count));
+    }
+  }
+  return counts;
 }
 
 }  // namespace lrfast::bindings

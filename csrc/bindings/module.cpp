@@ -5,11 +5,7 @@
 
 #include "bindings/curve.h"
 #include "bindings/device.h"
-#include "bindings/dict_version.h"
 #include "bindings/engine.h"
-#include "bindings/param_groups.h"
-#include "bindings/rule_info.h"
-#include "bindings/schedules.h"
 #include "core/curve.h"
 #include "core/rules.h"
 #include "cpu/instruction_set.h"
@@ -67,13 +63,21 @@ PYBIND11_MODULE(_C, m) {
   m.def("savitzky_golay", &savitzky_golay, arg("values"), arg("window"), arg("order"));
   m.def("derivative", &derivative, arg("values"), arg("x"), arg("reach"));
 
-  m.def("check_groups", &check_groups, arg("rule"), arg("groups"));
+  m.def("check_groups", &ParamGroups::check, arg("rule"), arg("groups"));
   m.def("layout_strides", &layout_strides, arg("param"));
 
   py::class_<EngineOptions>(m, "EngineOptions")
       .def(py::init<double, bool, bool, double, bool, uint64_t, int64_t>(), arg("max_grad_norm"),
            arg("skip_nonfinite"), arg("zero_grads"), arg("ema_decay"), arg("stochastic_rounding"),
            arg("seed"), arg("telemetry"));
+
+  py::class_<MissingStates>(m, "MissingStates")
+      .def_readonly("group", &MissingStates::group)
+      .def_readonly("param", &MissingStates::param)
+      .def_readonly("tensors", &MissingStates::tensors)
+      .def_readonly("count", &MissingStates::count)
+      .def_readonly("product", &MissingStates::product)
+      .def_readonly("needs_product", &MissingStates::needs_product);
 
   py::class_<Engine>(m, "Engine")
       .def(py::init<const std::string&, py::object>(), arg("rule"), arg("find_shards"))
@@ -90,7 +94,7 @@ PYBIND11_MODULE(_C, m) {
       .def("set_options", &Engine::set_options, arg("options"))
       .def("watch", &Engine::watch, arg("flag"))
       .def("scale_rates", &Engine::scale_rates, arg("scale"))
-      .def("state_names", &Engine::state_names, arg("group"))
+      .def("product_after", &Engine::product_after, arg("group"), arg("count"))
       .def("clocks", &Engine::clocks)
       .def("set_clock", &Engine::set_clock, arg("applied"), arg("steps"))
       .def("rates", &Engine::rates)

@@ -7,7 +7,8 @@
 namespace lrfast::bindings {
 namespace {
 
-constexpr int kMaxNorm = -1;  // stands for the group's max_grad_norm among its hyperparameters
+constexpr int kMaxNorm = -1;     // stands for the group's max_grad_norm among its hyperparameters
+constexpr int32_t kUnread = -2;  // stands for a group's schedule until the group is read again
 
 py::object intern(const char* text) {
   return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text));
@@ -43,9 +44,91 @@ bool is_fixed(py::handle value) {
 
 }  // namespace
 
-void check_groups(const std::string& rule, const py::list& groups) {
-  ParamGroupReader reader(find_rule(rule));
-  reader.reset(groups.size());
+ParamGroups::ParamGroups(const RuleInfo& rule)
+    : rule_(rule),
+      params_key_(intern("params")),
+      frozen_key_(intern("frozen")),
+      max_norm_key_(intern("max_grad_norm")) {
+  for (const HyperName& hyper : rule_.hypers) keys_.push_back(intern(hyper.key));
+}
+
+bool ParamGroups::are_held(const py::list& param_groups, const std::vector<Parameter>& parameters) {
+  if (static_cast<size_t>(PyList_GET_SIZE(param_groups.ptr())) != held_.size()) return false;
+  size_t next = 0;
+  for (size_t g = 0; g < held_.size(); ++g) {
+    HeldGroup& held = held_[g];
+    PyObject* group = PyList_GET_ITEM(param_groups.ptr(), g);
+    if (const uint64_t version = version_of(group); version != held.version) {
+      PyObject* found = PyDict_GetItemWithError(group, params_key_.ptr());
+      if (found == nullptr || !PyList_CheckExact(found)) return false;
+      held.params = py::reinterpret_borrow<py::object>(found);
+      held.version = version;
+      is_unread_ = true;
+    }
+    PyObject* params = held.params.ptr();
+    const Py_ssize_t count = PyList_GET_SIZE(params);
+    for (Py_ssize_t i = 0; i < count; ++i, ++next) {
+      if (next >= parameters.size() || parameters[next].group != static_cast<int32_t>(g)) {
+        return false;
+      }
+      if (PyList_GET_ITEM(params, i) != parameters[next].object.ptr()) return false;
+    }
+  }
+  return next == parameters.size();
+}
+
+void ParamGroups::reset(const py::list& param_groups) {
+  held_.clear();
+  for (py::handle group : param_groups)
+    held_.push_back({py::reinterpret_borrow<py::object>(group), {}});
+  rows_.assign(held_.size(), GroupRow{});
+  needs_.assign(held_.size(), GroupNeeds{});
+  schedules_.resize(held_.size(), -1);
+  device_hypers_.clear();
+  unfixed_ = held_.size();
+  is_unread_ = is_changed_ = true;
+}
+
+void ParamGroups::set_schedules(const std::vector<int32_t>& group_schedules) {
+  schedules_ = group_schedules;
+  for (GroupRow& row : rows_) row.schedule = kUnread;
+  is_unread_ = true;
+}
+
+void ParamGroups::read(const py::list& param_groups, const ScheduleArrays& schedules) {
+  if (!is_unread_ && unfixed_ == 0) return;
+  is_unread_ = true;  // until all of them are read: one may hold a bad value
+  for (size_t g = 0; g < rows_.size(); ++g) {
+    PyObject* group = PyList_GET_ITEM(param_groups.ptr(), g);
+    const bool is_rescheduled = rows_[g].schedule != schedules_[g];
+    const bool is_read = held_[g].is_fixed && held_[g].read_version == version_of(group);
+    if (!is_rescheduled && is_read) continue;
+    GroupRow row = rows_[g];
+    row.schedule = schedules_[g];
+    if (!read_row(g, group, row) && !is_rescheduled) continue;
+    rows_[g] = row;
+    is_changed_ = true;
+    const bool cycles = schedules.cycles_momentum(row.schedule);
+    needs_[g] = {rule_.form(row.hypers, cycles), rule_.needs_product(cycles), row.frozen != 0};
+  }
+  clip_ = std::any_of(rows_.begin(), rows_.end(),
+                      [](const GroupRow& group) { return group.max_norm > 0.0; });
+  is_unread_ = false;
+}
+
+double ParamGroups::product_after(int32_t group, double count) const {
+  TORCH_CHECK_VALUE(count >= 0.0 && count < 0x1p63,
+                    "a parameter's count of updates must be 0 or more, got ", count);
+  GroupRow row = rows_.at(group);
+  for (const DeviceHyper& hyper : device_hypers_) {
+    if (hyper.group == group) row.hypers[hyper.hyper] = hyper.value.item().toDouble();
+  }
+  return rule_.product_after(row.hypers, static_cast<int64_t>(count));
+}
+
+void ParamGroups::check(const std::string& rule, const py::list& groups) {
+  ParamGroups reader(find_rule(rule));
+  reader.reset(groups);
   for (size_t g = 0; g < groups.size(); ++g) {
     PyObject* group = PyList_GET_ITEM(groups.ptr(), g);
     if (!PyDict_Check(group)) {
@@ -53,23 +136,14 @@ void check_groups(const std::string& rule, const py::list& groups) {
                            Py_TYPE(group)->tp_name);
     }
     GroupRow row{};
-    reader.read(g, group, row);
+    reader.read_row(g, group, row);
   }
 }
 
-ParamGroupReader::ParamGroupReader(const RuleInfo& rule)
-    : rule_(rule), frozen_key_(intern("frozen")), max_norm_key_(intern("max_grad_norm")) {
-  for (const HyperName& hyper : rule_.hypers) keys_.push_back(intern(hyper.key));
-}
-
-void ParamGroupReader::reset(size_t count) {
-  seen_.assign(count, Seen{});
-  unfixed_ = count;
-  device_hypers_.clear();
-}
-
-bool ParamGroupReader::read(size_t index, PyObject* group, GroupRow& row) {
-  Seen& seen = seen_[index];
+// Brings row up to date with param_groups[index] and returns whether anything changed. Leaves the
+// row untouched if it raises.
+bool ParamGroups::read_row(size_t index, PyObject* group, GroupRow& row) {
+  HeldGroup& held = held_[index];
   const uint64_t version = version_of(group);
   GroupRow fresh = row;
   std::vector<DeviceHyper> on_device;
@@ -97,16 +171,15 @@ bool ParamGroupReader::read(size_t index, PyObject* group, GroupRow& row) {
     return hyper.group == static_cast<int32_t>(index);
   });
   device_hypers_.insert(device_hypers_.end(), on_device.begin(), on_device.end());
-  const bool changed = seen.version == 0 || fresh.frozen != row.frozen ||
-                       fresh.max_norm != row.max_norm ||
-                       !std::equal(fresh.hypers, fresh.hypers + kMaxHypers, row.hypers);
+  const bool changed = held.read_version == 0 || fresh != row;
   row = fresh;
-  unfixed_ += static_cast<size_t>(seen.is_fixed) - static_cast<size_t>(all_fixed);
-  seen = {version, all_fixed};
+  unfixed_ += static_cast<size_t>(held.is_fixed) - static_cast<size_t>(all_fixed);
+  held.read_version = version;
+  held.is_fixed = all_fixed;
   return changed;
 }
 
-py::object ParamGroupReader::value_of(size_t index, py::handle group, size_t hyper) const {
+py::object ParamGroups::value_of(size_t index, py::handle group, size_t hyper) const {
   PyObject* value = PyDict_GetItemWithError(group.ptr(), keys_[hyper].ptr());
   if (value == nullptr) {
     if (PyErr_Occurred()) throw py::error_already_set();
@@ -127,7 +200,7 @@ py::object ParamGroupReader::value_of(size_t index, py::handle group, size_t hyp
   return py::reinterpret_steal<py::object>(found);
 }
 
-double ParamGroupReader::to_double(size_t index, int hyper, py::handle value) const {
+double ParamGroups::to_double(size_t index, int hyper, py::handle value) const {
   double number = NAN;
   if (THPVariable_Check(value.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
@@ -156,8 +229,8 @@ double ParamGroupReader::to_double(size_t index, int hyper, py::handle value) co
   return number;
 }
 
-// The group's own limit; 0 where it has none.
-double ParamGroupReader::read_max_norm(size_t index, py::handle group) const {
+// The group's own limit; 0 if it has none.
+double ParamGroups::read_max_norm(size_t index, py::handle group) const {
   PyObject* value = PyDict_GetItemWithError(group.ptr(), max_norm_key_.ptr());
   if (value == nullptr || value == Py_None) return 0.0;
   const double norm = to_double(index, kMaxNorm, value);
@@ -165,7 +238,7 @@ double ParamGroupReader::read_max_norm(size_t index, py::handle group) const {
   return norm;
 }
 
-std::string ParamGroupReader::describe(size_t index, int hyper) const {
+std::string ParamGroups::describe(size_t index, int hyper) const {
   const HyperName name = hyper == kMaxNorm ? HyperName{"max_grad_norm"} : rule_.hypers[hyper];
   std::string text = "param_groups[" + std::to_string(index) + "]['" + name.key + "']";
   if (name.index >= 0) text += "[" + std::to_string(name.index) + "]";

@@ -19,7 +19,8 @@ RuleInfo find_rule(const std::string& name) {
               Rule::kCountName,
               Rule::kProductName,
               Rule::kAlwaysProduct,
-              &Rule::form};
+              &Rule::form,
+              &Rule::product_after};
     });
     return info;
   }

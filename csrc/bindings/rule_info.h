@@ -17,6 +17,7 @@ struct RuleInfo {
   const char* product_name;  // state that holds the product of the momenta used, or null
   bool always_product;       // keeps it even while no schedule cycles the momentum
   uint8_t (*form)(const double* hypers, bool cycles_momentum);
+  double (*product_after)(const double* hypers, int64_t count);
 
   bool needs_product(bool cycles_momentum) const {
     return product_name != nullptr && (always_product || cycles_momentum);

@@ -1,41 +1,17 @@
 #include "bindings/schedules.h"
 
-#include <algorithm>
 #include <cmath>
-#include <utility>
 
 namespace lrfast::bindings {
 namespace {
 
 Shape parse_shape(const std::string& name) {
-  constexpr std::pair<const char*, Shape> kShapes[] = {
-      {"constant", Shape::kConstant},     {"linear", Shape::kLinear},
-      {"cosine", Shape::kCosine},         {"exponential", Shape::kExponential},
-      {"polynomial", Shape::kPolynomial}, {"power", Shape::kPower},
-      {"inverse", Shape::kInverse},       {"rex", Shape::kRex},
-      {"lookup", Shape::kLookup},
-  };
   std::string names;
-  for (const auto& [known, shape] : kShapes) {
-    if (name == known) return shape;
-    names += names.empty() ? known : std::string(", ") + known;
+  for (int32_t shape = 0; const char* known : kShapeNames) {
+    if (name == known) return static_cast<Shape>(shape);
+    names += (shape++ == 0 ? "" : ", ") + std::string(known);
   }
   throw py::value_error("shape must be one of " + names + ", got '" + name + "'");
-}
-
-// The powers and constants that interpolate() reads, from the one number that a user gives.
-void prepare(Segment& s, double power) {
-  s.power = 1.0;
-  if (s.shape == Shape::kExponential) {
-    s.prepared = std::log(s.to / s.from);
-  } else if (s.shape == Shape::kInverse) {
-    s.prepared = std::pow(s.from / s.to, 1.0 / power) - 1.0;
-    s.power = -power;
-  } else if (s.shape == Shape::kRex) {
-    s.prepared = power;
-  } else if (s.shape != Shape::kLinear) {
-    s.power = power;
-  }
 }
 
 // Steps and counts beyond this are not told apart by doubles, and would overflow when added up.
@@ -54,9 +30,6 @@ void check_finite(const char* name, double value) {
                         std::to_string(value));
 }
 
-// A factor of 0 has no logarithm; this one times any count but 0 is far below that of any double.
-double finite_log(double factor) { return std::max(std::log(factor), -1e300); }
-
 int32_t size_of(const auto& array) { return static_cast<int32_t>(array.rows().size()); }
 
 }  // namespace
@@ -72,7 +45,7 @@ void ScheduleArrays::add_segment(const SegmentTuple& tuple) {
                           std::to_string(values.size()) + " for " + std::to_string(span));
   }
   Segment segment{begin, t0, span, from, to, 1.0, 0.0, size_of(values_), shape};
-  prepare(segment, power);
+  prepare_segment(segment, power);
   segments_.edit().push_back(segment);
   values_.edit().insert(values_.edit().end(), values.begin(), values.end());
 }

@@ -29,7 +29,7 @@ struct StochasticBFloat16 {
 
 // Element types of one parameter (and its gradient) and of its states. Torch keeps states in their
 // parameter's type; a checkpoint, or state_dtype, may bring others.
-enum class Kind : uint8_t {
+enum class DtypePair : uint8_t {
   kFloat32,
   kFloat64,
   kBFloat16,
@@ -128,27 +128,27 @@ LRFAST_HD void from_compute(float x, Float16& out) {
 #endif
 }
 
-// Calls visit.template operator()<Param, State>() with the element types that kind names.
+// Calls visit.template operator()<Param, State>() with the element types that dtypes names.
 template <class Visitor>
-LRFAST_HD void with_types(Kind kind, Visitor&& visit) {
-  switch (kind) {
-    case Kind::kFloat32:
+LRFAST_HD void with_types(DtypePair dtypes, Visitor&& visit) {
+  switch (dtypes) {
+    case DtypePair::kFloat32:
       return visit.template operator()<float, float>();
-    case Kind::kFloat64:
+    case DtypePair::kFloat64:
       return visit.template operator()<double, double>();
-    case Kind::kBFloat16:
+    case DtypePair::kBFloat16:
       return visit.template operator()<BFloat16, BFloat16>();
-    case Kind::kFloat16:
+    case DtypePair::kFloat16:
       return visit.template operator()<Float16, Float16>();
-    case Kind::kBFloat16StatesFloat32:
+    case DtypePair::kBFloat16StatesFloat32:
       return visit.template operator()<BFloat16, float>();
-    case Kind::kFloat16StatesFloat32:
+    case DtypePair::kFloat16StatesFloat32:
       return visit.template operator()<Float16, float>();
-    case Kind::kFloat32StatesBFloat16:
+    case DtypePair::kFloat32StatesBFloat16:
       return visit.template operator()<float, BFloat16>();
-    case Kind::kStochasticBFloat16:
+    case DtypePair::kStochasticBFloat16:
       return visit.template operator()<StochasticBFloat16, StochasticBFloat16>();
-    case Kind::kStochasticBFloat16StatesFloat32:
+    case DtypePair::kStochasticBFloat16StatesFloat32:
       return visit.template operator()<StochasticBFloat16, float>();
   }
 }

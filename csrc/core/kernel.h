@@ -47,6 +47,15 @@ LRFAST_HD void average_element(T& average, T value, T weight) {
   average = average + (value - average) * weight;
 }
 
+// Adds a square to a sum: of gradients for their norm, of updates and weights for telemetry.
+template <class Sum, class T>
+LRFAST_HD void add_square(Sum& sum, T value) {
+  sum += value * value;
+}
+
+// An element's update as telemetry counts it: in double, of what has been stored.
+LRFAST_HD double change_of(double before, double after) { return after - before; }
+
 // Calls visit.template operator()<form>() with the rule's form as a constant.
 template <class Rule, uint8_t form = 0, class Visitor>
 LRFAST_HD void with_form(uint8_t wanted, Visitor&& visit) {

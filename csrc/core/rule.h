@@ -38,11 +38,12 @@ struct PlainPowers {
   }
 };
 
-// What rules without a product of their own say of it.
+// A rule's product of momenta if it has none. product_after() starts one at a count of updates.
 struct NoProduct {
   static constexpr const char* kProductName = nullptr;
   static constexpr bool kAlwaysProduct = false;
   LRFAST_HD static double product_factor(const double*, double) { return 1.0; }
+  static double product_after(const double*, int64_t) { return 1.0; }
 };
 
 // The gradient as torch's rules see it first: its sign turned to maximize, then the L2 penalty. No

@@ -29,6 +29,8 @@ enum class Shape : int32_t {
   kRex,          // b + (a - b) (1 - u) / (1 - p u)
   kLookup        // one value per step
 };
+constexpr const char* kShapeNames[] = {"constant", "linear",  "cosine", "exponential", "polynomial",
+                                       "power",    "inverse", "rex",    "lookup"};
 
 struct Segment {
   int64_t begin;    // first step at which this segment applies
@@ -96,6 +98,25 @@ LRFAST_HD const Row& row_at(const Row* rows, int32_t count, int64_t step) {
   }
   return rows[low > 0 ? low - 1 : 0];
 }
+
+// The powers and constants that interpolate() reads, from the one number that a user gives.
+inline void prepare_segment(Segment& s, double power) {
+  s.power = 1.0;
+  if (s.shape == Shape::kExponential) {
+    s.prepared = std::log(s.to / s.from);
+  } else if (s.shape == Shape::kInverse) {
+    s.prepared = std::pow(s.from / s.to, 1.0 / power) - 1.0;
+    s.power = -power;
+  } else if (s.shape == Shape::kRex) {
+    s.prepared = power;
+  } else if (s.shape != Shape::kLinear) {
+    s.power = power;
+  }
+}
+
+// A table's log_gain and log_decay. A factor of 0 has no logarithm; the least of these times any
+// count but 0 is far below that of any double.
+inline double finite_log(double factor) { return std::fmax(std::log(factor), -1e300); }
 
 // Each function is called at one place only: inlined twice, it takes registers from the kernels'
 // loops over elements, until those spill.

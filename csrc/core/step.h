@@ -12,7 +12,7 @@
 namespace lrfast {
 
 LRFAST_HD bool is_stopped(const StepTables& t) {
-  const double* stop = t.live->stop;
+  const double* stop = t.inputs->stop;
   return stop != nullptr && *stop != 0.0;
 }
 
@@ -40,7 +40,7 @@ LRFAST_HD void resolve_hypers(const StepTables& t, int32_t group, const Schedule
                               double* hypers) {
   for (int i = 0; i < Rule::kNumHypers; ++i) hypers[i] = t.groups[group].hypers[i];
   hypers[Rule::kRate] *= values.rate;
-  if (const double* scale = t.live->rate_scale) hypers[Rule::kRate] *= *scale;
+  if (const double* scale = t.inputs->rate_scale) hypers[Rule::kRate] *= *scale;
   if constexpr (Rule::kMomentum >= 0) {
     if (values.cycles_momentum) hypers[Rule::kMomentum] = values.momentum;
   }
@@ -62,7 +62,7 @@ LRFAST_HD double clip_coefficient(double norm, double max_norm) {
 LRFAST_HD double gradient_factor(const StepTables& t, int32_t group) {
   const double unscale = unscaling(t.gradients);
   const double own = t.groups[group].max_norm;
-  const double max_norm = own > 0.0 ? own : t.live->max_norm;
+  const double max_norm = own > 0.0 ? own : t.inputs->max_norm;
   if (max_norm <= 0.0) return unscale;
   return unscale * clip_coefficient(t.totals.norms[own > 0.0 ? group : t.num_groups + 1], max_norm);
 }

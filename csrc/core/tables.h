@@ -21,7 +21,7 @@ struct TensorRow {
   int64_t numel;
   int32_t group;
   uint32_t number;  // place among the optimizer's parameters
-  Kind kind;
+  DtypePair dtypes;
   uint8_t form;     // which of its rule's forms: which states it has
   uint8_t counted;  // 0: its squares are counted elsewhere, where the same elements lie too
 };
@@ -31,6 +31,8 @@ struct GroupRow {
   double max_norm;            // clips this group's gradients alone; 0: it shares the optimizer's
   int32_t schedule;           // row in ScheduleTables, or -1
   int32_t frozen;             // 1: parameters, states and counts stay as they are
+
+  bool operator==(const GroupRow&) const = default;
 };
 
 struct ChunkRow {  // elements [index * chunk_size, (index + 1) * chunk_size) of a tensor
@@ -46,13 +48,13 @@ struct Clock {
 
 // What the host may exchange between two launches of the same CUDA graph: a graph holds the other
 // addresses by value, and of these only where this row is.
-struct LiveRow {
+struct SwappableInputs {
   ScheduleTables schedules;
   const double* rate_scale;  // multiplies every group's rate; may be null
   const double* stop;        // no updates while *stop is not zero; may be null
   double max_norm;           // of the groups that have none of their own, together; 0: none
 
-  bool operator==(const LiveRow&) const = default;
+  bool operator==(const SwappableInputs&) const = default;
 };
 
 // How gradients become what the rule sees.
@@ -79,15 +81,15 @@ constexpr int kRecordFields = 4;
 
 // Where gradients' squares are added up over several devices or processes, a step is two calls,
 // with that sum between them.
-enum class Part : uint8_t { kWhole, kSquares, kUpdate };
+enum class Phase : uint8_t { kWhole, kSquares, kUpdate };
 
 struct StepTables {
   const TensorRow* tensors;
   void* const* grads;  // [num_tensors], laid out like the parameter; null: no update
   const GroupRow* groups;
   const ChunkRow* chunks;
-  const int64_t* group_chunks;  // [num_groups + 1] where each group's chunks begin
-  const LiveRow* live;          // []
+  const int64_t* group_chunks;    // [num_groups + 1] where each group's chunks begin
+  const SwappableInputs* inputs;  // []
   ScheduleValues* values;  // [num_groups] CUDA: the schedules' values at the coming step, which
                            // the step before has left here
   Clock* clock;
@@ -101,7 +103,7 @@ struct StepTables {
   int64_t chunk_size;
   int32_t num_tensors;
   int32_t num_groups;
-  Part part;
+  Phase phase;
 };
 
 }  // namespace lrfast

@@ -3,7 +3,8 @@
 #include <new>
 
 #include "core/rules.h"
-#include "cpu/passes.h"
+#include "cpu/norms.h"
+#include "cpu/post_update.h"
 #include "cpu/tasks.h"
 
 namespace lrfast::cpu {
@@ -17,7 +18,7 @@ constexpr int64_t kPrefetchBytes = 256;
 // ---- scalars ---------------------------------------------------------------------------------
 
 // The last two powers that were asked for: groups mostly differ in their rates alone.
-class RememberedPowers {
+class PowerCache {
  public:
   double operator()(double base, int64_t exponent) { return find(base, exponent).value; }
   double root_weight(double base, int64_t exponent) { return find(base, exponent).root_weight; }
@@ -50,12 +51,12 @@ class RememberedPowers {
 // 465 groups of 64 elements that was half of the update's time. Tensors of one group mostly share
 // their count, and then their scalars.
 template <class Rule>
-class ComingScalars {
+class PreparedScalars {
  public:
   // Has them made for a tensor, unless they are those of the last one; returns their place.
   int prepare(const StepTables& t, const TensorRow& row, const Hypers* hypers) {
     const double product = row.product ? *row.product : -1.0;
-    const bool is_double = row.kind == Kind::kFloat64;
+    const bool is_double = row.dtypes == DtypePair::kFloat64;
     if (row.group == group_ && *row.count == count_ && product == product_ &&
         is_double == is_double_) {
       return place_;
@@ -89,7 +90,7 @@ class ComingScalars {
  private:
   Update<Rule, float> floats_[2]{};
   Update<Rule, double> doubles_[2]{};
-  RememberedPowers powers_;
+  PowerCache powers_;
   double product_ = 0.0;
   float count_ = 0.0f;
   int32_t group_ = -1;
@@ -189,7 +190,7 @@ LRFAST_HD void update_tiles(const StepTables& t, int64_t c, Range range, UpdateT
     if (sums) widen_tile(row, begin, end, before);
     update_tile(begin, end);
     if (row.average) average_tile(t, row, begin, end);
-    if (t.gradients.zero) zero_tile(row.kind, t.grads[tensor], begin, end);
+    if (t.gradients.zero) zero_tile(row.dtypes, t.grads[tensor], begin, end);
     if (sums) add_changes(row, before, begin, end, sums);
   }
 }
@@ -228,7 +229,7 @@ void prefetch_chunk(const StepTables& t, ChunkRow chunk) {
 template <class Rule>
 LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int64_t begin,
                                  int64_t end) {
-  ComingScalars<Rule> scalars;
+  PreparedScalars<Rule> scalars;
   constexpr int kNone = -1;
   const auto prepare = [&](int64_t c) {
     const int32_t tensor = t.chunks[c].tensor;
@@ -246,7 +247,7 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
       continue;
     }
     const int32_t tensor = t.chunks[c].tensor;
-    with_types(t.tensors[tensor].kind, [&]<class Param, class State>() {
+    with_types(t.tensors[tensor].dtypes, [&]<class Param, class State>() {
       with_form<Rule>(t.tensors[tensor].form, [&]<uint8_t form>() {
         update_chunk<Rule, form, Param, State>(t, c, scalars.template at<compute_t<Param>>(place));
       });
@@ -264,7 +265,7 @@ void resolve_groups(const StepTables& t, std::vector<Hypers>& resolved) {
   for (int32_t g = 0; g < t.num_groups; ++g) {
     const GroupRow& group = t.groups[g];
     if (group.schedule != evaluated) {
-      values = evaluate_schedule(t.live->schedules, group.schedule, t.clock->applied);
+      values = evaluate_schedule(t.inputs->schedules, group.schedule, t.clock->applied);
       evaluated = group.schedule;
     }
     resolve_hypers<Rule>(t, g, values, resolved[g].values);
@@ -291,8 +292,8 @@ void write_records(const StepTables& t) {
 template <class Rule>
 void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scratch& scratch) {
   split(t, threads, scratch.begins);
-  if (t.totals.chunk_squares && t.part != Part::kUpdate) take_squares(t, scratch, parallel_for);
-  if (t.part == Part::kSquares) return;
+  if (t.totals.chunk_squares && t.phase != Phase::kUpdate) take_squares(t, scratch, parallel_for);
+  if (t.phase == Phase::kSquares) return;
   if (t.totals.chunk_squares) finish_norms(t);
   if (is_skipped(t)) {
     if (!t.gradients.zero) return;

@@ -9,10 +9,10 @@
 
 namespace lrfast::cpu {
 
-// Runs run(context, 0) ... run(context, tasks - 1), at once where it can. The caller brings the
-// threads: torch's pool in the extension, std::thread in the sanitizer tests.
-using ParallelFor = void (*)(int64_t tasks, void (*run)(void* context, int64_t task),
-                             void* context);
+// Runs run(begin, end, context) on ranges that make up [0, tasks), at once if it can. The caller
+// brings the threads: torch's pool in the extension, std::thread in the sanitizer tests.
+using RunTasks = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = void (*)(int64_t tasks, RunTasks run, void* context);
 
 struct Hypers {
   double values[kMaxHypers];

@@ -62,13 +62,13 @@ void run_tasks(const std::vector<int64_t>& begins, ParallelFor parallel_for, con
     const std::vector<int64_t>& begins;
     const Body& body;
   } context{begins, body};
-  const auto run = [](void* given, int64_t task) {
+  const auto run = [](int64_t first, int64_t last, void* given) {
     const Context& c = *static_cast<Context*>(given);
-    c.body(c.begins[task], c.begins[task + 1]);
+    for (int64_t task = first; task < last; ++task) c.body(c.begins[task], c.begins[task + 1]);
   };
   const int64_t tasks = static_cast<int64_t>(begins.size()) - 1;
   if (tasks == 1) {
-    run(&context, 0);
+    run(0, 1, &context);
   } else {
     parallel_for(tasks, run, &context);
   }

@@ -16,12 +16,12 @@ struct CudaBlock {
   __device__ int threads() const { return blockDim.x; }
 
   template <class Body>
-  __device__ void each(Body&& body) {
+  __device__ void for_each_thread(Body&& body) {
     body(static_cast<int>(threadIdx.x));
     __syncthreads();
   }
   template <class Body>
-  __device__ void once(Body&& body) {
+  __device__ void thread_zero(Body&& body) {
     if (threadIdx.x == 0) body();
     __syncthreads();
   }
@@ -46,11 +46,11 @@ struct HostBlock {
   int threads() const { return block_threads; }
 
   template <class Body>
-  void each(Body&& body) {
+  void for_each_thread(Body&& body) {
     for (int thread = 0; thread < block_threads; ++thread) body(thread);
   }
   template <class Body>
-  void once(Body&& body) {
+  void thread_zero(Body&& body) {
     body();
   }
   int32_t arrive(int32_t* counter) { return (*counter)++; }

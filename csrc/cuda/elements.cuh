@@ -28,7 +28,7 @@ LRFAST_HD bool is_aligned(const void* address) {
 
 // Makes the compiler fetch from shared memory again what comes after, rather than hold it in
 // registers over the loop. Without it AdamW needs up to 83 registers, and at 64 it spills.
-LRFAST_HD void forget_registers() { asm volatile("" ::: "memory"); }
+LRFAST_HD void reload_barrier() { asm volatile("" ::: "memory"); }
 
 // Where the chunk at hand begins in each array; in shared memory.
 struct ChunkAddresses {
@@ -45,7 +45,7 @@ struct ChunkAddresses {
 // and the compiler would work on all at once, with registers that it has not: RMSprop on bfloat16
 // spilled 72 bytes on sm_100. Other warps fill the waits.
 template <class Element>
-LRFAST_HD void order([[maybe_unused]] Element& done, [[maybe_unused]] Element& next) {
+LRFAST_HD void serialize([[maybe_unused]] Element& done, [[maybe_unused]] Element& next) {
 #if defined(__CUDA_ARCH__)
   if constexpr (sizeof(Element) == sizeof(uint16_t)) {
     asm volatile("" : "+h"(done.bits), "+h"(next.bits));
@@ -132,9 +132,8 @@ LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at, in
     LRFAST_UNROLL
     for (int e = 0; e < length; ++e) {
       const double weight = to_compute(after[e]);
-      const double update = weight - to_compute(before[e]);
-      changes.updates += update * update;
-      changes.weights += weight * weight;
+      add_square(changes.updates, change_of(to_compute(before[e]), weight));
+      add_square(changes.weights, weight);
     }
   }
   if (at.average) {
@@ -174,7 +173,7 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
     alignas(kVectorBytes) Param grad[length];
     [[maybe_unused]] alignas(kVectorBytes) Param before[length];
     alignas(kVectorBytes) State held[kStates > 0 ? kStates : 1][length];
-    forget_registers();
+    reload_barrier();
     load<length>(at.param, first, param);
     load<length>(at.grad, first, grad);
     LRFAST_UNROLL
@@ -185,14 +184,14 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
       update_element<Rule, form>(
           param[e], grad[e], [&](int k) -> State& { return held[k][e]; }, update,
           at.begin + first + e);
-      if constexpr (length > 1) order(param[e], grad[e + 1 < length ? e + 1 : e]);
+      if constexpr (length > 1) serialize(param[e], grad[e + 1 < length ? e + 1 : e]);
     }
-    forget_registers();
+    reload_barrier();
     save<length>(param, at.param, first);
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) save<length>(held[k], at.states[k], first);
     if constexpr (passes) {
-      forget_registers();
+      reload_barrier();
       finish_elements<length>(t, at, first, before, param, changes);
     }
   });
@@ -209,7 +208,7 @@ LRFAST_HD double square_chunk(const ChunkAddresses& at, int thread, int threads)
     load<length>(at.grad, first, grad);
     compute_t<Param> squares = 0;
     LRFAST_UNROLL
-    for (int e = 0; e < length; ++e) squares += to_compute(grad[e]) * to_compute(grad[e]);
+    for (int e = 0; e < length; ++e) add_square(squares, to_compute(grad[e]));
     sum += squares;
   });
   return sum;

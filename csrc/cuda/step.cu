@@ -75,11 +75,11 @@ cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {
 }
 
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
-  if (tables.totals.chunk_squares && tables.part != Part::kUpdate) {
+  if (tables.totals.chunk_squares && tables.phase != Phase::kUpdate) {
     if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
   }
-  if (tables.part == Part::kSquares) return cudaSuccess;
-  if (tables.part == Part::kUpdate) {
+  if (tables.phase == Phase::kSquares) return cudaSuccess;
+  if (tables.phase == Phase::kUpdate) {
     finish_norms_kernel<<<1, 1, 0, stream>>>(tables);
     if (cudaError_t error = cudaGetLastError()) return error;
   }

@@ -20,7 +20,7 @@ struct BlockSums {
 
   template <class Block>
   LRFAST_HD void add_parts(Block& block) {
-    block.each([&](int thread) {
+    block.for_each_thread([&](int thread) {
       for (int part = thread; part < kParts; part += block.threads()) {
         parts[part] = 0.0;
         for (int i = part; i < block.threads(); i += kParts) parts[part] += values[i];
@@ -69,12 +69,12 @@ LRFAST_HD void sum_groups(const StepTables& t, const double* chunks, int width, 
   const int groups_at_once = t.num_groups < block.threads() ? t.num_groups : block.threads();
   const int lanes = groups_at_once > 0 ? block.threads() / groups_at_once : 1;
   for (int32_t first = 0; first < t.num_groups; first += groups_at_once) {
-    block.each([&](int thread) {
+    block.for_each_thread([&](int thread) {
       const int32_t group = first + thread / lanes;
       if (thread / lanes >= groups_at_once || group >= t.num_groups) return;
       sums.values[thread] = sum_chunks(t, chunks, width, group, thread % lanes, lanes);
     });
-    block.each([&](int thread) {
+    block.for_each_thread([&](int thread) {
       const int32_t group = first + thread;
       if (thread >= groups_at_once || group >= t.num_groups) return;
       double sum = 0.0;
@@ -94,27 +94,28 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
     const ChunkRow chunk = t.chunks[c];
     const TensorRow& row = t.tensors[chunk.tensor];
     const bool counts = is_counted(t, chunk.tensor);
-    with_types(row.kind, [&]<class Param, class State>() {
+    with_types(row.dtypes, [&]<class Param, class State>() {
       if (counts) {
-        block.once([&] {
+        block.thread_zero([&] {
           shared.at = locate_grad<Param>(row, t.grads[chunk.tensor], chunk.index * t.chunk_size,
                                          t.chunk_size);
         });
       }
-      block.each([&](int thread) {
+      block.for_each_thread([&](int thread) {
         shared.sums.values[thread] =
             counts ? square_chunk<Param>(shared.at, thread, block.threads()) : 0.0;
       });
     });
     shared.sums.add_parts(block);
-    block.once([&] { t.totals.chunk_squares[c] = shared.sums.total(); });
+    block.thread_zero([&] { t.totals.chunk_squares[c] = shared.sums.total(); });
   }
-  block.once([&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
+  block.thread_zero(
+      [&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
   if (!shared.is_last) return;
   sum_groups(t, t.totals.chunk_squares, 1, shared.sums, block,
              [&](int32_t group, double sum) { t.totals.group_squares[group] = sum; });
-  block.once([&] {
-    if (t.part == Part::kWhole) finish_norms(t);
+  block.thread_zero([&] {
+    if (t.phase == Phase::kWhole) finish_norms(t);
     t.clock->blocks_done = 0;
   });
 }
@@ -123,16 +124,16 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
 template <class Block>
 LRFAST_HD void finish_norms_body(const StepTables& t, Block& block) {
   if (is_stopped(t)) return;
-  block.once([&] { finish_norms(t); });
+  block.thread_zero([&] { finish_norms(t); });
 }
 
 // The schedules' values at the coming step, once for each group: evaluated where a tensor's scalars
 // are prepared they would take registers from the loop over elements, and time from every block.
 template <class Block>
 LRFAST_HD void schedule_body(const StepTables& t, Block& block) {
-  block.each([&](int thread) {
+  block.for_each_thread([&](int thread) {
     for (int32_t g = thread; g < t.num_groups; g += block.threads()) {
-      t.values[g] = evaluate_schedule(t.live->schedules, t.groups[g].schedule, t.clock->applied);
+      t.values[g] = evaluate_schedule(t.inputs->schedules, t.groups[g].schedule, t.clock->applied);
     }
   });
 }
@@ -145,7 +146,7 @@ LRFAST_HD void resolve_group(const StepTables& t, int32_t g, double* hypers) {
 // Everything that happens once per step, after all blocks have read the old counts.
 template <class Rule, bool passes, class Block>
 LRFAST_HD void finish(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
-  block.each([&](int thread) {
+  block.for_each_thread([&](int thread) {
     double hypers[kMaxHypers] = {};
     for (int32_t i = thread; i < t.num_tensors; i += block.threads()) {
       if (!is_updated(t, i)) continue;
@@ -169,7 +170,7 @@ LRFAST_HD void finish(const StepTables& t, StepMemory<Rule>& shared, Block& bloc
       });
     }
   }
-  block.once([&] {
+  block.thread_zero([&] {
     advance(*t.clock);
     t.clock->blocks_done = 0;
   });
@@ -181,13 +182,13 @@ template <class Rule, class Block>
 LRFAST_HD void prepare_tensor(const StepTables& t, int32_t tensor, StepMemory<Rule>& shared,
                               Block& block) {
   if (shared.tensor == tensor) return;
-  block.each([](int) {});  // all have read shared.tensor before it changes
-  block.once([&] {
+  block.for_each_thread([](int) {});  // all have read shared.tensor before it changes
+  block.thread_zero([&] {
     const TensorRow& row = t.tensors[tensor];
     resolve_group<Rule>(t, row.group, shared.hypers);
-    forget_registers();
+    reload_barrier();
     const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
-    if (row.kind == Kind::kFloat64) {
+    if (row.dtypes == DtypePair::kFloat64) {
       shared.doubles = prepare<Rule, double>(t, row, shared.hypers, noise, PlainPowers());
     } else {
       shared.floats = prepare<Rule, float>(t, row, shared.hypers, noise, PlainPowers());
@@ -198,19 +199,21 @@ LRFAST_HD void prepare_tensor(const StepTables& t, int32_t tensor, StepMemory<Ru
 
 // Skipped, frozen: nothing but the gradient may change.
 template <class Rule, class Block>
-LRFAST_HD void leave_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& shared, Block& block) {
+LRFAST_HD void skip_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& shared, Block& block) {
   const ChunkRow chunk = t.chunks[c];
   void* grads = t.grads[chunk.tensor];
   if (t.totals.chunk_changes) {
-    block.once([&] { t.totals.chunk_changes[2 * c] = t.totals.chunk_changes[2 * c + 1] = 0.0; });
+    block.thread_zero(
+        [&] { t.totals.chunk_changes[2 * c] = t.totals.chunk_changes[2 * c + 1] = 0.0; });
   }
   if (!t.gradients.zero || grads == nullptr) return;
   const TensorRow& row = t.tensors[chunk.tensor];
-  with_types(row.kind, [&]<class Param, class State>() {
-    block.once([&] {
+  with_types(row.dtypes, [&]<class Param, class State>() {
+    block.thread_zero([&] {
       shared.at = locate_grad<Param>(row, grads, chunk.index * t.chunk_size, t.chunk_size);
     });
-    block.each([&](int thread) { zero_chunk<Param>(shared.at, thread, block.threads()); });
+    block.for_each_thread(
+        [&](int thread) { zero_chunk<Param>(shared.at, thread, block.threads()); });
   });
 }
 
@@ -219,22 +222,22 @@ template <class Rule, bool passes, class Block>
 LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
   const int64_t num_chunks = is_stopped(t) ? 0 : t.num_chunks;
   const bool skipped = num_chunks < t.num_chunks || is_skipped(t);
-  block.once([&] { shared.tensor = -1; });
+  block.thread_zero([&] { shared.tensor = -1; });
   for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     if (skipped || !is_updated(t, chunk.tensor)) {
-      if constexpr (passes) leave_chunk(t, c, shared, block);
+      if constexpr (passes) skip_chunk(t, c, shared, block);
       continue;
     }
     const TensorRow& row = t.tensors[chunk.tensor];
     prepare_tensor(t, chunk.tensor, shared, block);
-    with_types(row.kind, [&]<class Param, class State>() {
+    with_types(row.dtypes, [&]<class Param, class State>() {
       with_form<Rule>(row.form, [&]<uint8_t form>() {
-        block.once([&] {
+        block.thread_zero([&] {
           shared.at = locate_chunk<Rule, form, Param, State>(
               row, t.grads[chunk.tensor], chunk.index * t.chunk_size, t.chunk_size);
         });
-        block.each([&](int thread) {
+        block.for_each_thread([&](int thread) {
           const Changes changes = update_chunk<Rule, passes, form, Param, State>(
               t, shared.at, shared.template update<compute_t<Param>>(), thread, block.threads());
           if constexpr (passes) {
@@ -248,17 +251,18 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
       if (t.totals.chunk_changes) {
         shared.updates.add_parts(block);
         shared.weights.add_parts(block);
-        block.once([&] {
+        block.thread_zero([&] {
           t.totals.chunk_changes[2 * c] = shared.updates.total();
           t.totals.chunk_changes[2 * c + 1] = shared.weights.total();
         });
       }
     }
   }
-  block.once([&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
+  block.thread_zero(
+      [&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
   if (!shared.is_last) return;
   if (skipped) {
-    block.once([&] { t.clock->blocks_done = 0; });
+    block.thread_zero([&] { t.clock->blocks_done = 0; });
   } else {
     finish<Rule, passes>(t, shared, block);
   }

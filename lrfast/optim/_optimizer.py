@@ -288,8 +288,7 @@ class FusedOptimizer(Scheduled):
         missing = engine.step(self.param_groups, self.state, grad_scale, found_inf)
         if missing is None:
             return
-        for group, param in missing:
-            self._prepare_state(param, engine.state_names(group), self.param_groups[group])
+        self._prepare_states(engine, missing)
         missing = engine.step(self.param_groups, self.state, grad_scale, found_inf)
         if missing is not None:
             raise RuntimeError(f"{len(missing)} parameters have no usable optimizer state")
@@ -306,12 +305,16 @@ class FusedOptimizer(Scheduled):
         self._engine = engine
         return engine
 
-    def _prepare_state(self, param: Tensor, names: dict[str, Any], group: dict[str, Any]) -> None:
+    def _prepare_states(self, engine: _C.Engine, missing: list[_C.MissingStates]) -> None:
         """Make the states that the engine misses, or bring loaded ones into the form it needs."""
+        for names in missing:
+            self._prepare_state(engine, names)
+
+    def _prepare_state(self, engine: _C.Engine, names: _C.MissingStates) -> None:
+        param, count, product = names.param, names.count, names.product
         state = self.state[param]
-        tensors, count, product = names["tensors"], names["count"], names["product"]
-        dtype = self._options.state_dtype_of(param, [state.get(name) for name in tensors])
-        for name in tensors:
+        dtype = self._options.state_dtype_of(param, [state.get(name) for name in names.tensors])
+        for name in names.tensors:
             if state.get(name) is None:
                 state[name] = self._new_state(name, param, dtype)
             else:
@@ -324,19 +327,15 @@ class FusedOptimizer(Scheduled):
             state[count] = _state.scalar(state.get(count, 0.0), param, torch.float32)
         if product is not None and product in state:
             state[product] = _state.scalar(state[product], param, torch.float64)
-        elif names["needs_product"]:
-            # Waits for the device, once per parameter: when its momentum is first cycled.
+        elif product is not None and names.needs_product:
+            # Synchronises with the device, once per parameter: when its momentum is first cycled.
             steps = 0.0 if is_new else float(state[count])
-            value = self._momentum_product(group, steps)
+            value = engine.product_after(names.group, steps)
             state[product] = _state.scalar(value, param, torch.float64)
 
     def _new_state(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
         """A parameter's first state; rules that start elsewhere than at 0 override it."""
         return _state.zeros_like(param, dtype)
-
-    def _momentum_product(self, group: dict[str, Any], steps: float) -> float:
-        """The product of the momenta of the steps so far, where none was kept."""
-        return float(float(group["betas"][0]) ** steps)
 
     def _choose_dtypes(self) -> None:
         """Bring the moments that are there into ``state_dtype``, where that is given."""

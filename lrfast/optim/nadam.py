@@ -79,10 +79,3 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
             differentiable=differentiable,
         )
         self._set_up(schedule, options)
-
-    def _momentum_product(self, group: dict[str, Any], steps: float) -> float:
-        beta, decay = float(group["betas"][0]), group["momentum_decay"]
-        product = 1.0
-        for step in range(1, int(steps) + 1):
-            product *= beta * (1 - 0.5 * 0.96 ** (step * decay))
-        return product

@@ -25,7 +25,16 @@ from lrfast._utils.validation import (
     is_int,
 )
 from lrfast.schedules._describe import hashed, segment_lines, turning_steps, value_differences
-from lrfast.schedules._segments import Segment, Table, Track, chain, decode_track, hold
+from lrfast.schedules._segments import (
+    EncodedSchedule,
+    Segment,
+    Table,
+    Track,
+    chain,
+    decode_track,
+    encode_track,
+    hold,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -361,12 +370,12 @@ class Schedule:
 
         return plot_schedule(self, path)
 
-    def encode(self) -> tuple[Any, Any, Any]:
+    def encode(self) -> EncodedSchedule:
         """Return the tracks of rate, momentum and weight decay as the engine reads them."""
         return (
-            [_encode(factor) for factor in self.factors],
-            None if self.momentum_track is None else _encode(self.momentum_track),
-            None if self.weight_decay_track is None else _encode(self.weight_decay_track),
+            [encode_track(factor) for factor in self.factors],
+            None if self.momentum_track is None else encode_track(self.momentum_track),
+            None if self.weight_decay_track is None else encode_track(self.weight_decay_track),
         )
 
     def _tracks(self) -> list[tuple[str, Track]]:
@@ -433,10 +442,6 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = Fals
 
     tracks = schedule._mapped(lambda track: tuple(map(stretched, track)))
     return replace(tracks, total_steps=schedule.total_steps * scale)
-
-
-def _encode(track: Track) -> list[Any]:
-    return [table.encode() for table in track]
 
 
 def _periodic(schedule: Schedule, track: Track) -> Track:

@@ -15,6 +15,12 @@ Shape = Literal[
     "constant", "linear", "cosine", "exponential", "polynomial", "power", "inverse", "rex", "lookup"
 ]
 
+# What the engine takes, field by field (csrc/bindings/schedules.h); lrfast/_C.pyi says the same.
+EncodedSegment: TypeAlias = tuple[int, float, float, float, float, Shape, float, tuple[float, ...]]
+EncodedTable: TypeAlias = tuple[int, int, float, float, float, int, list[EncodedSegment]]
+EncodedTrack: TypeAlias = list[EncodedTable]
+EncodedSchedule: TypeAlias = tuple[list[EncodedTrack], EncodedTrack | None, EncodedTrack | None]
+
 
 @public_in("lrfast.schedules")
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Segment:
         """
         return replace(self, begin=self.begin + steps, t0=self.t0 + steps)
 
-    def encode(self) -> tuple[Any, ...]:
+    def encode(self) -> EncodedSegment:
         """Return the fields in the order that the engine reads."""
         return (
             self.begin,
@@ -157,7 +163,7 @@ class Table:
         """
         return replace(self, begin=self.begin + steps)
 
-    def encode(self) -> tuple[Any, ...]:
+    def encode(self) -> EncodedTable:
         """Return the fields in the order that the engine reads."""
         segments = [segment.encode() for segment in self.segments]
         numbers = (self.begin, self.period, self.gain, self.decay, self.floor, self.stride)
@@ -212,6 +218,11 @@ def ramp(
 def level(begin: int, value: float) -> Segment:
     """Return a segment of one value."""
     return ramp(begin, 0.0, value, value, "constant")
+
+
+def encode_track(tables: Track) -> EncodedTrack:
+    """Return the tables as the engine reads them."""
+    return [table.encode() for table in tables]
 
 
 def track(*segments: Segment) -> Track:

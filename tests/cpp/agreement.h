@@ -8,7 +8,7 @@
 
 namespace lrfast::test {
 
-// cpu/passes.cpp's bound for a sum of squares. A norm's error is half of that, on either side.
+// cpu/norms.cpp's bound for a sum of squares. A norm's error is half of that, on either side.
 constexpr double kSumTolerance = 0x1p-19;
 
 struct Trio {

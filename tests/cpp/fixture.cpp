@@ -38,7 +38,7 @@ TensorRow make_row(Tensor& tensor, uint32_t number) {
   row.numel = tensor.spec.numel;
   row.group = tensor.spec.group;
   row.number = number;
-  row.kind = tensor.spec.kind;
+  row.dtypes = tensor.spec.dtypes;
   row.form = tensor.spec.form;
   row.counted = tensor.spec.counted;
   return row;
@@ -102,7 +102,7 @@ void Plan::add_tensor(const TensorSpec& given) {
   const RuleInfo info = rule_info(rule);
   TensorSpec spec = given;
   spec.has_product = spec.has_product || info.always_product;
-  with_types(spec.kind, [&]<class Param, class State>() {
+  with_types(spec.dtypes, [&]<class Param, class State>() {
     const auto& s = spec;
     Tensor tensor{
         s,
@@ -169,11 +169,11 @@ StepTables Plan::tables() {
   t.groups = groups.data();
   t.chunks = chunks.data();
   t.group_chunks = group_chunks.data();
-  live_ = {{segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()},
-           has_rate_scale ? &rate_scale : nullptr,
-           has_stop ? &stop : nullptr,
-           options.max_norm};
-  t.live = &live_;
+  inputs_ = {{segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()},
+             has_rate_scale ? &rate_scale : nullptr,
+             has_stop ? &stop : nullptr,
+             options.max_norm};
+  t.inputs = &inputs_;
   t.values = values.as<ScheduleValues>();
   t.clock = clock.as<Clock>();
   t.rates = rates.as<double>();
@@ -228,7 +228,7 @@ std::string Plan::difference(const Plan& other) const {
       found += byte_difference(text("state ", k), a.states[k], b.states[k]);
     }
     if (!found.empty()) {
-      return text("tensor ", i, " (numel ", a.spec.numel, ", kind ", a.spec.kind, ", form ",
+      return text("tensor ", i, " (numel ", a.spec.numel, ", dtypes ", a.spec.dtypes, ", form ",
                   a.spec.form, ", group ", a.spec.group, "):", found);
     }
   }

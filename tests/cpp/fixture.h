@@ -17,20 +17,20 @@
 
 namespace lrfast::test {
 
-constexpr Kind kAllKinds[] = {Kind::kFloat32,
-                              Kind::kFloat64,
-                              Kind::kBFloat16,
-                              Kind::kFloat16,
-                              Kind::kBFloat16StatesFloat32,
-                              Kind::kFloat16StatesFloat32,
-                              Kind::kFloat32StatesBFloat16,
-                              Kind::kStochasticBFloat16,
-                              Kind::kStochasticBFloat16StatesFloat32};
-constexpr int kNumKinds = sizeof(kAllKinds) / sizeof(Kind);
+constexpr DtypePair kAllDtypePairs[] = {DtypePair::kFloat32,
+                                        DtypePair::kFloat64,
+                                        DtypePair::kBFloat16,
+                                        DtypePair::kFloat16,
+                                        DtypePair::kBFloat16StatesFloat32,
+                                        DtypePair::kFloat16StatesFloat32,
+                                        DtypePair::kFloat32StatesBFloat16,
+                                        DtypePair::kStochasticBFloat16,
+                                        DtypePair::kStochasticBFloat16StatesFloat32};
+constexpr int kNumDtypePairs = sizeof(kAllDtypePairs) / sizeof(DtypePair);
 
 struct TensorSpec {
   int64_t numel = 0;
-  Kind kind = Kind::kFloat32;
+  DtypePair dtypes = DtypePair::kFloat32;
   uint8_t form = 0;
   int32_t group = 0;
   int param_offset = 0;  // elements behind a 64-byte boundary
@@ -147,7 +147,7 @@ class Plan {
   std::vector<Schedule> schedules_;
   std::vector<TensorRow> rows_;
   std::vector<void*> grads_;
-  LiveRow live_{};
+  SwappableInputs inputs_{};
 };
 
 // Whether no step has left the schedules' values behind, so that a kernel of its own has to.

@@ -49,10 +49,10 @@ void Grid::run_step_block(const StepTables& t, int64_t index) {
 
 void Grid::step(const StepTables& t) {
   const auto at = [&](int64_t i) { return order.empty() ? i : order[i]; };
-  const bool takes_squares = t.totals.chunk_squares && t.part != Part::kUpdate;
+  const bool takes_squares = t.totals.chunk_squares && t.phase != Phase::kUpdate;
   for (int64_t i = 0; takes_squares && i < blocks; ++i) run_norm_block(t, at(i));
-  if (t.part == Part::kSquares) return;
-  if (t.part == Part::kUpdate) {
+  if (t.phase == Phase::kSquares) return;
+  if (t.phase == Phase::kUpdate) {
     cuda::HostBlock block{0, 1, 1};
     cuda::finish_norms_body(t, block);
   }

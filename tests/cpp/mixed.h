@@ -9,14 +9,14 @@ namespace lrfast::test {
 
 constexpr int64_t kNumels[] = {0, 1, 3, 5, 33, 64, 4097};
 
-// All kinds, forms and sizes, in groups of their own rates, with and without a running product and
-// a moving average.
+// All pairs of dtypes, forms and sizes, in groups of their own rates, with and without a running
+// product and a moving average.
 LRFAST_NOINLINE inline std::vector<TensorSpec> mixed_specs(int rule) {
   std::vector<TensorSpec> specs;
-  for (const Kind kind : kAllKinds) {
+  for (const DtypePair dtypes : kAllDtypePairs) {
     for (int form = 0; form < rule_info(rule).num_forms; ++form) {
       for (const int64_t numel : kNumels) {
-        TensorSpec spec{numel, kind, static_cast<uint8_t>(form)};
+        TensorSpec spec{numel, dtypes, static_cast<uint8_t>(form)};
         spec.group = static_cast<int32_t>(specs.size() % 3);
         spec.count = static_cast<float>(specs.size() % 4);
         spec.has_product = specs.size() % 5 == 0;

@@ -73,16 +73,16 @@ LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hyper
   }
 }
 
-std::vector<double> doubles(Kind kind, const GuardedBytes& bytes) {
+std::vector<double> doubles(DtypePair dtypes, const GuardedBytes& bytes) {
   std::vector<double> values;
-  with_types(kind, [&]<class Param, class State>() {
+  with_types(dtypes, [&]<class Param, class State>() {
     for (const auto value : load<Param>(bytes)) values.push_back(value);
   });
   return values;
 }
 
 void average_tensor(Tensor& tensor, double weight) {
-  with_types(tensor.spec.kind, [&]<class Param, class State>() {
+  with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
     using T = compute_t<Param>;
     const std::vector<T> params = load<Param>(tensor.param);
     for (size_t i = 0; i < params.size(); ++i) {
@@ -107,7 +107,7 @@ void take_norms(Plan& plan) {
   std::vector<double> squares(groups + 2, 0.0);
   for (const Tensor& tensor : plan.tensors) {
     if (!is_updated(plan, tensor) || !tensor.spec.counted) continue;
-    for (const double grad : doubles(tensor.spec.kind, tensor.grad)) {
+    for (const double grad : doubles(tensor.spec.dtypes, tensor.grad)) {
       squares[tensor.spec.group] += grad * grad;
       squares[groups] += grad * grad;
       if (plan.groups[tensor.spec.group].max_norm == 0.0) squares[groups + 1] += grad * grad;
@@ -145,10 +145,10 @@ HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
   const RuleInfo info = rule_info(plan.rule);
   for (size_t g = 0; g < plan.groups.size(); ++g) {
     const GroupRow& group = plan.groups[g];
-    const ScheduleValues values = evaluate_schedule(t.live->schedules, group.schedule, step);
+    const ScheduleValues values = evaluate_schedule(t.inputs->schedules, group.schedule, step);
     rows.emplace_back(group.hypers, group.hypers + kMaxHypers);
     rows[g][0] = group.hypers[0] * values.rate;
-    if (t.live->rate_scale) rows[g][0] *= *t.live->rate_scale;
+    if (t.inputs->rate_scale) rows[g][0] *= *t.inputs->rate_scale;
     if (values.cycles_momentum && info.momentum >= 0) rows[g][info.momentum] = values.momentum;
     rows[g][info.weight_decay] *= values.weight_decay;
     plan.rates.as<double>()[g] = rows[g][0];
@@ -160,11 +160,11 @@ HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
 void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& noise,
                  double* sums) {
   const TensorSpec& spec = tensor.spec;
-  const std::vector<double> before = doubles(spec.kind, tensor.param);
-  with_types(spec.kind, [&]<class Param, class State>() {
+  const std::vector<double> before = doubles(spec.dtypes, tensor.param);
+  with_types(spec.dtypes, [&]<class Param, class State>() {
     update_tensor<Param, State>(tensor, plan.rule, hypers, factor_of(plan, spec.group), noise);
   });
-  const std::vector<double> after = doubles(spec.kind, tensor.param);
+  const std::vector<double> after = doubles(spec.dtypes, tensor.param);
   for (size_t i = 0; i < after.size(); ++i) {
     sums[0] += (after[i] - before[i]) * (after[i] - before[i]);
     sums[1] += after[i] * after[i];

@@ -72,7 +72,7 @@ struct Tables {
   Array<Table> tables;
   Array<Track> tracks;
   Array<Schedule> schedules;
-  Array<LiveRow> live;
+  Array<SwappableInputs> inputs;
 
   // One linear schedule of that many pieces.
   void set_schedule(int pieces) {
@@ -86,7 +86,7 @@ struct Tables {
     schedules.edit() = {{0, 1, 0}};
   }
 
-  LiveRow live_row(int device, const double* scale, const double* stop) {
+  SwappableInputs swappable_inputs(int device, const double* scale, const double* stop) {
     return {
         {segments.on(device), nullptr, tables.on(device), tracks.on(device), schedules.on(device)},
         scale,
@@ -98,7 +98,7 @@ struct Tables {
 void test_replays(int rule) {
   std::vector<GroupRow> groups = {make_group(rule, 0.1), make_group(rule, 0.02)};
   groups[0].schedule = 0;
-  std::vector<TensorSpec> specs = {{700}, {33, Kind::kBFloat16}, {1025}};
+  std::vector<TensorSpec> specs = {{700}, {33, DtypePair::kBFloat16}, {1025}};
   specs[1].group = specs[2].group = 1;
   Plan replayed(rule, specs, groups, 256);
   Plan eager(rule, specs, groups, 256);
@@ -111,13 +111,13 @@ void test_replays(int rule) {
   device.chunks.edit() = replayed.chunks;
   device.group_chunks.edit() = replayed.group_chunks;
   device.set_schedule(2);
-  device.live.edit().assign(1, device.live_row(1, nullptr, nullptr));
+  device.inputs.edit().assign(1, device.swappable_inputs(1, nullptr, nullptr));
   graph.tensors = device.tensors.on(1);
   graph.grads = device.grads.on(1);
   graph.groups = device.groups.on(1);
   graph.chunks = device.chunks.on(1);
   graph.group_chunks = device.group_chunks.on(1);
-  graph.live = device.live.on(1);
+  graph.inputs = device.inputs.on(1);
 
   Grid grid(rule, 3, 32);
   cpu::Scratch scratch;
@@ -129,7 +129,7 @@ void test_replays(int rule) {
     if (step == 2) device.groups.edit()[0].hypers[0] = 0.3;
     if (step == 3) device.groups.edit()[1].frozen = 1;
     if (step == 5) device.groups.edit()[1].frozen = 0;
-    if (step == 6) {  // more rows than there were: elsewhere, and the live row says where
+    if (step == 6) {  // more rows than there were: elsewhere, and the swappable inputs say where
       device.set_schedule(40);
       device.groups.edit()[1].schedule = 0;
       is_rescheduled = true;
@@ -139,16 +139,16 @@ void test_replays(int rule) {
     if (step == 11) stop = 0.0;
     const double* scale_now = step >= 8 ? &scale : nullptr;
     const double* stop_now = step >= 10 ? &stop : nullptr;
-    device.live.edit().assign(1, device.live_row(1, scale_now, stop_now));
+    device.inputs.edit().assign(1, device.swappable_inputs(1, scale_now, stop_now));
     EXPECT_EQ(device.groups.on(1), graph.groups);
-    EXPECT_EQ(device.live.on(1), graph.live);
+    EXPECT_EQ(device.inputs.on(1), graph.inputs);
     if (is_rescheduled) grid.run_schedule_block(graph);
     grid.step(graph);
 
     eager.groups = device.groups.rows();
     StepTables now = eager.tables();
-    const LiveRow live = device.live_row(0, scale_now, stop_now);
-    now.live = &live;
+    const SwappableInputs inputs = device.swappable_inputs(0, scale_now, stop_now);
+    now.inputs = &inputs;
     cpu::step(rule, now, 1, nullptr, scratch);
     EXPECT_SAME(replayed, eager);
     EXPECT_EQ(graph.clock->applied, step + (step < 10));

@@ -26,8 +26,8 @@ void test_norms() {
         options.norms = true;
         options.scale = 5.0f;
         std::vector<TensorSpec> specs;
-        for (int i = 0; i < 2 * kNumKinds; ++i) {
-          specs.push_back({i * 331 + 5, kAllKinds[i % kNumKinds], 0, i * 7 % groups});
+        for (int i = 0; i < 2 * kNumDtypePairs; ++i) {
+          specs.push_back({i * 331 + 5, kAllDtypePairs[i % kNumDtypePairs], 0, i * 7 % groups});
           specs.back().grad_offset = i % 3;
           specs.back().has_grad = i % 8 != 7;
         }
@@ -43,13 +43,14 @@ void test_norms() {
 
 // One long tensor of each type: float sums would have lost their last digits long before the end.
 void test_long_norms() {
-  for (const Kind kind : {Kind::kFloat32, Kind::kFloat64, Kind::kBFloat16, Kind::kFloat16}) {
-    const Context context("long norm, kind ", kind);
+  for (const DtypePair dtypes :
+       {DtypePair::kFloat32, DtypePair::kFloat64, DtypePair::kBFloat16, DtypePair::kFloat16}) {
+    const Context context("long norm, dtypes ", dtypes);
     Options options;
     options.norms = true;
     const auto make = [&] {
-      Plan plan(kPlace<Sgd>, {{300001, kind}}, {make_group(kPlace<Sgd>, 0.1)}, 300001, options);
-      with_types(kind, [&]<class Param, class State>() {
+      Plan plan(kPlace<Sgd>, {{300001, dtypes}}, {make_group(kPlace<Sgd>, 0.1)}, 300001, options);
+      with_types(dtypes, [&]<class Param, class State>() {
         for (int64_t i = 0; i < 300001; ++i) put(1.125, plan.tensors[0].grad.as<Param>()[i]);
       });
       return plan;
@@ -128,8 +129,8 @@ Clipped clip(double shared, double own, float scale, bool on_cpu) {
   options.max_norm = shared;
   options.scale = scale;
   options.norms = true;
-  Plan plan(kPlace<Sgd>, {{2, Kind::kFloat64}, {1, Kind::kFloat64, 0, 1}}, {groups[0], groups[1]},
-            8, options);
+  Plan plan(kPlace<Sgd>, {{2, DtypePair::kFloat64}, {1, DtypePair::kFloat64, 0, 1}},
+            {groups[0], groups[1]}, 8, options);
   double* first = plan.tensors[0].param.as<double>();
   double* second = plan.tensors[1].param.as<double>();
   first[0] = first[1] = second[0] = 0.0;
@@ -176,10 +177,10 @@ void test_values_of_clipping() {
 template <class Step>
 void step_in_parts(Plan& plan, Step&& step) {
   StepTables t = plan.tables();
-  t.part = Part::kSquares;
+  t.phase = Phase::kSquares;
   step(t);
   for (size_t g = 0; g < plan.groups.size(); ++g) plan.squares.as<double>()[g] *= 3.0;
-  t.part = Part::kUpdate;
+  t.phase = Phase::kUpdate;
   step(t);
 }
 

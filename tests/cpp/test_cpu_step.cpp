@@ -15,10 +15,10 @@ namespace {
 
 std::atomic<int64_t> last_tasks{0};
 
-void run_threads(int64_t tasks, void (*run)(void* context, int64_t task), void* context) {
+void run_threads(int64_t tasks, cpu::RunTasks run, void* context) {
   last_tasks = tasks;
   std::vector<std::thread> threads;
-  for (int64_t i = 0; i < tasks; ++i) threads.emplace_back(run, context, i);
+  for (int64_t i = 0; i < tasks; ++i) threads.emplace_back(run, i, i + 1, context);
   for (std::thread& thread : threads) thread.join();
 }
 
@@ -53,9 +53,9 @@ LRFAST_NOINLINE int64_t expect_same_for_all_threads(const Make& make, int steps)
 std::vector<TensorSpec> shared_specs(int rule) {
   std::vector<TensorSpec> specs = passes_specs(rule);
   const int forms = rule_info(rule).num_forms;
-  for (const Kind kind : kAllKinds) {
+  for (const DtypePair dtypes : kAllDtypePairs) {
     for (int form = 0; form < forms; ++form) {
-      specs.push_back({20011 / forms, kind, static_cast<uint8_t>(form)});
+      specs.push_back({20011 / forms, dtypes, static_cast<uint8_t>(form)});
       specs.back().has_grad = specs.size() % 5 != 0;
       specs.back().has_average = specs.size() % 2 != 0;
     }
@@ -104,7 +104,7 @@ void test_skipped(int rule) {
 void test_counts(int rule) {
   std::vector<TensorSpec> specs;
   for (int i = 0; i < 400; ++i) {
-    TensorSpec spec{i % 40, i % 3 == 0 ? Kind::kFloat64 : Kind::kFloat32,
+    TensorSpec spec{i % 40, i % 3 == 0 ? DtypePair::kFloat64 : DtypePair::kFloat32,
                     static_cast<uint8_t>(rule_info(rule).num_forms - 1)};
     spec.count = static_cast<float>(i % 5 < 3 ? 0 : i % 5);
     spec.has_product = i % 7 < 3;
@@ -138,7 +138,7 @@ void test_schedules(int rule) {
   groups[1].schedule = 0;
   groups[3].schedule = 0;
   std::vector<TensorSpec> specs;
-  for (int32_t g = 0; g < 4; ++g) specs.push_back({20000, Kind::kFloat32, 0, g});
+  for (int32_t g = 0; g < 4; ++g) specs.push_back({20000, DtypePair::kFloat32, 0, g});
   const auto make = [&] {
     Plan plan(rule, specs, groups, 1000, {}, two_schedules());
     plan.has_rate_scale = true;
@@ -170,17 +170,17 @@ int64_t count_zeros() {
   return zeros;
 }
 
-void run_watched(int64_t tasks, void (*run)(void* context, int64_t task), void* context) {
+void run_watched(int64_t tasks, cpu::RunTasks run, void* context) {
   for (int64_t i = 0; i < tasks; ++i) {
     const int64_t before = count_zeros();
-    run(context, i);
+    run(i, i + 1, context);
     shares.push_back(before - count_zeros());
   }
 }
 
 // A frozen half in front, one large tensor, many small ones: tasks differ by a few chunks at most.
 void test_shares() {
-  std::vector<TensorSpec> specs = {{150000, Kind::kFloat32, 0, 1}, {150000}};
+  std::vector<TensorSpec> specs = {{150000, DtypePair::kFloat32, 0, 1}, {150000}};
   for (int i = 0; i < 150; ++i) specs.push_back({1000});
   GroupRow group{};
   group.hypers[Sgd::kRate] = 1.0;

@@ -21,7 +21,7 @@ class Moved {
     for (size_t i = 0; i < rows_.size(); ++i) {
       TensorRow& row = rows_[i];
       row.numel += before;
-      with_types(row.kind, [&]<class Param, class State>() {
+      with_types(row.dtypes, [&]<class Param, class State>() {
         shift<Param>(row.param, before);
         shift<Param>(grads_[i], before);
         shift<compute_t<Param>>(row.average, before);

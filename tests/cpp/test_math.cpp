@@ -130,12 +130,12 @@ void test_floats() {
   }
 }
 
-// What each kind stands for: everything else finds its types through with_types() itself.
+// The types that each pair names: everything else finds its types through with_types() itself.
 template <class Param, class State>
-void expect_types(Kind kind) {
-  const Context context("kind ", kind);
+void expect_types(DtypePair dtypes) {
+  const Context context("dtypes ", dtypes);
   int visits = 0;
-  with_types(kind, [&]<class FoundParam, class FoundState>() {
+  with_types(dtypes, [&]<class FoundParam, class FoundState>() {
     visits += 1;
     EXPECT((std::is_same_v<FoundParam, Param>));
     EXPECT((std::is_same_v<FoundState, State>));
@@ -144,15 +144,15 @@ void expect_types(Kind kind) {
 }
 
 void test_kinds() {
-  expect_types<float, float>(Kind::kFloat32);
-  expect_types<double, double>(Kind::kFloat64);
-  expect_types<BFloat16, BFloat16>(Kind::kBFloat16);
-  expect_types<Float16, Float16>(Kind::kFloat16);
-  expect_types<BFloat16, float>(Kind::kBFloat16StatesFloat32);
-  expect_types<Float16, float>(Kind::kFloat16StatesFloat32);
-  expect_types<float, BFloat16>(Kind::kFloat32StatesBFloat16);
-  expect_types<StochasticBFloat16, StochasticBFloat16>(Kind::kStochasticBFloat16);
-  expect_types<StochasticBFloat16, float>(Kind::kStochasticBFloat16StatesFloat32);
+  expect_types<float, float>(DtypePair::kFloat32);
+  expect_types<double, double>(DtypePair::kFloat64);
+  expect_types<BFloat16, BFloat16>(DtypePair::kBFloat16);
+  expect_types<Float16, Float16>(DtypePair::kFloat16);
+  expect_types<BFloat16, float>(DtypePair::kBFloat16StatesFloat32);
+  expect_types<Float16, float>(DtypePair::kFloat16StatesFloat32);
+  expect_types<float, BFloat16>(DtypePair::kFloat32StatesBFloat16);
+  expect_types<StochasticBFloat16, StochasticBFloat16>(DtypePair::kStochasticBFloat16);
+  expect_types<StochasticBFloat16, float>(DtypePair::kStochasticBFloat16StatesFloat32);
   EXPECT((std::is_same_v<compute_t<BFloat16>, float>));
   EXPECT((std::is_same_v<compute_t<Float16>, float>));
   EXPECT((std::is_same_v<compute_t<StochasticBFloat16>, float>));

@@ -145,7 +145,8 @@ Plan make_ones(uint64_t seed) {
   group.schedule = -1;
   Options options;
   options.seed = seed;
-  Plan plan(kPlace<Sgd>, {{65536, Kind::kStochasticBFloat16}, {65536, Kind::kStochasticBFloat16}},
+  Plan plan(kPlace<Sgd>,
+            {{65536, DtypePair::kStochasticBFloat16}, {65536, DtypePair::kStochasticBFloat16}},
             {group}, 10000, options);
   for (Tensor& tensor : plan.tensors) {
     for (int64_t i = 0; i < tensor.spec.numel; ++i) {

@@ -111,13 +111,13 @@ void test_values_of_passes() {
   options.scale = 0.5f;
   options.average_weight = 0.5;
   options.telemetry = 1;
-  for (const Kind kind : kAllKinds) {
-    const Context context("values, kind ", kind);
-    TensorSpec spec{100, kind};
+  for (const DtypePair dtypes : kAllDtypePairs) {
+    const Context context("values, dtypes ", dtypes);
+    TensorSpec spec{100, dtypes};
     spec.has_average = true;
     Trio trio([&] {
       Plan plan(kPlace<Sgd>, {spec}, {group}, 64, options);
-      with_types(kind, [&]<class Param, class State>() {
+      with_types(dtypes, [&]<class Param, class State>() {
         Tensor& tensor = plan.tensors[0];
         for (int64_t i = 0; i < spec.numel; ++i) {
           put(8.0, tensor.param.as<Param>()[i]);
@@ -130,7 +130,7 @@ void test_values_of_passes() {
     Grid grid(kPlace<Sgd>, 2, 32);
     trio.step(grid);
     for (Plan* plan : {&trio.on_grid, &trio.on_cpu, &trio.plain}) {
-      with_types(kind, [&]<class Param, class State>() {
+      with_types(dtypes, [&]<class Param, class State>() {
         for (int64_t i = 0; i < spec.numel; ++i) {
           EXPECT_EQ(to_compute(plan->tensors[0].param.as<Param>()[i]), compute_t<Param>(4));
           EXPECT_EQ(plan->tensors[0].average.as<compute_t<Param>>()[i], compute_t<Param>(3));
@@ -179,7 +179,7 @@ Plan make_skip_plan(int rule, const SkipCase& given, bool zero) {
   for (Tensor& tensor : plan.tensors) {
     if (given.planted == 0 || tensor.spec.group != given.group) continue;
     if (!tensor.spec.has_grad || tensor.spec.numel < 1000) continue;
-    with_types(tensor.spec.kind, [&]<class Param, class State>() {
+    with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
       put(given.planted, tensor.grad.as<Param>()[777]);
     });
     break;

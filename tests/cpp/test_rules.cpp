@@ -19,7 +19,7 @@ double after_two_steps(uint8_t form, const std::vector<double>& hypers) {
   GroupRow group{};
   std::copy(hypers.begin(), hypers.end(), group.hypers);
   group.schedule = -1;
-  TensorSpec spec{1, Kind::kFloat64, form};
+  TensorSpec spec{1, DtypePair::kFloat64, form};
   spec.product = 1.0;
   Plan plan(kPlace<Rule>, {spec}, {group}, 8);
   for (GuardedBytes& state : plan.tensors[0].states) *state.as<double>() = 0.0;
@@ -157,6 +157,22 @@ void test_sgd() {
   }
 }
 
+// A product that starts at a count is what the steps up to it would have made.
+void test_products() {
+  const double adam[kMaxHypers] = {0.1, 0.9, 0.99, 1e-3, 0.2, 0.0, 0.0, 0.0};
+  const double nadam[kMaxHypers] = {0.1, 0.9, 0.99, 1e-3, 0.2, 0.0, 0.0, 0.4};
+  double product = 1.0;
+  double power = 1.0;
+  for (int t = 0; t < 40; ++t) {
+    const Context context("product after ", t);
+    EXPECT_NEAR(Adam::product_after(adam, t), power, kTolerance * power);
+    EXPECT_NEAR(NAdam::product_after(nadam, t), product, kTolerance * product);
+    EXPECT_EQ(Sgd::product_after(adam, t), 1.0);
+    power *= 0.9;
+    product *= 0.9 * (1.0 - 0.5 * std::pow(0.96, (t + 1) * 0.4));
+  }
+}
+
 }  // namespace
 }  // namespace lrfast::test
 
@@ -165,6 +181,7 @@ int main() {
   test_sgd();
   test_adam();
   test_nadam();
+  test_products();
   test_rmsprop();
   test_adagrad();
   test_lion();

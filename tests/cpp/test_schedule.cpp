@@ -13,16 +13,7 @@ constexpr int64_t kFar = int64_t{1} << 52;
 
 Segment make_segment(Shape shape, double from, double to, double t0, double span, double p = 1) {
   Segment s{static_cast<int64_t>(std::fmax(t0, 0.0)), t0, span, from, to, 1.0, 0.0, 0, shape};
-  if (shape == Shape::kExponential) {
-    s.prepared = std::log(to / from);
-  } else if (shape == Shape::kInverse) {
-    s.prepared = std::pow(from / to, 1.0 / p) - 1.0;
-    s.power = -p;
-  } else if (shape == Shape::kRex) {
-    s.prepared = p;
-  } else if (shape != Shape::kLinear) {
-    s.power = p;
-  }
+  prepare_segment(s, p);
   return s;
 }
 

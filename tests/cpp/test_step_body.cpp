@@ -38,7 +38,7 @@ void test_large(int rule) {
   for (const GridShape& s : kShapes) {
     const Context context("large, chunk ", s.chunk, ", ", s.blocks, " blocks of ", s.threads);
     const auto make = [&] {
-      return Plan(rule, {{65537}, {65536, Kind::kStochasticBFloat16, last_form}},
+      return Plan(rule, {{65537}, {65536, DtypePair::kStochasticBFloat16, last_form}},
                   {make_group(rule, 0.1)}, s.chunk);
     };
     expect_two_steps(make, Grid(rule, s.blocks, s.threads));
@@ -48,8 +48,8 @@ void test_large(int rule) {
 void test_many_small(int rule) {
   std::vector<TensorSpec> specs;
   for (int64_t i = 0; i < 3000; ++i) {
-    const int64_t form = i / kNumKinds % rule_info(rule).num_forms;
-    TensorSpec spec{i % 11, kAllKinds[i % kNumKinds], static_cast<uint8_t>(form)};
+    const int64_t form = i / kNumDtypePairs % rule_info(rule).num_forms;
+    TensorSpec spec{i % 11, kAllDtypePairs[i % kNumDtypePairs], static_cast<uint8_t>(form)};
     spec.has_grad = i % 7 != 0;
     specs.push_back(spec);
   }
@@ -84,7 +84,7 @@ void test_alignment(int rule) {
 // The fast path is taken where it may be, and only there.
 void test_locate_chunk() {
   const auto locate = [](int param, int grad, int state, int average, int64_t begin) {
-    TensorSpec spec{100, Kind::kFloat32, Sgd::kWithMomentum, 0, param, grad, state, average};
+    TensorSpec spec{100, DtypePair::kFloat32, Sgd::kWithMomentum, 0, param, grad, state, average};
     spec.has_average = average != 0;
     Plan plan(kPlace<Sgd>, {spec}, {make_group(kPlace<Sgd>, 0.1)}, 40);
     const StepTables t = plan.tables();
@@ -157,20 +157,20 @@ void test_visits() {
   GroupRow group{};
   group.hypers[Sgd::kRate] = 1.0;
   group.schedule = -1;
-  for (const Kind kind : kAllKinds) {
+  for (const DtypePair dtypes : kAllDtypePairs) {
     for (const uint8_t form : {Sgd::kPlain, Sgd::kWithMomentum}) {
       for (const int64_t chunk : {5, 64, 1000}) {
         for (const bool passes : {false, true}) {
-          const Context context("visits, kind ", kind, ", form ", form, ", chunk ", chunk);
-          Plan plan(kPlace<Sgd>, {{4097, kind, form}, {1003, kind, form}}, {group}, chunk);
+          const Context context("visits, dtypes ", dtypes, ", form ", form, ", chunk ", chunk);
+          Plan plan(kPlace<Sgd>, {{4097, dtypes, form}, {1003, dtypes, form}}, {group}, chunk);
           for (Tensor& tensor : plan.tensors) {
-            with_types(kind, [&]<class Param, class State>() { fill_whole<Param>(tensor); });
+            with_types(dtypes, [&]<class Param, class State>() { fill_whole<Param>(tensor); });
           }
           Grid grid(kPlace<Sgd>, 3, 32);
           grid.forces_passes = passes;
           grid.step(plan.tables());
           for (const Tensor& tensor : plan.tensors) {
-            with_types(kind, [&]<class Param, class State>() { expect_visited<Param>(tensor); });
+            with_types(dtypes, [&]<class Param, class State>() { expect_visited<Param>(tensor); });
             EXPECT_EQ(*tensor.count.as<float>(), 1.0f);
           }
         }
@@ -271,9 +271,9 @@ void test_schedules(int rule) {
   groups[1].schedule = 1;
   std::vector<TensorSpec> specs;
   const uint8_t last_form = static_cast<uint8_t>(rule_info(rule).num_forms - 1);
-  for (const Kind kind : kAllKinds) {
+  for (const DtypePair dtypes : kAllDtypePairs) {
     for (int32_t g = 0; g < 3; ++g) {
-      specs.push_back({300, kind, last_form, g});
+      specs.push_back({300, dtypes, last_form, g});
       specs.back().has_product = g == 0;
     }
   }
@@ -287,7 +287,7 @@ void test_schedules(int rule) {
     EXPECT_EQ(t.clock->applied, step + 1);
     EXPECT_EQ(t.clock->steps, step + 7);
     EXPECT_EQ(*t.tensors[0].count, static_cast<float>(step + 1));
-    EXPECT_EQ(t.rates[0], 0.1 * evaluate_schedule(t.live->schedules, 0, step).rate);
+    EXPECT_EQ(t.rates[0], 0.1 * evaluate_schedule(t.inputs->schedules, 0, step).rate);
     EXPECT_EQ(t.rates[2], 0.5);
   }
 }
@@ -306,7 +306,7 @@ void test_products() {
   Grid adam_grid(kPlace<Adam>, 2, 4);
   Grid nadam_grid(kPlace<NAdam>, 2, 4);
   for (int64_t step = 0; step < 10; ++step) {
-    const double momentum = evaluate_schedule(t.live->schedules, 0, step).momentum;
+    const double momentum = evaluate_schedule(t.inputs->schedules, 0, step).momentum;
     adam *= momentum;
     nadam *= momentum * (1.0 - 0.5 * std::pow(0.96, (step + 1.0) * 0.004));
     adam_grid.step(with_adam.tables());

@@ -27,12 +27,12 @@ struct ThreadBlock {
   int threads() const { return block_threads; }
 
   template <class Body>
-  void each(Body&& body) {
+  void for_each_thread(Body&& body) {
     body(thread);
     barrier->arrive_and_wait();
   }
   template <class Body>
-  void once(Body&& body) {
+  void thread_zero(Body&& body) {
     if (thread == 0) body();
     barrier->arrive_and_wait();
   }
@@ -96,10 +96,10 @@ Plan make_plan(const Options& options) {
   groups[2].frozen = 1;
   groups[3].max_norm = options.max_norm / 2;
   std::vector<TensorSpec> specs;
-  for (const Kind kind : kAllKinds) {
+  for (const DtypePair dtypes : kAllDtypePairs) {
     for (int form = 0; form < Rule::kNumForms; ++form) {
       for (const int64_t numel : {7, 150}) {
-        TensorSpec spec{numel, kind, static_cast<uint8_t>(form)};
+        TensorSpec spec{numel, dtypes, static_cast<uint8_t>(form)};
         spec.group = static_cast<int32_t>(specs.size() / 2 % 4);
         spec.has_product = spec.group == 0;
         spec.has_average = has_averages && specs.size() % 3 != 0;

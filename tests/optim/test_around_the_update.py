@@ -92,7 +92,7 @@ def test_a_group_is_clipped_by_its_own_norm(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_DTYPES], ids=by_name)
 def test_norms_of_narrow_gradients(dtype: torch.dtype, device: torch.device) -> None:
-    """Float lanes, emptied into doubles: off by at most 2^-19 of the norm's square, see passes.cpp.
+    """Float lanes, emptied into doubles: off by at most 2^-19 of the norm's square, see norms.cpp.
 
     The GPU adds up single vectors in float, fewer than the CPU's lanes.
     """

@@ -12,6 +12,7 @@ from steps import new_parameters, step_with
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+import lrfast
 from lrfast import schedules
 from lrfast.curve import LossCurve
 from lrfast.schedules import Schedule
@@ -111,6 +112,33 @@ def test_adamw_uses_rate_and_beta1(schedule: Schedule, before: int, device: torc
     if schedule.momentum_track is not None:
         product = optimizer.state[param]["beta1_product"].item()
         assert product == pytest.approx(state["beta1_product"], rel=1e-12)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_nadam_finds_a_lost_product_in_its_count(on_device: bool, device: torch.device) -> None:
+    """From a state without one, as any port may save it: of the group's momenta up to its count."""
+    (param,) = new_parameters(device)
+    beta = torch.tensor(0.8, device=device) if on_device else 0.8
+    optimizer = lrfast.NAdam([param], betas=(beta, 0.99), momentum_decay=0.3)
+    for _ in range(7):
+        step_with((optimizer,), [random_grad(param)])
+    kept = optimizer.state[param].pop("mu_product").item()
+    exact = np.prod([float(beta) * (1 - 0.5 * 0.96 ** (t * 0.3)) for t in range(1, 8)])
+    assert kept == pytest.approx(exact, rel=1e-13)
+    optimizer._engine = None
+    step_with((optimizer,), [random_grad(param)])
+    after = exact * float(beta) * (1 - 0.5 * 0.96 ** (8 * 0.3))
+    assert optimizer.state[param]["mu_product"].item() == pytest.approx(after, rel=1e-13)
+
+
+@pytest.mark.parametrize("count", [-1.0, float("nan"), float("inf")])
+def test_a_product_needs_a_count(count: float) -> None:
+    (param,) = new_parameters("cpu")
+    optimizer = lrfast.NAdam([param])
+    step_with((optimizer,), [random_grad(param)])
+    assert optimizer._engine is not None
+    with pytest.raises(ValueError, match="count of updates must be 0 or more, got"):
+        optimizer._engine.product_after(0, count)
 
 
 def test_each_parameter_has_its_own_product_of_betas() -> None:

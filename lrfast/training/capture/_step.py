@@ -1,7 +1,7 @@
 """A whole training step as one CUDA graph: ``lrfast.capture``.
 
 A graph holds addresses and launch arguments by value. The engine keeps everything that a user may
-change in tables that stay where they are (csrc/bindings/engine_capture.cpp); what a graph cannot
+change in tables that stay where they are (csrc/bindings/recording.cpp); what a graph cannot
 follow is found before each replay. On the CPU the same object runs the step eagerly, with the same
 checks.
 """
@@ -206,9 +206,7 @@ class CapturedStep:
         held = self._recording, optimizer.param_groups, optimizer.state
         found = engine.refresh(*held)
         if isinstance(found, list):
-            for group, param in found:
-                names = engine.state_names(group)
-                optimizer._prepare_state(param, names, optimizer.param_groups[group])
+            optimizer._prepare_states(engine, found)
             found = engine.refresh(*held)
         if isinstance(found, list):
             raise RuntimeError(f"{len(found)} parameters have no usable optimizer state")

@@ -22,8 +22,8 @@ RULES = [
     Fault(
         "adam-no-bias-correction",
         "csrc/core/rules",
-        "s.step_size = static_cast<T>(rate / (1.0 - beta1_power));",
-        "s.step_size = static_cast<T>(rate);",
+        "s.step_size = static_cast<T>(hypers[kRate] / (1.0 - beta1_power));",
+        "s.step_size = static_cast<T>(hypers[kRate]);",
         steps_of("adam"),
     ),
     Fault(
@@ -46,6 +46,20 @@ RULES = [
         "momentum_at(hypers, clock.count + 2.0)",
         "momentum_at(hypers, clock.count + 1.0)",
         steps_of("nadam"),
+    ),
+    Fault(
+        "nadam-lost-product-is-one-step-short",
+        "csrc/core/rules",
+        "for (int64_t i = 0; i < count && product != 0.0; ++i) {",
+        "for (int64_t i = 1; i < count && product != 0.0; ++i) {",
+        program("test_rules"),
+    ),
+    Fault(
+        "adam-lost-product-is-one-step-long",
+        "csrc/core/rules",
+        "return integer_power(hypers[kMomentum], count);",
+        "return integer_power(hypers[kMomentum], count + 1);",
+        program("test_rules"),
     ),
     Fault(
         "lion-decay-with-the-wrong-sign",
@@ -285,7 +299,7 @@ STEP = [
 DRIVER = [
     Fault(
         "norm-counts-what-other-processes-count",
-        "csrc/cpu/passes.cpp",
+        "csrc/cpu/norms.cpp",
         "if (!is_counted(t, chunk.tensor)) continue;",
         "if (!is_updated(t, chunk.tensor)) continue;",
         program("test_clipping"),
@@ -327,9 +341,9 @@ DRIVER = [
     ),
     Fault(
         "a-sum-loses-its-last-elements",
-        "csrc/cpu/passes.cpp",
-        "  for (; i < count; ++i) {\n    const double value = to_compute(values[i]);",
-        "  for (; i + 1 < count; ++i) {\n    const double value = to_compute(values[i]);",
+        "csrc/cpu/norms.h",
+        "for (; i < count; ++i) add_square(",
+        "for (; i + 1 < count; ++i) add_square(",
         program("test_clipping"),
     ),
     Fault(
@@ -345,24 +359,23 @@ BINDINGS = [
     Fault(
         "changed-groups-are-not-read",
         "csrc/bindings",
-        "      held.version = version;\n      groups_unread_ = true;\n",
+        "      held.version = version;\n      is_unread_ = true;\n",
         "      held.version = version;\n",
         "test_torch_interface.py test_param_groups.py",
     ),
     Fault(
         "replaced-states-go-unnoticed",
         "csrc/bindings",
-        "if (slot.state_dict && version_of(slot.state_dict.ptr()) != slot.state_version) "
-        "return false;",
+        "if (state_dict && version_of(state_dict.ptr()) != state_version) return false;",
         "",
         "test_state_dicts.py",
     ),
     Fault(
         "an-average-of-any-dtype",
         "csrc/bindings",
-        "if (!average.defined() || !is_usable_state(average, slot) ||\n"
-        "        real_type(average) != average_type(param_type)) {",
-        "if (!average.defined() || !is_usable_state(average, slot)) {",
+        "if (!found_average.defined() || !is_usable_state(found_average, *this) ||\n"
+        "        real_type(found_average) != average_type(param_type)) {",
+        "if (!found_average.defined() || !is_usable_state(found_average, *this)) {",
         "test_ema_and_telemetry.py",
     ),
     Fault(
@@ -375,14 +388,14 @@ BINDINGS = [
     Fault(
         "a-parameter-with-gaps-is-not-updated",
         "csrc/bindings",
-        "    if (slot.staged_param.defined()) slot.param.detach().copy_(slot.staged_param);\n",
+        "    if (param.staged_param.defined()) tensor.detach().copy_(param.staged_param);\n",
         "",
         "test_layouts.py",
     ),
     Fault(
         "autograd-hears-of-no-change",
         "csrc/bindings",
-        "if (!slot.param.is_inference()) slot.param.unsafeGetTensorImpl()->bump_version();",
+        "if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();",
         "",
         "test_torch_interface.py test_torch_behaviours.py",
     ),
@@ -418,14 +431,14 @@ BINDINGS = [
     Fault(
         "a-new-schedule-starts-where-the-old-one-was",
         "csrc/bindings",
-        "    plan.clock.narrow(0, 0, 1).fill_(0);\n",
+        "  for (DevicePlan& plan : plans_) plan.set_clock(0, 0);\n",
         "",
         "test_live_schedules.py",
     ),
     Fault(
         "options-leave-rows-as-they-are",
         "csrc/bindings",
-        "  for (Slot& slot : slots_) slot.is_bound = false;\n",
+        "  for (Parameter& param : parameters_) param.is_bound = false;\n",
         "",
         "test_ema_and_telemetry.py test_dtypes.py",
     ),
@@ -439,14 +452,14 @@ BINDINGS = [
     Fault(
         "staged-gradients-are-not-zeroed",
         "csrc/bindings",
-        "    if (options_.zero_grads && slot.uses_staged_grad) grad_of(slot).zero_();\n",
+        "    if (settings_.options.zero_grads && param.uses_staged_grad) param.grad().zero_();\n",
         "",
         "test_around_the_update.py",
     ),
     Fault(
         "loaded-momentum-counts-as-none",
         "csrc/bindings",
-        "return slot.starts_fresh ? at::zeros({}, options) : at::ones({}, options);",
+        "return param.starts_fresh ? at::zeros({}, options) : at::ones({}, options);",
         "return at::zeros({}, options);",
         "test_state_dicts.py",
     ),

@@ -1,5 +1,5 @@
-// What goes over the elements besides the rules: the gradients' norm before them, and on each tile
-// behind them the weights' moving average, the zeroing of gradients and the sums for telemetry.
+// The passes behind the rules, on a tile of elements while it is in the first cache: the EMA of the
+// weights, the zeroing of gradients and the sums for telemetry.
 #pragma once
 
 #include "core/tables.h"
@@ -10,9 +10,6 @@ namespace lrfast::cpu {
 // arrays of doubles.
 constexpr int64_t kTile = 512;
 
-// Squares of the gradients of chunks [begin, end), into totals.chunk_squares.
-void square_chunks(const StepTables& t, int64_t begin, int64_t end);
-
 // Sets the gradients of chunks [begin, end) to zero, those of frozen groups too.
 void zero_chunks(const StepTables& t, int64_t begin, int64_t end);
 
@@ -21,7 +18,7 @@ void zero_chunks(const StepTables& t, int64_t begin, int64_t end);
 // Moves the average towards the weights.
 void average_tile(const StepTables& t, const TensorRow& row, int64_t begin, int64_t end);
 
-void zero_tile(Kind kind, void* grads, int64_t begin, int64_t end);
+void zero_tile(DtypePair dtypes, void* grads, int64_t begin, int64_t end);
 
 // Copies weights, widened, to before.
 void widen_tile(const TensorRow& row, int64_t begin, int64_t end, double* before);
