@@ -2,13 +2,15 @@
 
 * core/, cpu/ and cuda/ include neither torch nor each other against the one allowed direction,
   core <- cpu, cuda <- bindings, and core/ includes no CUDA either.
-* cpu/ and cuda/ hold no formula: each stands once, in core/.
+* cpu/ and cuda/ hold no formula (a root, a power, a square, a complement 1 - x): each stands once,
+  in core/. Nor does Python raise a variable to a power in lrfast/optim/.
 * Every TORCH_CHECK says what was wrong.
 * Every header of core/ compiles alone, with g++ and without torch.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -17,7 +19,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+OPTIM = ROOT / "lrfast" / "optim"
 MAY_INCLUDE = {
     "core": {"core"},
     "cpu": {"core", "cpu"},
@@ -26,7 +30,11 @@ MAY_INCLUDE = {
 }
 TORCH_HEADER = re.compile(r"(torch|ATen|c10|pybind11)(/|\.h)|Python\.h")
 CUDA_HEADER = re.compile(r"cu(da|blas|rand|sparse|b/).*|device_launch_parameters\.h")
-FORMULA = re.compile(r"sqrt|pow\(|cos\(")
+# A name, with the members, arguments and indices behind it.
+TERM = r"\w+(?:(?:\.|->)\w+|\([^()]*\)|\[[^\[\]]*\])*"
+FORMULA = re.compile(
+    rf"sqrt|pow\(|cos\(|exp\(|\b1\.0f?\s*[-/+]|(?<![\w.>])({TERM})\s*\*\s*\1(?![\w.(\[]|->)"
+)
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(["<])([^">]+)', re.MULTILINE)
 CHECK = re.compile(r"\bTORCH_CHECK(\w*)\s*\(")
 # Longest first where two could match: a comment may hold quotes, a string may hold slashes.
@@ -83,6 +91,15 @@ def faults_in(path: Path) -> Iterator[tuple[int, str]]:
             yield match.start(), f"TORCH_CHECK{match[1]} without a message"
 
 
+def powers_in(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the line of each power of a variable in a Python file, with a sentence."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Pow):
+            continue
+        if not all(isinstance(side, ast.Constant) for side in (node.left, node.right)):
+            yield node.lineno, f"optim/ must hold no formula, found {ast.unparse(node)!r}"
+
+
 def compile_alone(header: Path) -> str:
     """Returns what g++ says about a translation unit that is this header alone."""
     compiler = os.environ.get("CXX", "g++")
@@ -110,6 +127,8 @@ def main() -> int:
         for position, sentence in faults_in(path):
             line = text.count("\n", 0, position) + 1
             faults.append(f"{path.relative_to(CSRC.parent)}:{line}: {sentence}")
+    for path in sorted(OPTIM.rglob("*.py")):
+        faults += [f"{path.relative_to(ROOT)}:{line}: {text}" for line, text in powers_in(path)]
     headers = [path for path in files if path.is_relative_to(CSRC / "core")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         faults += [message for message in pool.map(compile_alone, headers) if message]
