@@ -80,7 +80,7 @@ RULES = [
         "csrc/core/rules",
         "      variance = variance < T(0) ? T(0) : variance;\n",
         "",
-        steps_of("rmsprop"),
+        "test_step.py::test_a_variance_that_comes_out_negative_counts_as_zero",
     ),
     Fault(
         "rmsprop-wrong-buffer",
