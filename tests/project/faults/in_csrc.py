@@ -370,7 +370,7 @@ BINDINGS = [
         "csrc/bindings",
         "if (is_alike && !grad.is_neg() && !grad.is_conj())",
         "if (is_alike)",
-        "test_layouts.py",
+        "test_user_mutations.py test_mixed_dtypes.py",
     ),
     Fault(
         "a-parameter-with-gaps-is-not-updated",
