@@ -409,11 +409,11 @@ BINDINGS = [
         "test_loading_errors.py",
     ),
     Fault(
-        "a-lookup-shorter-than-its-span",
+        "an-inverse-shape-that-rises",
         "csrc/bindings",
-        "if (shape == Shape::kLookup && static_cast<double>(values.size()) < span) {",
-        "if (shape == Shape::kLookup && static_cast<double>(values.size()) + 1.0 < span) {",
-        "test_untrusted_files.py test_schedules.py test_fuzz.py",
+        "s.power = -power;",
+        "s.power = power;",
+        "test_schedules.py",
     ),
     Fault(
         "a-new-schedule-starts-where-the-old-one-was",

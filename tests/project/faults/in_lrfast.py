@@ -268,8 +268,8 @@ FINETUNE = [
     Fault(
         "every-epoch-is-the-first-ones-pass",
         "lrfast/finetune",
-        "run.epoch + 1, 0, None, False",
-        "run.epoch + 1, 0, run.order, False",
+        "run.order, run.has_ended_pass = None, False",
+        "run.has_ended_pass = False",
         "test_stages.py test_tuner.py test_resume.py",
     ),
     Fault(
