@@ -56,6 +56,22 @@ def test_averages_are_lerps(case: OptimizerCase, dtype: torch.dtype, device: tor
         torch.testing.assert_close(ema, averages[index], rtol=1e-5, atol=1e-6)
 
 
+def test_an_average_of_another_dtype_is_brought_into_its_own(device: torch.device) -> None:
+    """The state is the user's to fill; read as it lies, this one would be other numbers."""
+    param = torch.nn.Parameter(torch.ones(70, device=device))
+    optimizer = lrfast.SGD([param], lr=0.5, ema_decay=0.8)
+    for _ in range(2):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        wanted = optimizer.state[param]["ema"].clone()
+        optimizer.state[param]["ema"] = wanted.double()
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    ema = optimizer.state[param]["ema"]
+    assert ema.dtype == torch.float32
+    torch.testing.assert_close(ema, wanted.lerp(param.detach(), 1 - 0.8))
+
+
 def test_averages_are_swapped_in_and_out() -> None:
     params = [torch.nn.Parameter(torch.randn(3, 4).bfloat16()) for _ in range(3)]
     optimizer = lrfast.SGD(params, lr=0.5, ema_decay=0.5)

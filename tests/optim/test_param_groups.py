@@ -19,6 +19,7 @@ from cases import (
 )
 from torch import Tensor
 
+import lrfast
 from lrfast import schedules
 
 
@@ -325,3 +326,20 @@ def test_a_refused_group_loses_nothing(first: bool) -> None:
         theirs.step()
         assert ours.schedule_step == step + 1
         torch.testing.assert_close(param, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_list_of_betas_may_change_in_place() -> None:
+    """The param group, a dict, does not know: its version stays."""
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    listed, other = (lrfast.AdamW([param], lr=0.1, betas=(0.9, 0.99)) for param in params)
+    betas = [0.9, 0.99]
+    listed.param_groups[0]["betas"] = betas
+    for step in range(4):
+        if step == 2:
+            betas[0] = 0.2
+            other.param_groups[0]["betas"] = (0.2, 0.99)
+        for param in params:
+            param.grad = torch.linspace(-1, 2, 5) * (step - 1.5)
+        listed.step()
+        other.step()
+    assert torch.equal(*params)

@@ -207,3 +207,16 @@ def test_extreme_gradients_are_torchs(case: OptimizerCase) -> None:
     if case.options.get("centered"):
         expected[special.square().isinf()] = torch.nan
     torch.testing.assert_close(param.detach(), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_a_variance_that_comes_out_negative_counts_as_zero(device: torch.device) -> None:
+    """A mean and a mean of squares are rounded, or loaded, one by one; torch gets NaN."""
+    param = torch.zeros(70, device=device, requires_grad=True)
+    param.grad = torch.full_like(param, 1.1)
+    optimizer = lrfast.RMSprop([param], lr=0.1, alpha=0.99, eps=0.5, centered=True)
+    optimizer.step()
+    optimizer.state[param]["square_avg"].fill_(1.0)
+    optimizer.state[param]["grad_avg"].fill_(1.1)
+    before = param.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(before - param.detach(), torch.full_like(before, 0.1 * 1.1 / 0.5))

@@ -138,7 +138,14 @@ class Copy:
         if done.returncode in (0, 4, 5):  # passed; arguments that name no test; none selected
             return None, said
         found = FAILED.search(done.stdout)
-        return ("(pytest itself)" if found is None else found.group(1)), said
+        return ("tests/(pytest itself)" if found is None else found.group(1)), said
+
+    def failing(self, names: list[str]) -> set[str]:
+        """Those of the tests that fail."""
+        if not names:
+            return set()
+        command = [sys.executable, "-m", "pytest", *DEFAULT_RUN, "--maxfail=0", *names]
+        return set(FAILED.findall(self._run(command).stdout))
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -200,12 +207,11 @@ def try_fault(fault: Fault, copy: Copy, expected_only: bool) -> Outcome:
 
 def discount(outcomes: list[Outcome], copy: Copy) -> None:
     """What fails without its fault, too, has caught nothing."""
-    named = {outcome.failed for outcome in outcomes if outcome.failed}
-    for test in sorted(name for name in named if "(" not in name):
-        failed, _ = copy.test([test])
-        for outcome in outcomes:
-            if failed == test == outcome.failed:
-                outcome.failed, outcome.note = None, f"{test} fails without the fault"
+    named = sorted({outcome.failed for outcome in outcomes if outcome.failed})
+    failing = copy.failing([name for name in named if not name.startswith("tests/(")])
+    for outcome in outcomes:
+        if outcome.failed in failing:
+            outcome.failed, outcome.note = None, f"{outcome.failed} fails without the fault"
 
 
 def say(text: str) -> None:

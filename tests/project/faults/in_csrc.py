@@ -94,7 +94,7 @@ RULES = [
         "csrc/core/rules",
         "      variance = variance < T(0) ? T(0) : variance;\n",
         "",
-        steps_of("rmsprop"),
+        "test_step.py::test_a_variance_that_comes_out_negative_counts_as_zero",
     ),
     Fault(
         "rmsprop-wrong-buffer",
@@ -281,10 +281,10 @@ STEP = [
         program("test_math"),
     ),
     Fault(
-        "stochastic-rounding-of-infinity",
+        "stochastic-rounding-adds-half-the-noise",
         "csrc/core/dtypes.h",
         "(noise & (0xffffu * is_finite))",
-        "(noise & (0xffffu | is_finite))",
+        "(noise & (0x7fffu * is_finite))",
         program("test_noise", "test_math"),
     ),
     Fault(
@@ -383,7 +383,7 @@ BINDINGS = [
         "csrc/bindings",
         "if (is_alike && !grad.is_neg() && !grad.is_conj())",
         "if (is_alike)",
-        "test_layouts.py",
+        "test_user_mutations.py test_mixed_dtypes.py",
     ),
     Fault(
         "a-parameter-with-gaps-is-not-updated",
@@ -397,7 +397,7 @@ BINDINGS = [
         "csrc/bindings",
         "if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();",
         "",
-        "test_torch_interface.py test_torch_behaviours.py",
+        "test_user_mutations.py",
     ),
     Fault(
         "a-negative-learning-rate-is-taken",
@@ -412,21 +412,21 @@ BINDINGS = [
         "(rule_.hypers[k].index < 0 ||\n"
         "                 PyTuple_CheckExact(PyDict_GetItemWithError(group, keys_[k].ptr())));",
         "true;",
-        "test_torch_interface.py test_param_groups.py",
+        "test_param_groups.py",
     ),
     Fault(
-        "a-stride-of-zero-from-a-file",
+        "a-stride-of-any-length",
         "csrc/bindings",
         'check_steps("stride", stride, 1);',
-        'check_steps("stride", stride, 0);',
-        "test_untrusted_files.py test_fuzz.py test_schedules.py",
+        "",
+        "test_loading_errors.py",
     ),
     Fault(
-        "a-lookup-shorter-than-its-span",
-        "csrc/bindings",
-        "if (shape == Shape::kLookup && static_cast<double>(values.size()) < span) {",
-        "if (shape == Shape::kLookup && static_cast<double>(values.size()) + 1.0 < span) {",
-        "test_untrusted_files.py test_schedules.py test_fuzz.py",
+        "an-inverse-shape-that-rises",
+        "csrc/core",
+        "s.power = -power;",
+        "s.power = power;",
+        "test_schedules.py",
     ),
     Fault(
         "a-new-schedule-starts-where-the-old-one-was",
@@ -436,17 +436,17 @@ BINDINGS = [
         "test_live_schedules.py",
     ),
     Fault(
-        "options-leave-rows-as-they-are",
+        "a-resumed-count-of-steps-begins-at-zero",
         "csrc/bindings",
-        "  for (Parameter& param : parameters_) param.is_bound = false;\n",
+        "  initial_clock_[1] = steps;\n",
         "",
-        "test_ema_and_telemetry.py test_dtypes.py",
+        "test_ema_and_telemetry.py",
     ),
     Fault(
-        "an-even-window-is-taken",
+        "a-derivative-reaches-too-far",
         "csrc/bindings",
-        "TORCH_CHECK_VALUE(window % 2 == 1 && window > order",
-        "TORCH_CHECK_VALUE(window > order",
+        "x.const_data_ptr<double>(), reach},",
+        "x.const_data_ptr<double>(), reach + 1},",
         "test_smoothing.py",
     ),
     Fault(
@@ -454,7 +454,7 @@ BINDINGS = [
         "csrc/bindings",
         "    if (settings_.options.zero_grads && param.uses_staged_grad) param.grad().zero_();\n",
         "",
-        "test_around_the_update.py",
+        "test_ema_and_telemetry.py test_around_the_update.py test_layouts.py",
     ),
     Fault(
         "loaded-momentum-counts-as-none",
