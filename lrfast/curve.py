@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lrfast._utils.async_copy import Mirror
+from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
 
 Smoother = Literal["ema", "sma", "median", "savgol", "none"]
@@ -116,7 +116,7 @@ class LossCurve:
         self.device = self._state.device
         self._recorded = 0  # while no step may have been skipped
         self._may_skip = False
-        self._mirror = Mirror(self._state)
+        self._mirror = AsyncHostCopy(self._state)
 
     def record(
         self,
@@ -348,7 +348,7 @@ class LossCurve:
         On the CPU that is the last loss. On a GPU each call asks for a copy and returns the newest
         one that has arrived.
         """
-        return _read_status(self._mirror.newest())
+        return _read_status(self._mirror.latest())
 
 
 # Places in the state tensor: csrc/core/curve.h, CurveState.

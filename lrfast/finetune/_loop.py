@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lrfast._utils.async_copy import Mirror
+from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.progress import Progress
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune._stage_state import ResumePoint, Run
@@ -63,7 +63,7 @@ class Loop:
         self.own_rates = [self.driver.own(index)[0] for index in range(len(self._groups))]
         self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
         scale = self.driver.scale()
-        self._late_scale = None if scale is None else Mirror(scale)
+        self._late_scale = None if scale is None else AsyncHostCopy(scale)
         # lrfast's kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
         self._captured = (
@@ -170,7 +170,7 @@ class Loop:
         """Return the bar's numbers; the head's learning rate is the newest that the host knows."""
         rate = self._shown[min(step, len(self._shown) - 1)]
         if self._late_scale is not None:
-            rate *= self._late_scale.newest().numpy()[0] or 1.0  # 0: no copy has arrived yet
+            rate *= self._late_scale.latest().numpy()[0] or 1.0  # 0: no copy has arrived yet
         loss = f"{status.smoothed:.4g}"
         return {"epoch": str(epoch + 1), "lr": f"{rate:.1e}", "loss": loss}
 
@@ -188,32 +188,5 @@ class Interrupts:
     Only in the main thread, and only if nothing else handles the signal.
     """
 
-    def __init__(self) -> None:
-        self._is_pending = False
-        self._is_installed = False
-
-    def __enter__(self) -> Interrupts:
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
-            self._is_installed = True
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self._is_installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._is_pending and kind is not KeyboardInterrupt:
-            # It came after the last update, or caused the error: workers of a DataLoader get the
-            # signal too, and end.
-            raise KeyboardInterrupt from error
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if there was one."""
-        if self._is_pending:
-            self._is_pending = False
-            raise KeyboardInterrupt
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._is_pending:
-            raise KeyboardInterrupt
-        self._is_pending = True
+        self._late_scale = None if scale is None else AsyncHostCopy(scale)
+        # lrfast's kernels obey the curve's flag; for another optimizer the host has to, in time.

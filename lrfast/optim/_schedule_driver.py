@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lrfast._utils.param_groups import momentum_of, set_momentum
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._scheduling import momentum_of, set_rate
+from lrfast.optim._scheduling import set_rate
 from lrfast.schedules import Schedule
 
 
@@ -173,7 +174,7 @@ class _HostDriver(Driver):
         for group, own, (rates, momenta) in zip(groups, self._own_rates, self._tables, strict=True):
             set_rate(group, own * float(rates[step]))
             if momenta is not None:
-                _set_momentum(group, float(momenta[step]))
+                set_momentum(group, float(momenta[step]))
 
     def after_step(self) -> None:
         # GradScaler does not call the steps that it skips, but for those that skip by themselves.
@@ -203,12 +204,4 @@ class _HostDriver(Driver):
         for group, rate, momentum in zip(groups, self._own_rates, self._own_momenta, strict=True):
             set_rate(group, rate)
             if momentum is not None:
-                _set_momentum(group, momentum)
-
-
-def _set_momentum(group: dict[str, Any], momentum: float) -> None:
-    betas = group.get("betas")
-    if isinstance(betas, tuple):
-        group["betas"] = (momentum, *betas[1:])
-    elif "momentum" in group:
-        group["momentum"] = momentum
+                set_momentum(group, momentum)
