@@ -8,7 +8,8 @@ range test and for what a plot shows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -150,9 +151,6 @@ class LossCurve:
         self._launch(loss, self._row(lr), skip)
         self._count(skip is not None)
 
-    # A CUDA graph launches at each replay what it has recorded once; the host's part comes with
-    # each replay, too.
-
     def _launch(self, loss: Tensor, rates: Tensor | None, skip: Tensor | None) -> None:
         rule = (self.beta, self.stop or 0.0, self.grace)
         extension().record_loss(
@@ -166,10 +164,6 @@ class LossCurve:
     def _count(self, may_skip: bool) -> None:
         self._may_skip = self._may_skip or may_skip
         self._recorded += 1
-
-    def _memory(self) -> list[Tensor]:
-        """All that a recording changes on the device."""
-        return [self._state, self._losses, self._rates]
 
     def _row(self, lr: float | Sequence[float] | Tensor | None) -> Tensor | None:
         """Rates as the engine takes them: [width] on the device, or None for the planned ones."""
@@ -349,6 +343,52 @@ class LossCurve:
         one that has arrived.
         """
         return _read_status(self._mirror.latest())
+
+
+class CurveRecorder:
+    """Recording of losses from within a step that a CUDA graph may replay.
+
+    A replay launches again what :meth:`record` has launched once. The host's part is apart:
+    :meth:`begin` and :meth:`end` enclose each step, replayed or not.
+
+    Args:
+        curve: Records the losses.
+    """
+
+    def __init__(self, curve: LossCurve) -> None:
+        self._curve = curve
+        self._may_skip = False
+        self._is_muted = False
+
+    def record(
+        self, loss: Tensor, lr: float | Tensor | None = None, *, skip: Tensor | None = None
+    ) -> None:
+        """Launch the recording of one loss, as :meth:`LossCurve.record` does."""
+        self._may_skip = skip is not None
+        if not self._is_muted:
+            self._curve._launch(loss, self._curve._row(lr), skip)
+
+    @property
+    def device(self) -> torch.device:
+        """The curve's."""
+        return self._curve.device
+
+    def begin(self) -> None:
+        """Check that the curve has room for the loss of a step."""
+        self._curve._check_room(self._may_skip)
+
+    def end(self) -> None:
+        """Count the loss of a step."""
+        self._curve._count(self._may_skip)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Record nothing for a while, of steps that will be undone."""
+        self._is_muted = True
+        try:
+            yield
+        finally:
+            self._is_muted = False
 
 
 # Places in the state tensor: csrc/core/curve.h, CurveState.

@@ -48,7 +48,7 @@ class Driver(ABC):
 
     @abstractmethod
     def applied(self) -> Tensor:
-        """Return the count of steps applied so far, one int64."""
+        """Return the count of steps applied so far, one int64, which the next step may change."""
 
     @abstractmethod
     def own(self, group: int) -> tuple[float, float | None]:
@@ -134,7 +134,7 @@ class _DeviceDriver(Driver):
         engine = self._optimizer._engine
         clocks = [] if engine is None else engine.clocks()
         start = self._optimizer._clock_at_start[0]
-        return clocks[0][0].clone() if clocks else torch.tensor(start)
+        return clocks[0][0] if clocks else torch.tensor(start)
 
     def own(self, group: int) -> tuple[float, float | None]:
         return float(self._optimizer.param_groups[group]["lr"]), None

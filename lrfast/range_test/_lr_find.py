@@ -1,4 +1,7 @@
-"""``lr_find``: sweeps, put back, read, and, where wanted, raced."""
+"""``lr_find``: sweep, restore the model, derive suggestions, and optionally race.
+
+The race verifies the suggestion in short training runs.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrfast.range_test import _analysis
-from lrfast.range_test._loop import Loop
-from lrfast.range_test._priors import Amounts, context_of, weights_of
+from lrfast.range_test._loop import SweepLoop
+from lrfast.range_test._priors import context_of, weights_of
 from lrfast.range_test._race import race
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._sweep import Mode, Sweep, Vary, make_sweep
@@ -27,14 +30,17 @@ from lrfast.suggest import Suggestion
 from lrfast.training._captured import check_captures
 from lrfast.training._data import (
     ComputeLoss,
+    DataSize,
     LossFunction,
-    Replayed,
-    length_of,
+    ReplayableLoader,
+    StepFunction,
+    generators_of,
     make_compute_loss,
+    num_batches,
 )
 from lrfast.training._ranks import ranks_of
 from lrfast.training._snapshot import Snapshot, bytes_needed, preserved, sizes
-from lrfast.training._step import StepFunction, Training
+from lrfast.training._step import Training
 
 _log = logging.getLogger(__name__)
 
@@ -71,58 +77,59 @@ def lr_find(
     capture: bool = False,
     progress: bool = True,
 ) -> RangeTest:
-    """Run a range test: train with growing rates, record the losses, put everything back.
+    """Run a range test: train with growing learning rates, record the losses, restore everything.
 
     Training after a range test is, bit for bit, training without it: parameters, buffers,
     gradients, optimizer state, modes, random numbers and the order of a DataLoader are as before,
-    also when something raises in the middle. Data that can be iterated only once is used up.
+    also if something raises in the middle. Data that can be iterated only once is used up.
 
     With a model in DistributedDataParallel, or sharded by FSDP, every rank calls it alike: losses
-    are averaged, all ranks stop at the same point, and each puts its own copy back.
+    are averaged, all ranks stop at the same point, and each restores its own copy.
 
     Args:
         model: Module with trainable parameters; it is put into training mode if it is not.
-        optimizer: Ours, or any of torch.optim, with parameters of the model; one whose ``step``
-            needs a closure gets one.
+        optimizer: Of lrfast or torch.optim, with parameters of the model; one whose ``step`` needs
+            a closure gets one.
         data: Batches; cycled if they are too few.
         loss_fn: ``loss_fn(model(inputs), targets)`` for batches ``(inputs, targets)``; of more
             entries than two all but the last are inputs.
         compute_loss: Instead of ``loss_fn``: ``compute_loss(model, batch)`` returns the loss. With
             neither, the model returns its loss: as it is, as ``.loss``, as ``["loss"]`` or first.
         step_fn: Instead of both: ``step_fn(batch)`` makes a whole training step, from zeroing
-            gradients to ``optimizer.step()``, leaves rates alone and returns the loss. Whatever it
-            changes besides model and optimizer belongs in ``others``.
-        start_lr: First rate, above 0; or one per param group.
-        end_lr: Last rate, above ``start_lr``; or one per param group.
+            gradients to ``optimizer.step()``, keeps the learning rates and returns the loss. All
+            that it changes besides model and optimizer belongs in ``others``.
+        start_lr: First learning rate, above 0; or one per param group.
+        end_lr: Last learning rate, above ``start_lr``; or one per param group.
         num_iter: Points of the sweep, 2 or more. A point is an applied update.
-        mode: "exp", equal ratios from rate to rate, or "linear", equal differences.
-        vary: "ratio": all groups, their ratios kept, ``start_lr`` and ``end_lr`` being rates of the
-            trained group with the highest one. "same": all groups at the same rate. A number: that
-            group alone, while the others hold their rates.
+        mode: "exp", equal ratios from point to point, or "linear", equal differences.
+        vary: "ratio": all groups in their ratios, ``start_lr`` and ``end_lr`` being those of the
+            trained group with the highest learning rate. "same": all groups at the same learning
+            rate. A number: only that group, while the others hold their learning rates.
         stop: The sweep ends when the smoothed loss exceeds ``stop`` times the best (measured
             against the drop and the noise where the best is not above 0); None: never for that.
         beta: Decay of the EMA that smooths the losses, in [0, 1).
-        lag: 0 pairs a rate with the loss just before its update, as all peers do; 1 with the loss
-            just after it, at the cost of one forward pass.
-        accumulate: Batches per update; a point's loss is their mean.
+        lag: 0 pairs a learning rate with the loss just before its update, as all peers do; 1 with
+            the loss just after it, at the cost of one forward pass.
+        accumulate: Micro-batches per update; a point's loss is their mean.
         same_batch: Whether all updates see the first one's batches, which removes their noise.
         valid: Batches; a point's loss is then the mean over them after the update.
         repeats: Sweeps, each with other data order and random numbers; the result is their median.
-        adaptive: Whether to sweep again, over the range that rule "auto" proposes, where it
-            declines; 4 sweeps at most.
-        verify: Steps, 2 or more, of the short one-cycle runs in which the suggested rate and its
-            neighbours race from the present state on the same batches; 8 runs at most. 0: no race.
+        adaptive: Whether to sweep again, over the range that method "auto" proposes, if it has no
+            suggestion; 4 sweeps at most.
+        verify: Steps, 2 or more, of the short one-cycle runs in which the suggested learning rate
+            and its neighbours race from the present state on the same batches; 8 runs at most. 0:
+            no race.
         judge: Validation batches whose mean loss decides the race; ``valid`` by default; without
             either some training batches that the runs have not seen.
         scaler: GradScaler; steps that it skips add no point.
-        others: Objects with ``state_dict`` and ``load_state_dict`` to put back too.
-        snapshot: Where the copies are kept that put everything back: on the "device" that trains,
-            or in the "host" memory, for models that fill the device.
-        process_group: The ranks that train together, where the model is neither in
+        others: Objects with ``state_dict`` and ``load_state_dict`` to restore, too.
+        snapshot: Memory of the copies that restore everything: "device" is the one that trains,
+            "host" is for models that fill the device.
+        process_group: The ranks that train together, if the model is neither in
             DistributedDataParallel nor sharded.
         capture: Whether a sweep's updates are captured in a CUDA graph, see :func:`lrfast.capture`;
-            for our optimizers and training losses. Races run as ever.
-        progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
+            for lrfast optimizers and training losses. Races are not captured.
+        progress: Whether to show steps, learning rate and smoothed loss, in a terminal or notebook.
 
     Returns:
         Curve, suggestions and outcome.
@@ -152,7 +159,7 @@ def lr_find(
     training = Training(
         model,
         optimizer,
-        Replayed(data) if settings.goes_over_data_again else data,
+        ReplayableLoader(data) if settings.goes_over_data_again else data,
         make_compute_loss(loss_fn, compute_loss),
         step_fn,
         accumulate,
@@ -182,7 +189,7 @@ def lr_find(
 
 @dataclass(frozen=True)
 class _Settings:
-    """Arguments of ``lr_find`` that concern neither the model nor the rates."""
+    """Arguments of ``lr_find`` that concern neither the model nor the learning rates."""
 
     beta: float
     stop: float | None
@@ -230,7 +237,7 @@ class _Search:
 
     def run(self) -> RangeTest:
         """Sweep as often as it takes, and race."""
-        result = self._swept(self._sweep)
+        result = self._run_sweep(self._sweep)
         notes: list[str] = []
         sweeps = 1
         while self._settings.adaptive and sweeps < _MAX_SWEEPS:
@@ -238,24 +245,24 @@ class _Search:
             if answer.lr is not None or answer.next_range is None:
                 break
             notes.append(f"swept again: {answer.reason}")
-            result = self._swept(self._next(result.sweep, answer.next_range))
+            result = self._run_sweep(self._next(result.sweep, answer.next_range))
             sweeps += 1
         notes += result.notes
         if self._settings.verify:
-            result = self._raced(result)
+            result = self._add_race(result)
         return replace(result, notes=tuple(notes))
 
-    def _swept(self, sweep: Sweep) -> RangeTest:
+    def _run_sweep(self, sweep: Sweep) -> RangeTest:
         settings = self._settings
         recordings = []
-        amounts = Amounts()
+        data_size = DataSize()
         for repeat in range(settings.repeats):
             if not self._is_fresh:
                 self._saved.restore()
             self._is_fresh = False
             if repeat:
                 _reseed(repeat, self._loaders)
-            loop = Loop(
+            loop = SweepLoop(
                 self._training,
                 sweep,
                 beta=settings.beta,
@@ -264,21 +271,21 @@ class _Search:
                 progress=settings.progress,
             )
             recordings.append(_analysis.read(loop.run(), settings.lag))
-            amounts = loop.amounts
-        context = context_of(self._training.optimizer, sweep.reference, amounts, self._weights)
+            data_size = loop.data_size
+        context = context_of(self._training.optimizer, sweep.reference, data_size, self._weights)
         result = _analysis.summarise(sweep, recordings, settings.beta, context)
         return replace(result, notes=self._notes(result))
 
     def _next(self, sweep: Sweep, wanted: tuple[float, float]) -> Sweep:
-        """The sweep over the range that is wanted, with more points where that is the same one."""
+        """The sweep over the wanted range, with more points if that is the present one."""
         start, end = sweep.ranges[sweep.reference]
         if math.isclose(wanted[0], start) and math.isclose(wanted[1], end):
             return replace(sweep, num_iter=3 * sweep.num_iter)
         firsts, lasts = (sweep.rates_at(rate) for rate in wanted)
         return replace(sweep, ranges=tuple(zip(firsts, lasts, strict=True)))
 
-    def _raced(self, result: RangeTest) -> RangeTest:
-        """The result with what a race between rates says, as rule "verified"."""
+    def _add_race(self, result: RangeTest) -> RangeTest:
+        """The result with the winner of a race, as rule "verified"."""
         first = _first_candidate(result)
         if first.lr is None:
             verdict = replace(first, rule="verified")
@@ -296,7 +303,7 @@ class _Search:
         if len(result.losses) and not math.isfinite(result.losses[-1]):
             place = f"point {len(result.losses)}, at a rate of {result.lrs[-1]:.1e}"
             notes.append(f"the loss is {result.losses[-1]} at {place}")
-        batches = length_of(self._training.data)
+        batches = num_batches(self._training.data)
         used = self._training.accumulate * len(result.lrs)
         if not (batches is None or batches >= used or self._training.same_batch):
             notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
@@ -304,7 +311,7 @@ class _Search:
 
 
 def _first_candidate(result: RangeTest) -> Suggestion:
-    """What "auto" says, or else the middle one of all answers; a single rule's may be far off."""
+    """The suggestion of "auto", or the median of all: that of one method may be far off."""
     auto = result.suggestions["auto"]
     answers = [(answer.lr, answer) for answer in result.suggestions.values() if answer.lr]
     if auto.lr is not None or not answers:
@@ -313,7 +320,7 @@ def _first_candidate(result: RangeTest) -> Suggestion:
 
 
 def _reseed(repeat: int, loaders: Sequence[Any]) -> None:
-    """Give a repeated sweep random numbers of its own; the snapshot brings the old ones back."""
+    """Give a repeated sweep random numbers of its own; the snapshot restores the old ones."""
     seed = (torch.initial_seed() + repeat) % 2**63
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -321,16 +328,12 @@ def _reseed(repeat: int, loaders: Sequence[Any]) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     for loader in loaders:
-        inner = getattr(loader.batch_sampler, "sampler", None)
-        owners = (loader, loader.sampler, inner)
-        for generator in {
-            id(g): g for o in owners if (g := getattr(o, "generator", None))
-        }.values():
+        for generator in generators_of(loader):
             generator.manual_seed((generator.initial_seed() + repeat) % 2**63)
 
 
 def _check_memory(needed: dict[torch.device, int], where: str) -> None:
-    """Say what the snapshot takes, and refuse before it starts where a device has not that much."""
+    """Log the size of the snapshot; MemoryError, before it starts, if a device has less left."""
     if where not in ("device", "host"):
         raise ValueError(f"snapshot must be 'device' or 'host', got {where!r}")
     _log.info("the snapshot copies %s to %s memory", sizes(needed), where)

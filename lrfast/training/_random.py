@@ -43,7 +43,7 @@ class RandomStates:
         own = [each.get_state() for loader in loaders for each in generators_of(loader)]
         return cls(GlobalRandom.take(), own)
 
-    def put_back(self, loaders: Iterable[object]) -> None:
+    def restore(self, loaders: Iterable[object]) -> None:
         """Set the generators to these states.
 
         Raises:
@@ -57,7 +57,7 @@ class RandomStates:
             )
         for generator, state in zip(generators, self.generators, strict=True):
             generator.set_state(state)
-        self.globals.put_back()
+        self.globals.restore()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the states as plain numbers, strings, lists and tensors."""

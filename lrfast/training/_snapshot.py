@@ -36,8 +36,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lrfast.training._copies import Copies, bytes_of, owned, tensors_in
-from lrfast.training._data import end_workers, generators_of
+from lrfast.training._data import end_workers, generators_of, tensors_in
 
 
 @runtime_checkable
@@ -87,8 +86,88 @@ def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, i
     states = tensors_in(list(optimizer.state.values()))
     needed: dict[torch.device, int] = {}
     for tensor in dict.fromkeys(chain(parameters, model.buffers(), grads, states)):
-        needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(owned(tensor))
+        needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(dense_view(tensor))
     return needed
+
+
+def dense_view(tensor: Tensor) -> Tensor:
+    """Return the part of `tensor` with memory of its own; copy_ refuses expanded dimensions."""
+    if tensor.layout is torch.strided:
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dim] > 1:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Return the size of a tensor's memory, sparse ones included."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    return tensor.nbytes
+
+
+class TensorStore:
+    """Copies of nested containers, their tensors and generators, each object once.
+
+    A container's copy is shallow: its items are the same objects afterwards, and each is restored
+    by its own entry. So sharing, cycles and identities need no further care. The first of each pair
+    is the original, held so that its id stays taken.
+    """
+
+    def __init__(self, on_host: bool) -> None:
+        self._on_host = on_host
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self._generators: dict[int, tuple[torch.Generator, Tensor]] = {}
+        self._dicts: dict[int, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+        self._lists: dict[int, tuple[list[Any], list[Any]]] = {}
+
+    def save(self, value: object) -> None:
+        """Copy `value` and everything in it; values of other types are ignored."""
+        key = id(value)
+        if isinstance(value, Tensor):
+            if key not in self._tensors:
+                self._tensors[key] = (value, self._copy(dense_view(value)))
+        elif isinstance(value, torch.Generator):
+            self._generators[key] = (value, value.get_state())
+        elif isinstance(value, dict):
+            if key not in self._dicts:
+                self._dicts[key] = (value, dict(value))
+                for item in value.values():
+                    self.save(item)
+        elif isinstance(value, list):
+            if key not in self._lists:
+                self._lists[key] = (value, value[:])
+                for item in value:
+                    self.save(item)
+        elif isinstance(value, tuple):
+            for item in value:
+                self.save(item)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if not self._on_host or tensor.device.type == "cpu":
+            return tensor.clone()
+        # Pinned, so that neither direction waits: the copies queue behind what uses the tensor.
+        copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        return copy.copy_(tensor, non_blocking=True)
+
+    def restore(self) -> None:
+        """Restore the contents of everything, in place."""
+        for table, entries in self._dicts.values():
+            # Never empty in between, lest a second Ctrl-C leave a module without parameters.
+            for key in table.keys() - entries.keys():
+                del table[key]
+            table.update(entries)
+        for sequence, items in self._lists.values():
+            sequence[:] = items
+        for tensor, values in self._tensors.values():
+            dense_view(tensor).copy_(values, non_blocking=True)
+        for generator, state in self._generators.values():
+            generator.set_state(state)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors copied."""
+        return sum(bytes_of(values) for _, values in self._tensors.values())
 
 
 @dataclass(frozen=True)
@@ -109,7 +188,7 @@ class GlobalRandom:
         numpy = np.random.get_state(legacy=False)  # a dict, whatever bit generator is in place
         return cls(random.getstate(), numpy, torch.get_rng_state(), cuda)
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Set the generators to these states."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
@@ -162,7 +241,7 @@ class Snapshot:
         on_host: bool = False,
     ) -> None:
         _check(model, optimizer, others, loaders)
-        self._copies = Copies(on_host)
+        self._store = TensorStore(on_host)
         self._engine = optimizer if isinstance(optimizer, Engine) else None
         try:
             with torch.no_grad():
@@ -187,17 +266,17 @@ class Snapshot:
     def _take_model(self, model: nn.Module) -> None:
         self._training = [(module, module.training) for module in model.modules()]
         for tensor in chain(model.parameters(), model.buffers()):
-            self._copies.keep(tensor)
+            self._store.save(tensor)
         for module in model.modules():
             # The tables too: `self.mean = new` in a forward pass rebinds a buffer.
-            self._copies.keep(module._parameters)
-            self._copies.keep(module._buffers)
+            self._store.save(module._parameters)
+            self._store.save(module._buffers)
 
     def _take_optimizer(self, optimizer: Optimizer) -> None:
         # optimizer.load_state_dict would bind both anew.
         self._tables = (optimizer, optimizer.state, optimizer.param_groups)
-        self._copies.keep(optimizer.state)
-        self._copies.keep(optimizer.param_groups)
+        self._store.save(optimizer.state)
+        self._store.save(optimizer.param_groups)
         self._engine_state = self._engine._engine_snapshot() if self._engine else None
 
     def _take_gradients(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -205,14 +284,14 @@ class Snapshot:
         parameters = dict.fromkeys(chain(model.parameters(), listed))  # each once, in order
         self._gradients = [(p, p.grad, p.requires_grad) for p in parameters]
         for _, grad, _ in self._gradients:
-            self._copies.keep(grad)
+            self._store.save(grad)
 
     def _take_others(self, others: Sequence[object]) -> None:
         self._others: list[tuple[Stateful, Any]] = []
         for other in others:
             if isinstance(other, torch.amp.GradScaler):
                 # Its state_dict waits for the device, and omits which optimizers are unscaled.
-                self._copies.keep(vars(other))
+                self._store.save(vars(other))
             elif isinstance(other, Stateful):
                 self._others.append((other, copy.deepcopy(other.state_dict())))
 
@@ -223,7 +302,7 @@ class Snapshot:
                 # Persistent workers, once started, no longer draw a seed at each epoch.
                 self._iterators.append((loader, loader._iterator))
                 for generator in generators_of(loader):
-                    self._copies.keep(generator)
+                    self._store.save(generator)
 
     def restore(self) -> None:
         """Put everything back; may be called again later.
@@ -246,7 +325,7 @@ class Snapshot:
             True
         """
         with ExitStack() as parts:  # one after another from the last, whatever they raise
-            parts.callback(self._random.put_back)  # last, so that nothing above can draw from it
+            parts.callback(self._random.restore)  # last, so that nothing above can draw from it
             parts.callback(self._restore_training)
             for other, state in reversed(self._others):
                 parts.callback(_load, other, state)
@@ -255,7 +334,7 @@ class Snapshot:
         optimizer, state, param_groups = self._tables
         optimizer.state, optimizer.param_groups = state, param_groups
         with torch.no_grad():
-            self._copies.put_back()
+            self._store.restore()
         for parameter, grad, requires_grad in self._gradients:
             parameter.grad = grad
             parameter.requires_grad = requires_grad
@@ -283,7 +362,7 @@ class Snapshot:
             12
         """
         elsewhere = tensors_in([state for _, state in self._others] + [self._engine_state])
-        return self._copies.nbytes + sum(map(bytes_of, elsewhere))
+        return self._store.nbytes + sum(map(bytes_of, elsewhere))
 
 
 @contextmanager

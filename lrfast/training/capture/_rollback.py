@@ -1,4 +1,7 @@
-"""Takes training steps back whose modules nobody named: what they call is found on the way."""
+"""Undo warm-up steps.
+
+Every module that a step calls is found by a forward hook and copied before its first call.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
-from lrfast.training._copies import Copies
-from lrfast.training._snapshot import Snapshot
+from lrfast.training._snapshot import Snapshot, TensorStore
 
 
-class Untouched:
+class Rollback:
     """A snapshot of an optimizer with its parameters, and of every module that is called.
 
     Args:
@@ -32,10 +34,10 @@ class Untouched:
     ) -> None:
         stateful = [other for other in others if not isinstance(other, Tensor)]
         self._snapshot = Snapshot(nn.Module(), optimizer, others=stateful)
-        self._copies = Copies(on_host=False)
+        self._store = TensorStore(on_host=False)
         with torch.no_grad():
             for kept in (*(each for each in others if isinstance(each, Tensor)), *generators):
-                self._copies.keep(kept)
+                self._store.save(kept)
         self._held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._gradients: list[tuple[Tensor, Tensor | None]] = []
         self._modules: list[nn.Module] = []
@@ -43,7 +45,7 @@ class Untouched:
         self._known: set[int] = set()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def track_modules(self) -> Iterator[None]:
         """Copy modules when they are called for the first time, before they run."""
         handle = register_module_forward_pre_hook(self._see)
         try:
@@ -52,9 +54,9 @@ class Untouched:
             handle.remove()
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         with torch.no_grad():
-            self._copies.put_back()
+            self._store.restore()
         for param, grad in self._gradients:
             param.grad = grad
         for module, mode in zip(self._modules, self._modes, strict=True):
@@ -78,11 +80,11 @@ class Untouched:
                     self._keep(each)
 
     def _keep(self, module: nn.Module) -> None:
-        self._copies.keep(module._buffers)  # the table, too: a forward pass may rebind a buffer
+        self._store.save(module._buffers)  # the table, too: a forward pass may rebind a buffer
         for param in module._parameters.values():
             if param is None or id(param) in self._held:
                 continue
             self._held.add(id(param))
-            self._copies.keep(param)
-            self._copies.keep(param.grad)
+            self._store.save(param)
+            self._store.save(param.grad)
             self._gradients.append((param, param.grad))
