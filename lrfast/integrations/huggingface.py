@@ -362,6 +362,6 @@ def _unused_loader(trainer: Trainer) -> Any:
     prepared = trainer.accelerator._dataloaders
     known, random = list(prepared), GlobalRandom.take()
     loader = trainer.get_train_dataloader()
-    random.restore()
+    random.put_back()
     prepared[:] = known
     return loader

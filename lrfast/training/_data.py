@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -258,28 +259,18 @@ class ReplayableLoader:
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
         self._is_cached = not isinstance(data, torch.utils.data.DataLoader | Sequence)
-        self._seen: list[Any] = []
-        self._rest: Iterator[Any] | None = None
+        self._start: Iterator[Any] | None = None
 
     def __len__(self) -> int:
         return len(self._data)  # type: ignore[arg-type]  # num_batches sees a TypeError
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield one pass, from the cache as far as it goes."""
         if not self._is_cached:
-            yield from iterate_once(self._data)
-            return
-        if self._rest is None:
-            self._rest = iter(self._data)
-        place = 0
-        while True:
-            if place == len(self._seen):
-                try:
-                    self._seen.append(next(self._rest))
-                except StopIteration:
-                    return
-            yield self._seen[place]
-            place += 1
+            return iterate_once(self._data)
+        if self._start is None:
+            self._start = iter(self._data)
+        self._start, replay = tee(self._start)  # the first stays at the start, with all in between
+        return replay
 
 
 def iterate_once(data: Iterable[Any]) -> Generator[Any, None, None]:

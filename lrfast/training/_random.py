@@ -57,7 +57,7 @@ class RandomStates:
             )
         for generator, state in zip(generators, self.generators, strict=True):
             generator.set_state(state)
-        self.globals.restore()
+        self.globals.put_back()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the states as plain numbers, strings, lists and tensors."""

@@ -8,8 +8,8 @@ checks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from operator import attrgetter
 from types import TracebackType
@@ -27,7 +27,7 @@ from lrfast.training.capture._spec import CaptureSpec
 from lrfast.training.capture._static_batch import BatchMismatch, StaticBatch
 
 if TYPE_CHECKING:
-    from lrfast import _C
+    from lrfast._C import Engine
 
 _mode = attrgetter("training")
 
@@ -125,7 +125,7 @@ class CapturedStep:
     def __init__(self, spec: CaptureSpec, recapture: Literal["error", "auto"]) -> None:
         self._spec = spec
         self._recaptures = recapture == "auto"
-        self._engine: _C.Engine | None = None  # None: nothing is captured
+        self._engine: Engine | None = None  # None: nothing is captured
         self._recording = 0  # its number with the engine
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_batch: StaticBatch | None = None  # of another kind, as the call before had it
@@ -290,7 +290,7 @@ class CapturedStep:
         optimizer._captured_by = self
         self._captures += 1
 
-    def _warm_up(self, engine: _C.Engine) -> Rollback:
+    def _warm_up(self, engine: Engine) -> Rollback:
         """Make some steps on a side stream and undo them, but for the fact of gradients."""
         spec = self._spec
         rollback = Rollback(
@@ -321,7 +321,7 @@ class CapturedStep:
         self._loss = torch.zeros_like(loss)
         return rollback
 
-    def _record(self, engine: _C.Engine, rollback: Rollback) -> None:
+    def _record(self, engine: Engine, rollback: Rollback) -> None:
         random = replace(GlobalRandom.take(), cuda=[])  # a graph's registered ones stay
         graph = torch.cuda.CUDAGraph()
         for generator in self._spec.generators:
@@ -338,25 +338,20 @@ class CapturedStep:
             rollback.restore()
             raise
         finally:
-            random.restore()
+            random.put_back()
         self._graph = graph
 
 
-def _side_stream(device: torch.device) -> AbstractContextManager[None]:
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
     """A stream of its own for the warm-up, before and after all others; nothing on the CPU."""
-    return nullcontext() if device.type != "cuda" else _SideStream(device)
-
-
-class _SideStream(AbstractContextManager[None]):
-    def __init__(self, device: torch.device) -> None:
-        self._main = torch.cuda.current_stream(device)
-        self._side = torch.cuda.Stream(device)
-        self._inside = torch.cuda.stream(self._side)
-
-    def __enter__(self) -> None:
-        self._side.wait_stream(self._main)
-        self._inside.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._inside.__exit__(*error)
-        self._main.wait_stream(self._side)
+    if device.type != "cuda":
+        yield
+        return
+    main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(main)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        main.wait_stream(side)
