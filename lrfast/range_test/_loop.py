@@ -31,25 +31,19 @@ _POINTS_BETWEEN_AGREEMENTS = 10
 
 
 class SweepLoop:
-    """One sweep; ``data_size`` is known once it has run.
+    """One sweep: records the losses of a training at the sweep's learning rates, and one with lag.
 
-    Args:
-        training: What trains.
-        sweep: The learning rates.
-        beta: Decay of the curve's EMA.
-        stop: The curve's stop rule; None: never.
-        lag: 1 to record one loss more, the one after the last update.
-        progress: Whether to show how far it is.
+    ``stop`` and ``beta`` are the curve's; ``data_size`` is known once it has run.
     """
 
     def __init__(
         self,
         training: Training,
         sweep: Sweep,
-        *,
         beta: float,
         stop: float | None,
         lag: int,
+        *,
         progress: bool,
     ) -> None:
         self._training = training

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from lrfast.range_test import _analysis
 from lrfast.range_test._loop import SweepLoop
-from lrfast.range_test._priors import context_of, weights_of
+from lrfast.range_test._priors import Weights, context_of, weights_of
 from lrfast.range_test._race import race
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._sweep import Mode, Sweep, Vary, make_sweep
@@ -30,7 +30,6 @@ from lrfast.suggest import Suggestion
 from lrfast.training._captured import check_captures
 from lrfast.training._data import (
     ComputeLoss,
-    DataSize,
     LossFunction,
     ReplayableLoader,
     StepFunction,
@@ -152,14 +151,22 @@ def lr_find(
         Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
     """
     began = time.perf_counter()
-    settings = _Settings(beta, stop, lag, repeats, adaptive, verify, progress)
-    settings.check()
-    _check_steps(accumulate, step_fn, loss_fn, compute_loss, valid, lag, verify)
+    _check_options(stop, lag, repeats, verify, accumulate, valid)
+    if step_fn is not None:
+        clashes = {
+            "loss_fn": loss_fn is not None,
+            "compute_loss": compute_loss is not None,
+            "accumulate": accumulate > 1,
+            "valid": valid is not None,
+            "verify": verify > 0,
+        }
+        for name in (name for name, clash in clashes.items() if clash):
+            raise ValueError(f"{name} must be left out with step_fn, which makes the whole step")
     sweep = make_sweep(model, optimizer, start_lr, end_lr, num_iter, mode, vary)
     training = Training(
         model,
         optimizer,
-        ReplayableLoader(data) if settings.goes_over_data_again else data,
+        ReplayableLoader(data) if repeats > 1 or adaptive or verify else data,
         make_compute_loss(loss_fn, compute_loss),
         step_fn,
         accumulate,
@@ -181,16 +188,24 @@ def lr_find(
     _check_memory(bytes_needed(model, optimizer), snapshot)
     on_host = snapshot == "host"
     with preserved(model, optimizer, others=kept, loaders=loaders, on_host=on_host) as saved:
-        result = _Search(training, sweep, settings, saved, loaders).run()
+        search = _Search(
+            *(training, sweep, saved, loaders),
+            *(beta, stop, lag, repeats, adaptive, verify, progress),
+        )
+        result = search.run()
     for note in result.notes:
         _log.info(note)
     return replace(result, seconds=time.perf_counter() - began, snapshot_bytes=saved.nbytes)
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """Arguments of ``lr_find`` that concern neither the model nor the learning rates."""
+class _Search:
+    """The sweeps of one call of ``lr_find``, within its snapshot."""
 
+    training: Training
+    sweep: Sweep
+    saved: Snapshot
+    loaders: Sequence[Any]
     beta: float
     stop: float | None
     lag: int
@@ -199,101 +214,45 @@ class _Settings:
     verify: int
     progress: bool
 
-    @property
-    def goes_over_data_again(self) -> bool:
-        return self.repeats > 1 or self.adaptive or self.verify > 0
-
-    def check(self) -> None:
-        if self.stop is not None and not (math.isfinite(self.stop) and self.stop > 1):
-            raise ValueError(f"stop must be None, or finite and above 1, got {self.stop}")
-        if self.lag not in (0, 1):
-            raise ValueError(f"lag must be 0 or 1, got {self.lag!r}")
-        if not _is_count(self.repeats) or self.repeats < 1:
-            raise ValueError(f"repeats must be a whole number, 1 or more, got {self.repeats!r}")
-        if not _is_count(self.verify) or self.verify == 1 or self.verify < 0:
-            raise ValueError(
-                f"verify must be a whole number of steps, 2 or more, or 0, got {self.verify!r}"
-            )
-
-
-class _Search:
-    """The sweeps of one call of ``lr_find``, within its snapshot."""
-
-    def __init__(
-        self,
-        training: Training,
-        sweep: Sweep,
-        settings: _Settings,
-        saved: Snapshot,
-        loaders: Sequence[Any],
-    ) -> None:
-        self._training = training
-        self._sweep = sweep
-        self._settings = settings
-        self._saved = saved
-        self._loaders = loaders
-        self._is_fresh = True
-        self._weights = weights_of(training.optimizer)
-
     def run(self) -> RangeTest:
         """Sweep as often as it takes, and race."""
-        result = self._run_sweep(self._sweep)
+        weights = weights_of(self.training.optimizer)
+        result = self._run_sweep(self.sweep, weights)
         notes: list[str] = []
-        sweeps = 1
-        while self._settings.adaptive and sweeps < _MAX_SWEEPS:
+        for _ in range(_MAX_SWEEPS - 1 if self.adaptive else 0):
             answer = result.suggestions["auto"]
             if answer.lr is not None or answer.next_range is None:
                 break
             notes.append(f"swept again: {answer.reason}")
-            result = self._run_sweep(self._next(result.sweep, answer.next_range))
-            sweeps += 1
+            self.saved.restore()
+            result = self._run_sweep(_next_sweep(result.sweep, answer.next_range), weights)
         notes += result.notes
-        if self._settings.verify:
+        if self.verify:
             result = self._add_race(result)
         return replace(result, notes=tuple(notes))
 
-    def _run_sweep(self, sweep: Sweep) -> RangeTest:
-        settings = self._settings
+    def _run_sweep(self, sweep: Sweep, weights: Weights) -> RangeTest:
         recordings = []
-        data_size = DataSize()
-        for repeat in range(settings.repeats):
-            if not self._is_fresh:
-                self._saved.restore()
-            self._is_fresh = False
+        for repeat in range(self.repeats):
             if repeat:
-                _reseed(repeat, self._loaders)
+                self.saved.restore()
+                _reseed(repeat, self.loaders)
             loop = SweepLoop(
-                self._training,
-                sweep,
-                beta=settings.beta,
-                stop=settings.stop,
-                lag=settings.lag,
-                progress=settings.progress,
+                *(self.training, sweep, self.beta, self.stop, self.lag), progress=self.progress
             )
-            recordings.append(_analysis.read(loop.run(), settings.lag))
-            data_size = loop.data_size
-        context = context_of(self._training.optimizer, sweep.reference, data_size, self._weights)
-        result = _analysis.summarise(sweep, recordings, settings.beta, context)
+            recordings.append(_analysis.read(loop.run(), self.lag))
+        context = context_of(self.training.optimizer, sweep.reference, loop.data_size, weights)
+        result = _analysis.summarise(sweep, recordings, self.beta, context)
         return replace(result, notes=self._notes(result))
-
-    def _next(self, sweep: Sweep, wanted: tuple[float, float]) -> Sweep:
-        """The sweep over the wanted range, with more points if that is the present one."""
-        start, end = sweep.ranges[sweep.reference]
-        if math.isclose(wanted[0], start) and math.isclose(wanted[1], end):
-            return replace(sweep, num_iter=3 * sweep.num_iter)
-        firsts, lasts = (sweep.rates_at(rate) for rate in wanted)
-        return replace(sweep, ranges=tuple(zip(firsts, lasts, strict=True)))
 
     def _add_race(self, result: RangeTest) -> RangeTest:
         """The result with the winner of a race, as rule "verified"."""
         first = _first_candidate(result)
         if first.lr is None:
-            verdict = replace(first, rule="verified")
-            outcome = None
+            outcome, verdict = None, replace(first, rule="verified")
         else:
-            steps, progress = self._settings.verify, self._settings.progress
             outcome, verdict = race(
-                self._training, result.sweep, self._saved, first, steps, progress
+                *(self.training, result.sweep, self.saved, first, self.verify, self.progress)
             )
         suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
         return replace(result, suggestions=suggestions, race=outcome)
@@ -303,11 +262,20 @@ class _Search:
         if len(result.losses) and not math.isfinite(result.losses[-1]):
             place = f"point {len(result.losses)}, at a rate of {result.lrs[-1]:.1e}"
             notes.append(f"the loss is {result.losses[-1]} at {place}")
-        batches = num_batches(self._training.data)
-        used = self._training.accumulate * len(result.lrs)
-        if not (batches is None or batches >= used or self._training.same_batch):
+        batches = num_batches(self.training.data)
+        used = self.training.accumulate * len(result.lrs)
+        if not (batches is None or batches >= used or self.training.same_batch):
             notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
         return tuple(notes)
+
+
+def _next_sweep(sweep: Sweep, wanted: tuple[float, float]) -> Sweep:
+    """The sweep over the wanted range, with more points if that is the present one."""
+    start, end = sweep.ranges[sweep.reference]
+    if math.isclose(wanted[0], start) and math.isclose(wanted[1], end):
+        return replace(sweep, num_iter=3 * sweep.num_iter)
+    firsts, lasts = (sweep.rates_at(rate) for rate in wanted)
+    return replace(sweep, ranges=tuple(zip(firsts, lasts, strict=True)))
 
 
 def _first_candidate(result: RangeTest) -> Suggestion:
@@ -353,28 +321,23 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_steps(
-    accumulate: int,
-    step_fn: StepFunction | None,
-    loss_fn: LossFunction | None,
-    compute_loss: ComputeLoss | None,
-    valid: Iterable[Any] | None,
+def _check_options(
+    stop: float | None,
     lag: int,
+    repeats: int,
     verify: int,
+    accumulate: int,
+    valid: Iterable[Any] | None,
 ) -> None:
+    if stop is not None and not (math.isfinite(stop) and stop > 1):
+        raise ValueError(f"stop must be None, or finite and above 1, got {stop}")
+    if lag not in (0, 1):
+        raise ValueError(f"lag must be 0 or 1, got {lag!r}")
+    if not _is_count(repeats) or repeats < 1:
+        raise ValueError(f"repeats must be a whole number, 1 or more, got {repeats!r}")
+    if not _is_count(verify) or verify == 1 or verify < 0:
+        raise ValueError(f"verify must be a whole number of steps, 2 or more, or 0, got {verify!r}")
     if not _is_count(accumulate) or accumulate < 1:
         raise ValueError(f"accumulate must be a whole number, 1 or more, got {accumulate!r}")
     if valid is not None and lag:
         raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")
-    if step_fn is None:
-        return
-    clashes = {
-        "loss_fn": loss_fn is not None,
-        "compute_loss": compute_loss is not None,
-        "accumulate": accumulate > 1,
-        "valid": valid is not None,
-        "verify": verify > 0,
-    }
-    for name, clash in clashes.items():
-        if clash:
-            raise ValueError(f"{name} must be left out with step_fn, which makes the whole step")

@@ -39,25 +39,12 @@ def race(
     steps: int,
     progress: bool,
 ) -> tuple[Race, Suggestion]:
-    """Train at the suggested learning rate and its neighbours, and return what wins.
-
-    The race climbs: it tries half a decade to either side of the best learning rate so far until
-    both sides are worse, and then a quarter. A candidate that is far behind the best one in the
-    middle of its run is dropped. The candidate wins around which losses are lowest, on average over
-    a quarter of a decade to either side: a single run's loss scatters, and next to a learning rate
-    that diverges the next run might.
-
-    Args:
-        training: What trains, and the data that judge.
-        sweep: Gives every group's learning rate.
-        snapshot: Every candidate begins there.
-        first: The learning rate to begin with.
-        steps: Updates of a run, 2 or more.
-        progress: Whether to show how far each run is.
-
-    Returns:
-        The race and the winner as a suggestion of rule "verified".
-    """
+    """Train at the suggested learning rate and its neighbours; return the race and its verdict."""
+    # The race climbs: it tries half a decade to either side of the best learning rate so far until
+    # both sides are worse, and then a quarter. A candidate that is far behind the best one in the
+    # middle of its run is dropped. The candidate wins around which losses are lowest, on average
+    # over a quarter of a decade to either side: a single run's loss scatters, and next to a
+    # learning rate that diverges the next run might.
     began = time.perf_counter()
     runner = _RaceRunner(training, sweep, snapshot, steps, progress)
     assert first.lr is not None
