@@ -10,11 +10,7 @@ from torch import Tensor
 
 
 class AsyncHostCopy:
-    """The newest copy of a tensor that has arrived on the host; on the CPU the tensor itself.
-
-    Args:
-        source: The tensor.
-    """
+    """The newest copy of a tensor that has arrived on the host; on the CPU the tensor itself."""
 
     def __init__(self, source: Tensor) -> None:
         self._source = source

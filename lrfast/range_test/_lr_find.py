@@ -189,8 +189,17 @@ def lr_find(
     on_host = snapshot == "host"
     with preserved(model, optimizer, others=kept, loaders=loaders, on_host=on_host) as saved:
         search = _Search(
-            *(training, sweep, saved, loaders),
-            *(beta, stop, lag, repeats, adaptive, verify, progress),
+            training=training,
+            sweep=sweep,
+            saved=saved,
+            loaders=loaders,
+            beta=beta,
+            stop=stop,
+            lag=lag,
+            repeats=repeats,
+            adaptive=adaptive,
+            verify=verify,
+            progress=progress,
         )
         result = search.run()
     for note in result.notes:

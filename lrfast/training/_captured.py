@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lrfast.curve import CurveRecorder, LossCurve
+from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.training._step import Training, TrainStep
 from lrfast.training.capture import CapturedStep
@@ -31,7 +31,7 @@ class CapturedTrainStep(TrainStep):
         if self._captured is None:
             optimizer, scaler = self._training.optimizer, self._training.scaler
             assert isinstance(optimizer, FusedOptimizer) and isinstance(self._curve, LossCurve)
-            recorder = CurveRecorder(self._curve)
+            recorder = _CurveRecorder(self._curve)
             self._eager = TrainStep(
                 self._training,
                 recorder,

@@ -22,16 +22,10 @@ StepFunction = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much data a training learns from.
+    """How much data a training learns from; None if the data do not say."""
 
-    Args:
-        batch_size: Rows per update; None if the batches do not say.
-        targets: Classes to predict in one pass; None if the data do not say, or if the targets are
-            no classes.
-    """
-
-    batch_size: int | None = None
-    targets: int | None = None
+    batch_size: int | None = None  # rows per update
+    targets: int | None = None  # classes to predict in one pass; None if targets are no classes
 
 
 def device_of(model: nn.Module) -> torch.device:

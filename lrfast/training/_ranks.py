@@ -14,13 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a distributed range test; by default this one alone.
+    """The processes of a distributed training; by default only this one."""
 
-    Args:
-        group: The process group that averages the gradients; None: there is none.
-    """
-
-    group: dist.ProcessGroup | None = None
+    group: dist.ProcessGroup | None = None  # averages the gradients
 
     @property
     def count(self) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrfast.curve import CurveRecorder, LossCurve
+from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._schedule_driver import Driver
 from lrfast.training._data import (
     ComputeLoss,
@@ -41,35 +41,20 @@ Rate = float | Tensor | None
 
 @dataclass(frozen=True)
 class Training:
-    """What trains: a model with its optimizer, its data and its loss.
-
-    Args:
-        model: The module that trains.
-        optimizer: Its optimizer.
-        data: Batches, cycled if they are too few.
-        compute_loss: ``compute_loss(model, batch)`` returns the loss.
-        step_fn: Makes a whole training step and returns its loss, instead of ``compute_loss``.
-        accumulate: Micro-batches per update.
-        same_batch: Whether all updates see the micro-batches of the first one.
-        valid: Batches whose mean loss after an update is recorded; None: the training loss is.
-        judge_data: Batches whose mean loss decides a race; None: batches of ``data``.
-        scaler: Scales losses, and skips steps whose gradients are not finite.
-        ranks: The processes that train together.
-        captures: Whether updates are captured, see :mod:`lrfast.training._captured`.
-    """
+    """A model in training: with its optimizer, its data and its loss."""
 
     model: nn.Module
     optimizer: Optimizer
-    data: Iterable[Any]
+    data: Iterable[Any]  # batches, cycled if they are too few
     compute_loss: ComputeLoss
-    step_fn: StepFunction | None = None
-    accumulate: int = 1
-    same_batch: bool = False
-    valid: Iterable[Any] | None = None
-    judge_data: Iterable[Any] | None = None
+    step_fn: StepFunction | None = None  # makes a whole step, instead of compute_loss
+    accumulate: int = 1  # micro-batches per update
+    same_batch: bool = False  # all updates see the micro-batches of the first one
+    valid: Iterable[Any] | None = None  # its mean loss after an update is recorded, if given
+    judge_data: Iterable[Any] | None = None  # its mean loss decides a race; None: some of data
     scaler: torch.amp.GradScaler | None = None
     ranks: Ranks = field(default_factory=Ranks)
-    captures: bool = False
+    captures: bool = False  # updates in a CUDA graph, see training._captured
 
     @property
     def takes_closure(self) -> bool:
@@ -115,10 +100,7 @@ class Training:
         return torch.stack([each.to(device, non_blocking=True) for each in found.values()]).sum(0)
 
     def loss(self, batches: Iterable[Any]) -> Tensor:
-        """Return the mean loss over batches, in the present mode and without gradients.
-
-        The loss of a batch is taken as the mean over its rows.
-        """
+        """Return the mean loss over the rows of batches, in the present mode, without gradients."""
         device = device_of(self.model)
 
         def measure(batch: Any) -> tuple[Tensor, int]:
@@ -149,7 +131,7 @@ class TrainStep:
     def __init__(
         self,
         training: Training,
-        curve: LossCurve | CurveRecorder,
+        curve: LossCurve | _CurveRecorder,
         driver: Driver,
         *,
         lr: Callable[[], Rate] = lambda: None,
@@ -267,14 +249,16 @@ class UserStep(UpdateFirst):
 def record_call(
     step: StepFunction,
     batch: Any,
-    curve: LossCurve | CurveRecorder,
+    curve: LossCurve | _CurveRecorder,
     lr: Callable[[], Rate],
     count: Callable[[], Tensor] | None,
 ) -> Tensor:
     """Make a whole step, record its loss unless the count of steps stays as it was; return it."""
     before = None if count is None else count().clone()
     loss = check_loss(step(batch), needs_grad=False).detach()
-    skip = None if count is None else torch.eq(count(), before).double().to(curve.device)
+    skip = None
+    if count is not None and before is not None:
+        skip = torch.eq(count(), before).double().to(curve.device)
     curve.record(loss, lr(), skip=skip)
     return loss
 

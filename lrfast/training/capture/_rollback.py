@@ -18,13 +18,7 @@ from lrfast.training._snapshot import Snapshot
 
 
 class Rollback(Snapshot):
-    """A snapshot of an optimizer with its parameters, and of every module that is called.
-
-    Args:
-        optimizer: The optimizer; parameters that it holds are copied now.
-        others: Tensors, and objects with ``state_dict`` and ``load_state_dict``.
-        generators: Generators of random numbers, besides torch's own.
-    """
+    """A snapshot of an optimizer, of tensors and other state, and of every module called."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrfast.curve import CurveRecorder, LossCurve
+from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.training._data import StepFunction, check_loss
 from lrfast.training._snapshot import Stateful
@@ -16,12 +16,7 @@ from lrfast.training._step import record_call
 
 @dataclass
 class CaptureSpec:
-    """Parts of a captured step, most of them as :func:`lrfast.capture` takes them.
-
-    Args:
-        curve: Records each step's loss, and the optimizer obeys its flag.
-        recorder: The curve's, or that of a ``train_step`` that records by itself; None: neither.
-    """
+    """Parts of a captured step, most of them as :func:`lrfast.capture` takes them."""
 
     train_step: StepFunction
     optimizer: FusedOptimizer
@@ -30,11 +25,11 @@ class CaptureSpec:
     others: list[object]
     generators: list[torch.Generator]
     warmup: int
-    recorder: CurveRecorder | None = None
+    recorder: _CurveRecorder | None = None  # the curve's, or used by train_step itself
 
     def __post_init__(self) -> None:
         if self.curve is not None:
-            self.recorder = CurveRecorder(self.curve)
+            self.recorder = _CurveRecorder(self.curve)
 
     def run(self, batch: object) -> Tensor:
         """Make one training step; what it launches may be recorded."""
@@ -49,9 +44,9 @@ class CaptureSpec:
 
     def _rates(self) -> Tensor | None:
         """The rates that the step used, unless the curve has planned ones."""
-        assert self.curve is not None
-        planned = self.curve._planned
-        return None if planned else self.optimizer.last_rates[: self.curve.width]
+        assert self.curve is not None and self.recorder is not None
+        takes = self.recorder.takes_rates
+        return self.optimizer.last_rates[: self.curve.width] if takes else None
 
     def _count(self) -> Tensor:
         """Steps that the optimizer has made, on the device."""
@@ -110,11 +105,11 @@ class CaptureSpec:
         if any(hasattr(param, "_local_tensor") for param in self.parameters()):
             raise ValueError("optimizer must hold whole parameters, got some that processes share")
         curve, groups = self.curve, len(self.optimizer.param_groups)
-        if curve is None:
+        if curve is None or self.recorder is None:
             return
         if not isinstance(curve, LossCurve):
             raise TypeError(f"curve must be a lrfast.LossCurve, got {type(curve).__name__}")
-        if not curve._planned and curve.width not in (1, groups):
+        if self.recorder.takes_rates and curve.width not in (1, groups):
             raise ValueError(
                 f"curve must have width 1 or one rate per param group, {groups}, got {curve.width}"
             )

@@ -15,22 +15,13 @@ class BatchMismatch(ValueError):
 
 
 class StaticBatch:
-    """A copy of a batch, with the same containers, that later batches are copied into.
-
-    Args:
-        example: A tensor, or nested dicts, lists and tuples of tensors and constants.
-        device: Where the copies of its tensors are.
-    """
+    """A copy of a batch, with the same containers, that later batches are copied into."""
 
     def __init__(self, example: Any, device: torch.device) -> None:
         self.value = _made_static(example, device)
 
     def copy_in(self, batch: Any) -> None:
-        """Copy a batch's tensors, queued where they are on a GPU or in pinned memory.
-
-        Raises:
-            BatchMismatch: If its containers, shapes, dtypes or constants are other ones.
-        """
+        """Copy a batch's tensors, asynchronously from a GPU or pinned memory, if it is alike."""
         with torch.no_grad():
             _copy_in(self.value, batch)
 
