@@ -122,8 +122,8 @@ class CapturedStep:
     act on the next call, without a new capture.
     """
 
-    def __init__(self, spec: CaptureSpec, recapture: Literal["error", "auto"]) -> None:
-        self._spec = spec
+    def __init__(self, parts: CaptureSpec, recapture: Literal["error", "auto"]) -> None:
+        self._spec = parts
         self._recaptures = recapture == "auto"
         self._engine: Engine | None = None  # None: nothing is captured
         self._recording = 0  # its number with the engine
