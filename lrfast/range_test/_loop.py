@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -75,19 +73,21 @@ class SweepLoop:
         driver = drive(optimizer, schedules, self._sweep.num_iter, self.curve.stop_flag)
         step = self._make_step(driver)
         batches = training.micro_batches()
-        measured = self._measured(batches)
         bar = Progress("range test", len(self._lrs), shown=self._progress)
         try:
             for number in self._steps():
-                step.record(next(measured))
+                micro_batches = next(batches)
+                if number == 0:
+                    self.data_size = training.data_size(micro_batches)
+                step.record(micro_batches)
                 if self._has_ended(number, bar):
                     return self.curve
                 step.update()
             if self._lag:
-                step.record_only(next(measured))
+                step.record_only(next(batches))
         finally:
             bar.close()
-            close(measured, batches)
+            close(batches)
             step.release()
             driver.detach()
         return self.curve
@@ -99,13 +99,6 @@ class SweepLoop:
             return kind(training, self.curve, driver)
         lr = partial(driver.rate_used, self._sweep.reference)
         return kind(training, self.curve, driver, lr=lr)
-
-    def _measured(self, batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
-        """Yield the micro-batches of each update, and see from the first how much data there is."""
-        for micro_batches in islice(batches, 1):
-            self.data_size = self._training.data_size(micro_batches)
-            yield micro_batches
-        yield from batches
 
     def _steps(self) -> Iterator[int]:
         """Yield the steps until each learning rate has its point: more if some are skipped."""

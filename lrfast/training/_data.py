@@ -277,11 +277,10 @@ def iterate_once(data: Iterable[Any]) -> Generator[Any, None, None]:
             end_workers(iterator)
 
 
-def close(*iterators: Iterator[Any]) -> None:
-    """Close generators, so that what they iterate over ends, too."""
-    for iterator in iterators:
-        if isinstance(iterator, Generator):
-            iterator.close()
+def close(iterator: Iterator[Any]) -> None:
+    """Close an iterator that is a generator, so that the data it iterates over end, too."""
+    if isinstance(iterator, Generator):
+        iterator.close()
 
 
 def end_workers(iterator: object) -> None:

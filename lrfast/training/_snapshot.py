@@ -228,7 +228,7 @@ class GlobalRandom:
 
 
 class Snapshot:
-    """A copy, in memory, of all that training changes, which `restore` restores bit for bit.
+    """A copy, in memory, of all that training changes, to be restored bit for bit.
 
     Covered: parameters and buffers (also non-persistent ones, and parameters that only the
     optimizer knows), their gradients and `requires_grad`, every submodule's train/eval flag, the
