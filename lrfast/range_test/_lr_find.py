@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from lrfast._utils.validation import check_count, is_int
 from lrfast.range_test import _analysis
 from lrfast.range_test._loop import SweepLoop
 from lrfast.range_test._priors import Weights, context_of, weights_of
@@ -326,10 +327,6 @@ def _check_memory(needed: dict[torch.device, int], where: str) -> None:
             )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check_options(
     stop: float | None,
     lag: int,
@@ -342,11 +339,9 @@ def _check_options(
         raise ValueError(f"stop must be None, or finite and above 1, got {stop}")
     if lag not in (0, 1):
         raise ValueError(f"lag must be 0 or 1, got {lag!r}")
-    if not _is_count(repeats) or repeats < 1:
-        raise ValueError(f"repeats must be a whole number, 1 or more, got {repeats!r}")
-    if not _is_count(verify) or verify == 1 or verify < 0:
+    check_count("repeats", repeats)
+    if not is_int(verify) or verify == 1 or verify < 0:
         raise ValueError(f"verify must be a whole number of steps, 2 or more, or 0, got {verify!r}")
-    if not _is_count(accumulate) or accumulate < 1:
-        raise ValueError(f"accumulate must be a whole number, 1 or more, got {accumulate!r}")
+    check_count("accumulate", accumulate)
     if valid is not None and lag:
         raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")

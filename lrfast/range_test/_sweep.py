@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lrfast import schedules
 from lrfast._utils.public import public_in
+from lrfast._utils.validation import check_count, is_int
 from lrfast.schedules import Schedule
 
 FloatArray = npt.NDArray[np.float64]
@@ -121,8 +122,7 @@ def make_sweep(
     vary: Vary,
 ) -> Sweep:
     """Return the sweep that the arguments of ``lr_find`` describe, once they are checked."""
-    if isinstance(num_iter, bool) or not isinstance(num_iter, int) or num_iter < 2:
-        raise ValueError(f"num_iter must be a whole number, 2 or more, got {num_iter!r}")
+    num_iter = check_count("num_iter", num_iter, least=2)
     if mode not in ("exp", "linear"):
         raise ValueError(f"mode must be 'exp' or 'linear', got {mode!r}")
     trained = _trained_groups(model, optimizer)
@@ -155,7 +155,7 @@ def make_sweep(
 
 
 def _moving_group(vary: Any, trained: list[int], count: int) -> int:
-    if isinstance(vary, bool) or not isinstance(vary, int):
+    if not is_int(vary):
         raise ValueError(f"vary must be 'ratio', 'same' or the index of a group, got {vary!r}")
     if not -count <= vary < count:
         raise ValueError(f"vary must be the index of one of {count} param groups, got {vary}")
