@@ -26,6 +26,7 @@ _MOVED = {
     "schedules._tables": "schedules._segments",
 }
 _RENAMED = {
+    "_utils.async_copy.Mirror": "AsyncHostCopy",
     "finetune._recipe._plan.Numbers": "RecipeConfig",
     "finetune._recipe._rates.Choice": "RateChoice",
     "finetune._stage_state.Moment": "ResumePoint",

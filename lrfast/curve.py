@@ -1,14 +1,15 @@
-"""The loss curve: losses and rates recorded on the device, read when somebody asks.
+"""Loss curve: losses and learning rates recorded on the device, and read on demand.
 
-Recording costs a launch and no wait. Raw values are kept; smoothing and derivatives are chosen
-afterwards. The arithmetic is the engine's (csrc/core/curve.h), the same for the flag that stops a
-range test and for what a plot shows.
+Recording costs a launch and no synchronisation. Raw values are kept; smoothing and derivatives are
+chosen afterwards. The arithmetic is the engine's (csrc/core/curve.h), the same for the flag that
+stops a range test and for a plot.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lrfast._utils.async_copy import Mirror
+from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
 
 Smoother = Literal["ema", "sma", "median", "savgol", "none"]
@@ -24,7 +25,7 @@ Smoother = Literal["ema", "sma", "median", "savgol", "none"]
 
 @dataclass(frozen=True)
 class CurveStatus:
-    """What the host knows of a curve: its state as of some recent loss.
+    """State of a curve as of some recent loss.
 
     Args:
         count: Losses recorded.
@@ -50,21 +51,21 @@ class CurveStatus:
 
 
 class LossCurve:
-    """Losses and rates of a run, recorded without waiting for the device.
+    """Losses and learning rates of a run, recorded without a host-device synchronisation.
 
     Args:
         capacity: Losses that fit, 1 or more.
         device: Where losses are; a loss must come from there.
-        width: Rates recorded with each loss: 1, or one per parameter group.
+        width: Learning rates recorded with each loss: 1, or one per parameter group.
         beta: Decay of the running EMA, in [0, 1).
         stop: The run counts as diverged once the EMA is above its best by more than
             ``(stop - 1) * max(best, drop / 10, noise)``. ``drop`` is how far the EMA has fallen
             and ``noise`` the standard deviation of one loss, as of the loss before. For losses well
             above zero that is the usual ``stop * best``. With a best of 0 or less nothing diverges
-            within ten losses, nor where all losses were equal so far. None: never.
+            within ten losses, nor if all losses were equal so far. None: never.
         grace: Losses at the start that are not judged.
-        rates: Rates planned for each loss, [capacity] or [capacity, width]: row k is that of the
-            k-th recorded loss. None: rates come with the losses.
+        rates: Learning rates planned for each loss, [capacity] or [capacity, width]: row k is that
+            of the k-th recorded loss. None: they come with the losses.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -116,7 +117,7 @@ class LossCurve:
         self.device = self._state.device
         self._recorded = 0  # while no step may have been skipped
         self._may_skip = False
-        self._mirror = Mirror(self._state)
+        self._mirror = AsyncHostCopy(self._state)
 
     def record(
         self,
@@ -125,21 +126,21 @@ class LossCurve:
         *,
         skip: Tensor | None = None,
     ) -> None:
-        """Record one loss, and the rates that go with it. Does not wait for the device.
+        """Record one loss, and the learning rates that go with it. Does not synchronise.
 
         Args:
             loss: One element, floating point, on the curve's device.
-            lr: Rate or rates, [width]; a tensor must be float64 on the curve's device. None: the
-                planned ones, or NaN where none are planned.
+            lr: Learning rate or rates, [width]; a tensor must be float64 on the curve's device.
+                None: the planned ones, or NaN if none are planned.
             skip: One element, floating point, on the curve's device, as a GradScaler's
-                ``found_inf``. Where it is not 0, a finite loss is not recorded; one that is not
+                ``found_inf``. If it is not 0, a finite loss is not recorded; one that is not
                 finite still is, and sets the flag. The device decides; so from the first ``skip``
-                on, ``len(curve)`` and all that depends on it wait for the device, and losses past
-                the capacity are dropped there instead of raising.
+                on, ``len(curve)`` and all that depends on it synchronise, and losses past the
+                capacity are dropped on the device instead of raising.
 
         Raises:
             IndexError: If the curve is full, and no ``skip`` was ever passed.
-            TypeError, ValueError: If an argument is not of that kind, or ``lr`` is given where
+            TypeError, ValueError: If an argument is not of that kind, or ``lr`` is given although
                 rates are planned.
         """
         if not isinstance(loss, Tensor):
@@ -149,9 +150,6 @@ class LossCurve:
         self._check_room(skip is not None)
         self._launch(loss, self._row(lr), skip)
         self._count(skip is not None)
-
-    # A CUDA graph launches at each replay what it has recorded once; the host's part comes with
-    # each replay, too.
 
     def _launch(self, loss: Tensor, rates: Tensor | None, skip: Tensor | None) -> None:
         rule = (self.beta, self.stop or 0.0, self.grace)
@@ -166,10 +164,6 @@ class LossCurve:
     def _count(self, may_skip: bool) -> None:
         self._may_skip = self._may_skip or may_skip
         self._recorded += 1
-
-    def _memory(self) -> list[Tensor]:
-        """All that a recording changes on the device."""
-        return [self._state, self._losses, self._rates]
 
     def _row(self, lr: float | Sequence[float] | Tensor | None) -> Tensor | None:
         """Rates as the engine takes them: [width] on the device, or None for the planned ones."""
@@ -190,7 +184,7 @@ class LossCurve:
         return rates
 
     def __len__(self) -> int:
-        """Losses recorded. Waits for the device once a step may have been skipped."""
+        """Losses recorded. Synchronises once a step may have been skipped."""
         return int(self._state[_COUNT]) if self._may_skip else self._recorded
 
     def truncate(self, count: int) -> None:
@@ -214,7 +208,7 @@ class LossCurve:
 
     @property
     def lrs(self) -> Tensor:
-        """Rates, float64 [len(self)], or [len(self), width] for a width above 1, on the device."""
+        """Learning rates, float64 [len(self)], or [len(self), width] for more, on the device."""
         rates = self._rates[: len(self)]
         return rates[:, 0] if rates.shape[1] == 1 else rates
 
@@ -307,7 +301,8 @@ class LossCurve:
         end at i, is this at i - window, for ``wrt="step"`` and ``method="none"``.
 
         Args:
-            wrt: What x is: the natural logarithm of the (first) rate, the step, or the rate.
+            wrt: x: the natural logarithm of the (first) learning rate, the step, or the learning
+                rate.
             window: Steps to either side, 1 or more.
             beta: Decay of the EMA for method "ema"; 0 for raw losses; the curve's own by default.
             method: What smooths the losses first, as in :meth:`smoothed`.
@@ -339,16 +334,67 @@ class LossCurve:
         return slopes
 
     def status(self) -> CurveStatus:
-        """Return the curve's state as of its last loss. Waits for the device."""
+        """Return the curve's state as of its last loss. Synchronises."""
         return _read_status(self._state.cpu())
 
     def poll(self) -> CurveStatus:
-        """Return the curve's state as of a recent loss. Never waits.
+        """Return the curve's state as of a recent loss. Never synchronises.
 
         On the CPU that is the last loss. On a GPU each call asks for a copy and returns the newest
         one that has arrived.
         """
-        return _read_status(self._mirror.newest())
+        return _read_status(self._mirror.latest())
+
+
+class _CurveRecorder:
+    """Recording of losses from within a step that a CUDA graph may replay.
+
+    A replay launches again what :meth:`record` has launched once. The host's part is apart:
+    :meth:`begin` and :meth:`end` enclose each step, replayed or not.
+
+    Args:
+        curve: Records the losses.
+    """
+
+    def __init__(self, curve: LossCurve) -> None:
+        self._curve = curve
+        self._may_skip = False
+        self._is_muted = False
+
+    def record(
+        self, loss: Tensor, lr: float | Tensor | None = None, *, skip: Tensor | None = None
+    ) -> None:
+        """Launch the recording of one loss, as :meth:`LossCurve.record` does."""
+        self._may_skip = skip is not None
+        if not self._is_muted:
+            self._curve._launch(loss, self._curve._row(lr), skip)
+
+    @property
+    def device(self) -> torch.device:
+        """The curve's."""
+        return self._curve.device
+
+    @property
+    def takes_rates(self) -> bool:
+        """Whether learning rates come with the losses, because none are planned."""
+        return not self._curve._planned
+
+    def begin(self) -> None:
+        """Check that the curve has room for the loss of a step."""
+        self._curve._check_room(self._may_skip)
+
+    def end(self) -> None:
+        """Count the loss of a step."""
+        self._curve._count(self._may_skip)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Record nothing for a while, of steps that will be undone."""
+        self._is_muted = True
+        try:
+            yield
+        finally:
+            self._is_muted = False
 
 
 # Places in the state tensor: csrc/core/curve.h, CurveState.

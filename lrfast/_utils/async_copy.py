@@ -1,17 +1,16 @@
-"""A host copy of a small device tensor that is refreshed without waiting."""
+"""Asynchronous copies of small device tensors to the host, read without a synchronisation."""
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 
-class Mirror:
-    """Holds the newest copy of a tensor that has arrived on the host; on the CPU the tensor itself.
-
-    Args:
-        source: The tensor.
-    """
+class AsyncHostCopy:
+    """The newest copy of a tensor that has arrived on the host; on the CPU the tensor itself."""
 
     def __init__(self, source: Tensor) -> None:
         self._source = source
@@ -21,14 +20,51 @@ class Mirror:
             self._arrived = torch.zeros_like(source, device="cpu")
             self._event: torch.cuda.Event | None = None
 
-    def newest(self) -> Tensor:
-        """Ask for a copy, and return the newest one that has arrived."""
+    def latest(self) -> Tensor:
+        """Queue a copy, and return the newest one that has arrived."""
         if self._on_host:
             return self._source
         if self._event is None or self._event.query():
             if self._event is not None:
                 self._arrived.copy_(self._arriving)
-            self._arriving.copy_(self._source, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(self._source.device))
+            self._event = _queue_copy(self._source, self._arriving)
         return self._arrived
+
+
+class AsyncHostQueue:
+    """Numbers copied to the host, handed out in order once they have arrived."""
+
+    def __init__(self) -> None:
+        self._coming: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def put(self, step: int, values: list[Tensor]) -> None:
+        """Queue a copy of one number of each tensor, as of now."""
+        packed = torch.stack([value.detach().reshape(()).double() for value in values])
+        if packed.device.type != "cuda":
+            self._coming.append((step, packed, None))
+            return
+        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        self._coming.append((step, host, _queue_copy(packed, host)))
+
+    def ready(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
+        """Yield what has arrived since the last call: the step, and its numbers.
+
+        Args:
+            wait: Whether to synchronise for the copies that are still under way.
+        """
+        while self._coming:
+            step, values, event = self._coming[0]
+            if event is not None and not event.query():
+                if not wait:
+                    return
+                event.synchronize()
+            self._coming.popleft()
+            yield step, values.numpy().tolist()  # host memory: no operator is dispatched
+
+
+def _queue_copy(source: Tensor, pinned: Tensor) -> torch.cuda.Event:
+    """Queue a copy to pinned memory, and return the event that follows it."""
+    pinned.copy_(source, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(source.device))
+    return event

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrfast._utils.atomic_write import replacing
+from lrfast._utils.param_groups import set_momentum
 from lrfast._utils.validation import (
     check_bool,
     check_dict,
@@ -204,7 +205,5 @@ def _write_base_rates(driver: Driver, packed: Iterable[dict[str, Any]]) -> None:
         rate, momentum = driver.own(index)
         lr = group["lr"]
         group["lr"] = torch.full_like(lr, rate) if isinstance(lr, Tensor) else rate
-        if momentum is not None and "betas" in group:
-            group["betas"] = (momentum, *group["betas"][1:])
-        elif momentum is not None:
-            group["momentum"] = momentum
+        if momentum is not None:
+            set_momentum(group, momentum)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lrfast.training._data import LossFunction, device_of, evaluating, split_pair, to_device
+from lrfast.training._data import LossFunction, device_of, eval_mode, split_pair, to_device
 from lrfast.training._random import RandomStates
 
 Features = tuple[Tensor, Tensor]
@@ -42,13 +42,13 @@ def precompute(
     loaders = [train, valid]
     before = RandomStates.take(loaders)
     try:
-        with evaluating(model):
+        with eval_mode(model):
             features = _features(train, run, "train")
             return StageData(
                 head, features, None if valid is None else _features(valid, run, "valid")
             )
     finally:
-        before.put_back(loaders)
+        before.restore(loaders)
 
 
 def check_precompute(

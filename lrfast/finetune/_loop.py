@@ -17,19 +17,18 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from lrfast._utils.async_copy import Mirror
+from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.progress import Progress
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune._stage_state import ResumePoint, Run
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._schedule_driver import Driver, drive
-from lrfast.training._captured import CapturedUpdate
-from lrfast.training._data import DataEnded, device_of
+from lrfast.training._captured import CapturedTrainStep
+from lrfast.training._data import DataExhausted, device_of
 from lrfast.training._random import RandomStates
-from lrfast.training._step import Training
+from lrfast.training._step import Training, TrainStep
 
 
 class Loop:
@@ -48,13 +47,11 @@ class Loop:
         self.should_stop = False
         self._training = training
         self._loaders = loaders
-        self._max_grad_norm = max_grad_norm
         self._curve = LossCurve(
             max(run.total_steps - len(run.losses), 1), device_of(training.model)
         )
         self._epoch_start = len(run.losses)  # losses before the epoch, counted where a sync is due
         self._groups = training.optimizer.param_groups
-        self._parameters = [p for group in self._groups for p in group["params"]]
         schedules = run.of_groups(len(self._groups))
         self.driver: Driver = drive(
             *(training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied),
@@ -63,11 +60,12 @@ class Loop:
         self.own_rates = [self.driver.own(index)[0] for index in range(len(self._groups))]
         self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
         scale = self.driver.scale()
-        self._late_scale = None if scale is None else Mirror(scale)
+        self._late_scale = None if scale is None else AsyncHostCopy(scale)
         # lrfast's kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
-        self._captured = (
-            CapturedUpdate(training, self._curve, self.driver.scale) if training.captures else None
+        kind = CapturedTrainStep if training.captures else TrainStep
+        self._step = kind(
+            *(training, self._curve, self.driver), lr=self.driver.scale, max_grad_norm=max_grad_norm
         )
         self._shows_progress = progress
         self._began = time.perf_counter()
@@ -83,8 +81,7 @@ class Loop:
         try:
             self._bar.close()
         finally:
-            if self._captured is not None:
-                self._captured.release()
+            self._step.release()
 
     def now(self, model: nn.Module) -> Run:
         """Return the run with all that is needed to resume it; synchronises."""
@@ -110,20 +107,21 @@ class Loop:
         """
         run, size = self.run, self._training.accumulate
         batches = self._batches()
-        while not run.has_ended_pass and (window := list(islice(batches, size))):
-            loss = self._recorded_loss(window)
+        while not run.has_ended_pass and (micro_batches := list(islice(batches, size))):
+            loss = self._step.record(micro_batches)
+            if self._training.captures:
+                loss = loss.clone()  # for callbacks to keep
             status = self._curve.status() if self._must_wait else self._curve.poll()
             self._bar.show(run.step + 1, partial(self._numbers, status, run.epoch, run.step))
             if status.outcome != "running":
                 return
-            if self._captured is None:
-                self._update()
+            self._step.update()
             run.step += 1
-            run.used += len(window)
-            run.has_ended_pass = len(window) < size
+            run.used += len(micro_batches)
+            run.has_ended_pass = len(micro_batches) < size
             yield loss
         if run.used == 0:
-            raise DataEnded(
+            raise DataExhausted(
                 f"train must yield a batch in every epoch, got none in epoch {run.epoch + 1}; can "
                 "it be iterated only once? Pass a DataLoader or a list of batches"
             )
@@ -148,38 +146,20 @@ class Loop:
             run.order = RandomStates.take(self._loaders)
             return iter(self._training.data)
         now = RandomStates.take(self._loaders)
-        run.order.put_back(self._loaders)
+        run.order.restore(self._loaders)
         batches = iter(self._training.data)
         for _ in range(run.used):
             next(batches, None)
-        now.put_back(self._loaders)
+        now.restore(self._loaders)
         return batches
-
-    def _recorded_loss(self, window: list[Any]) -> Tensor:
-        """Record the loss before the update, which one that is not finite must not reach.
-
-        A captured step comes with its update.
-        """
-        if self._captured is not None:
-            return self._captured(window).clone()  # for callbacks to keep
-        loss = self._training.backward(window)
-        self._curve.record(loss, self.driver.scale(), skip=self._training.found_inf())
-        return loss
 
     def _numbers(self, status: CurveStatus, epoch: int, step: int) -> dict[str, str]:
         """Return the bar's numbers; the head's learning rate is the newest that the host knows."""
         rate = self._shown[min(step, len(self._shown) - 1)]
         if self._late_scale is not None:
-            rate *= self._late_scale.newest().numpy()[0] or 1.0  # 0: no copy has arrived yet
+            rate *= self._late_scale.latest().numpy()[0] or 1.0  # 0: no copy has arrived yet
         loss = f"{status.smoothed:.4g}"
         return {"epoch": str(epoch + 1), "lr": f"{rate:.1e}", "loss": loss}
-
-    def _update(self) -> None:
-        if self._max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        self.driver.before_step()
-        self._training.update()
-        self.driver.after_step()
 
 
 class Interrupts:

@@ -1,4 +1,4 @@
-"""Metrics and validation, all on the device until the end."""
+"""Metrics and validation, on the device until the end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lrfast.training._data import (
     ComputeLoss,
     LossFunction,
+    batch_size,
     device_of,
-    evaluating,
-    size_of,
-    split_pair,
+    eval_mode,
+    mean_over_batches,
+    split_targets,
     to_device,
 )
 
@@ -67,36 +68,25 @@ def check_monitored(monitor: str, row: dict[str, float]) -> str:
 def evaluate(
     model: nn.Module,
     batches: Iterable[Any],
-    loss_of: ComputeLoss,
+    compute_loss: ComputeLoss,
     loss_fn: LossFunction | None,
     metrics: Mapping[str, Metric],
 ) -> dict[str, float]:
-    """Return loss and metrics over the batches in evaluation mode; waits for the device once."""
+    """Return loss and metrics over the batches in evaluation mode; synchronises once."""
     device = device_of(model)
-    sums = torch.zeros(1 + len(metrics), dtype=torch.float64, device=device)
-    rows = 0
-    with evaluating(model), torch.no_grad():
-        for batch in batches:
-            moved = to_device(batch, device)
-            if loss_fn is None:
-                values, count = [loss_of(model, moved)], size_of(moved)
-            else:
-                inputs, targets = split_targets(moved)
-                outputs = model(*inputs)
-                values = [loss_fn(outputs, targets)]
-                values += [metric(outputs, targets) for metric in metrics.values()]
-                count = size_of(targets)
-            sums += count * torch.stack([value.double().reshape(()) for value in values])
-            rows += count
-    if rows == 0:
-        raise ValueError("valid must yield at least one batch, got none")
-    means = (sums / rows).cpu().numpy()
+
+    def measure(batch: Any) -> tuple[Tensor, int]:
+        moved = to_device(batch, device)
+        if loss_fn is None:
+            values, count = [compute_loss(model, moved)], batch_size(moved)
+        else:
+            inputs, targets = split_targets(moved)
+            outputs = model(*inputs)
+            values = [loss_fn(outputs, targets)]
+            values += [metric(outputs, targets) for metric in metrics.values()]
+            count = batch_size(targets)
+        return torch.stack([value.double().reshape(()) for value in values]), count
+
+    with eval_mode(model):
+        means = mean_over_batches(batches, measure).cpu().numpy()
     return dict(zip(["valid_loss", *metrics], means.tolist(), strict=True))
-
-
-def split_targets(batch: Any) -> tuple[list[Any], Any]:
-    """Return the model's inputs, all entries of a batch but the last, and the targets."""
-    if isinstance(batch, list | tuple) and len(batch) > 2:
-        return list(batch[:-1]), batch[-1]
-    inputs, targets = split_pair(batch)
-    return [inputs], targets

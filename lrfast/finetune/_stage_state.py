@@ -25,7 +25,7 @@ from lrfast._utils.validation import (
 from lrfast.finetune._history import Stage, epoch_row, floats
 from lrfast.groups import Rates, spread
 from lrfast.schedules import Schedule
-from lrfast.training._data import length_of
+from lrfast.training._data import num_batches
 from lrfast.training._random import RandomStates
 
 
@@ -52,7 +52,7 @@ class ResumePoint:
         """Set generators and modules to the states and modes."""
         for module, mode in zip(model.modules(), self.modes, strict=True):
             module.training = mode
-        self.random.put_back(loaders)
+        self.random.restore(loaders)
 
 
 @public_in("lrfast.finetune")
@@ -264,7 +264,7 @@ def group_rates(optimizer: Optimizer, lr: Rates, layers: int) -> list[float]:
 
 def epoch_batches(train: Iterable[Any]) -> int:
     """Return the number of batches of an epoch, 1 or more."""
-    batches = length_of(train)
+    batches = num_batches(train)
     if batches is None:
         raise TypeError(
             f"train must have a length, got {type(train).__name__} without one; the "

@@ -20,9 +20,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.optimization import get_scheduler
 
 from lrfast import range_test, schedules
+from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast.groups import Rates, discriminative
 from lrfast.integrations._found import Finder
-from lrfast.integrations._late import LateReader
 from lrfast.integrations._shared import fused_optimizer, inner_optimizer
 from lrfast.integrations.accelerate import clip_in_step, in_parallel, step_can_clip, undisturbed
 from lrfast.integrations.scheduler import DeviceScheduler
@@ -251,7 +251,7 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._reader = LateReader()
+        self._reader = AsyncHostQueue()
         self._sum: Tensor | None = None
         self._since = 0
         plain = trainer.training_step
@@ -273,7 +273,7 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
             optimizer = fused_optimizer(self._trainer.optimizer)
             norm = optimizer.grad_norm
             values = [self._sum / self._since, optimizer.last_rates[0]]
-            self._reader.ask(state.global_step, values + ([] if norm is None else [norm]))
+            self._reader.put(state.global_step, values + ([] if norm is None else [norm]))
             self._sum, self._since = None, 0
         self._log(wait=False)
         return control
@@ -285,7 +285,7 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
         self._log(wait=True)
 
     def _log(self, wait: bool) -> None:
-        for step, numbers in self._reader.arrived(wait):
+        for step, numbers in self._reader.ready(wait):
             named = zip(("loss", "learning_rate", "grad_norm"), numbers, strict=False)
             self._trainer.log({**dict(named), "measured_at": step})
 

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from lrfast import range_test
+from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast.groups import NormPolicy, Timetable, set_norm_mode
 from lrfast.integrations._found import Finder
-from lrfast.integrations._late import LateReader
 from lrfast.integrations._shared import fused_optimizer, inner_optimizer
 from lrfast.integrations.scheduler import DeviceScheduler
 
@@ -204,7 +204,7 @@ class StepMonitor(Callback):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        self._reader = LateReader()
+        self._reader = AsyncHostQueue()
         self._seen = -1
 
     def on_train_batch_end(
@@ -217,7 +217,7 @@ class StepMonitor(Callback):  # type: ignore[misc]
             optimizer = fused_optimizer(trainer.optimizers[0])
             norm = optimizer.grad_norm
             rates = list(optimizer.last_rates.unbind())
-            self._reader.ask(step, rates + ([] if norm is None else [norm]))
+            self._reader.put(step, rates + ([] if norm is None else [norm]))
         self._log(trainer, wait=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,7 +227,7 @@ class StepMonitor(Callback):  # type: ignore[misc]
     def _log(self, trainer: Trainer, wait: bool) -> None:
         groups = trainer.optimizers[0].param_groups
         names = [f"lr-{group.get('name', index)}" for index, group in enumerate(groups)]
-        for step, numbers in self._reader.arrived(wait):
+        for step, numbers in self._reader.ready(wait):
             metrics = dict(zip([*names, "grad_norm"], numbers, strict=False))
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=step)

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast.finetune import Callback, FineTuner
-from lrfast.integrations._late import LateReader
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.range_test import RangeTest
 
@@ -75,7 +75,7 @@ class Tracking(Callback):
             raise ValueError(f"every must be a whole number, 1 or more, got {every!r}")
         self._log = log
         self._every = every
-        self._reader = LateReader()
+        self._reader = AsyncHostQueue()
         self._before = 0  # steps of earlier stages
 
     def on_fit_begin(self, tuner: FineTuner) -> None:
@@ -89,7 +89,7 @@ class Tracking(Callback):
             values = [loss]
             if isinstance(optimizer, FusedOptimizer):
                 values += optimizer.last_rates.unbind()
-            self._reader.ask(self._before + step, values)
+            self._reader.put(self._before + step, values)
         self._send(wait=False)
 
     def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
@@ -103,7 +103,7 @@ class Tracking(Callback):
         self._send(wait=True)
 
     def _send(self, wait: bool) -> None:
-        for step, (loss, *rates) in self._reader.arrived(wait):
+        for step, (loss, *rates) in self._reader.ready(wait):
             self._log({"loss": loss, **{f"lr_{g}": rate for g, rate in enumerate(rates)}}, step)
 
 

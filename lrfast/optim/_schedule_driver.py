@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lrfast._utils.param_groups import momentum_of, set_momentum
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._scheduling import momentum_of, set_rate
+from lrfast.optim._scheduling import set_rate
 from lrfast.schedules import Schedule
 
 
@@ -47,7 +48,7 @@ class Driver(ABC):
 
     @abstractmethod
     def applied(self) -> Tensor:
-        """Return the count of steps applied so far, one int64."""
+        """Return the count of steps applied so far, one int64, which the next step may change."""
 
     @abstractmethod
     def own(self, group: int) -> tuple[float, float | None]:
@@ -133,7 +134,7 @@ class _DeviceDriver(Driver):
         engine = self._optimizer._engine
         clocks = [] if engine is None else engine.clocks()
         start = self._optimizer._clock_at_start[0]
-        return clocks[0][0].clone() if clocks else torch.tensor(start)
+        return clocks[0][0] if clocks else torch.tensor(start)
 
     def own(self, group: int) -> tuple[float, float | None]:
         return float(self._optimizer.param_groups[group]["lr"]), None
@@ -173,7 +174,7 @@ class _HostDriver(Driver):
         for group, own, (rates, momenta) in zip(groups, self._own_rates, self._tables, strict=True):
             set_rate(group, own * float(rates[step]))
             if momenta is not None:
-                _set_momentum(group, float(momenta[step]))
+                set_momentum(group, float(momenta[step]))
 
     def after_step(self) -> None:
         # GradScaler does not call the steps that it skips, but for those that skip by themselves.
@@ -203,12 +204,4 @@ class _HostDriver(Driver):
         for group, rate, momentum in zip(groups, self._own_rates, self._own_momenta, strict=True):
             set_rate(group, rate)
             if momentum is not None:
-                _set_momentum(group, momentum)
-
-
-def _set_momentum(group: dict[str, Any], momentum: float) -> None:
-    betas = group.get("betas")
-    if isinstance(betas, tuple):
-        group["betas"] = (momentum, *betas[1:])
-    elif "momentum" in group:
-        group["momentum"] = momentum
+                set_momentum(group, momentum)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lrfast._utils.param_groups import momentum_of
 from lrfast._utils.validation import check_count, check_list
 from lrfast.schedules import Schedule
 
@@ -297,15 +298,6 @@ class Scheduled(torch.optim.Optimizer):
 ScheduleSnapshot = tuple[
     list[Schedule | None], tuple[int, int], "LossSchedule | None", dict[str, Any]
 ]
-
-
-def momentum_of(group: dict[str, Any]) -> float | None:
-    """Return a param group's momentum or beta1; None if its rule has none."""
-    betas = group.get("betas")
-    if isinstance(betas, tuple):
-        return float(betas[0])
-    momentum = group.get("momentum")
-    return float(momentum) if isinstance(momentum, int | float) else None
 
 
 def saved_schedules(entry: dict[str, Any]) -> list[Schedule | None] | None:

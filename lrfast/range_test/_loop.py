@@ -1,76 +1,68 @@
-"""The sweep itself: one update per rate, its loss recorded, nothing waited for."""
+"""Loop of a sweep: one update per learning rate, its loss recorded, without a synchronisation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
 from lrfast.optim._schedule_driver import Driver, drive
-from lrfast.range_test._priors import Amounts
 from lrfast.range_test._sweep import Sweep
-from lrfast.training._captured import CapturedUpdate
-from lrfast.training._data import check_loss, close, device_of, upload
-from lrfast.training._step import Training
+from lrfast.training._captured import CapturedTrainStep
+from lrfast.training._data import DataSize, close, device_of, to_device_async
+from lrfast.training._step import Training, TrainStep, kind_of_step
 
-# Points that are not judged: two losses do not tell how noisy they are, and those of a model that
-# fits its data already, 1e-5 and then 1e-4, are no divergence.
+# Points that are not judged: two losses do not show the noise, and losses of 1e-5 and then 1e-4, of
+# a model that fits its data already, are no divergence.
 _GRACE = 5
 
-# Steps per point at most where a scaler skips some. One that begins at 2**16 and halves at each
+# Steps per point at most if a scaler skips some. A scale that begins at 2**16 and halves at each
 # overflow reaches 1 within 16 steps.
 _MAX_STEPS_PER_POINT = 4
 
-# Ranks whose host learns of the end at different times would wait for each other for ever. On a GPU
-# they therefore look at the same, rare, points.
+# If ranks saw the stop flag at different steps, one would leave while another waits in a
+# collective. On GPUs all ranks therefore poll at the same, few points.
 _POINTS_BETWEEN_AGREEMENTS = 10
 
 
-class Loop:
-    """One sweep; ``amounts`` says afterwards how much data it met.
+class SweepLoop:
+    """One sweep: records the losses of a training at the sweep's learning rates, and one with lag.
 
-    Args:
-        training: How a point comes about.
-        sweep: The rates.
-        beta: Decay of the curve's EMA.
-        stop: The curve's stop rule; None: never.
-        lag: 1 to record one loss more, the one after the last update.
-        progress: Whether to show how far it is.
+    ``stop`` and ``beta`` are the curve's; ``data_size`` is known once it has run.
     """
 
     def __init__(
         self,
         training: Training,
         sweep: Sweep,
-        *,
         beta: float,
         stop: float | None,
         lag: int,
+        *,
         progress: bool,
     ) -> None:
         self._training = training
         self._sweep = sweep
         self._lag = lag
         self._progress = progress and training.ranks.is_first
-        self._rates = sweep.table()[:, sweep.reference]
+        self._lrs = sweep.table()[:, sweep.reference]
         device = device_of(training.model)
-        planned = np.append(self._rates, [np.nan] * lag)
+        planned = np.append(self._lrs, [np.nan] * lag)
         self.curve = LossCurve(
             len(planned),
             device,
             beta=beta,
             stop=stop,
             grace=_GRACE,
-            rates=None if training.step_fn else upload(planned, device),
+            rates=None if training.step_fn else to_device_async(planned, device),
         )
-        self.amounts = Amounts()
+        self.data_size = DataSize()
 
     def run(self) -> LossCurve:
-        """Train through the rates and return the curve."""
+        """Train through the learning rates and return the curve."""
         training, parts = self._training, self._sweep.parts()
         optimizer = training.optimizer
         if not training.model.training:
@@ -79,35 +71,38 @@ class Loop:
             group["lr"] = own_rate
         schedules = [schedule for _, schedule in parts]
         driver = drive(optimizer, schedules, self._sweep.num_iter, self.curve.stop_flag)
-        point = _make_point(training, driver, self.curve, self._sweep.reference)
-        windows = training.windows()
-        counted = self._counted(windows)
-        bar = Progress("range test", len(self._rates), shown=self._progress)
+        step = self._make_step(driver)
+        batches = training.micro_batches()
+        bar = Progress("range test", len(self._lrs), shown=self._progress)
         try:
-            for step in self._steps():
-                point.begin(next(counted))
-                if self._has_ended(step, bar):
+            for number in self._steps():
+                micro_batches = next(batches)
+                if number == 0:
+                    self.data_size = training.data_size(micro_batches)
+                step.record(micro_batches)
+                if self._has_ended(number, bar):
                     return self.curve
-                point.end()
+                step.update()
             if self._lag:
-                point.look_on(next(counted))
+                step.record_only(next(batches))
         finally:
             bar.close()
-            close(counted, windows)
-            point.release()
+            close(batches)
+            step.release()
             driver.detach()
         return self.curve
 
-    def _counted(self, windows: Iterator[list[Any]]) -> Iterator[list[Any]]:
-        """Pass the windows on, and see from the first one how much data there are."""
-        for window in islice(windows, 1):
-            self.amounts = self._training.amounts(window)
-            yield window
-        yield from windows
+    def _make_step(self, driver: Driver) -> TrainStep:
+        training = self._training
+        kind = CapturedTrainStep if training.captures else kind_of_step(training)
+        if training.step_fn is None:
+            return kind(training, self.curve, driver)
+        lr = partial(driver.rate_used, self._sweep.reference)
+        return kind(training, self.curve, driver, lr=lr)
 
     def _steps(self) -> Iterator[int]:
-        """Count the steps until every rate has its point: more of them where some are skipped."""
-        count, step = len(self._rates), 0
+        """Yield the steps until each learning rate has its point: more if some are skipped."""
+        count, step = len(self._lrs), 0
         missing = count
         while missing > 0 and step < _MAX_STEPS_PER_POINT * count:
             for _ in range(missing):
@@ -122,129 +117,9 @@ class Loop:
         if is_late and step % _POINTS_BETWEEN_AGREEMENTS:
             return False
         status = curve.status() if is_late else curve.poll()
-        place = min(step, len(self._rates) - 1)
+        place = min(step, len(self._lrs) - 1)
         bar.show(
             place + 1,
-            lambda: {"lr": f"{self._rates[place]:.1e}", "loss": f"{status.smoothed:.4g}"},
+            lambda: {"lr": f"{self._lrs[place]:.1e}", "loss": f"{status.smoothed:.4g}"},
         )
         return status.outcome != "running"
-
-
-class _BeforeUpdate:
-    """The training loss, recorded before the update at its rate, which a bad loss prevents."""
-
-    def __init__(self, training: Training, driver: Driver, curve: LossCurve) -> None:
-        self._training = training
-        self._driver = driver
-        self._curve = curve
-
-    def begin(self, window: list[Any]) -> None:
-        loss = self._training.backward(window)
-        self._curve.record(loss, skip=self._training.found_inf())
-
-    def end(self) -> None:
-        self._update()
-
-    def look_on(self, window: list[Any]) -> None:
-        self._curve.record(self._training.loss(window))
-
-    def release(self) -> None:
-        pass
-
-    def _update(self) -> None:
-        self._driver.before_step()
-        self._training.update()
-        self._driver.after_step()
-
-
-class _Captured(_BeforeUpdate):
-    """The same in one graph, in which the device leaves an update out after a bad loss."""
-
-    def __init__(self, training: Training, driver: Driver, curve: LossCurve) -> None:
-        super().__init__(training, driver, curve)
-        self._step = CapturedUpdate(training, curve)
-
-    def begin(self, window: list[Any]) -> None:
-        self._step(window)
-
-    def end(self) -> None:
-        pass
-
-    def release(self) -> None:
-        self._step.release()
-
-
-class _Validated(_BeforeUpdate):
-    """The loss over the validation data, recorded after the update at its rate."""
-
-    def begin(self, window: list[Any]) -> None:
-        self._training.backward(window)
-        skip = self._training.found_inf()
-        self._update()
-        self._curve.record(self._training.validation_loss(), skip=skip)
-
-    def end(self) -> None:
-        pass
-
-
-class _Closure(_BeforeUpdate):
-    """The loss that a step with a closure finds first, or the validation loss after it."""
-
-    def begin(self, window: list[Any]) -> None:
-        self._driver.before_step()
-        loss = self._training.closure_step(window)
-        self._driver.after_step()
-        is_validated = self._training.valid is not None
-        self._curve.record(self._training.validation_loss() if is_validated else loss)
-
-    def end(self) -> None:
-        pass
-
-
-class _StepFunction:
-    """The loss that the user's own training step returns, with the rate that the step used.
-
-    A step in which the optimizer did not step adds no point.
-    """
-
-    def __init__(
-        self, training: Training, driver: Driver, curve: LossCurve, reference: int
-    ) -> None:
-        assert training.step_fn is not None
-        self._step_fn = training.step_fn
-        self._ranks = training.ranks
-        self._driver = driver
-        self._curve = curve
-        self._reference = reference
-
-    def begin(self, window: list[Any]) -> None:
-        self._driver.before_step()
-        applied = self._driver.applied()
-        loss = check_loss(self._step_fn(window[0]), needs_grad=False)
-        self._driver.after_step()
-        skip = (self._driver.applied() == applied).double().to(self._curve.device)
-        rate = self._driver.rate_used(self._reference)
-        self._curve.record(self._ranks.mean(loss.detach().to(self._curve.device)), rate, skip=skip)
-
-    def end(self) -> None:
-        pass
-
-    def look_on(self, window: list[Any]) -> None:
-        self.begin(window)
-
-    def release(self) -> None:
-        pass
-
-
-def _make_point(
-    training: Training, driver: Driver, curve: LossCurve, reference: int
-) -> _BeforeUpdate | _StepFunction:
-    if training.captures:
-        return _Captured(training, driver, curve)
-    if training.step_fn is not None:
-        return _StepFunction(training, driver, curve, reference)
-    if training.takes_closure:
-        return _Closure(training, driver, curve)
-    if training.valid is not None:
-        return _Validated(training, driver, curve)
-    return _BeforeUpdate(training, driver, curve)

@@ -1,4 +1,7 @@
-"""``lr_find``: sweeps, put back, read, and, where wanted, raced."""
+"""``lr_find``: sweep, restore the model, derive suggestions, and optionally race.
+
+The race verifies the suggestion in short training runs.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from lrfast._utils.validation import check_count, is_int
 from lrfast.range_test import _analysis
-from lrfast.range_test._loop import Loop
-from lrfast.range_test._priors import Amounts, context_of, weights_of
+from lrfast.range_test._loop import SweepLoop
+from lrfast.range_test._priors import Weights, context_of, weights_of
 from lrfast.range_test._race import race
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._sweep import Mode, Sweep, Vary, make_sweep
@@ -28,13 +32,15 @@ from lrfast.training._captured import check_captures
 from lrfast.training._data import (
     ComputeLoss,
     LossFunction,
-    Replayed,
-    length_of,
+    ReplayableLoader,
+    StepFunction,
+    generators_of,
     make_compute_loss,
+    num_batches,
 )
 from lrfast.training._ranks import ranks_of
 from lrfast.training._snapshot import Snapshot, bytes_needed, preserved, sizes
-from lrfast.training._step import StepFunction, Training
+from lrfast.training._step import Training
 
 _log = logging.getLogger(__name__)
 
@@ -71,58 +77,59 @@ def lr_find(
     capture: bool = False,
     progress: bool = True,
 ) -> RangeTest:
-    """Run a range test: train with growing rates, record the losses, put everything back.
+    """Run a range test: train with growing learning rates, record the losses, restore everything.
 
     Training after a range test is, bit for bit, training without it: parameters, buffers,
     gradients, optimizer state, modes, random numbers and the order of a DataLoader are as before,
-    also when something raises in the middle. Data that can be iterated only once is used up.
+    also if something raises in the middle. Data that can be iterated only once is used up.
 
     With a model in DistributedDataParallel, or sharded by FSDP, every rank calls it alike: losses
-    are averaged, all ranks stop at the same point, and each puts its own copy back.
+    are averaged, all ranks stop at the same point, and each restores its own copy.
 
     Args:
         model: Module with trainable parameters; it is put into training mode if it is not.
-        optimizer: Ours, or any of torch.optim, with parameters of the model; one whose ``step``
-            needs a closure gets one.
+        optimizer: Of lrfast or torch.optim, with parameters of the model; one whose ``step`` needs
+            a closure gets one.
         data: Batches; cycled if they are too few.
         loss_fn: ``loss_fn(model(inputs), targets)`` for batches ``(inputs, targets)``; of more
             entries than two all but the last are inputs.
         compute_loss: Instead of ``loss_fn``: ``compute_loss(model, batch)`` returns the loss. With
             neither, the model returns its loss: as it is, as ``.loss``, as ``["loss"]`` or first.
         step_fn: Instead of both: ``step_fn(batch)`` makes a whole training step, from zeroing
-            gradients to ``optimizer.step()``, leaves rates alone and returns the loss. Whatever it
-            changes besides model and optimizer belongs in ``others``.
-        start_lr: First rate, above 0; or one per param group.
-        end_lr: Last rate, above ``start_lr``; or one per param group.
+            gradients to ``optimizer.step()``, keeps the learning rates and returns the loss. All
+            that it changes besides model and optimizer belongs in ``others``.
+        start_lr: First learning rate, above 0; or one per param group.
+        end_lr: Last learning rate, above ``start_lr``; or one per param group.
         num_iter: Points of the sweep, 2 or more. A point is an applied update.
-        mode: "exp", equal ratios from rate to rate, or "linear", equal differences.
-        vary: "ratio": all groups, their ratios kept, ``start_lr`` and ``end_lr`` being rates of the
-            trained group with the highest one. "same": all groups at the same rate. A number: that
-            group alone, while the others hold their rates.
+        mode: "exp", equal ratios from point to point, or "linear", equal differences.
+        vary: "ratio": all groups in their ratios, ``start_lr`` and ``end_lr`` being those of the
+            trained group with the highest learning rate. "same": all groups at the same learning
+            rate. A number: only that group, while the others hold their learning rates.
         stop: The sweep ends when the smoothed loss exceeds ``stop`` times the best (measured
             against the drop and the noise where the best is not above 0); None: never for that.
         beta: Decay of the EMA that smooths the losses, in [0, 1).
-        lag: 0 pairs a rate with the loss just before its update, as all peers do; 1 with the loss
-            just after it, at the cost of one forward pass.
-        accumulate: Batches per update; a point's loss is their mean.
+        lag: 0 pairs a learning rate with the loss just before its update, as all peers do; 1 with
+            the loss just after it, at the cost of one forward pass.
+        accumulate: Micro-batches per update; a point's loss is their mean.
         same_batch: Whether all updates see the first one's batches, which removes their noise.
         valid: Batches; a point's loss is then the mean over them after the update.
         repeats: Sweeps, each with other data order and random numbers; the result is their median.
-        adaptive: Whether to sweep again, over the range that rule "auto" proposes, where it
-            declines; 4 sweeps at most.
-        verify: Steps, 2 or more, of the short one-cycle runs in which the suggested rate and its
-            neighbours race from the present state on the same batches; 8 runs at most. 0: no race.
+        adaptive: Whether to sweep again, over the range that method "auto" proposes, if it has no
+            suggestion; 4 sweeps at most.
+        verify: Steps, 2 or more, of the short one-cycle runs in which the suggested learning rate
+            and its neighbours race from the present state on the same batches; 8 runs at most. 0:
+            no race.
         judge: Validation batches whose mean loss decides the race; ``valid`` by default; without
             either some training batches that the runs have not seen.
         scaler: GradScaler; steps that it skips add no point.
-        others: Objects with ``state_dict`` and ``load_state_dict`` to put back too.
-        snapshot: Where the copies are kept that put everything back: on the "device" that trains,
-            or in the "host" memory, for models that fill the device.
-        process_group: The ranks that train together, where the model is neither in
+        others: Objects with ``state_dict`` and ``load_state_dict`` to restore, too.
+        snapshot: Memory of the copies that restore everything: "device" is the one that trains,
+            "host" is for models that fill the device.
+        process_group: The ranks that train together, if the model is neither in
             DistributedDataParallel nor sharded.
         capture: Whether a sweep's updates are captured in a CUDA graph, see :func:`lrfast.capture`;
-            for our optimizers and training losses. Races run as ever.
-        progress: Whether to show steps, rate and smoothed loss, in a terminal or a notebook.
+            for lrfast optimizers and training losses. Races are not captured.
+        progress: Whether to show steps, learning rate and smoothed loss, in a terminal or notebook.
 
     Returns:
         Curve, suggestions and outcome.
@@ -145,14 +152,22 @@ def lr_find(
         Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
     """
     began = time.perf_counter()
-    settings = _Settings(beta, stop, lag, repeats, adaptive, verify, progress)
-    settings.check()
-    _check_steps(accumulate, step_fn, loss_fn, compute_loss, valid, lag, verify)
+    _check_options(stop, lag, repeats, verify, accumulate, valid)
+    if step_fn is not None:
+        clashes = {
+            "loss_fn": loss_fn is not None,
+            "compute_loss": compute_loss is not None,
+            "accumulate": accumulate > 1,
+            "valid": valid is not None,
+            "verify": verify > 0,
+        }
+        for name in (name for name, clash in clashes.items() if clash):
+            raise ValueError(f"{name} must be left out with step_fn, which makes the whole step")
     sweep = make_sweep(model, optimizer, start_lr, end_lr, num_iter, mode, vary)
     training = Training(
         model,
         optimizer,
-        Replayed(data) if settings.goes_over_data_again else data,
+        ReplayableLoader(data) if repeats > 1 or adaptive or verify else data,
         make_compute_loss(loss_fn, compute_loss),
         step_fn,
         accumulate,
@@ -174,16 +189,33 @@ def lr_find(
     _check_memory(bytes_needed(model, optimizer), snapshot)
     on_host = snapshot == "host"
     with preserved(model, optimizer, others=kept, loaders=loaders, on_host=on_host) as saved:
-        result = _Search(training, sweep, settings, saved, loaders).run()
+        search = _Search(
+            training=training,
+            sweep=sweep,
+            saved=saved,
+            loaders=loaders,
+            beta=beta,
+            stop=stop,
+            lag=lag,
+            repeats=repeats,
+            adaptive=adaptive,
+            verify=verify,
+            progress=progress,
+        )
+        result = search.run()
     for note in result.notes:
         _log.info(note)
     return replace(result, seconds=time.perf_counter() - began, snapshot_bytes=saved.nbytes)
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """Arguments of ``lr_find`` that concern neither the model nor the rates."""
+class _Search:
+    """The sweeps of one call of ``lr_find``, within its snapshot."""
 
+    training: Training
+    sweep: Sweep
+    saved: Snapshot
+    loaders: Sequence[Any]
     beta: float
     stop: float | None
     lag: int
@@ -192,101 +224,45 @@ class _Settings:
     verify: int
     progress: bool
 
-    @property
-    def goes_over_data_again(self) -> bool:
-        return self.repeats > 1 or self.adaptive or self.verify > 0
-
-    def check(self) -> None:
-        if self.stop is not None and not (math.isfinite(self.stop) and self.stop > 1):
-            raise ValueError(f"stop must be None, or finite and above 1, got {self.stop}")
-        if self.lag not in (0, 1):
-            raise ValueError(f"lag must be 0 or 1, got {self.lag!r}")
-        if not _is_count(self.repeats) or self.repeats < 1:
-            raise ValueError(f"repeats must be a whole number, 1 or more, got {self.repeats!r}")
-        if not _is_count(self.verify) or self.verify == 1 or self.verify < 0:
-            raise ValueError(
-                f"verify must be a whole number of steps, 2 or more, or 0, got {self.verify!r}"
-            )
-
-
-class _Search:
-    """The sweeps of one call of ``lr_find``, within its snapshot."""
-
-    def __init__(
-        self,
-        training: Training,
-        sweep: Sweep,
-        settings: _Settings,
-        saved: Snapshot,
-        loaders: Sequence[Any],
-    ) -> None:
-        self._training = training
-        self._sweep = sweep
-        self._settings = settings
-        self._saved = saved
-        self._loaders = loaders
-        self._is_fresh = True
-        self._weights = weights_of(training.optimizer)
-
     def run(self) -> RangeTest:
         """Sweep as often as it takes, and race."""
-        result = self._swept(self._sweep)
+        weights = weights_of(self.training.optimizer)
+        result = self._run_sweep(self.sweep, weights)
         notes: list[str] = []
-        sweeps = 1
-        while self._settings.adaptive and sweeps < _MAX_SWEEPS:
+        for _ in range(_MAX_SWEEPS - 1 if self.adaptive else 0):
             answer = result.suggestions["auto"]
             if answer.lr is not None or answer.next_range is None:
                 break
             notes.append(f"swept again: {answer.reason}")
-            result = self._swept(self._next(result.sweep, answer.next_range))
-            sweeps += 1
+            self.saved.restore()
+            result = self._run_sweep(_next_sweep(result.sweep, answer.next_range), weights)
         notes += result.notes
-        if self._settings.verify:
-            result = self._raced(result)
+        if self.verify:
+            result = self._add_race(result)
         return replace(result, notes=tuple(notes))
 
-    def _swept(self, sweep: Sweep) -> RangeTest:
-        settings = self._settings
+    def _run_sweep(self, sweep: Sweep, weights: Weights) -> RangeTest:
         recordings = []
-        amounts = Amounts()
-        for repeat in range(settings.repeats):
-            if not self._is_fresh:
-                self._saved.restore()
-            self._is_fresh = False
+        for repeat in range(self.repeats):
             if repeat:
-                _reseed(repeat, self._loaders)
-            loop = Loop(
-                self._training,
-                sweep,
-                beta=settings.beta,
-                stop=settings.stop,
-                lag=settings.lag,
-                progress=settings.progress,
+                self.saved.restore()
+                _reseed(repeat, self.loaders)
+            loop = SweepLoop(
+                *(self.training, sweep, self.beta, self.stop, self.lag), progress=self.progress
             )
-            recordings.append(_analysis.read(loop.run(), settings.lag))
-            amounts = loop.amounts
-        context = context_of(self._training.optimizer, sweep.reference, amounts, self._weights)
-        result = _analysis.summarise(sweep, recordings, settings.beta, context)
+            recordings.append(_analysis.read(loop.run(), self.lag))
+        context = context_of(self.training.optimizer, sweep.reference, loop.data_size, weights)
+        result = _analysis.summarise(sweep, recordings, self.beta, context)
         return replace(result, notes=self._notes(result))
 
-    def _next(self, sweep: Sweep, wanted: tuple[float, float]) -> Sweep:
-        """The sweep over the range that is wanted, with more points where that is the same one."""
-        start, end = sweep.ranges[sweep.reference]
-        if math.isclose(wanted[0], start) and math.isclose(wanted[1], end):
-            return replace(sweep, num_iter=3 * sweep.num_iter)
-        firsts, lasts = (sweep.rates_at(rate) for rate in wanted)
-        return replace(sweep, ranges=tuple(zip(firsts, lasts, strict=True)))
-
-    def _raced(self, result: RangeTest) -> RangeTest:
-        """The result with what a race between rates says, as rule "verified"."""
+    def _add_race(self, result: RangeTest) -> RangeTest:
+        """The result with the winner of a race, as rule "verified"."""
         first = _first_candidate(result)
         if first.lr is None:
-            verdict = replace(first, rule="verified")
-            outcome = None
+            outcome, verdict = None, replace(first, rule="verified")
         else:
-            steps, progress = self._settings.verify, self._settings.progress
             outcome, verdict = race(
-                self._training, result.sweep, self._saved, first, steps, progress
+                *(self.training, result.sweep, self.saved, first, self.verify, self.progress)
             )
         suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
         return replace(result, suggestions=suggestions, race=outcome)
@@ -296,15 +272,24 @@ class _Search:
         if len(result.losses) and not math.isfinite(result.losses[-1]):
             place = f"point {len(result.losses)}, at a rate of {result.lrs[-1]:.1e}"
             notes.append(f"the loss is {result.losses[-1]} at {place}")
-        batches = length_of(self._training.data)
-        used = self._training.accumulate * len(result.lrs)
-        if not (batches is None or batches >= used or self._training.same_batch):
+        batches = num_batches(self.training.data)
+        used = self.training.accumulate * len(result.lrs)
+        if not (batches is None or batches >= used or self.training.same_batch):
             notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
         return tuple(notes)
 
 
+def _next_sweep(sweep: Sweep, wanted: tuple[float, float]) -> Sweep:
+    """The sweep over the wanted range, with more points if that is the present one."""
+    start, end = sweep.ranges[sweep.reference]
+    if math.isclose(wanted[0], start) and math.isclose(wanted[1], end):
+        return replace(sweep, num_iter=3 * sweep.num_iter)
+    firsts, lasts = (sweep.rates_at(rate) for rate in wanted)
+    return replace(sweep, ranges=tuple(zip(firsts, lasts, strict=True)))
+
+
 def _first_candidate(result: RangeTest) -> Suggestion:
-    """What "auto" says, or else the middle one of all answers; a single rule's may be far off."""
+    """The suggestion of "auto", or the median of all: that of one method may be far off."""
     auto = result.suggestions["auto"]
     answers = [(answer.lr, answer) for answer in result.suggestions.values() if answer.lr]
     if auto.lr is not None or not answers:
@@ -313,7 +298,7 @@ def _first_candidate(result: RangeTest) -> Suggestion:
 
 
 def _reseed(repeat: int, loaders: Sequence[Any]) -> None:
-    """Give a repeated sweep random numbers of its own; the snapshot brings the old ones back."""
+    """Give a repeated sweep random numbers of its own; the snapshot restores the old ones."""
     seed = (torch.initial_seed() + repeat) % 2**63
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -321,16 +306,12 @@ def _reseed(repeat: int, loaders: Sequence[Any]) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     for loader in loaders:
-        inner = getattr(loader.batch_sampler, "sampler", None)
-        owners = (loader, loader.sampler, inner)
-        for generator in {
-            id(g): g for o in owners if (g := getattr(o, "generator", None))
-        }.values():
+        for generator in generators_of(loader):
             generator.manual_seed((generator.initial_seed() + repeat) % 2**63)
 
 
 def _check_memory(needed: dict[torch.device, int], where: str) -> None:
-    """Say what the snapshot takes, and refuse before it starts where a device has not that much."""
+    """Log the size of the snapshot; MemoryError, before it starts, if a device has less left."""
     if where not in ("device", "host"):
         raise ValueError(f"snapshot must be 'device' or 'host', got {where!r}")
     _log.info("the snapshot copies %s to %s memory", sizes(needed), where)
@@ -346,32 +327,21 @@ def _check_memory(needed: dict[torch.device, int], where: str) -> None:
             )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_steps(
-    accumulate: int,
-    step_fn: StepFunction | None,
-    loss_fn: LossFunction | None,
-    compute_loss: ComputeLoss | None,
-    valid: Iterable[Any] | None,
+def _check_options(
+    stop: float | None,
     lag: int,
+    repeats: int,
     verify: int,
+    accumulate: int,
+    valid: Iterable[Any] | None,
 ) -> None:
-    if not _is_count(accumulate) or accumulate < 1:
-        raise ValueError(f"accumulate must be a whole number, 1 or more, got {accumulate!r}")
+    if stop is not None and not (math.isfinite(stop) and stop > 1):
+        raise ValueError(f"stop must be None, or finite and above 1, got {stop}")
+    if lag not in (0, 1):
+        raise ValueError(f"lag must be 0 or 1, got {lag!r}")
+    check_count("repeats", repeats)
+    if not is_int(verify) or verify == 1 or verify < 0:
+        raise ValueError(f"verify must be a whole number of steps, 2 or more, or 0, got {verify!r}")
+    check_count("accumulate", accumulate)
     if valid is not None and lag:
         raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")
-    if step_fn is None:
-        return
-    clashes = {
-        "loss_fn": loss_fn is not None,
-        "compute_loss": compute_loss is not None,
-        "accumulate": accumulate > 1,
-        "valid": valid is not None,
-        "verify": verify > 0,
-    }
-    for name, clash in clashes.items():
-        if clash:
-            raise ValueError(f"{name} must be left out with step_fn, which makes the whole step")

@@ -10,14 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrfast.suggest import rate_scale, typical_rate
-
-
-@dataclass(frozen=True)
-class Amounts:
-    """How much data a training learns from."""
-
-    batch_size: int | None = None
-    targets: int | None = None
+from lrfast.training._data import DataSize
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ def weights_of(optimizer: Optimizer) -> Weights:
 
 
 def context_of(
-    optimizer: Optimizer, reference: int, amounts: Amounts, weights: Weights | None = None
+    optimizer: Optimizer, reference: int, data_size: DataSize, weights: Weights | None = None
 ) -> Context:
     """Read the optimizer and what it trains."""
     group = optimizer.param_groups[reference]
@@ -68,7 +61,7 @@ def context_of(
     rates = {name: typical_rate(name, count, momentum, rms) for name in names}
     known = next((name for name in names if rates[name] is not None), names[0])
     scale = rate_scale(
-        known, batch_size=amounts.batch_size, parameters=count, targets=amounts.targets
+        known, batch_size=data_size.batch_size, parameters=count, targets=data_size.targets
     )
     return Context(rates[known], scale)
 

@@ -1,4 +1,4 @@
-"""Which rates a range test visits: one range per param group, walked together."""
+"""Learning rates of a range test: one range per param group, swept together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lrfast import schedules
 from lrfast._utils.public import public_in
+from lrfast._utils.validation import check_count, is_int
 from lrfast.schedules import Schedule
 
 FloatArray = npt.NDArray[np.float64]
@@ -24,13 +25,13 @@ Vary = Literal["ratio", "same"] | int  # or the index of the one group that move
 @public_in("lrfast.range_test")
 @dataclass(frozen=True)
 class Sweep:
-    """The rates of a range test, point by point and group by group.
+    """The learning rates of a range test, point by point and group by group.
 
     Args:
         mode: "exp" (equal ratios from point to point) or "linear" (equal differences).
         num_iter: Points.
-        ranges: First and last rate of each param group; the same twice for one that is held.
-        reference: The group whose rates stand on the plot's axis.
+        ranges: First and last learning rate of each param group; twice the same if it is held.
+        reference: The group whose learning rates stand on the plot's axis.
     """
 
     mode: Mode
@@ -39,7 +40,7 @@ class Sweep:
     reference: int
 
     def parts(self) -> list[tuple[float, Schedule]]:
-        """Return each group's own rate and the schedule that multiplies it.
+        """Return each group's base learning rate and the schedule that multiplies it.
 
         Groups in proportion to the reference share its schedule, so that their ratios hold exactly.
         """
@@ -55,7 +56,7 @@ class Sweep:
         return parts
 
     def table(self, count: int | None = None) -> FloatArray:
-        """Return the rates of the first points, or of all of them, [points, groups].
+        """Return the learning rates of the first points, or of all of them, [points, groups].
 
         Args:
             count: Points, the first ones; None for all.
@@ -66,7 +67,7 @@ class Sweep:
 
     @property
     def ratios(self) -> tuple[float | None, ...]:
-        """Each group's rate over the reference's; None where that changes during the sweep."""
+        """Each group's learning rate over the reference's; None if that changes on the way."""
         start, end = self.ranges[self.reference]
         return tuple(
             last / end if math.isclose(first / start, last / end, rel_tol=1e-12) else None
@@ -74,12 +75,12 @@ class Sweep:
         )
 
     def rates_at(self, lr: float) -> list[float]:
-        """Return every group's rate at the point where the reference's is ``lr``.
+        """Return every group's learning rate at the point where the reference's is ``lr``.
 
-        Rates outside the range are extrapolated, but linear ones not below their range.
+        Those outside the range are extrapolated, but linear ones not below their range.
 
         Args:
-            lr: Rate of the reference group.
+            lr: Learning rate of the reference group.
         """
         start, end = self.ranges[self.reference]
         if self.mode == "exp":
@@ -120,13 +121,8 @@ def make_sweep(
     mode: Mode,
     vary: Vary,
 ) -> Sweep:
-    """Return the sweep that the arguments of ``lr_find`` describe.
-
-    Raises:
-        TypeError, ValueError: If an argument is out of range, or nothing trains.
-    """
-    if isinstance(num_iter, bool) or not isinstance(num_iter, int) or num_iter < 2:
-        raise ValueError(f"num_iter must be a whole number, 2 or more, got {num_iter!r}")
+    """Return the sweep that the arguments of ``lr_find`` describe, once they are checked."""
+    num_iter = check_count("num_iter", num_iter, least=2)
     if mode not in ("exp", "linear"):
         raise ValueError(f"mode must be 'exp' or 'linear', got {mode!r}")
     trained = _trained_groups(model, optimizer)
@@ -159,7 +155,7 @@ def make_sweep(
 
 
 def _moving_group(vary: Any, trained: list[int], count: int) -> int:
-    if isinstance(vary, bool) or not isinstance(vary, int):
+    if not is_int(vary):
         raise ValueError(f"vary must be 'ratio', 'same' or the index of a group, got {vary!r}")
     if not -count <= vary < count:
         raise ValueError(f"vary must be the index of one of {count} param groups, got {vary}")

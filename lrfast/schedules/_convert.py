@@ -6,12 +6,12 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lrfast._utils.param_groups import momentum_of
 from lrfast._utils.validation import check_count
 from lrfast.schedules._schedule import Schedule
 from lrfast.schedules._segments import Segment, Track, hold, track
@@ -109,12 +109,8 @@ def _run(
         for step in range(steps):
             if step:
                 scheduler.step()
-            rows.append([(float(g["lr"]), _momentum(g)) for g in optimizer.param_groups])
+            rows.append([(float(g["lr"]), momentum_of(g) or 0.0) for g in optimizer.param_groups])
     return rows
-
-
-def _momentum(group: dict[str, Any]) -> float:
-    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
 
 def _recorded(name: str, values: list[float]) -> Track:

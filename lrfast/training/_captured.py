@@ -1,80 +1,67 @@
-"""An update with its point on the curve as one captured step; for range tests and fine-tuning."""
+"""Captured updates: one CUDA graph holds an update and the recording of its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from lrfast.curve import LossCurve
+from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.training._step import Training
-from lrfast.training.capture import CapturedStep, capture
+from lrfast.training._step import Training, TrainStep
+from lrfast.training.capture import CapturedStep
+from lrfast.training.capture._spec import CaptureSpec
+from lrfast.training.capture._step import capture_spec
+
+_WARMUP = 3  # steps before the recording
 
 
-class CapturedUpdate:
-    """Makes updates of a training, each loss recorded before its update, in a CUDA graph.
+class CapturedTrainStep(TrainStep):
+    """One update of a training in a CUDA graph, its loss recorded before it.
 
-    The first window is captured before it is used. Windows of another kind, such as the last one of
-    an epoch, run eagerly.
-
-    Args:
-        training: What trains.
-        curve: Records the losses; the optimizer obeys its flag.
-        rate: Returns what is recorded with a loss where no rates are planned: float64 on the
-            device, or None.
+    ``record`` makes the update, too, which the device leaves out after a bad loss. The first
+    micro-batches are captured before they are used. Others, such as the last ones of an epoch, run
+    eagerly. The loss that is returned is overwritten by the next one.
     """
 
-    def __init__(
-        self,
-        training: Training,
-        curve: LossCurve,
-        rate: Callable[[], Tensor | None] = lambda: None,
-    ) -> None:
-        self._training = training
-        self._curve = curve
-        self._rate = rate
-        self._step: CapturedStep | None = None
+    _captured: CapturedStep | None = None
 
-    def __call__(self, window: list[Any]) -> Tensor:
-        """Make an update with a window of batches; return its loss, which the next overwrites."""
-        training, curve = self._training, self._curve
-        may_skip = training.scaler is not None and training.scaler.is_enabled()
-        curve._check_room(may_skip)
-        if self._step is None:
-            assert isinstance(training.optimizer, FusedOptimizer)
-            self._step = capture(
-                self._update,
-                training.optimizer,
-                window,
-                scaler=training.scaler,
-                others=curve._memory(),
-                recapture="auto",
+    def record(self, micro_batches: list[Any]) -> Tensor:
+        """Record the loss of the micro-batches, make the update, and return the loss."""
+        if self._captured is None:
+            optimizer, scaler = self._training.optimizer, self._training.scaler
+            assert isinstance(optimizer, FusedOptimizer) and isinstance(self._curve, LossCurve)
+            recorder = _CurveRecorder(self._curve)
+            self._eager = TrainStep(
+                self._training,
+                recorder,
+                self._driver,
+                lr=self._lr,
+                max_grad_norm=self._max_grad_norm,
             )
-        loss = self._step(window)
-        curve._count(may_skip)
-        return loss
+            spec = CaptureSpec(
+                self._record_and_update, optimizer, None, scaler, [], [], _WARMUP, recorder
+            )
+            self._captured = capture_spec(spec, micro_batches, "auto")
+        return self._captured(micro_batches)
+
+    def update(self) -> None:
+        """Do nothing: the graph holds the update."""
 
     def release(self) -> None:
         """Let the graph go."""
-        if self._step is not None:
-            self._step.release()
-            self._step = None
+        if self._captured is not None:
+            self._captured.release()
+            self._captured = None
 
-    def _update(self, window: list[Any]) -> Tensor:
-        loss = self._training.backward(window)
-        self._curve._launch(loss, self._curve._row(self._rate()), self._training.found_inf())
-        self._training.update()
+    def _record_and_update(self, micro_batches: list[Any]) -> Tensor:
+        loss = self._eager.record(micro_batches)
+        self._eager.update()
         return loss
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Check that an optimizer's steps can be captured.
-
-    Raises:
-        TypeError: If not.
-    """
+    """Check that an optimizer's steps can be captured; TypeError if not."""
     if not isinstance(optimizer, FusedOptimizer):
         raise TypeError(
             f"capture=True needs an optimizer of lrfast, got {type(optimizer).__name__}; "
@@ -83,11 +70,7 @@ def check_optimizer(optimizer: object) -> None:
 
 
 def check_captures(training: Training) -> None:
-    """Check that a training's updates can be captured.
-
-    Raises:
-        TypeError, ValueError: If not.
-    """
+    """Check that a training's updates can be captured; TypeError or ValueError if not."""
     check_optimizer(training.optimizer)
     clashes = {"step_fn": training.step_fn, "valid": training.valid}
     for name, given in clashes.items():

@@ -1,10 +1,12 @@
-"""Batches and losses as training loops meet them: moved to the device, turned into a scalar."""
+"""Batches on their way through training: iterated, moved to the device, made into a loss."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 LossFunction = Callable[[Any, Any], Tensor]
 ComputeLoss = Callable[[nn.Module, Any], Tensor]
+StepFunction = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How much data a training learns from; None if the data do not say."""
+
+    batch_size: int | None = None  # rows per update
+    targets: int | None = None  # classes to predict in one pass; None if targets are no classes
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -23,7 +34,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return the batch on the device: what has a ``to`` by that, containers item by item."""
+    """Return the batch on the device: an object with a ``to`` by it, containers item by item."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if callable(move := getattr(batch, "to", None)):
@@ -37,8 +48,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def upload(values: npt.NDArray[np.float64], device: torch.device) -> Tensor:
-    """Return host values as a tensor on the device, without waiting for it."""
+def to_device_async(values: npt.NDArray[np.float64], device: torch.device) -> Tensor:
+    """Return host values as a tensor on the device, without a synchronisation."""
     tensor = torch.from_numpy(values)
     if device.type != "cuda":
         return tensor.to(device)
@@ -48,13 +59,7 @@ def upload(values: npt.NDArray[np.float64], device: torch.device) -> Tensor:
 def make_compute_loss(
     loss_fn: LossFunction | None, compute_loss: ComputeLoss | None
 ) -> ComputeLoss:
-    """Return the function that turns (model, batch) into a loss.
-
-    With neither function the model itself returns its loss.
-
-    Raises:
-        ValueError: If both are given.
-    """
+    """Return the function of (model, batch) that returns the loss; of neither, the model's own."""
     if loss_fn is not None and compute_loss is not None:
         raise ValueError(
             "pass either loss_fn(outputs, targets), for batches (inputs, targets), or "
@@ -66,14 +71,11 @@ def make_compute_loss(
         return _own_loss
     supervised = loss_fn
 
-    def from_pair(model: nn.Module, batch: Any) -> Tensor:
-        if isinstance(batch, list | tuple) and len(batch) > 2:
-            *several, targets = batch
-            return supervised(model(*several), targets)
-        inputs, targets = split_pair(batch)
-        return supervised(model(inputs), targets)
+    def loss_of_outputs(model: nn.Module, batch: Any) -> Tensor:
+        inputs, targets = split_targets(batch)
+        return supervised(model(*inputs), targets)
 
-    return from_pair
+    return loss_of_outputs
 
 
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -111,12 +113,16 @@ def _check_call(model: nn.Module, listed: Sequence[Any], named: Mapping[str, Any
         ) from error
 
 
-def split_pair(batch: Any) -> tuple[Any, Any]:
-    """Return a batch's inputs and targets.
+def split_targets(batch: Any) -> tuple[list[Any], Any]:
+    """Return the model's inputs, all entries of a batch but the last, and the targets."""
+    if isinstance(batch, list | tuple) and len(batch) > 2:
+        return list(batch[:-1]), batch[-1]
+    inputs, targets = split_pair(batch)
+    return [inputs], targets
 
-    Raises:
-        TypeError: If the batch is not a pair.
-    """
+
+def split_pair(batch: Any) -> tuple[Any, Any]:
+    """Return a batch's inputs and targets; TypeError if the batch is not a pair."""
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         got = f"{len(batch)} entries" if isinstance(batch, list | tuple) else type(batch).__name__
         raise TypeError(
@@ -127,12 +133,7 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
 
 
 def check_loss(loss: Any, needs_grad: bool = True) -> Tensor:
-    """Return the loss, if it is one that a training step can start from, or has started from.
-
-    Raises:
-        TypeError: If it is not a tensor.
-        ValueError: If it has more than one element, or no gradient.
-    """
+    """Return the loss; TypeError or ValueError if it is no scalar, or has no gradient."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"the loss must be a tensor, got {type(loss).__name__}")
     if loss.numel() != 1:
@@ -149,7 +150,7 @@ def check_loss(loss: Any, needs_grad: bool = True) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Keep the model in evaluation mode for a while."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -160,43 +161,54 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def size_of(batch: Any) -> int:
+def mean_over_batches(
+    batches: Iterable[Any], measure: Callable[[Any], tuple[Tensor, int]]
+) -> Tensor:
+    """Return the mean over batches, without gradients, of a float64 measure with its rows."""
+    total: Tensor | None = None
+    rows = 0
+    with torch.no_grad(), closing(iterate_once(batches)) as present:
+        for batch in present:
+            values, count = measure(batch)
+            total = count * values if total is None else total + count * values
+            rows += count
+    if total is None:
+        raise ValueError("valid must yield at least one batch, got none")
+    return total / rows
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested dicts, lists and tuples, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def batch_size(batch: Any) -> int:
     """Return the rows of the first tensor in a batch; 1 if there is none."""
-    return rows_of(batch) or 1
+    return num_rows(batch) or 1
 
 
-def rows_of(batch: Any) -> int:
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 0
-    items = batch.values() if isinstance(batch, Mapping) else batch
-    if not isinstance(batch, Mapping | list | tuple):
-        return 0
-    return next((rows for item in items if (rows := rows_of(item))), 0)
+def num_rows(batch: Any) -> int:
+    """Return the rows of the first tensor in a batch that has some; 0 if none has."""
+    return next((len(each) for each in tensors_in(batch) if each.ndim and len(each)), 0)
 
 
-def targets_of(batch: Any) -> int:
-    """Return the classes to predict: the elements of a batch's last tensor, if it has integers.
-
-    0 where it has other numbers, or where there is no tensor.
-    """
-    last = _last_tensor(batch)
+def num_class_targets(batch: Any) -> int:
+    """Return the elements of a batch's last tensor if they are classes, so integers; else 0."""
+    last = [None, *tensors_in(batch)][-1]
     if last is None or last.is_floating_point() or last.is_complex():
         return 0
     return last.numel()
 
 
-def _last_tensor(batch: Any) -> Tensor | None:
-    if isinstance(batch, Tensor):
-        return batch
-    if not isinstance(batch, Mapping | list | tuple):
-        return None
-    items = list(batch.values() if isinstance(batch, Mapping) else batch)
-    found = (_last_tensor(item) for item in reversed(items))
-    return next((tensor for tensor in found if tensor is not None), None)
-
-
-def length_of(data: Iterable[Any]) -> int | None:
-    """Return the number of batches in one pass, or None where the data do not say."""
+def num_batches(data: Iterable[Any]) -> int | None:
+    """Return the number of batches in one pass; None if the data do not say."""
     try:
         return len(data)  # type: ignore[arg-type]
     except TypeError:  # also from a DataLoader over an iterable dataset
@@ -212,61 +224,50 @@ def generators_of(loader: object) -> list[torch.Generator]:
     return list(dict.fromkeys(each for each in owned if isinstance(each, torch.Generator)))
 
 
-class DataEnded(ValueError):
+class DataExhausted(ValueError):
     """Data that can be iterated only once were fewer than asked for."""
 
 
-def windows(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Yield the batches in lists of ``size``; where data end early, what is left comes first."""
+def accumulation_windows(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Yield ``size`` batches at a time; if the data end early, the rest comes before the error."""
     while True:
         window: list[Any] = []
         try:
             for _ in range(size):
-                window.append(next(batches))  # noqa: PERF401, for it may raise in between
-        except DataEnded:
+                window.append(next(batches))  # noqa: PERF401, because it may raise in between
+        except DataExhausted:
             if window:
                 yield window
             raise
         yield window
 
 
-class Replayed:
-    """Data to be iterated several times, the same each time.
+class ReplayableLoader:
+    """Data that yield the same batches each time that they are iterated.
 
-    A DataLoader is iterated again, for a snapshot puts its order back. Batches of anything else
-    that is not a sequence are held on to: some data can be iterated only once, and some shuffle by
-    means that no snapshot knows.
+    A DataLoader is iterated again, because a snapshot restores its order. Iterables that are
+    neither loaders nor sequences are cached: they may be one-shot, or shuffle with a generator that
+    no snapshot can restore.
     """
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
-        self._is_held = not isinstance(data, torch.utils.data.DataLoader | Sequence)
-        self._seen: list[Any] = []
-        self._rest: Iterator[Any] | None = None
+        self._is_cached = not isinstance(data, torch.utils.data.DataLoader | Sequence)
+        self._start: Iterator[Any] | None = None
 
     def __len__(self) -> int:
-        """Batches in one pass; TypeError where the data do not say."""
-        return len(self._data)  # type: ignore[arg-type]
+        return len(self._data)  # type: ignore[arg-type]  # num_batches sees a TypeError
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield one pass, of batches seen before as far as there are any."""
-        if not self._is_held:
-            yield from one_pass(self._data)
-            return
-        if self._rest is None:
-            self._rest = iter(self._data)
-        place = 0
-        while True:
-            if place == len(self._seen):
-                try:
-                    self._seen.append(next(self._rest))
-                except StopIteration:
-                    return
-            yield self._seen[place]
-            place += 1
+        if not self._is_cached:
+            return iterate_once(self._data)
+        if self._start is None:
+            self._start = iter(self._data)
+        self._start, replay = tee(self._start)  # the first stays at the start, with all in between
+        return replay
 
 
-def one_pass(data: Iterable[Any]) -> Generator[Any, None, None]:
+def iterate_once(data: Iterable[Any]) -> Generator[Any, None, None]:
     """Yield the batches of one pass; a DataLoader's workers end with it, however it ends."""
     iterator = iter(data)
     try:
@@ -276,39 +277,33 @@ def one_pass(data: Iterable[Any]) -> Generator[Any, None, None]:
             end_workers(iterator)
 
 
-def close(*iterators: Iterator[Any]) -> None:
-    """End generators where they stand, so that what they iterate over ends, too."""
-    for iterator in iterators:
-        if isinstance(iterator, Generator):
-            iterator.close()
+def close(iterator: Iterator[Any]) -> None:
+    """Close an iterator that is a generator, so that the data it iterates over end, too."""
+    if isinstance(iterator, Generator):
+        iterator.close()
 
 
 def end_workers(iterator: object) -> None:
     """End the workers of a DataLoader's iterator, if it has some.
 
-    Without this they live as long as it does: an exception that has it in its traceback keeps them.
+    Otherwise they live as long as it does: the traceback of an exception may keep it.
     """
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
         iterator._shutdown_workers()
 
 
-def cycled(data: Iterable[Any]) -> Iterator[Any]:
-    """Yield the batches of a loader again and again.
-
-    Raises:
-        ValueError: If the data yield nothing.
-        DataEnded: If a later pass over them does.
-    """
+def cycle_data(data: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches of a loader again and again; DataExhausted if it yields them only once."""
     passes = 0
     while True:
         empty = True
-        for batch in one_pass(data):
+        for batch in iterate_once(data):
             empty = False
             yield batch
         if empty and passes == 0:
             raise ValueError("data must yield at least one batch, got none")
         if empty:
-            raise DataEnded(
+            raise DataExhausted(
                 "data ended and cannot be iterated again; pass a loader or a list of batches"
             )
         passes += 1

@@ -1,4 +1,4 @@
-"""Random numbers of a training run, taken down as plain numbers and put back."""
+"""Random states of a training run, saved as plain numbers and restored."""
 
 from __future__ import annotations
 
@@ -27,12 +27,7 @@ _CUDA_BYTES = 16  # of the state of a GPU's generator, which only a GPU can chec
 
 @dataclass(frozen=True)
 class RandomStates:
-    """States of the process's generators, and of those that data loaders have of their own.
-
-    Args:
-        globals: Those of Python, numpy and torch.
-        generators: Those of the loaders, in the loaders' order.
-    """
+    """States of the process's generators, and of the data loaders' own, in the loaders' order."""
 
     globals: GlobalRandom
     generators: list[Tensor]
@@ -43,12 +38,8 @@ class RandomStates:
         own = [each.get_state() for loader in loaders for each in generators_of(loader)]
         return cls(GlobalRandom.take(), own)
 
-    def put_back(self, loaders: Iterable[object]) -> None:
-        """Set the generators to these states.
-
-        Raises:
-            ValueError: If the loaders have another number of generators.
-        """
+    def restore(self, loaders: Iterable[object]) -> None:
+        """Set the generators to these states; ValueError if their number is another one."""
         generators = [each for loader in loaders for each in generators_of(loader)]
         if len(generators) != len(self.generators):
             raise ValueError(
@@ -72,11 +63,7 @@ class RandomStates:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RandomStates:
-        """Return what :meth:`to_dict` described; states of GPUs that are not here are left out.
-
-        Raises:
-            ValueError: If a generator cannot be set to its state.
-        """
+        """Return the states of :meth:`to_dict`, without those of GPUs that are not here."""
         check_dict("random states", data, ["python", "numpy", "cpu", "cuda", "generators"])
         version, words, gauss = check_list("python's random state", data["python"], least=3)
         if gauss is not None:  # Python itself takes anything there
@@ -94,7 +81,7 @@ class RandomStates:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's state with its arrays as dicts, which torch.load takes without trust."""
+    """Numpy's state with its arrays as dicts, which torch.load takes with weights_only=True."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -120,7 +107,7 @@ def _bytes(value: Any) -> Tensor:
 
 
 def _try(states: GlobalRandom, generators: list[Tensor]) -> None:
-    """Set generators of no use to the states, for the real ones must not fail half way."""
+    """Set spare generators to the states first, so that the real ones cannot fail half way."""
     try:
         random.Random().setstate(states.python)
         _check_places(check_dict("numpy's random state", states.numpy))
@@ -136,7 +123,7 @@ def _try(states: GlobalRandom, generators: list[Tensor]) -> None:
 
 
 def _check_places(state: dict[str, Any]) -> None:
-    """Check where numpy's generators go on in their memory, which they themselves do not."""
+    """Check the positions of numpy's generators in their memory, which numpy does not."""
     inner = check_dict("numpy's random state", state.get("state"))
     for holder, name, most in ((inner, "pos", 624), (state, "buffer_pos", 4)):
         if name in holder:

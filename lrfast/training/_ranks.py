@@ -1,4 +1,4 @@
-"""The processes that train one model together: their mean loss, and one decision for all."""
+"""Processes that train one model together: their mean loss, and one decision for all."""
 
 from __future__ import annotations
 
@@ -14,22 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a distributed range test; by default this one alone.
+    """The processes of a distributed training; by default only this one."""
 
-    Args:
-        group: The process group that averages the gradients; None: there is none.
-    """
-
-    group: dist.ProcessGroup | None = None
+    group: dist.ProcessGroup | None = None  # averages the gradients
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of processes."""
         return 1 if self.group is None else dist.get_world_size(self.group)
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is nobody to agree with."""
+        """Whether there is one process."""
         return self.count == 1
 
     @property
@@ -45,24 +41,22 @@ class Ranks:
         dist.all_reduce(total, group=self.group)
         return total / self.count
 
-    def without_exchange(self, model: nn.Module, unless: bool) -> AbstractContextManager[None]:
-        """Keep the gradients of one batch of several to this process, unless it is the last."""
-        if unless or not isinstance(model, DistributedDataParallel):
+    def no_sync_unless_last(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+        """Leave out the all-reduce of a micro-batch's gradients, unless it is the last."""
+        if is_last or not isinstance(model, DistributedDataParallel):
             return nullcontext()
         return model.no_sync()
 
 
 def ranks_of(model: nn.Module, group: dist.ProcessGroup | None) -> Ranks:
-    """Return the processes that train a model: ``group``, or those that copies or shards lie on.
-
-    A mesh of several dimensions is taken to be all processes.
-    """
+    """Return the processes that train a model: ``group``, or those of its copies or shards."""
     if group is None and isinstance(model, _data_parallel_classes()):
         group = cast("dist.ProcessGroup", model.process_group)
     if group is None:
         meshes = (getattr(param, "device_mesh", None) for param in model.parameters())
         mesh = next((each for each in meshes if each is not None), None)
         if mesh is not None:
+            # A mesh of several dimensions is taken to be all processes.
             group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
     return Ranks(group)
 

@@ -1,20 +1,20 @@
-"""Puts a training set-up back exactly as it was, so that a range test leaves no trace.
+"""Snapshot of a training set-up, which restores it exactly, so that a range test leaves no trace.
 
 A `Snapshot` copies everything that torch training changes, in memory and each tensor on its own
-device, and writes it back *into the same tensors*: addresses, views, tied weights, captured graphs
-and whoever else holds a tensor notice nothing. It may be restored any number of times. Nothing here
-waits for a device, except where the `state_dict` of an object in `others` does.
+device, and writes it back *into the same tensors*: addresses, views, tied weights and captured
+graphs stay valid. `restore` may be called repeatedly. There is no host-device synchronisation,
+except in the `state_dict` of objects passed as `others`.
 
-What it leaves to others:
+Left out:
 
 * An optimizer's state beyond `state` and `param_groups` is the optimizer's own business: it offers
   `_engine_snapshot` and `_engine_restore` (see `Engine`).
 * Extra Python state of modules (counters, caches, anything that is not a parameter, a buffer or the
   train/eval flag) is out of scope, and so are hooks and swapped submodules. Shapes, dtypes and
   devices are taken to stay as they are.
-* In optimizer state, dicts, lists, tuples, tensors, generators and immutable values come back;
+* In optimizer state, dicts, lists, tuples, tensors, generators and immutable values are restored;
   objects of other types are kept by reference.
-* Iterators in use and the random state of workers that are already running cannot be taken back.
+* Iterators in use and the random state of workers that are already running cannot be restored.
   Workers that a sweep started are dropped, also with `persistent_workers=True`.
 """
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import random
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -36,15 +36,14 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lrfast.training._copies import Copies, bytes_of, owned, tensors_in
-from lrfast.training._data import end_workers, generators_of
+from lrfast.training._data import end_workers, generators_of, tensors_in
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """What an optimizer offers that keeps state where torch does not look.
+    """An optimizer with state that torch does not know.
 
-    `_engine_restore` is called after `state` and `param_groups` are back, with the object that
+    `_engine_restore` is called after `state` and `param_groups` are restored, with the object that
     `_engine_snapshot` returned; it may be called several times with the same object.
     """
 
@@ -55,14 +54,14 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What an entry of `others` must offer."""
+    """An entry of `others`."""
 
     def state_dict(self) -> Any:
         """Return the state."""
         ...
 
     def load_state_dict(self, state_dict: Any, /) -> object:
-        """Put the state back."""
+        """Restore the state."""
         ...
 
 
@@ -87,8 +86,119 @@ def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, i
     states = tensors_in(list(optimizer.state.values()))
     needed: dict[torch.device, int] = {}
     for tensor in dict.fromkeys(chain(parameters, model.buffers(), grads, states)):
-        needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(owned(tensor))
+        needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(dense_view(tensor))
     return needed
+
+
+def dense_view(tensor: Tensor) -> Tensor:
+    """Return the part of `tensor` with memory of its own; copy_ refuses expanded dimensions."""
+    if tensor.layout is torch.strided:
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dim] > 1:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Return the size of a tensor's memory, sparse ones included."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    return tensor.nbytes
+
+
+class TensorStore:
+    """Copies of modules, nested containers, their tensors and generators, each object once.
+
+    A container's copy is shallow: its items are the same objects afterwards, and each is restored
+    by its own entry. So sharing, cycles and identities need no further care. Originals are held so
+    that their ids stay taken.
+    """
+
+    def __init__(self, on_host: bool = False) -> None:
+        self._on_host = on_host
+        self._saved: dict[int, tuple[Any, Any]] = {}
+        self._gradients: dict[int, tuple[Tensor, Tensor | None, bool]] = {}
+        self._modes: dict[int, tuple[nn.Module, bool]] = {}
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that were saved."""
+        return [module for module, _ in self._modes.values()]
+
+    def save_modules(self, model: nn.Module) -> None:
+        """Copy a module and those in it, with the gradients of their parameters."""
+        for module in model.modules():
+            if id(module) in self._modes:
+                continue
+            self._modes[id(module)] = (module, module.training)
+            for parameter in module.parameters(recurse=False):
+                self.save_parameter(parameter)
+            for buffer in module.buffers(recurse=False):
+                self.save(buffer)
+            # The tables too: `self.mean = new` in a forward pass rebinds a buffer.
+            self.save(module._parameters)
+            self.save(module._buffers)
+
+    def save_parameter(self, parameter: Tensor) -> None:
+        """Copy a parameter with its gradient."""
+        self.save(parameter)
+        if id(parameter) not in self._gradients:
+            self._gradients[id(parameter)] = (parameter, parameter.grad, parameter.requires_grad)
+            self.save(parameter.grad)
+
+    def save(self, value: object) -> None:
+        """Copy `value` and everything in it; values of other types are ignored."""
+        if id(value) in self._saved:
+            return
+        items: Iterable[Any] = ()
+        if isinstance(value, Tensor):
+            self._saved[id(value)] = (value, self._copy(dense_view(value)))
+        elif isinstance(value, torch.Generator):
+            self._saved[id(value)] = (value, value.get_state())
+        elif isinstance(value, dict):
+            self._saved[id(value)] = (value, dict(value))
+            items = value.values()
+        elif isinstance(value, list):
+            self._saved[id(value)] = (value, value[:])
+            items = value
+        elif isinstance(value, tuple):
+            items = value
+        for item in items:
+            self.save(item)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if not self._on_host or tensor.device.type == "cpu":
+            return tensor.clone()
+        # Pinned, so that neither direction waits: the copies queue behind what uses the tensor.
+        copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        return copy.copy_(tensor, non_blocking=True)
+
+    def restore(self) -> None:
+        """Restore everything, in place."""
+        with torch.no_grad():
+            for original, copied in self._saved.values():
+                if isinstance(original, Tensor):
+                    dense_view(original).copy_(copied, non_blocking=True)
+                elif isinstance(original, torch.Generator):
+                    original.set_state(copied)
+                elif isinstance(original, dict):
+                    # Never empty in between, lest a second Ctrl-C leave a module bare.
+                    for key in original.keys() - copied.keys():
+                        del original[key]
+                    original.update(copied)
+                else:
+                    original[:] = copied
+        for parameter, grad, requires_grad in self._gradients.values():
+            parameter.grad = grad
+            parameter.requires_grad = requires_grad
+        for module, mode in self._modes.values():
+            module.training = mode
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors copied."""
+        saved = self._saved.values()
+        return sum(bytes_of(copied) for value, copied in saved if isinstance(value, Tensor))
 
 
 @dataclass(frozen=True)
@@ -118,7 +228,7 @@ class GlobalRandom:
 
 
 class Snapshot:
-    """A copy of all that training changes, in memory, which `restore` puts back bit for bit.
+    """A copy, in memory, of all that training changes, to be restored bit for bit.
 
     Covered: parameters and buffers (also non-persistent ones, and parameters that only the
     optimizer knows), their gradients and `requires_grad`, every submodule's train/eval flag, the
@@ -129,7 +239,7 @@ class Snapshot:
         model: the module that trains; lazy parameters must have been initialised.
         optimizer: its optimizer; its state may still be empty.
         others: list or tuple of objects with `state_dict` and `load_state_dict`, such as LR
-            schedulers; a `GradScaler` is restored without waiting for its device. Default: none.
+            schedulers; a `GradScaler` is restored without a synchronisation. Default: none.
         loaders: list or tuple of data loaders; those that are not a `DataLoader` are left alone.
             Default: none.
         on_host: whether copies of a GPU's tensors lie in pinned host memory, for models that fill
@@ -162,13 +272,12 @@ class Snapshot:
         on_host: bool = False,
     ) -> None:
         _check(model, optimizer, others, loaders)
-        self._copies = Copies(on_host)
+        self._store = TensorStore(on_host)
         self._engine = optimizer if isinstance(optimizer, Engine) else None
         try:
             with torch.no_grad():
-                self._take_model(model)
+                self._store.save_modules(model)
                 self._take_optimizer(optimizer)
-                self._take_gradients(model, optimizer)
                 self._take_others(others)
             self._take_loaders(loaders)
             self._random = GlobalRandom.take()
@@ -184,35 +293,21 @@ class Snapshot:
                 "host memory (on_host=True, for lr_find snapshot='host') or free what they need"
             ) from error
 
-    def _take_model(self, model: nn.Module) -> None:
-        self._training = [(module, module.training) for module in model.modules()]
-        for tensor in chain(model.parameters(), model.buffers()):
-            self._copies.keep(tensor)
-        for module in model.modules():
-            # The tables too: `self.mean = new` in a forward pass rebinds a buffer.
-            self._copies.keep(module._parameters)
-            self._copies.keep(module._buffers)
-
     def _take_optimizer(self, optimizer: Optimizer) -> None:
         # optimizer.load_state_dict would bind both anew.
         self._tables = (optimizer, optimizer.state, optimizer.param_groups)
-        self._copies.keep(optimizer.state)
-        self._copies.keep(optimizer.param_groups)
+        self._store.save(optimizer.state)
+        self._store.save(optimizer.param_groups)
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            self._store.save_parameter(parameter)
         self._engine_state = self._engine._engine_snapshot() if self._engine else None
-
-    def _take_gradients(self, model: nn.Module, optimizer: Optimizer) -> None:
-        listed = (p for group in optimizer.param_groups for p in group["params"])
-        parameters = dict.fromkeys(chain(model.parameters(), listed))  # each once, in order
-        self._gradients = [(p, p.grad, p.requires_grad) for p in parameters]
-        for _, grad, _ in self._gradients:
-            self._copies.keep(grad)
 
     def _take_others(self, others: Sequence[object]) -> None:
         self._others: list[tuple[Stateful, Any]] = []
         for other in others:
             if isinstance(other, torch.amp.GradScaler):
-                # Its state_dict waits for the device, and omits which optimizers are unscaled.
-                self._copies.keep(vars(other))
+                # Its state_dict synchronises, and omits which optimizers are unscaled.
+                self._store.save(vars(other))
             elif isinstance(other, Stateful):
                 self._others.append((other, copy.deepcopy(other.state_dict())))
 
@@ -223,13 +318,13 @@ class Snapshot:
                 # Persistent workers, once started, no longer draw a seed at each epoch.
                 self._iterators.append((loader, loader._iterator))
                 for generator in generators_of(loader):
-                    self._copies.keep(generator)
+                    self._store.save(generator)
 
     def restore(self) -> None:
-        """Put everything back; may be called again later.
+        """Restore everything; may be called again later.
 
-        Should the `load_state_dict` of an object in `others` raise, the rest is put back all the
-        same, other objects included, and the exception goes on.
+        If the `load_state_dict` of an object in `others` raises, the rest is restored nevertheless,
+        other objects included, and the exception goes on.
 
         Returns:
             None.
@@ -254,13 +349,7 @@ class Snapshot:
     def _restore_training(self) -> None:
         optimizer, state, param_groups = self._tables
         optimizer.state, optimizer.param_groups = state, param_groups
-        with torch.no_grad():
-            self._copies.put_back()
-        for parameter, grad, requires_grad in self._gradients:
-            parameter.grad = grad
-            parameter.requires_grad = requires_grad
-        for module, training in self._training:
-            module.training = training
+        self._store.restore()
         for loader, iterator in self._iterators:
             if loader._iterator is not iterator:
                 end_workers(loader._iterator)
@@ -283,7 +372,7 @@ class Snapshot:
             12
         """
         elsewhere = tensors_in([state for _, state in self._others] + [self._engine_state])
-        return self._copies.nbytes + sum(map(bytes_of, elsewhere))
+        return self._store.nbytes + sum(map(bytes_of, elsewhere))
 
 
 @contextmanager

@@ -1,10 +1,13 @@
-"""How a point of the curve comes about: gradients and losses of models of any kind."""
+"""One training update with its loss recorded, for models and optimizers of any kind.
+
+A :class:`TrainStep` makes every update of a range test, of a race and of fine-tuning. Its variants
+differ in what is recorded, and in whether the update comes before it.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -13,57 +16,45 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lrfast.range_test._priors import Amounts
+from lrfast.curve import LossCurve, _CurveRecorder
+from lrfast.optim._schedule_driver import Driver
 from lrfast.training._data import (
     ComputeLoss,
+    DataSize,
+    StepFunction,
+    accumulation_windows,
+    batch_size,
     check_loss,
-    cycled,
+    cycle_data,
     device_of,
-    evaluating,
-    length_of,
-    one_pass,
-    rows_of,
-    size_of,
-    targets_of,
+    eval_mode,
+    mean_over_batches,
+    num_batches,
+    num_class_targets,
+    num_rows,
     to_device,
-    windows,
 )
 from lrfast.training._ranks import Ranks
 
-StepFunction = Callable[[Any], Tensor]
+Rate = float | Tensor | None
 
 
 @dataclass(frozen=True)
 class Training:
-    """A model in training, as a range test sees it.
-
-    Args:
-        model: The module that trains.
-        optimizer: Its optimizer.
-        data: Batches, cycled where they are too few.
-        loss_of: ``loss_of(model, batch)``.
-        step_fn: Makes a whole training step and returns its loss, instead of ``loss_of``.
-        accumulate: Batches per update.
-        same_batch: Whether all updates see the batches of the first one.
-        valid: Batches whose mean loss after an update is the point's loss; None: the training loss.
-        judge: Batches whose mean loss decides a race; None: batches of ``data``.
-        scaler: Scales losses, and skips steps whose gradients are not finite.
-        ranks: The processes that train together.
-        captures: Whether updates are captured, see :mod:`lrfast.training._captured`.
-    """
+    """A model in training: with its optimizer, its data and its loss."""
 
     model: nn.Module
     optimizer: Optimizer
-    data: Iterable[Any]
-    loss_of: ComputeLoss
-    step_fn: StepFunction | None = None
-    accumulate: int = 1
-    same_batch: bool = False
-    valid: Iterable[Any] | None = None
-    judge: Iterable[Any] | None = None
+    data: Iterable[Any]  # batches, cycled if they are too few
+    compute_loss: ComputeLoss
+    step_fn: StepFunction | None = None  # makes a whole step, instead of compute_loss
+    accumulate: int = 1  # micro-batches per update
+    same_batch: bool = False  # all updates see the micro-batches of the first one
+    valid: Iterable[Any] | None = None  # its mean loss after an update is recorded, if given
+    judge_data: Iterable[Any] | None = None  # its mean loss decides a race; None: some of data
     scaler: torch.amp.GradScaler | None = None
     ranks: Ranks = field(default_factory=Ranks)
-    captures: bool = False
+    captures: bool = False  # updates in a CUDA graph, see training._captured
 
     @property
     def takes_closure(self) -> bool:
@@ -71,29 +62,29 @@ class Training:
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         return closure is not None and closure.default is inspect.Parameter.empty
 
-    def windows(self) -> Iterator[list[Any]]:
-        """Yield the batches of one update after another, for ever."""
-        batches = windows(cycled(self.data), self.accumulate)
+    def micro_batches(self) -> Iterator[list[Any]]:
+        """Yield the micro-batches of one update after another, without end."""
+        batches = accumulation_windows(cycle_data(self.data), self.accumulate)
         return repeat(next(batches)) if self.same_batch else batches
 
-    def amounts(self, window: list[Any]) -> Amounts:
-        """Return how much data the training learns from, going by the batches of one update."""
-        rows = self.ranks.count * sum(rows_of(batch) for batch in window)
-        targets = self.ranks.count * sum(targets_of(batch) for batch in window)
-        batches = length_of(self.data)
-        in_one_pass = targets * batches // len(window) if batches is not None else 0
-        return Amounts(rows or None, in_one_pass or None)
+    def data_size(self, micro_batches: list[Any]) -> DataSize:
+        """Return how much data the training learns from, by the micro-batches of one update."""
+        rows = self.ranks.count * sum(num_rows(batch) for batch in micro_batches)
+        targets = self.ranks.count * sum(num_class_targets(batch) for batch in micro_batches)
+        batches = num_batches(self.data)
+        in_one_pass = targets * batches // len(micro_batches) if batches is not None else 0
+        return DataSize(rows or None, in_one_pass or None)
 
-    def backward(self, window: list[Any]) -> Tensor:
-        """Set the gradients to those of the window's mean loss, and return that loss."""
+    def backward(self, micro_batches: list[Any]) -> Tensor:
+        """Set the gradients to those of the micro-batches' mean loss, and return that loss."""
         device = device_of(self.model)
         self.optimizer.zero_grad(set_to_none=not self.captures)  # a graph knows their places
         parts = []
-        for index, batch in enumerate(window):
-            with self.ranks.without_exchange(self.model, unless=index == len(window) - 1):
-                loss = check_loss(self.loss_of(self.model, to_device(batch, device)))
-                if len(window) > 1:
-                    loss = loss / len(window)
+        for index, batch in enumerate(micro_batches):
+            with self.ranks.no_sync_unless_last(self.model, index == len(micro_batches) - 1):
+                loss = check_loss(self.compute_loss(self.model, to_device(batch, device)))
+                if len(micro_batches) > 1:
+                    loss = loss / len(micro_batches)
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             parts.append(loss.detach().to(device))
         total = parts[0] if len(parts) == 1 else torch.stack([p.double() for p in parts]).sum()
@@ -108,45 +99,174 @@ class Training:
         device = device_of(self.model)
         return torch.stack([each.to(device, non_blocking=True) for each in found.values()]).sum(0)
 
-    def update(self) -> None:
-        """Let the optimizer step, through the scaler where there is one."""
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+    def loss(self, batches: Iterable[Any]) -> Tensor:
+        """Return the mean loss over the rows of batches, in the present mode, without gradients."""
+        device = device_of(self.model)
 
-    def closure_step(self, window: list[Any]) -> Tensor:
-        """Let the optimizer step by itself and return the loss that it found first."""
+        def measure(batch: Any) -> tuple[Tensor, int]:
+            loss = self.compute_loss(self.model, to_device(batch, device))
+            return loss.detach().double().to(device).reshape(()), batch_size(batch)
+
+        return self.ranks.mean(mean_over_batches(batches, measure))
+
+    def validation_loss(self, batches: Iterable[Any]) -> Tensor:
+        """Return the mean loss over batches in evaluation mode."""
+        with eval_mode(self.model):
+            return self.loss(batches)
+
+
+class TrainStep:
+    """One update of a training, its loss recorded before it, which a bad loss must not reach.
+
+    ``record`` and ``update`` are called in turn; the caller leaves the update out after a bad loss.
+
+    Args:
+        training: What trains.
+        curve: Records the losses, on the training's device.
+        driver: Schedules the optimizer's steps.
+        lr: Returns the learning rate to record with a loss; None: the planned one, or none.
+        max_grad_norm: For an optimizer that does not clip by itself; None: no clipping.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        curve: LossCurve | _CurveRecorder,
+        driver: Driver,
+        *,
+        lr: Callable[[], Rate] = lambda: None,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        self._training = training
+        self._curve = curve
+        self._driver = driver
+        self._lr = lr
+        self._max_grad_norm = max_grad_norm
+
+    def record(self, micro_batches: list[Any]) -> Tensor:
+        """Set the gradients, record the loss of the micro-batches, and return it."""
+        loss = self._training.backward(micro_batches)
+        self._curve.record(loss, self._lr(), skip=self._training.found_inf())
+        return loss
+
+    def update(self) -> None:
+        """Make the update whose loss was recorded."""
+        self._step()
+
+    def _step(self) -> None:
+        """Clip, and let the optimizer step under its schedule, by the scaler if there is one."""
+        training = self._training
+        if self._max_grad_norm is not None:
+            params = [p for group in training.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(params, self._max_grad_norm)
+        self._driver.before_step()
+        if training.scaler is None:
+            training.optimizer.step()
+        else:
+            training.scaler.step(training.optimizer)
+            training.scaler.update()
+        self._driver.after_step()
+
+    def record_only(self, micro_batches: list[Any]) -> None:
+        """Record the loss of the micro-batches without an update."""
+        self._curve.record(self._training.loss(micro_batches))
+
+    def release(self) -> None:
+        """Let go of what the updates have needed."""
+
+
+class UpdateFirst(TrainStep):
+    """One update of a training, made before its loss is recorded: there is none to leave out."""
+
+    def update(self) -> None:
+        """Do nothing: the update was made when its loss was recorded."""
+
+
+class ValidatedStep(UpdateFirst):
+    """One update, and the mean loss over the validation data after it."""
+
+    def record(self, micro_batches: list[Any]) -> Tensor:
+        """Make the update, record the validation loss, and return it."""
+        training = self._training
+        assert training.valid is not None
+        training.backward(micro_batches)
+        skip = training.found_inf()
+        self._step()
+        loss = training.validation_loss(training.valid)
+        self._curve.record(loss, skip=skip)
+        return loss
+
+
+class ClosureStep(UpdateFirst):
+    """One update of an optimizer that evaluates the loss by itself.
+
+    Recorded is the loss that it finds first, or the validation loss after the update.
+    """
+
+    def record(self, micro_batches: list[Any]) -> Tensor:
+        """Make the update, record its loss, and return it."""
+        training = self._training
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
             with torch.enable_grad():
-                losses.append(self.backward(window))
+                losses.append(training.backward(micro_batches))
             return losses[-1]
 
-        self.optimizer.step(closure)  # type: ignore[arg-type]
-        return losses[0]
+        self._driver.before_step()
+        training.optimizer.step(closure)  # type: ignore[arg-type]
+        self._driver.after_step()
+        valid = training.valid
+        loss = losses[0] if valid is None else training.validation_loss(valid)
+        self._curve.record(loss)
+        return loss
 
-    def validation_loss(self) -> Tensor:
-        """Return the mean loss over the validation data, in evaluation mode."""
-        assert self.valid is not None
-        with evaluating(self.model):
-            return self.loss(self.valid)
 
-    def loss(self, batches: Iterable[Any]) -> Tensor:
-        """Return the mean loss over batches, in the present mode and without gradients.
+class UserStep(UpdateFirst):
+    """One update by the user's own training step, and the loss that it returns.
 
-        A batch's loss is taken as the mean over its rows.
-        """
-        device = device_of(self.model)
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        rows = 0
-        with torch.no_grad(), closing(one_pass(batches)) as present:
-            for batch in present:
-                loss = self.loss_of(self.model, to_device(batch, device))
-                total += size_of(batch) * loss.detach().double().to(device).reshape(())
-                rows += size_of(batch)
-        if rows == 0:
-            raise ValueError("valid must yield at least one batch, got none")
-        return self.ranks.mean(total / rows)
+    A step in which the optimizer did not step adds no point.
+    """
+
+    def record(self, micro_batches: list[Any]) -> Tensor:
+        """Make the update, record its loss with the learning rate that it used, and return it."""
+        step_fn, device = self._training.step_fn, self._curve.device
+        assert step_fn is not None
+
+        def driven(batch: Any) -> Tensor:
+            self._driver.before_step()
+            loss = check_loss(step_fn(batch), needs_grad=False)
+            self._driver.after_step()
+            return self._training.ranks.mean(loss.detach().to(device))
+
+        return record_call(driven, micro_batches[0], self._curve, self._lr, self._driver.applied)
+
+    def record_only(self, micro_batches: list[Any]) -> None:
+        """Make one update more, which is all that a whole step can do."""
+        self.record(micro_batches)
+
+
+def record_call(
+    step: StepFunction,
+    batch: Any,
+    curve: LossCurve | _CurveRecorder,
+    lr: Callable[[], Rate],
+    count: Callable[[], Tensor] | None,
+) -> Tensor:
+    """Make a whole step, record its loss unless the count of steps stays as it was; return it."""
+    before = None if count is None else count().clone()
+    loss = check_loss(step(batch), needs_grad=False).detach()
+    skip = None
+    if count is not None and before is not None:
+        skip = torch.eq(count(), before).double().to(curve.device)
+    curve.record(loss, lr(), skip=skip)
+    return loss
+
+
+def kind_of_step(training: Training) -> type[TrainStep]:
+    """Return the kind of eager step that a training takes."""
+    if training.step_fn is not None:
+        return UserStep
+    if training.takes_closure:
+        return ClosureStep
+    return TrainStep if training.valid is None else ValidatedStep

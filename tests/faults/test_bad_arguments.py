@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import lrfast
 from lrfast import LossCurve, lr_find, schedules, suggest
-from lrfast.training._data import DataEnded
+from lrfast.training._data import DataExhausted
 
 
 class Endless(IterableDataset[Any]):
@@ -135,7 +135,12 @@ CASES: list[Case] = [
     ("boom", lambda b: b.find(loss_fn=lambda o, t: boom(o)), RuntimeError, "^boom$"),
     # Data.
     ("empty", lambda b: b.find([]), ValueError, "data must yield at least one batch, got none"),
-    ("spent", lambda b: b.find(iter(b.batches)), DataEnded, "cannot be iterated again; pass a l"),
+    (
+        "spent",
+        lambda b: b.find(iter(b.batches)),
+        DataExhausted,
+        "cannot be iterated again; pass a l",
+    ),
     ("empty loader", lambda b: b.find(DataLoader([])), ValueError, "at least one batch, got none"),
     ("one entry", lambda b: b.find([(1,)]), TypeError, "got 1 entries; pass compute_loss"),
     ("dict", lambda b: b.find([{"x": 1}]), TypeError, r"\(inputs, targets\), got dict; pass comp"),

@@ -51,8 +51,9 @@ def test_an_epochs_metric_times_each_groups_schedule(kind: str) -> None:
     assert [group["lr"] for group in tuner.optimizer.param_groups] == [0.1, 0.2, 0.4]
 
 
-def test_the_validation_loss_by_default() -> None:
-    tuner = make_tuner("sgd")
+@pytest.mark.parametrize("capture", [False, True])
+def test_the_validation_loss_by_default(capture: bool) -> None:
+    tuner = make_tuner("sgd", capture=capture)
     tuner.callbacks.append(Observe(plateau_of(tuner, threshold=10.0, threshold_mode="abs")))
     stage = tuner.fit(4, schedules.constant(), lr=0.1)
     assert stage.rates[::STEPS, 0].tolist() == [0.1, 0.1, 0.05, 0.025]

@@ -27,8 +27,8 @@ from trainers import (
 
 import lrfast
 from lrfast import schedules
+from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast.integrations import trackers
-from lrfast.integrations._late import LateReader
 from lrfast.integrations.scheduler import DeviceScheduler
 
 # The scheduler's face.
@@ -105,12 +105,12 @@ def test_a_scheduler_needs_an_optimizer_of_ours() -> None:
 
 
 def test_numbers_arrive_late_and_in_order(device: torch.device) -> None:
-    reader = LateReader()
+    reader = AsyncHostQueue()
     for number in range(5):
         values = [torch.full((1,), 2.0 * number, device=device), torch.ones((), device=device)]
-        reader.ask(number, values)
-    assert list(reader.arrived(wait=True)) == [(k, [2.0 * k, 1.0]) for k in range(5)]
-    assert list(reader.arrived()) == []
+        reader.put(number, values)
+    assert list(reader.ready(wait=True)) == [(k, [2.0 * k, 1.0]) for k in range(5)]
+    assert list(reader.ready()) == []
 
 
 # Accelerate.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import lrfast
 from lrfast import RangeTest, lr_find
-from lrfast.training._data import DataEnded, cycled, windows
+from lrfast.training._data import DataExhausted, accumulation_windows, cycle_data
 
 ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
 PLAIN: dict[str, Any] = {"stop": None, "progress": False, "start_lr": 1e-3, "end_lr": 0.5}
@@ -63,16 +63,16 @@ def replay(kind: str, lrs: Any, losses: Callable[[nn.Module, int], Tensor]) -> l
     ("size", "batches", "expected"), [(1, 5, 5), (2, 5, 3), (8, 100, 13), (8, 3, 1)]
 )
 def test_windows_of_data_that_end(size: int, batches: int, expected: int) -> None:
-    ending = windows(cycled(iter(range(batches))), size)
+    ending = accumulation_windows(cycle_data(iter(range(batches))), size)
     found = [next(ending) for _ in range(expected)]
-    with pytest.raises(DataEnded):
+    with pytest.raises(DataExhausted):
         next(ending)
     assert [batch for window in found for batch in window] == list(range(batches))
     assert {len(window) for window in found[:-1]} <= {size}
 
 
 def test_windows_of_data_that_are_cycled() -> None:
-    found = windows(cycled([0, 1, 2]), 2)
+    found = accumulation_windows(cycle_data([0, 1, 2]), 2)
     assert [next(found) for _ in range(4)] == [[0, 1], [2, 0], [1, 2], [0, 1]]
 
 

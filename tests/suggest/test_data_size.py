@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lrfast
 from lrfast import suggest
-from lrfast.range_test._priors import Amounts, context_of
+from lrfast.range_test._priors import context_of
+from lrfast.training._data import DataSize
 from lrfast.training._step import Training
 
 LRS = rates()
@@ -115,19 +116,19 @@ def squared(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return nn.functional.mse_loss(outputs, targets.float())
 
 
-SOURCES: dict[str, tuple[Iterable[Any], dict[str, Any], Amounts]] = {
-    "a loader": (DataLoader(TensorDataset(INPUTS, TARGETS), 16), {}, Amounts(16, 144)),
-    "a list": (in_batches(), {}, Amounts(8, 144)),
-    "one batch": ([(INPUTS, TARGETS)], {}, Amounts(48, 144)),
-    "nobody knows how many": (itertools.cycle(in_batches()), {}, Amounts(8, None)),
-    "gradients of three batches": (in_batches(), {"accumulate": 3}, Amounts(24, 144)),
-    "the same batch again": (in_batches(), {"same_batch": True}, Amounts(8, 144)),
-    "two repeats": (in_batches(), {"repeats": 2}, Amounts(8, 144)),
-    "numbers to predict": (DataLoader(TensorDataset(INPUTS, NUMBERS), 16), {}, Amounts(16)),
+SOURCES: dict[str, tuple[Iterable[Any], dict[str, Any], DataSize]] = {
+    "a loader": (DataLoader(TensorDataset(INPUTS, TARGETS), 16), {}, DataSize(16, 144)),
+    "a list": (in_batches(), {}, DataSize(8, 144)),
+    "one batch": ([(INPUTS, TARGETS)], {}, DataSize(48, 144)),
+    "nobody knows how many": (itertools.cycle(in_batches()), {}, DataSize(8, None)),
+    "gradients of three batches": (in_batches(), {"accumulate": 3}, DataSize(24, 144)),
+    "the same batch again": (in_batches(), {"same_batch": True}, DataSize(8, 144)),
+    "two repeats": (in_batches(), {"repeats": 2}, DataSize(8, 144)),
+    "numbers to predict": (DataLoader(TensorDataset(INPUTS, NUMBERS), 16), {}, DataSize(16)),
     "by name": (
         [{"inputs": x, "targets": y, "weight": 1.0} for x, y in in_batches()],
         {"loss_fn": None, "compute_loss": named_loss},
-        Amounts(8, 144),
+        DataSize(8, 144),
     ),
     "no tensors": (
         [range(8)],
@@ -137,7 +138,7 @@ SOURCES: dict[str, tuple[Iterable[Any], dict[str, Any], Amounts]] = {
                 model(INPUTS[list(rows)]), TARGETS[list(rows)]
             ),
         },
-        Amounts(None, None),
+        DataSize(None, None),
     ),
 }
 
@@ -171,4 +172,4 @@ def test_all_processes_count() -> None:
     three: Any = SimpleNamespace(count=3)
     optimizer = lrfast.SGD(model.parameters())
     training = Training(model, optimizer, in_batches(), named_loss, ranks=three)
-    assert training.amounts(in_batches()[:2]) == Amounts(48, 432)
+    assert training.data_size(in_batches()[:2]) == DataSize(48, 432)

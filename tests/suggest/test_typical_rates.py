@@ -14,7 +14,8 @@ from torch import nn
 import lrfast
 from lrfast import suggest
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._priors import Amounts, Context, context_of, weights_of
+from lrfast.range_test._priors import Context, context_of, weights_of
+from lrfast.training._data import DataSize
 
 LRS = rates()
 
@@ -190,7 +191,7 @@ def parameters(*sizes: int) -> list[nn.Parameter]:
 )
 def test_the_context_of_an_optimizer(library: Any, name: str, options: dict[str, Any]) -> None:
     optimizer = getattr(library, name)(parameters(600, 400), lr=0.1, **options)
-    found = context_of(optimizer, 0, Amounts())
+    found = context_of(optimizer, 0, DataSize())
     assert found.typical == suggest.typical_rate(name, 1000, options.get("momentum", 0.0))
     assert found.typical is not None
 
@@ -202,10 +203,10 @@ def test_the_context_of_a_subclass_and_of_a_stranger() -> None:
     class Strange(torch.optim.Optimizer):
         pass
 
-    assert context_of(Mine(parameters(10)), 0, Amounts()).typical == suggest.typical_rate(
+    assert context_of(Mine(parameters(10)), 0, DataSize()).typical == suggest.typical_rate(
         "AdamW", 10
     )
-    assert context_of(Strange(parameters(10), {"lr": 0.1}), 0, Amounts()).typical is None
+    assert context_of(Strange(parameters(10), {"lr": 0.1}), 0, DataSize()).typical is None
 
 
 def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
@@ -213,8 +214,8 @@ def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
     body.requires_grad_(False)
     groups = [{"params": [body], "momentum": 0.5}, {"params": [head], "momentum": 0.9}]
     optimizer = torch.optim.RMSprop(groups, lr=0.1)
-    assert context_of(optimizer, 1, Amounts()).typical == suggest.typical_rate("RMSprop", 10, 0.9)
-    assert context_of(optimizer, 0, Amounts()).typical == suggest.typical_rate("RMSprop", 10, 0.5)
+    assert context_of(optimizer, 1, DataSize()).typical == suggest.typical_rate("RMSprop", 10, 0.9)
+    assert context_of(optimizer, 0, DataSize()).typical == suggest.typical_rate("RMSprop", 10, 0.5)
 
 
 def test_weights_of_several_kinds_and_groups() -> None:
@@ -236,7 +237,7 @@ def test_the_weights_before_the_sweep_count() -> None:
     torch.manual_seed(1)
     model = nn.Linear(4, 1)
     optimizer = lrfast.SGD(model.parameters(), lr=0.1)
-    before = context_of(optimizer, 0, Amounts(64))
+    before = context_of(optimizer, 0, DataSize(64))
     inputs = torch.randn(64, 4)
     batches = [(inputs, inputs.sum(1, keepdim=True) + 0.1 * torch.randn(64, 1))]
     result = lrfast.lr_find(model, optimizer, batches, nn.functional.mse_loss, progress=False)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from benchmarks.research.suggestions.regret import CAP, Landscape
 from benchmarks.research.suggestions.sweeps import context
-from lrfast.range_test._priors import Amounts, Context
+from lrfast.range_test._priors import Context
 from lrfast.suggest._auto import Constants, answer
 from lrfast.suggest._shape import Shape, read_shape
+from lrfast.training._data import DataSize
 
 FloatArray = NDArray[np.float64]
 
@@ -145,5 +146,5 @@ def _regrets(landscape: Landscape, rates: FloatArray) -> FloatArray:
 def _context(landscape: Landscape, knows: int) -> Context:
     """What is known of a task, with as much of it as `KNOWN` says."""
     size = landscape.size if knows > 2 else replace(landscape.size, weight_rms=0.0)
-    amounts = Amounts(size.batch_size if knows > 0 else None, size.targets if knows > 1 else None)
+    amounts = DataSize(size.batch_size if knows > 0 else None, size.targets if knows > 1 else None)
     return context(landscape.task, size, amounts)

@@ -34,7 +34,8 @@ from benchmarks.research.suggestions.sweeps import (
     is_complete,
 )
 from benchmarks.research.suggestions.tasks import Task
-from lrfast.range_test._priors import Amounts, Context
+from lrfast.range_test._priors import Context
+from lrfast.training._data import DataSize
 
 FloatArray = NDArray[np.float64]
 
@@ -168,7 +169,7 @@ def _load(store: Store, task: Task, kept: Mapping[str, Any]) -> Landscape | None
         return None
     size = Size(**{name: named[name] for name in Size.__dataclass_fields__})
     known, endless = (
-        context(task, size, Amounts(size.batch_size, targets)) for targets in (size.targets, None)
+        context(task, size, DataSize(size.batch_size, targets)) for targets in (size.targets, None)
     )
     rates: FloatArray = np.geomspace(START_LR, END_LR, NUM_ITER)
     sweeps = [

@@ -18,8 +18,8 @@ from benchmarks.research.suggestions.data import Pair
 from benchmarks.research.suggestions.store import Record, Store
 from benchmarks.research.suggestions.tasks import Task
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._priors import Amounts, Context, Weights, context_of, weights_of
-from lrfast.training._data import targets_of
+from lrfast.range_test._priors import Context, Weights, context_of, weights_of
+from lrfast.training._data import DataSize, num_class_targets
 
 FloatArray = NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def size_of(task: Task) -> Size:
     problem = task.make(0)
     weights = weights_of(task.make_optimizer(problem.model.parameters(), 1.0))
     epoch = Epochs(problem.train, task.batch_size, 0)
-    targets = len(epoch) * targets_of(next(iter(epoch)))
+    targets = len(epoch) * num_class_targets(next(iter(epoch)))
     return Size(weights.count, epoch.size, targets or None, weights.rms or 0.0)
 
 
@@ -151,7 +151,7 @@ def _sweep(task: Task, seed: int) -> Record:
     }
 
 
-def context(task: Task, size: Size, amounts: Amounts) -> Context:
+def context(task: Task, size: Size, amounts: DataSize) -> Context:
     """Returns what `lrfast.lr_find` knows of a task of that size."""
     weights = Weights(size.parameters, torch.tensor(size.weight_rms * math.sqrt(size.parameters)))
     optimizer = task.make_optimizer([nn.Parameter(torch.zeros(1))], 1.0)

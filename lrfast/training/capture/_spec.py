@@ -1,41 +1,58 @@
-"""What a captured training step is made of."""
+"""Parts of a captured training step, and the checks of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lrfast.curve import LossCurve
+from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.training._data import check_loss
+from lrfast.training._data import StepFunction, check_loss
 from lrfast.training._snapshot import Stateful
+from lrfast.training._step import record_call
 
-TrainStep = Callable[[Any], Tensor]
 
+@dataclass
+class CaptureSpec:
+    """Parts of a captured step, most of them as :func:`lrfast.capture` takes them."""
 
-class Parts:
-    """What a captured step is made of; the arguments are those of :func:`lrfast.capture`."""
+    train_step: StepFunction
+    optimizer: FusedOptimizer
+    curve: LossCurve | None
+    scaler: torch.amp.GradScaler | None
+    others: list[object]
+    generators: list[torch.Generator]
+    warmup: int
+    recorder: _CurveRecorder | None = None  # the curve's, or used by train_step itself
 
-    def __init__(
-        self,
-        train_step: TrainStep,
-        optimizer: FusedOptimizer,
-        curve: LossCurve | None,
-        scaler: torch.amp.GradScaler | None,
-        others: list[object],
-        generators: list[torch.Generator],
-        warmup: int,
-    ) -> None:
-        self.train_step = train_step
-        self.optimizer = optimizer
-        self.curve = curve
-        self.scaler = scaler
-        self.others = others
-        self.generators = generators
-        self.warmup = warmup
+    def __post_init__(self) -> None:
+        if self.curve is not None:
+            self.recorder = _CurveRecorder(self.curve)
+
+    def run(self, batch: object) -> Tensor:
+        """Make one training step; what it launches may be recorded."""
+        if self.curve is None:
+            return check_loss(self.train_step(batch), needs_grad=False).detach()
+        assert self.recorder is not None
+        may_skip = self.optimizer._options.skip_nonfinite or (
+            self.scaler is not None and self.scaler.is_enabled()
+        )
+        count = self._count if may_skip else None
+        return record_call(self.train_step, batch, self.recorder, self._rates, count)
+
+    def _rates(self) -> Tensor | None:
+        """The rates that the step used, unless the curve has planned ones."""
+        assert self.curve is not None and self.recorder is not None
+        takes = self.recorder.takes_rates
+        return self.optimizer.last_rates[: self.curve.width] if takes else None
+
+    def _count(self) -> Tensor:
+        """Steps that the optimizer has made, on the device."""
+        engine = self.optimizer._engine
+        assert engine is not None
+        return engine.clocks()[0][1:]
 
     @property
     def device(self) -> torch.device:
@@ -43,28 +60,11 @@ class Parts:
         device: torch.device = self.parameters()[0].device
         return device
 
-    @property
-    def may_skip(self) -> bool:
-        """Whether the device decides if a step happens."""
-        scales = self.scaler is not None and self.scaler.is_enabled()
-        return scales or self.optimizer._options.skip_nonfinite
-
-    def run(self, batch: Any, records: bool = True) -> Tensor:
-        """Make one training step; what it launches may be recorded."""
-        before = self._steps().clone() if records and self.curve and self.may_skip else None
-        loss = check_loss(self.train_step(batch), needs_grad=False).detach()
-        if records and self.curve is not None:
-            skip = None if before is None else (self._steps() == before).double()
-            planned = self.curve._planned
-            rates = None if planned else self.optimizer.last_rates[: self.curve.width]
-            self.curve._launch(loss, rates, skip)
-        return loss
-
     def parameters(self) -> list[Tensor]:
         """Return the optimizer's."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def baked(self) -> tuple[object, ...]:
+    def graph_constants(self) -> tuple[object, ...]:
         """Return what a graph holds of a scaler's numbers."""
         if self.scaler is None:
             return ()
@@ -72,17 +72,8 @@ class Parts:
         factors = scaler.get_growth_factor(), scaler.get_backoff_factor()
         return *factors, scaler.get_growth_interval(), scaler.is_enabled()
 
-    def _steps(self) -> Tensor:
-        engine = self.optimizer._engine
-        assert engine is not None
-        return engine.clocks()[0][1:]
-
     def check(self) -> None:
-        """Check the arguments.
-
-        Raises:
-            TypeError, ValueError: For the first that does not do.
-        """
+        """Check the arguments; TypeError or ValueError for the first that does not do."""
         if not isinstance(self.optimizer, FusedOptimizer):
             raise TypeError(
                 f"optimizer must be one of lrfast's, got {type(self.optimizer).__name__}; "
@@ -114,11 +105,11 @@ class Parts:
         if any(hasattr(param, "_local_tensor") for param in self.parameters()):
             raise ValueError("optimizer must hold whole parameters, got some that processes share")
         curve, groups = self.curve, len(self.optimizer.param_groups)
-        if curve is None:
+        if curve is None or self.recorder is None:
             return
         if not isinstance(curve, LossCurve):
             raise TypeError(f"curve must be a lrfast.LossCurve, got {type(curve).__name__}")
-        if not curve._planned and curve.width not in (1, groups):
+        if self.recorder.takes_rates and curve.width not in (1, groups):
             raise ValueError(
                 f"curve must have width 1 or one rate per param group, {groups}, got {curve.width}"
             )

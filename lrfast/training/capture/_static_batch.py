@@ -1,4 +1,4 @@
-"""A batch whose tensors stay where they are: what a CUDA graph reads its inputs from."""
+"""Static batch: the tensors that a CUDA graph reads its inputs from, which stay in place."""
 
 from __future__ import annotations
 
@@ -10,27 +10,18 @@ import torch
 from torch import Tensor
 
 
-class OtherBatch(ValueError):
+class BatchMismatch(ValueError):
     """A batch is not of the kind that was captured; the message says where and how."""
 
 
 class StaticBatch:
-    """A copy of a batch, with the same containers, that later batches are copied into.
-
-    Args:
-        example: A tensor, or nested dicts, lists and tuples of tensors and constants.
-        device: Where the copies of its tensors are.
-    """
+    """A copy of a batch, with the same containers, that later batches are copied into."""
 
     def __init__(self, example: Any, device: torch.device) -> None:
         self.value = _made_static(example, device)
 
     def copy_in(self, batch: Any) -> None:
-        """Copy a batch's tensors, queued where they are on a GPU or in pinned memory.
-
-        Raises:
-            OtherBatch: If its containers, shapes, dtypes or constants are other ones.
-        """
+        """Copy a batch's tensors, asynchronously from a GPU or pinned memory, if it is alike."""
         with torch.no_grad():
             _copy_in(self.value, batch)
 
@@ -60,31 +51,31 @@ def _copy_in(static: Any, given: Any) -> None:
         _copy_tensor(static, given)
         return
     if type(static) is not type(given):
-        raise OtherBatch(f": it was {type(static).__name__}, got {type(given).__name__}")
+        raise BatchMismatch(f": it was {type(static).__name__}, got {type(given).__name__}")
     if isinstance(static, Mapping):
         if static.keys() != given.keys():
-            raise OtherBatch(f": its keys were {list(static)}, got {list(given)}")
+            raise BatchMismatch(f": its keys were {list(static)}, got {list(given)}")
         pairs = [(key, static[key], given[key]) for key in static]
     elif isinstance(static, list | tuple):
         if len(static) != len(given):
-            raise OtherBatch(f": its length was {len(static)}, got {len(given)}")
+            raise BatchMismatch(f": its length was {len(static)}, got {len(given)}")
         pairs = list(zip(range(len(static)), static, given, strict=True))
     elif static is given or (static == given) is True:
         return
     else:
-        raise OtherBatch(f": it is no tensor and was {static!r}, got {given!r}")
+        raise BatchMismatch(f": it is no tensor and was {static!r}, got {given!r}")
     for key, own, item in pairs:
         try:
             _copy_in(own, item)
-        except OtherBatch as error:
-            raise OtherBatch(f"[{key!r}]{error}") from None
+        except BatchMismatch as error:
+            raise BatchMismatch(f"[{key!r}]{error}") from None
 
 
 def _copy_tensor(static: Tensor, given: Any) -> None:
     if not isinstance(given, Tensor):
-        raise OtherBatch(f": it was a tensor, got {type(given).__name__}")
+        raise BatchMismatch(f": it was a tensor, got {type(given).__name__}")
     if given.shape != static.shape or given.dtype != static.dtype:
-        raise OtherBatch(
+        raise BatchMismatch(
             f": it was {_kind(static)}, got {_kind(given)}; a loader with drop_last=True gives "
             "batches of one size"
         )

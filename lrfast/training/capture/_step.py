@@ -1,15 +1,15 @@
-"""A whole training step as one CUDA graph: ``lrfast.capture``.
+"""Capture of a whole training step in one CUDA graph: ``lrfast.capture``.
 
 A graph holds addresses and launch arguments by value. The engine keeps everything that a user may
-change in tables that stay where they are (csrc/bindings/recording.cpp); what a graph cannot
+change in tables that stay in place (csrc/bindings/recording.cpp); a change that a graph cannot
 follow is found before each replay. On the CPU the same object runs the step eagerly, with the same
 checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from operator import attrgetter
 from types import TracebackType
@@ -20,13 +20,14 @@ from torch import Tensor
 
 from lrfast.curve import LossCurve
 from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.training._data import StepFunction
 from lrfast.training._snapshot import GlobalRandom
-from lrfast.training.capture._rollback import Untouched
-from lrfast.training.capture._spec import Parts, TrainStep
-from lrfast.training.capture._static_batch import OtherBatch, StaticBatch
+from lrfast.training.capture._rollback import Rollback
+from lrfast.training.capture._spec import CaptureSpec
+from lrfast.training.capture._static_batch import BatchMismatch, StaticBatch
 
 if TYPE_CHECKING:
-    from lrfast import _C
+    from lrfast._C import Engine
 
 _mode = attrgetter("training")
 
@@ -36,7 +37,7 @@ class RecaptureNeeded(RuntimeError):
 
 
 def capture(
-    train_step: TrainStep,
+    train_step: StepFunction,
     optimizer: FusedOptimizer,
     example_batch: Any,
     *,
@@ -60,20 +61,21 @@ def capture(
 
     Args:
         train_step: Called with a batch of the example's kind; returns a scalar.
-        optimizer: One of ours, with all parameters on one device.
+        optimizer: An lrfast optimizer, with all parameters on one device.
         example_batch: A tensor, or nested dicts, lists and tuples of tensors. Its tensors are
             copied to the optimizer's device; so are those of later batches.
-        curve: Records each step's loss, with the rates that the step used where none are planned;
-            while its flag is set, the optimizer changes nothing. A step that was skipped adds no
-            point where there is a ``scaler`` or the optimizer skips by itself.
+        curve: Records each step's loss, with the learning rates that the step used if none are
+            planned; while its flag is set, the optimizer changes nothing. A step that was skipped
+            adds no point if there is a ``scaler`` or the optimizer skips by itself.
         scaler: The GradScaler that ``train_step`` uses.
-        others: What else ``train_step`` changes: tensors, and objects with ``state_dict`` and
+        others: Else changed by ``train_step``: tensors, and objects with ``state_dict`` and
             ``load_state_dict``. The modules that it calls are found by themselves.
         generators: Of random numbers on the GPU, besides torch's own.
         warmup: Steps before the recording, 1 or more.
-        recapture: What to do on a change that a graph cannot follow: "error" raises
-            :class:`RecaptureNeeded`; "auto" captures again. There a batch of another kind runs
-            eagerly, such as the last one of an epoch; the second of a kind in a row is captured.
+        recapture: On a change that a graph cannot follow, "error" raises
+            :class:`RecaptureNeeded`; "auto" captures again. With "auto" a batch of another kind,
+            such as the last one of an epoch, runs eagerly; the second of a kind in a row is
+            captured.
 
     Returns:
         The captured step.
@@ -97,10 +99,17 @@ def capture(
         >>> len(losses), step.captures
         (3, 1)
     """
-    parts = Parts(train_step, optimizer, curve, scaler, list(others), list(generators), warmup)
+    spec = CaptureSpec(train_step, optimizer, curve, scaler, list(others), list(generators), warmup)
     if recapture not in ("error", "auto"):
         raise ValueError(f"recapture must be 'error' or 'auto', got {recapture!r}")
-    step = CapturedStep(parts, recapture)
+    return capture_spec(spec, example_batch, recapture)
+
+
+def capture_spec(
+    spec: CaptureSpec, example_batch: object, recapture: Literal["error", "auto"]
+) -> CapturedStep:
+    """Check the parts of a training step and capture it."""
+    step = CapturedStep(spec, recapture)
     step._capture(example_batch)
     return step
 
@@ -108,18 +117,18 @@ def capture(
 class CapturedStep:
     """A training step that :func:`capture` has captured; call it with a batch.
 
-    Rates, weight decay and other hyperparameters, what is frozen, schedules of any length,
-    :class:`lrfast.Plateau`, ``max_grad_norm`` where gradients are clipped already and the curve's
-    flag act on the next call, without a new capture.
+    Learning rates, weight decay and other hyperparameters, frozen groups, schedules of any length,
+    :class:`lrfast.Plateau`, ``max_grad_norm`` if gradients are clipped already and the curve's flag
+    act on the next call, without a new capture.
     """
 
-    def __init__(self, parts: Parts, recapture: Literal["error", "auto"]) -> None:
-        self._parts = parts
+    def __init__(self, parts: CaptureSpec, recapture: Literal["error", "auto"]) -> None:
+        self._spec = parts
         self._recaptures = recapture == "auto"
-        self._engine: _C.Engine | None = None  # None: nothing is captured
+        self._engine: Engine | None = None  # None: nothing is captured
         self._recording = 0  # its number with the engine
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._odd: StaticBatch | None = None  # of another kind, as the call before had it
+        self._eager_batch: StaticBatch | None = None  # of another kind, as the call before had it
         self._is_released = False
         self._captures = 0
         self._flag: Tensor | None = None  # the curve's
@@ -130,7 +139,7 @@ class CapturedStep:
         return self._captures
 
     def __call__(self, batch: Any) -> Tensor:
-        """Make one training step; does not wait for the device.
+        """Make one training step, without a host-device synchronisation.
 
         Args:
             batch: Of the example's kind.
@@ -145,19 +154,19 @@ class CapturedStep:
         """
         if self._is_released:
             raise RuntimeError("the captured step was released; call lrfast.capture again")
-        if self._parts.curve is not None:
-            self._parts.curve._check_room(self._parts.may_skip)
-        change = self._change()
+        if self._spec.recorder is not None:
+            self._spec.recorder.begin()
+        change = self._sync_tables()
         if change is not None:
             self._capture_again(batch, change)
         try:
             self._batch.copy_in(batch)
-        except OtherBatch as other:
-            if self._runs_eagerly(batch, f"batch{other}"):
-                return self._finish(self._run_beside(batch))
-        self._odd = None
+        except BatchMismatch as other:
+            if self._should_run_eager(batch, f"batch{other}"):
+                return self._finish(self._run_eager(batch))
+        self._eager_batch = None
         if self._graph is None:
-            return self._finish(self._parts.run(self._batch.value))
+            return self._finish(self._spec.run(self._batch.value))
         self._graph.replay()
         return self._finish(None)
 
@@ -168,7 +177,7 @@ class CapturedStep:
         self._drop()
         self._is_released = True
         if self._flag is not None:
-            self._parts.optimizer._watch(None)
+            self._spec.optimizer._watch(None)
 
     def __enter__(self) -> CapturedStep:
         return self
@@ -187,19 +196,19 @@ class CapturedStep:
         if self._graph is not None:
             self._graph.reset()
         self._engine = self._graph = None
-        if self._parts.optimizer._captured_by is self:
-            self._parts.optimizer._captured_by = None
+        if self._spec.optimizer._captured_by is self:
+            self._spec.optimizer._captured_by = None
 
-    def _change(self) -> str | None:
+    def _sync_tables(self) -> str | None:
         """Bring the engine's tables up to date; return what a graph cannot follow."""
-        parts, optimizer, engine = self._parts, self._parts.optimizer, self._engine
+        spec, optimizer, engine = self._spec, self._spec.optimizer, self._engine
         if engine is None:
             return "the last capture has failed"
         if optimizer._engine is not engine:
             return "the optimizer's state was loaded or restored"
         if list(map(_mode, self._modules)) != self._modes:
             return "modules have changed between training and evaluation mode"
-        if parts.baked() != self._baked:
+        if spec.graph_constants() != self._graph_constants:
             return "the scaler's factors or interval have changed"
         if self._flag is not None:
             engine.watch(self._flag)
@@ -220,130 +229,127 @@ class CapturedStep:
             )
         self._capture(batch)
 
-    def _runs_eagerly(self, batch: Any, change: str) -> bool:
-        """Whether a batch of another kind is the first of its kind; captures it where not."""
+    def _should_run_eager(self, batch: Any, change: str) -> bool:
+        """Whether a batch of another kind is the first of its kind; captures it if it is not."""
         if self._recaptures:
             try:
-                if self._odd is None:
-                    raise OtherBatch
-                self._odd.copy_in(batch)
-            except OtherBatch:
-                self._odd = StaticBatch(batch, self._parts.device)
+                if self._eager_batch is None:
+                    raise BatchMismatch
+                self._eager_batch.copy_in(batch)
+            except BatchMismatch:
+                self._eager_batch = StaticBatch(batch, self._spec.device)
                 return True
         self._capture_again(batch, change)
         return False
 
-    def _run_beside(self, batch: Any) -> Tensor:
-        """Make an eager step, and leave the gradients that the graph knows in their places."""
-        assert self._odd is not None
-        gradients = [(param, param.grad) for param in self._parts.parameters()]
-        loss = self._parts.run(self._odd.value)
+    def _run_eager(self, batch: Any) -> Tensor:
+        """Make an eager step, and keep the gradients that the graph knows in their places."""
+        assert self._eager_batch is not None
+        gradients = [(param, param.grad) for param in self._spec.parameters()]
+        loss = self._spec.run(self._eager_batch.value)
         for param, grad in gradients:
             param.grad = grad
         return loss
 
     def _finish(self, loss: Tensor | None) -> Tensor:
-        """Note what an eager step, or None for a replay, has left."""
+        """Take over the loss of an eager step, or None after a replay, and count it."""
         if loss is not None:
             self._loss.copy_(loss.reshape(self._loss.shape))
             assert self._engine is not None
             self._engine.mark_gradients(self._recording)
-        if self._parts.curve is not None:
-            self._parts.curve._count(self._parts.may_skip)
+        if self._spec.recorder is not None:
+            self._spec.recorder.end()
         return self._loss
 
     def _capture(self, batch: Any) -> None:
-        """Warm up, put everything back, and record."""
-        parts, optimizer = self._parts, self._parts.optimizer
-        parts.check()  # groups may have been added since
+        """Warm up, restore everything, and record."""
+        spec, optimizer = self._spec, self._spec.optimizer
+        spec.check()  # groups may have been added since
         self._drop()
-        self._flag = None if parts.curve is None else parts.curve.stop_flag
-        self._batch = StaticBatch(batch, parts.device)
+        self._flag = None if spec.curve is None else spec.curve.stop_flag
+        self._batch = StaticBatch(batch, spec.device)
         engine = optimizer._engine or optimizer._make_engine()
         if self._flag is not None:
             engine.watch(self._flag)
         engine.build(optimizer.param_groups)
-        if parts.scaler is not None:
-            parts.scaler.scale(torch.zeros((), device=parts.device))  # makes its tensors, once
-        untouched = self._warm_up(engine)
-        self._engine, self._baked, self._odd = engine, parts.baked(), None
-        self._modules = untouched.modules
+        if spec.scaler is not None:
+            spec.scaler.scale(torch.zeros((), device=spec.device))  # makes its tensors, once
+        rollback = self._warm_up(engine)
+        self._engine, self._eager_batch = engine, None
+        self._graph_constants = spec.graph_constants()
+        self._modules = rollback.modules
         self._modes = list(map(_mode, self._modules))
-        change = self._change()  # makes the states that the warm-up showed to be needed
-        if change is None and parts.device.type == "cuda":
-            self._record(engine, untouched)
+        change = self._sync_tables()  # makes the states that the warm-up showed to be needed
+        if change is None and spec.device.type == "cuda":
+            self._record(engine, rollback)
         if change is not None:
             self._engine = None
             raise ValueError(f"train_step must not change what it is captured with: {change}")
         optimizer._captured_by = self
         self._captures += 1
 
-    def _warm_up(self, engine: _C.Engine) -> Untouched:
+    def _warm_up(self, engine: Engine) -> Rollback:
         """Make some steps on a side stream and undo them, but for the fact of gradients."""
-        parts = self._parts
-        untouched = Untouched(
-            parts.optimizer,
-            [*parts.others, *([] if parts.scaler is None else [parts.scaler])],
-            parts.generators,
+        spec = self._spec
+        rollback = Rollback(
+            spec.optimizer,
+            [*spec.others, *([] if spec.scaler is None else [spec.scaler])],
+            spec.generators,
         )
-        parameters = parts.parameters()
+        parameters = spec.parameters()
         given: set[int] = set()
         try:
-            with untouched.watching(), _side_stream(parts.device):
-                for number in range(parts.warmup):
-                    if number == parts.warmup - 1:
+            muted = nullcontext() if spec.recorder is None else spec.recorder.muted()
+            with muted, rollback.track_modules(), _side_stream(spec.device):
+                for number in range(spec.warmup):
+                    if number == spec.warmup - 1:
                         self._recording = engine.begin_recording()
-                    loss = parts.run(self._batch.value, records=False)
+                    loss = spec.run(self._batch.value)
                 engine.end_recording()
             given = {id(param) for param in parameters if param.grad is not None}
         except BaseException:
             engine.forget_recording(self._recording)
             raise
         finally:
-            untouched.restore()
+            rollback.restore()
         for param in parameters:
             if id(param) in given and param.grad is None:
                 param.grad = torch.zeros_like(param)
         engine.mark_gradients(self._recording)
         self._loss = torch.zeros_like(loss)
-        return untouched
+        return rollback
 
-    def _record(self, engine: _C.Engine, untouched: Untouched) -> None:
+    def _record(self, engine: Engine, rollback: Rollback) -> None:
         random = replace(GlobalRandom.take(), cuda=[])  # a graph's registered ones stay
         graph = torch.cuda.CUDAGraph()
-        for generator in self._parts.generators:
+        for generator in self._spec.generators:
             graph.register_generator_state(generator)
         self._recording = engine.begin_recording()
         try:
             # Other threads, such as a loader's that pins memory, may go on.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._loss = self._parts.run(self._batch.value)
+                self._loss = self._spec.run(self._batch.value)
             engine.end_recording()
         except BaseException:
             engine.forget_recording(self._recording)
             self._engine = None
-            untouched.restore()
+            rollback.restore()
             raise
         finally:
             random.put_back()
         self._graph = graph
 
 
-def _side_stream(device: torch.device) -> AbstractContextManager[None]:
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
     """A stream of its own for the warm-up, before and after all others; nothing on the CPU."""
-    return nullcontext() if device.type != "cuda" else _SideStream(device)
-
-
-class _SideStream(AbstractContextManager[None]):
-    def __init__(self, device: torch.device) -> None:
-        self._main = torch.cuda.current_stream(device)
-        self._side = torch.cuda.Stream(device)
-        self._inside = torch.cuda.stream(self._side)
-
-    def __enter__(self) -> None:
-        self._side.wait_stream(self._main)
-        self._inside.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._inside.__exit__(*error)
-        self._main.wait_stream(self._side)
+    if device.type != "cuda":
+        yield
+        return
+    main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(main)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        main.wait_stream(side)

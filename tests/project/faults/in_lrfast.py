@@ -77,7 +77,7 @@ OPTIM = [
     Fault(
         "the-host-driver-leaves-the-momentum",
         "lrfast/optim",
-        "            if momentum is not None:\n                _set_momentum(group, momentum)\n",
+        "            if momentum is not None:\n                set_momentum(group, momentum)\n",
         "",
         "test_tuner.py test_stages.py test_sweeps.py test_no_trace.py",
     ),
@@ -108,15 +108,15 @@ TRAINING = [
     Fault(
         "the-loss-of-an-accumulated-update-is-a-sum",
         "lrfast/training",
-        "                    loss = loss / len(window)\n",
+        "                    loss = loss / len(micro_batches)\n",
         "                    loss = loss * 1.0\n",
         "test_sweeps.py test_tuner_options.py",
     ),
     Fault(
         "rows-of-a-batch-count-for-the-mean-alone",
         "lrfast/training",
-        "total += size_of(batch) * loss",
-        "total += loss",
+        "reshape(()), batch_size(batch)",
+        "reshape(()), 1",
         "test_points.py test_sweeps.py",
     ),
     Fault(
@@ -129,7 +129,7 @@ TRAINING = [
     Fault(
         "the-snapshot-forgets-modes",
         "lrfast/training",
-        "        for module, training in self._training:\n            module.training = training\n",
+        "        for module, mode in self._modes.values():\n            module.training = mode\n",
         "",
         "test_snapshot_model.py",
     ),
@@ -143,8 +143,8 @@ TRAINING = [
     Fault(
         "the-snapshot-forgets-the-generators-of-loaders",
         "lrfast/training",
-        "            generator.set_state(state)\n\n    @property",
-        "            del generator, state\n\n    @property",
+        "                    original.set_state(copied)\n",
+        "                    pass\n",
         "test_snapshot_surroundings.py",
     ),
     Fault(
@@ -157,8 +157,8 @@ TRAINING = [
     Fault(
         "new-keys-stay-in-the-optimizers-state",
         "lrfast/training",
-        "            for key in table.keys() - entries.keys():\n                del table[key]\n",
-        "",
+        "for key in original.keys() - copied.keys():",
+        "for key in ():",
         "test_snapshot_model.py",
     ),
     Fault(
@@ -181,14 +181,14 @@ RANGE_TEST = [
     Fault(
         "repeated-sweeps-go-on-from-the-last-ones-weights",
         "lrfast/range_test",
-        "            if not self._is_fresh:\n                self._saved.restore()\n",
-        "",
+        "                self.saved.restore()\n                _reseed(",
+        "                _reseed(",
         "test_repeats.py",
     ),
     Fault(
         "repeated-sweeps-see-the-same-numbers",
         "lrfast/range_test",
-        "            if repeat:\n                _reseed(repeat, self._loaders)\n",
+        "                _reseed(repeat, self.loaders)\n",
         "",
         "test_repeats.py",
     ),
@@ -254,15 +254,15 @@ FINETUNE = [
     Fault(
         "a-resumed-pass-has-another-order",
         "lrfast/finetune",
-        "        run.order.put_back(self._loaders)\n        batches",
+        "        run.order.restore(self._loaders)\n        batches",
         "        batches",
         "test_resume.py",
     ),
     Fault(
         "a-stage-is-not-clipped",
-        "lrfast/finetune",
-        "torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)",
-        'torch.nn.utils.clip_grad_norm_(self._parameters, float("inf"))',
+        "lrfast/training",
+        "torch.nn.utils.clip_grad_norm_(params, self._max_grad_norm)",
+        'torch.nn.utils.clip_grad_norm_(params, float("inf"))',
         "test_tuner_options.py",
     ),
     Fault(
@@ -275,8 +275,8 @@ FINETUNE = [
     Fault(
         "validation-weighs-batches-alike",
         "lrfast/finetune",
-        "                count = size_of(targets)\n",
-        "                count = 1\n",
+        "            count = batch_size(targets)\n",
+        "            count = 1\n",
         "test_tuner.py test_stages.py test_tuner_options.py",
     ),
 ]
