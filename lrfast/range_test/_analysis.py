@@ -13,7 +13,7 @@ import torch
 from lrfast import suggest
 from lrfast._utils.extension import extension
 from lrfast.curve import LossCurve
-from lrfast.range_test._priors import Context
+from lrfast.range_test._priors import RatePrior
 from lrfast.range_test._result import Outcome, RangeTest
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion
@@ -46,7 +46,7 @@ def read(curve: LossCurve, lag: int) -> Recording:
 
 
 def summarise(
-    sweep: Sweep, recordings: Sequence[Recording], beta: float, context: Context
+    sweep: Sweep, recordings: Sequence[Recording], beta: float, prior: RatePrior
 ) -> RangeTest:
     """Return the result of one or several sweeps over the same learning rates.
 
@@ -71,7 +71,7 @@ def summarise(
         smoothed=smoothed,
         derivative=derivative,
         sweep=sweep,
-        suggestions=suggest_all(lrs, losses, smoothed, sweep.num_iter, context),
+        suggestions=suggest_all(lrs, losses, smoothed, sweep.num_iter, prior),
         outcome=max(outcomes, key=outcomes.count),
         seconds=0.0,
         repeats=repeats if len(recordings) > 1 else None,
@@ -91,7 +91,7 @@ def _smooth(lrs: FloatArray, losses: FloatArray, beta: float) -> tuple[FloatArra
 
 
 def suggest_all(
-    lrs: FloatArray, losses: FloatArray, smoothed: FloatArray, num_iter: int, context: Context
+    lrs: FloatArray, losses: FloatArray, smoothed: FloatArray, num_iter: int, prior: RatePrior
 ) -> MappingProxyType[str, Suggestion]:
     """Return the suggestion of every method.
 
@@ -105,7 +105,7 @@ def suggest_all(
     for name in suggest.names():
         rule = suggest.get(name)
         if name == "auto":
-            found[name] = suggest.auto(lrs, losses, typical=context.typical, scale=context.scale)
+            found[name] = suggest.auto(lrs, losses, typical=prior.typical, scale=prior.scale)
         elif suggest.reads_raw(name):
             found[name] = rule(lrs, losses)
         else:

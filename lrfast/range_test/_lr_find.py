@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from lrfast._utils.validation import check_count, is_int
 from lrfast.range_test import _analysis
 from lrfast.range_test._loop import SweepLoop
-from lrfast.range_test._priors import Weights, context_of, weights_of
+from lrfast.range_test._priors import WeightStats, rate_prior, weight_stats
 from lrfast.range_test._race import race
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._sweep import Mode, Sweep, Vary, make_sweep
@@ -226,7 +226,7 @@ class _Search:
 
     def run(self) -> RangeTest:
         """Sweep as often as it takes, and race."""
-        weights = weights_of(self.training.optimizer)
+        weights = weight_stats(self.training.optimizer)
         result = self._run_sweep(self.sweep, weights)
         notes: list[str] = []
         for _ in range(_MAX_SWEEPS - 1 if self.adaptive else 0):
@@ -241,7 +241,7 @@ class _Search:
             result = self._add_race(result)
         return replace(result, notes=tuple(notes))
 
-    def _run_sweep(self, sweep: Sweep, weights: Weights) -> RangeTest:
+    def _run_sweep(self, sweep: Sweep, weights: WeightStats) -> RangeTest:
         recordings = []
         for repeat in range(self.repeats):
             if repeat:
@@ -251,8 +251,8 @@ class _Search:
                 *(self.training, sweep, self.beta, self.stop, self.lag), progress=self.progress
             )
             recordings.append(_analysis.read(loop.run(), self.lag))
-        context = context_of(self.training.optimizer, sweep.reference, loop.data_size, weights)
-        result = _analysis.summarise(sweep, recordings, self.beta, context)
+        prior = rate_prior(self.training.optimizer, sweep.reference, loop.data_size, weights)
+        result = _analysis.summarise(sweep, recordings, self.beta, prior)
         return replace(result, notes=self._notes(result))
 
     def _add_race(self, result: RangeTest) -> RangeTest:

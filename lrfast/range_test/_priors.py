@@ -1,4 +1,4 @@
-"""What is known of a training before its range test."""
+"""Prior knowledge of a training's learning rate, from its optimizer, weights and data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrfast.training._data import DataSize
 
 
 @dataclass(frozen=True)
-class Context:
+class RatePrior:
     """What rule "auto" takes besides the curve."""
 
     typical: float | None = None
@@ -22,7 +22,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightStats:
     """What an optimizer trains."""
 
     count: int
@@ -30,13 +30,13 @@ class Weights:
 
     @property
     def rms(self) -> float | None:
-        """Their root mean square; None where weights are not finite. Waits for the device."""
+        """Their root mean square, None if it is not finite. Synchronises with the device."""
         rms = float(self.norm.cpu().numpy()) / math.sqrt(max(self.count, 1))
         return rms if math.isfinite(rms) else None
 
 
-def weights_of(optimizer: Optimizer) -> Weights:
-    """Measure what an optimizer trains, without a wait for the device."""
+def weight_stats(optimizer: Optimizer) -> WeightStats:
+    """Measure the weights that an optimizer trains, without a synchronisation."""
     trained = [
         parameter.detach()
         for group in optimizer.param_groups
@@ -46,16 +46,16 @@ def weights_of(optimizer: Optimizer) -> Weights:
     norms = [_norm(parameter) for parameter in trained]
     together = [norm.to(norms[0].device, non_blocking=True) for norm in norms]
     norm = torch.linalg.vector_norm(torch.stack(together)) if together else torch.zeros(())
-    return Weights(sum(parameter.numel() for parameter in trained), norm)
+    return WeightStats(sum(parameter.numel() for parameter in trained), norm)
 
 
-def context_of(
-    optimizer: Optimizer, reference: int, data_size: DataSize, weights: Weights | None = None
-) -> Context:
+def rate_prior(
+    optimizer: Optimizer, reference: int, data_size: DataSize, weights: WeightStats | None = None
+) -> RatePrior:
     """Read the optimizer and what it trains."""
     group = optimizer.param_groups[reference]
     momentum = float(group.get("momentum", 0.0))
-    weights = weights or weights_of(optimizer)
+    weights = weights or weight_stats(optimizer)
     count, rms = max(weights.count, 1), weights.rms
     names = [base.__name__ for base in type(optimizer).__mro__]
     rates = {name: typical_rate(name, count, momentum, rms) for name in names}
@@ -63,11 +63,11 @@ def context_of(
     scale = rate_scale(
         known, batch_size=data_size.batch_size, parameters=count, targets=data_size.targets
     )
-    return Context(rates[known], scale)
+    return RatePrior(rates[known], scale)
 
 
 def _norm(parameter: Tensor) -> Tensor:
-    """[] the norm of a parameter, of all of a DTensor, in float32 at least."""
+    """Return the norm [] of a parameter, of a DTensor as a whole, in float32 at least."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     norm = torch.linalg.vector_norm(parameter.to(dtype)).float()
     whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

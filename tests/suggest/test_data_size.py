@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lrfast
 from lrfast import suggest
-from lrfast.range_test._priors import context_of
+from lrfast.range_test._priors import rate_prior
 from lrfast.training._data import DataSize
 from lrfast.training._step import Training
 
@@ -152,7 +152,7 @@ def test_lr_find_counts_rows_and_targets(source: str, kind: str) -> None:
     optimizer = getattr(lrfast, kind)(model.parameters(), lr=0.1)
     given: dict[str, Any] = {"loss_fn": squared} | options
     result = lrfast.lr_find(model, optimizer, data, progress=False, **given)
-    known = context_of(optimizer, 0, amounts)
+    known = rate_prior(optimizer, 0, amounts)
     assert result.suggestion == suggest.auto(
         result.lrs,
         result.losses,

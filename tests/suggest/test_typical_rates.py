@@ -14,7 +14,7 @@ from torch import nn
 import lrfast
 from lrfast import suggest
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._priors import Context, context_of, weights_of
+from lrfast.range_test._priors import RatePrior, rate_prior, weight_stats
 from lrfast.training._data import DataSize
 
 LRS = rates()
@@ -191,7 +191,7 @@ def parameters(*sizes: int) -> list[nn.Parameter]:
 )
 def test_the_context_of_an_optimizer(library: Any, name: str, options: dict[str, Any]) -> None:
     optimizer = getattr(library, name)(parameters(600, 400), lr=0.1, **options)
-    found = context_of(optimizer, 0, DataSize())
+    found = rate_prior(optimizer, 0, DataSize())
     assert found.typical == suggest.typical_rate(name, 1000, options.get("momentum", 0.0))
     assert found.typical is not None
 
@@ -203,10 +203,10 @@ def test_the_context_of_a_subclass_and_of_a_stranger() -> None:
     class Strange(torch.optim.Optimizer):
         pass
 
-    assert context_of(Mine(parameters(10)), 0, DataSize()).typical == suggest.typical_rate(
+    assert rate_prior(Mine(parameters(10)), 0, DataSize()).typical == suggest.typical_rate(
         "AdamW", 10
     )
-    assert context_of(Strange(parameters(10), {"lr": 0.1}), 0, DataSize()).typical is None
+    assert rate_prior(Strange(parameters(10), {"lr": 0.1}), 0, DataSize()).typical is None
 
 
 def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
@@ -214,8 +214,8 @@ def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
     body.requires_grad_(False)
     groups = [{"params": [body], "momentum": 0.5}, {"params": [head], "momentum": 0.9}]
     optimizer = torch.optim.RMSprop(groups, lr=0.1)
-    assert context_of(optimizer, 1, DataSize()).typical == suggest.typical_rate("RMSprop", 10, 0.9)
-    assert context_of(optimizer, 0, DataSize()).typical == suggest.typical_rate("RMSprop", 10, 0.5)
+    assert rate_prior(optimizer, 1, DataSize()).typical == suggest.typical_rate("RMSprop", 10, 0.9)
+    assert rate_prior(optimizer, 0, DataSize()).typical == suggest.typical_rate("RMSprop", 10, 0.5)
 
 
 def test_weights_of_several_kinds_and_groups() -> None:
@@ -224,12 +224,12 @@ def test_weights_of_several_kinds_and_groups() -> None:
     frozen = nn.Parameter(torch.full((50,), 9.0), requires_grad=False)
     head = nn.Parameter(torch.full((100,), 3 + 4j))
     optimizer = lrfast.SGD([{"params": [body, frozen]}, {"params": [head]}], lr=0.1)
-    weights = weights_of(optimizer)
+    weights = weight_stats(optimizer)
     assert weights.count == 400
     assert weights.rms == pytest.approx(math.sqrt((300 * 4 + 100 * 25) / 400))
     with torch.no_grad():
         body[7] = math.nan
-    assert weights_of(optimizer).rms is None
+    assert weight_stats(optimizer).rms is None
 
 
 def test_the_weights_before_the_sweep_count() -> None:
@@ -237,7 +237,7 @@ def test_the_weights_before_the_sweep_count() -> None:
     torch.manual_seed(1)
     model = nn.Linear(4, 1)
     optimizer = lrfast.SGD(model.parameters(), lr=0.1)
-    before = context_of(optimizer, 0, DataSize(64))
+    before = rate_prior(optimizer, 0, DataSize(64))
     inputs = torch.randn(64, 4)
     batches = [(inputs, inputs.sum(1, keepdim=True) + 0.1 * torch.randn(64, 1))]
     result = lrfast.lr_find(model, optimizer, batches, nn.functional.mse_loss, progress=False)
@@ -251,7 +251,7 @@ def test_lr_find_passes_it_on(kind: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
     optimizer = getattr(lrfast, kind)(model.parameters(), lr=0.1)
-    rms = weights_of(optimizer).rms
+    rms = weight_stats(optimizer).rms
     inputs = torch.randn(64, 4)
     batches = [(inputs, inputs.sum(1, keepdim=True))]
     result = lrfast.lr_find(model, optimizer, batches, nn.functional.mse_loss, progress=False)
@@ -268,7 +268,7 @@ def test_lr_find_passes_it_on(kind: str) -> None:
 
 def test_a_result_passes_on_all() -> None:
     curve = s_curve(LRS, 1e-3, 1.0)
-    found = suggest_all(LRS, curve, curve, 100, Context(0.05, 0.7))["auto"]
+    found = suggest_all(LRS, curve, curve, 100, RatePrior(0.05, 0.7))["auto"]
     assert found == suggest.auto(LRS, curve, typical=0.05, scale=0.7)
     assert found != suggest.auto(LRS, curve, typical=0.05)
     assert found != suggest.auto(LRS, curve, scale=0.7)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.research.suggestions.regret import CAP, Landscape
 from benchmarks.research.suggestions.sweeps import context
-from lrfast.range_test._priors import Context
+from lrfast.range_test._priors import RatePrior
 from lrfast.suggest._auto import Constants, answer
 from lrfast.suggest._shape import Shape, read_shape
 from lrfast.training._data import DataSize
@@ -128,7 +128,7 @@ def _rates(landscape: Landscape) -> FloatArray:
     )
 
 
-def _rate(shape: Shape | str, known: Context, constants: Constants) -> float:
+def _rate(shape: Shape | str, known: RatePrior, constants: Constants) -> float:
     if isinstance(shape, str):
         return math.nan
     return answer(shape, known.typical, known.scale, constants)[0]
@@ -143,7 +143,7 @@ def _regrets(landscape: Landscape, rates: FloatArray) -> FloatArray:
     return means
 
 
-def _context(landscape: Landscape, knows: int) -> Context:
+def _context(landscape: Landscape, knows: int) -> RatePrior:
     """What is known of a task, with as much of it as `KNOWN` says."""
     size = landscape.size if knows > 2 else replace(landscape.size, weight_rms=0.0)
     amounts = DataSize(size.batch_size if knows > 0 else None, size.targets if knows > 1 else None)

@@ -34,7 +34,7 @@ from benchmarks.research.suggestions.sweeps import (
     is_complete,
 )
 from benchmarks.research.suggestions.tasks import Task
-from lrfast.range_test._priors import Context
+from lrfast.range_test._priors import RatePrior
 from lrfast.training._data import DataSize
 
 FloatArray = NDArray[np.float64]
@@ -57,8 +57,8 @@ class Sweep:
     seed: int
     lrs: FloatArray
     losses: FloatArray
-    context: Context
-    endless: Context
+    context: RatePrior
+    endless: RatePrior
 
 
 Rule = Callable[[Sweep], float | None]

@@ -24,7 +24,7 @@ from benchmarks.research.suggestions.tasks import TASKS
 from benchmarks.research.suggestions.train import STEPS
 from benchmarks.research.suggestions.unseen import UNSEEN
 from benchmarks.research.suggestions.verified import verdicts
-from lrfast.range_test._priors import Context
+from lrfast.range_test._priors import RatePrior
 
 CHOSEN_ON = """\
 What `auto` is made of was chosen with these in view: most of its constants with the first 27 of
@@ -68,7 +68,7 @@ def rules() -> dict[str, Rule]:
         **ours,
         "auto, endless data": lambda sweep: _auto(sweep, sweep.endless),
         "auto, amounts unknown": lambda sweep: _auto(sweep, replace(sweep.context, scale=1.0)),
-        "auto, curve alone": lambda sweep: _auto(sweep, Context()),
+        "auto, curve alone": lambda sweep: _auto(sweep, RatePrior()),
         **theirs,
     }
 
@@ -77,7 +77,7 @@ def _ours(name: str, sweep: Sweep) -> float | None:
     return suggestions_from_curve(sweep.lrs, sweep.losses, sweep.context)[name]
 
 
-def _auto(sweep: Sweep, known: Context) -> float | None:
+def _auto(sweep: Sweep, known: RatePrior) -> float | None:
     return lrfast.suggest.auto(sweep.lrs, sweep.losses, **asdict(known)).lr
 
 

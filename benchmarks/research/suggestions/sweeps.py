@@ -18,7 +18,7 @@ from benchmarks.research.suggestions.data import Pair
 from benchmarks.research.suggestions.store import Record, Store
 from benchmarks.research.suggestions.tasks import Task
 from lrfast.range_test._analysis import suggest_all
-from lrfast.range_test._priors import Context, Weights, context_of, weights_of
+from lrfast.range_test._priors import RatePrior, WeightStats, rate_prior, weight_stats
 from lrfast.training._data import DataSize, num_class_targets
 
 FloatArray = NDArray[np.float64]
@@ -106,7 +106,7 @@ class Size:
 def size_of(task: Task) -> Size:
     """Returns the size of a task."""
     problem = task.make(0)
-    weights = weights_of(task.make_optimizer(problem.model.parameters(), 1.0))
+    weights = weight_stats(task.make_optimizer(problem.model.parameters(), 1.0))
     epoch = Epochs(problem.train, task.batch_size, 0)
     targets = len(epoch) * num_class_targets(next(iter(epoch)))
     return Size(weights.count, epoch.size, targets or None, weights.rms or 0.0)
@@ -151,15 +151,17 @@ def _sweep(task: Task, seed: int) -> Record:
     }
 
 
-def context(task: Task, size: Size, amounts: DataSize) -> Context:
+def context(task: Task, size: Size, amounts: DataSize) -> RatePrior:
     """Returns what `lrfast.lr_find` knows of a task of that size."""
-    weights = Weights(size.parameters, torch.tensor(size.weight_rms * math.sqrt(size.parameters)))
+    weights = WeightStats(
+        size.parameters, torch.tensor(size.weight_rms * math.sqrt(size.parameters))
+    )
     optimizer = task.make_optimizer([nn.Parameter(torch.zeros(1))], 1.0)
-    return context_of(optimizer, 0, amounts, weights)
+    return rate_prior(optimizer, 0, amounts, weights)
 
 
 def suggestions_from_curve(
-    lrs: FloatArray, losses: FloatArray, context: Context
+    lrs: FloatArray, losses: FloatArray, context: RatePrior
 ) -> dict[str, float | None]:
     """Returns the rate that each rule of lrfast reads off a raw curve, as `lrfast.lr_find` does.
 
