@@ -27,7 +27,7 @@ NVCC_FLAGS = ["-std=c++20", "-fmad=false", "-Xcompiler=-ffp-contract=off,-fvisib
 OPTIMIZED = {"cxx": ["-O3", "-g0"], "nvcc": ["-O3"]}
 DEBUG = {"cxx": ["-O0", "-g", "-UNDEBUG"], "nvcc": ["-O0", "-g", "-G"]}
 # From A100 to consumer Blackwell; later GPUs compile the PTX of the last one when they load it.
-ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
+ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0"]
 
 
 def import_torch():

@@ -273,7 +273,7 @@ def test_memory_is_flat_over_a_thousand_steps(options: dict[str, Any]) -> None:
     """With new gradients at every step, a schedule that changes, and groups that freeze."""
     params = [nn.Parameter(torch.randn(1000, device=cuda)) for _ in range(20)]
     optimizer = lrfast.AdamW([{"params": params[:9]}, {"params": params[9:]}], lr=0.01, **options)
-    curve = lrfast.LossCurve(1000, device=cuda)
+    curve = lrfast.LossCurve(1000, device=cuda, width=2)
     loss = torch.ones((), device=cuda)
     used = []
     for step in range(1000):

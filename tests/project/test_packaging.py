@@ -6,6 +6,7 @@ from __future__ import annotations
 import email
 import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -133,3 +134,15 @@ def test_an_engine_that_misses_a_symbol_of_this_torch(
     assert "undefined symbol: gone_from_torch" in message
     assert f"build it against the installed torch {torch.__version__} with `pip install" in message
     assert "`lrfast doctor` says more" in message
+
+
+def test_a_wheel_has_kernels_for_every_gpu_that_the_toolkit_knows() -> None:
+    """Binaries run on GPUs of the same major version that are no older."""
+    built = [
+        tuple(map(int, each.split(".")))
+        for each in runpy.run_path(str(ROOT / "setup.py"))["ARCHITECTURES"]
+    ]
+    known = [(8, 0), (8, 6), (8, 7), (8, 8), (8, 9), (9, 0)]  # CUDA 13.0, from A100 on
+    known += [(10, 0), (10, 3), (11, 0), (12, 0), (12, 1)]
+    for major, minor in known:
+        assert any(have == major and least <= minor for have, least in built), (major, minor)
