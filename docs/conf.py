@@ -64,7 +64,7 @@ nitpick_ignore_regex = [
 ]
 # Private types in signatures, and where what they can do is documented.
 SHOWN_AS = {
-    "lrfast.optim._scheduling.Scheduled": "lrfast.optim.FusedOptimizer",
+    "lrfast.optim._scheduling.SchedulingMixin": "lrfast.optim.FusedOptimizer",
     "lrfast.optim._options.StepOptions": "lrfast.optim.Options",
     "lrfast.range_test._plot.DrawnTest": "lrfast.RangeTest",
     "lrfast.schedules._plot.DrawnSchedule": "lrfast.schedules.Schedule",

@@ -1,4 +1,4 @@
-"""What torch.compile leaves alone."""
+"""Functions that torch.compile does not trace."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 
-def keep_out_of_graphs(function: Any) -> None:
-    """Let torch.compile break its graph at a call of the function, and run it as it is.
+def disable_dynamo(function: Any) -> None:
+    """Let torch.compile break its graph at a call of the function, and run it eagerly.
 
-    torch.compiler.disable does the same with a wrapper that costs a microsecond at each call, and
-    with an import of the compiler.
+    torch.compiler.disable does the same with a wrapper that costs a microsecond per call, and with
+    an import of the compiler.
     """
     function._torchdynamo_disable = True
     frames = torch._C._dynamo.eval_frame

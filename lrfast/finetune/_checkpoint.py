@@ -25,7 +25,7 @@ from lrfast.finetune._best_model import named_tensors
 from lrfast.finetune._callbacks import Tuner
 from lrfast.finetune._history import History
 from lrfast.finetune._stage_state import ResumePoint, Run
-from lrfast.optim._checkpoint import unless_it_fails
+from lrfast.optim._checkpoint import rollback_on_error
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._schedule_driver import Driver
 from lrfast.training._snapshot import Snapshot, is_out_of_memory
@@ -98,7 +98,8 @@ def _rollback_on_error(tuner: Tuner) -> Iterator[None]:
     kept = None if best is None else dict(best)
     optimizer = tuner.optimizer
     try:
-        with unless_it_fails(optimizer) if isinstance(optimizer, FusedOptimizer) else nullcontext():
+        is_fused = isinstance(optimizer, FusedOptimizer)
+        with rollback_on_error(optimizer) if is_fused else nullcontext():
             yield
     except BaseException:
         before.restore()

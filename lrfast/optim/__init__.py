@@ -1,7 +1,7 @@
-"""Optimizers: torch.optim's classes with their step done by the engine, all groups in one launch.
+"""Optimizers: torch.optim's classes whose step updates all groups in one launch.
 
-The classes inherit constructor, checks, state_dict and hooks from torch.optim, so that they are
-what the installed torch says they are; :class:`FusedOptimizer` replaces their ``step``.
+They inherit constructor, checks, state_dict and hooks from the installed torch.optim;
+:class:`FusedOptimizer` replaces ``step``.
 """
 
 from lrfast.optim._optimizer import FusedOptimizer

@@ -1,4 +1,4 @@
-"""Loading of optimizers: what a state dict must hold, checked before anything changes."""
+"""Checks of an optimizer's state dict before anything changes, and the rollback of a load."""
 
 from __future__ import annotations
 
@@ -23,24 +23,14 @@ from lrfast._utils.validation import (
 )
 from lrfast.optim._loss_schedules import check_saved
 from lrfast.optim._options import check_group, check_saved_groups
-from lrfast.optim._scheduling import Scheduled, saved_schedules
+from lrfast.optim._scheduling import SchedulingMixin, saved_schedules
 from lrfast.optim._state import SCALARS
 
-ENGINE_ENTRY = "lrfast"  # key of our entry in a state dict; torch.optim ignores it
+ENGINE_ENTRY = "lrfast"  # key of lrfast's entry in a state dict; torch.optim ignores it
 
 
-def check_state_dict(optimizer: Scheduled, rule: str, state_dict: Mapping[str, Any]) -> None:
-    """Check that an optimizer can load a state dict and step with it.
-
-    Args:
-        optimizer: Who loads.
-        rule: The name of its rule.
-        state_dict: What is to be loaded.
-
-    Raises:
-        TypeError, ValueError: If it cannot; the message says why. Another number of groups or
-            parameters is left to torch to refuse.
-    """
+def check_state_dict(optimizer: SchedulingMixin, rule: str, state_dict: Mapping[str, Any]) -> None:
+    """Check that an optimizer can load a state dict; torch checks the number of parameters."""
     check_dict("state_dict", state_dict, ["state", "param_groups"])
     groups = [
         check_dict(f"param_groups[{index}]", group, ["params"])
@@ -56,12 +46,8 @@ def check_state_dict(optimizer: Scheduled, rule: str, state_dict: Mapping[str, A
     check_entry(optimizer, state_dict.get(ENGINE_ENTRY, {}))
 
 
-def check_entry(optimizer: Scheduled, entry: Any) -> None:
-    """Check what a state dict holds beside torch's entries.
-
-    Raises:
-        ValueError: If the optimizer cannot take it.
-    """
+def check_entry(optimizer: SchedulingMixin, entry: Any) -> None:
+    """Check lrfast's entry of a state dict."""
     saved = saved_schedules(check_dict(ENGINE_ENTRY, entry))
     if saved is not None:
         check_int("schedule_step", entry.get("schedule_step"))
@@ -74,12 +60,8 @@ def check_entry(optimizer: Scheduled, entry: Any) -> None:
     check_saved(optimizer, entry.get("loss_schedule"))
 
 
-def check_loaded_groups(optimizer: Scheduled, rule: str) -> None:
-    """Check that a step can read the hyperparameters which have been loaded.
-
-    Raises:
-        TypeError, ValueError: If it cannot.
-    """
+def check_loaded_groups(optimizer: SchedulingMixin, rule: str) -> None:
+    """Check that a step can read the hyperparameters that were loaded."""
     try:
         for index, group in enumerate(optimizer.param_groups):
             check_group(index, group)
@@ -93,26 +75,24 @@ def check_loaded_groups(optimizer: Scheduled, rule: str) -> None:
 
 
 @contextmanager
-def unless_it_fails(optimizer: Scheduled) -> Iterator[None]:
-    """Give the optimizer back what it held if the block raises; torch puts new tables in place."""
-    kept = {name: vars(optimizer)[name] for name in _HELD if name in vars(optimizer)}
+def rollback_on_error(optimizer: SchedulingMixin) -> Iterator[None]:
+    """Restore the optimizer if the block raises; torch's load replaces its tables."""
+    names = ("state", "param_groups", "_engine", "_loaded_clock")
+    kept = {name: vars(optimizer)[name] for name in names if name in vars(optimizer)}
     schedules = optimizer._schedule_snapshot()
     try:
         yield
     except BaseException:
         engine = kept["_engine"]
         vars(optimizer).update(kept)
-        optimizer._engine = None  # else it would be told what it knows
+        optimizer._engine = None  # it still has the schedules, so send none
         optimizer._schedule_restore(schedules)
         optimizer._engine = engine
         raise
 
 
-_HELD = ("state", "param_groups", "_engine", "_loaded_clock")
-
-
 def _check_states(
-    optimizer: Scheduled, rule: str, groups: list[dict[Any, Any]], state: dict[Any, Any]
+    optimizer: SchedulingMixin, rule: str, groups: list[dict[Any, Any]], state: dict[Any, Any]
 ) -> None:
     moments = {name for form in extension().rule_states[rule] for name in form} | {"ema"}
     saved = list(chain.from_iterable(group["params"] for group in groups))
@@ -136,18 +116,18 @@ def _check_states(
 
 
 def _check_betas(betas: Iterable[Any]) -> None:
-    """Check what products of momenta are powers of; asking a device for its value would wait."""
+    """Check betas, whose powers must not overflow; those on a GPU would synchronise."""
     for beta in betas:
         if not isinstance(beta, Tensor) or beta.is_cpu:
             check_finite("betas", float(beta), least=0.0, most=1.0)
 
 
 def _check_copies(where: str, group: dict[Any, Any]) -> None:
-    """Check that what a group holds can be copied, as torch does it; it may be anything."""
+    """Check that the entries of a group or state can be copied, as torch does it."""
     for name, value in group.items():
         if name == "params" or isinstance(value, int | float | str | None):
             continue
-        if name in ("capturable", "fused"):  # which torch asks whether they are true
+        if name in ("capturable", "fused"):  # torch takes their truth value
             raise ValueError(f"{where}[{name!r}] must be True or False, got {short_repr(value)}")
         try:
             copy.deepcopy(value)
@@ -165,5 +145,5 @@ def _check_scalar(name: str, where: str, value: Any) -> None:
         return
     if check_tensor(where, value).numel() != 1 or value.is_complex():
         raise ValueError(f"{where} must be one number, got {short_repr(value)}")
-    if value.is_cpu:  # asking a device for its value would wait for it
+    if value.is_cpu:  # reading one on a GPU would synchronise
         check_finite(where, float(value), least=0.0, most=most)

@@ -1,4 +1,4 @@
-"""The step of the fused optimizers: what stands between torch.optim's classes and the engine.
+"""Base of the fused optimizers: their step, states and checkpoints.
 
 Tensors of optimizer state are made and owned here, in ``self.state``; the engine
 (csrc/bindings/engine.cpp) holds addresses.
@@ -15,31 +15,31 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-from lrfast._utils.dynamo import keep_out_of_graphs
+from lrfast._utils.dynamo import disable_dynamo
 from lrfast._utils.extension import extension
 from lrfast._utils.validation import check_choice, check_dict
 from lrfast.optim import _checkpoint, _state
 from lrfast.optim._checkpoint import ENGINE_ENTRY
-from lrfast.optim._loss_schedules import load_saved
+from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
 from lrfast.optim._options import Options, StepOptions, check_group
-from lrfast.optim._scheduling import Scheduled, ScheduleSnapshot, saved_schedules
+from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
 from lrfast.optim._shards import find_shards
 from lrfast.optim._telemetry import Telemetry
 from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
-    from lrfast import _C
+    import lrfast._C as _C
 
 
-class FusedOptimizer(Scheduled):
-    """What the fused optimizers share: the step, the schedule and their place in checkpoints.
+class FusedOptimizer(SchedulingMixin):
+    """Base of the fused optimizers: one launch updates all parameters.
 
     Mixed into a class of torch.optim, in front of it. Beyond torch's interface, every optimizer
     takes ``schedule=`` and has :meth:`set_schedule`, and takes the arguments of :class:`Options`.
     """
 
-    # torch's GradScaler hands over its scale and its finding, and the step does the rest without a
-    # wait. Set it to False on an optimizer whose trainer wants to clip gradients by itself.
+    # GradScaler passes its scale and found_inf, and the step unscales without a synchronisation.
+    # Set it to False on an optimizer whose trainer clips unscaled gradients by itself.
     _step_supports_amp_scaling = True
 
     _rule: ClassVar[str]
@@ -61,14 +61,14 @@ class FusedOptimizer(Scheduled):
         """Update all parameters that have a gradient and are not frozen.
 
         Args:
-            closure: Evaluates the model again and returns the loss.
+            closure : Evaluates the model again and returns the loss.
 
         Returns:
-            What ``closure`` returned, or None.
+            The loss that ``closure`` returned, or None.
 
         Raises:
-            ValueError, TypeError: For a gradient or hyperparameter that cannot be used.
-            RuntimeError: For a sparse gradient. Nothing has been changed after any of these.
+            ValueError, TypeError: If a gradient or hyperparameter cannot be used.
+            RuntimeError: If a gradient is sparse. Nothing has changed after any of these.
         """
         hooks = (
             self._optimizer_step_pre_hooks
@@ -80,14 +80,14 @@ class FusedOptimizer(Scheduled):
             return self._step_with_hooks(closure)
         return _step_without_hooks(self, closure)
 
-    # torch.optim wraps step() to run hooks and to mark it for its profiler, at 5 us per call: we
-    # run the hooks ourselves, where there are any.
+    # torch.optim wraps step() to run hooks and to mark it for its profiler, at 5 us per call; the
+    # hooks, if there are any, run here instead.
     step.hooked = True  # type: ignore[attr-defined]
-    keep_out_of_graphs(step)
+    disable_dynamo(step)
 
     @property
     def max_grad_norm(self) -> float | None:
-        """The norm that gradients are clipped to; may be set at any time."""
+        """Norm that gradients are clipped to, above 0; None: no clipping. May be set any time."""
         return self._options.max_grad_norm
 
     @max_grad_norm.setter
@@ -95,17 +95,25 @@ class FusedOptimizer(Scheduled):
         self._set_options(replace(self._options, max_grad_norm=norm))
 
     @property
+    def loss_schedule(self) -> LossSchedule | None:
+        """The Plateau or Greedy whose factor multiplies the learning rates; None: there is none.
+
+        Loading a state dict that holds one makes it, if the optimizer has none.
+        """
+        return attached(self)
+
+    @property
     def grad_norm(self) -> Tensor | None:
         """Norm of the last step's gradients over all parameters, unscaled, before clipping.
 
-        float64 [] on the device; None where no step has needed it (see ``max_grad_norm``,
+        float64 [] on the device; None if no step has needed it (see ``max_grad_norm``,
         ``skip_nonfinite`` and ``telemetry``).
         """
         norms = [] if self._engine is None else self._engine.norms()
         return norms[0][-2] if norms else None
 
     def telemetry(self) -> Telemetry:
-        """Return what the last steps were like. Waits for the device.
+        """Return the norms and learning rates of the last steps. Synchronises the device.
 
         Raises:
             ValueError: If the optimizer was made without ``telemetry=``.
@@ -135,13 +143,13 @@ class FusedOptimizer(Scheduled):
 
     @contextmanager
     def ema_parameters(self) -> Iterator[None]:
-        """Swap the averaged weights in for as long as the ``with`` block runs.
+        """Give the model the EMA of its weights for the ``with`` block.
 
-        Values are exchanged in place, so that addresses stay. Parameters that have never been
-        updated have no average and stay as they are.
+        Values are exchanged in place, so that addresses stay. Parameters that were never updated
+        have no EMA and stay as they are.
 
         Yields:
-            Nothing: the model itself has the averages meanwhile.
+            None.
 
         Raises:
             ValueError: If the optimizer was made without ``ema_decay=``.
@@ -155,26 +163,25 @@ class FusedOptimizer(Scheduled):
         """
         if self._options.ema_decay is None:
             raise ValueError("ema_decay must be set to average weights, got None")
+        params = (param for group in self.param_groups for param in group["params"])
         averaged = [
-            (param, self.state[param]["ema"])
-            for group in self.param_groups
-            for param in group["params"]
+            (param, self.state[param]["ema"], param.detach().clone())
+            for param in params
             if "ema" in self.state.get(param, {})
         ]
-        saved = [param.detach().clone() for param, _ in averaged]
         try:
             with torch.no_grad():
-                for param, average in averaged:
+                for param, average, _ in averaged:
                     param.copy_(average)
             yield
         finally:
             with torch.no_grad():
-                for (param, _), values in zip(averaged, saved, strict=True):
-                    param.copy_(values)
+                for param, _, own in averaged:
+                    param.copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch.optim's state dict, plus schedule and step counts where they matter."""
-        # As a hook in front of the user's, which then see, and may replace, all of it.
+        """Return torch.optim's state dict, with the schedules and step counts if there are any."""
+        # As a hook before the user's, which then see all of it and may replace it.
         handle = self.register_state_dict_post_hook(_complete_state_dict, prepend=True)
         try:
             return super().state_dict()
@@ -184,21 +191,21 @@ class FusedOptimizer(Scheduled):
     def load_state_dict(
         self, state_dict: dict[str, Any], *, schedule: Literal["saved", "own"] | None = None
     ) -> None:
-        """Load torch.optim's state dict or ours; float32 states of half parameters stay float32.
+        """Load a state dict of lrfast or torch.optim; float32 states of half parameters stay so.
 
-        Its schedules are attached, and go on where they stood. A state dict without a schedule,
-        or a loss schedule, leaves the one that is attached.
+        Its schedules are attached and go on at the saved step. A state dict without a schedule, or
+        without a loss schedule, leaves the attached one.
 
         Args:
-            state_dict: What :meth:`state_dict` returned, or torch.optim's optimizer of that name.
-            schedule: Whose schedules go on, at the step where the saved ones stood, if the saved
-                ones and those attached differ: the "saved" ones, or the optimizer's "own". None
-                refuses such a state dict.
+            state_dict: From :meth:`state_dict`, of this class or of torch.optim's of that name.
+            schedule: Which schedules go on, at the saved step, if the saved and the attached ones
+                differ: "saved", or the optimizer's "own". None, the default, refuses such a state
+                dict.
 
         Raises:
-            TypeError, ValueError: If the groups or states do not fit, something in it is not what
-                a state dict holds, ``schedule`` is another word, or it is None and the schedules
-                differ. Nothing has been changed then.
+            TypeError, ValueError: If groups or states do not fit, an entry is not what a state dict
+                holds, ``schedule`` is another word, or it is None and the schedules differ.
+                Nothing has changed then.
 
         Example:
             >>> import torch, lrfast
@@ -210,7 +217,7 @@ class FusedOptimizer(Scheduled):
         """
         if schedule is not None:
             check_choice("schedule", schedule, ("saved", "own"))
-        # Between the user's hooks: theirs before may replace the dict, theirs after see it loaded.
+        # The user's pre-hooks run first and may replace the dict; the post-hooks see it loaded.
         given: list[dict[str, Any]] = []
 
         def check_and_note(state: dict[str, Any]) -> None:
@@ -226,28 +233,28 @@ class FusedOptimizer(Scheduled):
             ),
         ]
         try:
-            with _checkpoint.unless_it_fails(self):
+            with _checkpoint.rollback_on_error(self):
                 super().load_state_dict(check_dict("state_dict", state_dict))
         finally:
             for handle in handles:
                 handle.remove()
 
     def _complete_load(self, state_dict: dict[str, Any], keeps_own: bool) -> None:
-        """Do what torch's load_state_dict leaves: dtypes, the schedule, its step."""
+        """Restore what torch's load_state_dict does not: dtypes, schedules and their step."""
         _checkpoint.check_loaded_groups(self, self._rule)
         _state.restore_dtypes(self, state_dict)
         self._choose_dtypes()
         self._load_entry(state_dict.get(ENGINE_ENTRY, {}), keeps_own)
 
     def _entry(self) -> dict[str, Any]:
-        """What a state dict holds beside torch's entries. Waits for the device."""
+        """Return lrfast's entry of a state dict. Synchronises the device."""
         entry = self._schedule_entry()
         if self._options.stochastic_rounding or self._options.telemetry:
             entry["steps"] = self._clock()[1]
         return entry
 
     def _load_entry(self, entry: dict[str, Any], keeps_own: bool = False) -> None:
-        """Take the schedules, unless its own are kept, and the step counts from our entry."""
+        """Take step counts from lrfast's entry, and the schedules unless the own ones are kept."""
         applied, steps = self._clock()
         saved = saved_schedules(entry)
         if saved is not None:
@@ -260,20 +267,16 @@ class FusedOptimizer(Scheduled):
         load_saved(self, entry.get("loss_schedule"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {
-            "_schedules": self._schedules,
-            "_loss_schedule": self._loss_schedule,
-            "_options": self._options,
-            "_clock_at_start": self._clock(),
-            "_loaded_clock": self._loaded_clock,
-        }
+        names = ("_schedules", "_loss_schedule", "_options", "_loaded_clock")
+        own = {name: getattr(self, name) for name in names}
+        return super().__getstate__() | own | {"_clock_at_start": self._clock()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_engine" not in self.__dict__:  # unpickled or copied
             self._engine = None
         try:
             super().__setstate__(state)
-        except (KeyError, TypeError) as error:  # torch looks into states and groups by itself
+        except (KeyError, TypeError) as error:  # torch reads states and groups unchecked
             raise ValueError(f"state must hold all that its rule needs, lacks {error}") from error
 
     def _set_options(self, options: Options) -> None:
@@ -306,7 +309,7 @@ class FusedOptimizer(Scheduled):
         return engine
 
     def _prepare_states(self, engine: _C.Engine, missing: list[_C.MissingStates]) -> None:
-        """Make the states that the engine misses, or bring loaded ones into the form it needs."""
+        """Make the states that the engine misses, or convert loaded ones to the form it needs."""
         for names in missing:
             self._prepare_state(engine, names)
 
@@ -318,32 +321,33 @@ class FusedOptimizer(Scheduled):
             if state.get(name) is None:
                 state[name] = self._new_state(name, param, dtype)
             else:
-                state[name] = _state.usable(name, state[name], param, dtype)
+                state[name] = _state.as_engine_state(name, state[name], param, dtype)
         if self._options.ema_decay is not None:
             average = param.detach() if state.get("ema") is None else state["ema"]
-            state["ema"] = _state.usable("ema", average, param, _state.average_dtype(param))
+            kept_in = _state.average_dtype(param)
+            state["ema"] = _state.as_engine_state("ema", average, param, kept_in)
         is_new = count not in state
         if count is not None:
-            state[count] = _state.scalar(state.get(count, 0.0), param, torch.float32)
+            state[count] = _state.as_scalar(state.get(count, 0.0), param, torch.float32)
         if product is not None and product in state:
-            state[product] = _state.scalar(state[product], param, torch.float64)
+            state[product] = _state.as_scalar(state[product], param, torch.float64)
         elif product is not None and names.needs_product:
-            # Synchronises with the device, once per parameter: when its momentum is first cycled.
+            # Synchronises once per parameter: when its momentum is first cycled.
             steps = 0.0 if is_new else float(state[count])
             value = engine.product_after(names.group, steps)
-            state[product] = _state.scalar(value, param, torch.float64)
+            state[product] = _state.as_scalar(value, param, torch.float64)
 
     def _new_state(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
-        """A parameter's first state; rules that start elsewhere than at 0 override it."""
+        """Return a parameter's first state: zeros, unless a rule overrides it."""
         return _state.zeros_like(param, dtype)
 
     def _choose_dtypes(self) -> None:
-        """Bring the moments that are there into ``state_dtype``, where that is given."""
+        """Convert existing moments to ``state_dtype``, if that is given."""
         if self._options.state_dtype is not None:
             _state.choose_dtypes(self, lambda param: self._options.state_dtype_of(param, []))
 
     def _watch(self, flag: Tensor | None) -> None:
-        """Let steps change nothing while ``flag``, one float64 on the device, is not zero."""
+        """Let steps change nothing while ``flag``, one float64 on the device, is not 0."""
         (self._engine or self._make_engine()).watch(flag)
 
     def _engine_snapshot(self) -> _Snapshot:
@@ -358,13 +362,13 @@ class FusedOptimizer(Scheduled):
             for tensor, values in zip(tensors, saved, strict=True):
                 tensor.copy_(values)
             return
-        # Groups were added or states loaded since: the next step makes an engine anew.
+        # Groups were added or states loaded since: the next step makes a new engine.
         self._engine = None
         if saved:
             self._clock_at_start = tuple(saved[0].tolist())
 
     def _memory(self) -> list[Tensor]:
-        """What the engine itself remembers from step to step: clocks, rates, records."""
+        """Return what the engine itself keeps from step to step: clocks, rates, records."""
         engine = self._engine
         return [] if engine is None else [*engine.clocks(), *engine.rates(), *engine.records()]
 
@@ -372,7 +376,7 @@ class FusedOptimizer(Scheduled):
 def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     assert isinstance(optimizer, FusedOptimizer)
     counts = [] if optimizer._engine is None else optimizer._engine.private_counts()
-    _state.mark_unbegun_buffers(optimizer, counts, state)
+    _state.clear_unstarted_momentum(optimizer, counts, state)
     entry = optimizer._entry()
     if entry:
         state[ENGINE_ENTRY] = entry

@@ -1,4 +1,4 @@
-"""What every fused optimizer can do besides its rule: the keyword arguments they share."""
+"""Options of the fused step that all update rules share; checks of param groups."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from lrfast._utils.extension import extension
-from lrfast._utils.validation import short_repr
+from lrfast._utils.public import public_in
+from lrfast._utils.validation import check_count, short_repr
 
 if TYPE_CHECKING:
-    from lrfast import _C
+    import lrfast._C as _C
 
-# Hyperparameters that tell rules apart: those that every checkpoint of their rule has ever had, and
-# those that no other rule's has.
+# Hyperparameters that tell update rules apart: those that every checkpoint of a rule has had in any
+# version, and those that no other rule's checkpoint has.
 _ALWAYS_SAVED = {"betas", "eps", "alpha", "lr_decay", "momentum_decay"}
 _TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "amsgrad"}
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16)
@@ -36,28 +37,30 @@ class StepOptions(TypedDict, total=False):
     telemetry: int
 
 
+@public_in("lrfast.optim")
 @dataclass(frozen=True)
 class Options:
-    """What a step does besides the update, in the same pass over memory.
+    """Options of a step besides the update itself, done in the same pass over memory.
 
     Args:
-        max_grad_norm: Scales gradients down where their norm, over all parameters, is above this,
-            as ``torch.nn.utils.clip_grad_norm_`` does; gradients themselves stay as they are. A
-            param group with a ``max_grad_norm`` of its own is clipped by its own norm instead, and
-            does not count in the others'. None: no clipping.
-        skip_nonfinite: Skip a step whose gradients hold an infinity or NaN.
-        zero_grads: Set gradients to zero in the pass that reads them, also when a step is skipped.
-        ema_decay: Decay, in [0, 1), of an exponential moving average of the weights, which starts
-            at the weights before a parameter's first update; float32 for half parameters. None:
-            none is kept.
+        max_grad_norm: Norm, above 0, to which gradients are scaled down if their norm over all
+            parameters is larger, as ``torch.nn.utils.clip_grad_norm_`` does; the gradients
+            themselves stay as they are. A param group with a ``max_grad_norm`` of its own is
+            clipped by its own norm instead, and does not count in the others'. None, the default:
+            no clipping.
+        skip_nonfinite: Whether to skip a step with an infinite or NaN gradient; default False.
+        zero_grads: Whether to set gradients to zero in the pass that reads them, also if a step is
+            skipped; default False.
+        ema_decay: Decay, in [0, 1), of an EMA of the weights, which starts at the weights before a
+            parameter's first update; float32 for half parameters. None, the default: no EMA.
         state_dtype: Dtype of new states: float32 (for half parameters), bfloat16 (for float32
-            parameters) or None for the parameter's own.
-        stochastic_rounding: Round bfloat16 parameters, and their bfloat16 states, up or down at
-            random, so that small updates count on average.
-        seed: Of the random numbers for that. They depend on nothing but the seed, the step and the
-            element, so a resumed run, or a replayed CUDA graph, gets the right ones.
-        telemetry: Steps whose norms and rates are kept on the device, see
-            :meth:`FusedOptimizer.telemetry`. 0: none.
+            parameters) or None, the default, for the parameter's own.
+        stochastic_rounding: Whether to round bfloat16 parameters and their bfloat16 states up or
+            down at random, so that small updates count on average; default False.
+        seed: Seed of these random numbers, in [0, 2**63); default 0. They depend on the seed, the
+            step and the element only, so that a resumed run and a replayed CUDA graph get the same.
+        telemetry: Number of last steps, in [0, 2**63), whose norms and learning rates are kept on
+            the device, see :meth:`FusedOptimizer.telemetry`; default 0.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -82,11 +85,11 @@ class Options:
             raise ValueError(
                 f"state_dtype must be torch.float32, torch.bfloat16 or None, got {self.state_dtype}"
             )
-        _check_whole("seed", self.seed)
-        _check_whole("telemetry", self.telemetry)
+        for name in ("seed", "telemetry"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name), 0, 2**63 - 1))
 
     def encode(self) -> _C.EngineOptions:
-        """Return what the engine takes."""
+        """Return the options in the engine's form."""
         options: _C.EngineOptions = extension().EngineOptions(
             self.max_grad_norm or 0.0,
             self.skip_nonfinite,
@@ -99,28 +102,22 @@ class Options:
         return options
 
     def state_dtype_of(self, param: torch.Tensor, states: list[Any]) -> torch.dtype:
-        """Return the dtype of a parameter's states: as asked for, as found, or its own.
+        """Return the dtype of a parameter's states: that of the options or its states, or its own.
 
         Args:
             param: The parameter.
-            states: States that it has already.
+            states: Its existing states.
         """
-        found = {s.dtype for s in states if isinstance(s, torch.Tensor)}
-        if param.dtype in (torch.bfloat16, torch.float16):
-            is_other = self.state_dtype == torch.float32 or torch.float32 in found
-            return torch.float32 if is_other else param.dtype
-        if param.dtype == torch.float32:
-            is_other = self.state_dtype == torch.bfloat16 or torch.bfloat16 in found
-            return torch.bfloat16 if is_other else param.dtype
+        wanted = {self.state_dtype, *(s.dtype for s in states if isinstance(s, torch.Tensor))}
+        if param.dtype in (torch.bfloat16, torch.float16) and torch.float32 in wanted:
+            return torch.float32
+        if param.dtype == torch.float32 and torch.bfloat16 in wanted:
+            return torch.bfloat16
         return param.dtype
 
 
 def check_group(index: int, group: dict[str, Any]) -> None:
-    """Check what the constructors of torch let pass: NaN and infinite rates, differentiable steps.
-
-    Raises:
-        ValueError: For either.
-    """
+    """Refuse what torch's constructors let pass: NaN and infinite lr, differentiable steps."""
     if group["differentiable"]:
         raise ValueError(
             "differentiable must be False: the fused step is not part of the autograd graph; use "
@@ -128,7 +125,7 @@ def check_group(index: int, group: dict[str, Any]) -> None:
         )
     rate = group["lr"]
     if isinstance(rate, torch.Tensor) and rate.is_cuda:
-        return  # asking a device for its value would wait for it
+        return  # reading it would synchronise
     if isinstance(rate, torch.Tensor) and not rate.is_cpu:
         raise ValueError(
             f"lr of param_groups[{index}] must be a number or a tensor on cpu or cuda, got one on "
@@ -144,11 +141,7 @@ def check_group(index: int, group: dict[str, Any]) -> None:
 
 
 def check_saved_groups(own: set[str], state_dict: dict[str, Any]) -> None:
-    """Check that a state dict was saved by an optimizer with the same hyperparameters.
-
-    Raises:
-        ValueError: If it lacks some, or has some of another rule.
-    """
+    """Check that a state dict was saved by an optimizer with the same hyperparameters."""
     for index, group in enumerate(state_dict["param_groups"]):
         missing = sorted((own & _ALWAYS_SAVED) - group.keys())
         foreign = sorted((group.keys() & _TELLING) - own)
@@ -157,8 +150,3 @@ def check_saved_groups(own: set[str], state_dict: dict[str, Any]) -> None:
                 f"state_dict must be of the same rule: its param_groups[{index}] lacks {missing} "
                 f"and has {foreign}, which this optimizer does not know"
             )
-
-
-def _check_whole(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number, 0 or more, got {value!r}")

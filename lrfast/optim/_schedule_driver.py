@@ -1,7 +1,8 @@
-"""Lets schedules drive any optimizer for one run, ours on the device and others from the host.
+"""Schedules on any optimizer for one run: lrfast's on the device, torch.optim's from the host.
 
-The range test and the fine-tuner see one interface. For an optimizer of torch.optim the rates are
-written into its param groups before each step, which costs host time and no wait.
+The range test and the fine-tuner use one interface. For an optimizer of torch.optim the learning
+rates are written into its param groups before each step, which costs host time and does not
+synchronise.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ class Driver(ABC):
 
     @abstractmethod
     def before_step(self) -> None:
-        """See to it that the next step uses the schedules' rates."""
+        """Set the learning rates of the next step."""
 
     @abstractmethod
     def after_step(self) -> None:
-        """Go on to the next rates, unless there was no step.
+        """Go on to the next step of the schedules, unless the optimizer's was skipped.
 
-        Waits for the device only where one of torch's fused optimizers stepped under a scaler.
+        Synchronises only if one of torch's fused optimizers stepped under a scaler.
         """
 
     @abstractmethod
     def rate_used(self, group: int) -> float | Tensor:
-        """Return the rate that a group's last step used; a tensor is float64 [1] on the device."""
+        """Return a group's last learning rate; a tensor is float64 [1] on the device."""
 
     def scale(self) -> Tensor | None:
-        """What multiplies the schedules' rates now, float64 [1] on the device; None: nothing."""
+        """Return the loss schedule's factor, float64 [1] on the device; None: there is none."""
         return None
 
     @abstractmethod
@@ -52,18 +53,18 @@ class Driver(ABC):
 
     @abstractmethod
     def own(self, group: int) -> tuple[float, float | None]:
-        """Return a group's rate without the schedule, and its momentum where that is written."""
+        """Return a group's base learning rate, and its momentum if the driver writes it."""
 
     @abstractmethod
     def watch(self) -> None:
-        """Obey the stop flag again, after somebody else drove the optimizer for a while."""
+        """Obey the stop flag again, after another driver had the optimizer for a while."""
 
     @abstractmethod
     def detach(self) -> None:
-        """Give every group the rate back that it had."""
+        """Restore every group's learning rate and momentum."""
 
     def step(self) -> None:
-        """Make one optimizer step at the schedules' rates."""
+        """Make one optimizer step at the schedules' learning rates."""
         self.before_step()
         self._optimizer.step()
         self.after_step()
@@ -78,19 +79,16 @@ def drive(
     *,
     scaled: bool = False,
 ) -> Driver:
-    """Put a schedule in charge of an optimizer.
+    """Attach a schedule to an optimizer for one run.
 
     Args:
-        optimizer: Ours or any of torch.optim.
-        schedule: Multiplies each group's own rate; one for all groups, or one per group.
-        total_steps: Steps of the schedule that will be made at most; its last value then holds.
-        stop_flag: One float64 on the device; while it is not 0 our optimizers change nothing.
+        optimizer: Of lrfast or torch.optim.
+        schedule: Multiplies each group's own learning rate; one for all groups, or one per group.
+        total_steps: Most steps of the schedule that will be made; its last value then holds.
+        stop_flag: One float64 on the device; lrfast optimizers change nothing while it is not 0.
         start: The schedule's step that the next step makes.
-        scaled: Whether the factor of the optimizer's loss schedule multiplies the rates; else it
-            rests until the driver is detached.
-
-    Returns:
-        The driver.
+        scaled: Whether the factor of the optimizer's loss schedule multiplies the learning rates;
+            otherwise it is ignored until the driver is detached.
     """
     if isinstance(optimizer, FusedOptimizer):
         return _DeviceDriver(optimizer, schedule, stop_flag, start, scaled)
@@ -109,7 +107,7 @@ class _DeviceDriver(Driver):
         scaled: bool,
     ) -> None:
         super().__init__(optimizer)
-        optimizer._scale_rests = not scaled  # the engine hears of it with the schedule
+        optimizer._loss_factor_paused = not scaled  # sent to the engine with the schedule
         self._stop_flag = stop_flag
         optimizer._attach(optimizer._one_per_group(schedule), start)
         optimizer._watch(stop_flag)
@@ -127,7 +125,7 @@ class _DeviceDriver(Driver):
         return self._optimizer.last_rates[group : group + 1]
 
     def scale(self) -> Tensor | None:
-        scale = self._optimizer._rate_scale
+        scale = self._optimizer._loss_factor
         return None if scale is None else scale.reshape(1)
 
     def applied(self) -> Tensor:
@@ -141,7 +139,7 @@ class _DeviceDriver(Driver):
 
     def detach(self) -> None:
         self._optimizer._watch(None)
-        self._optimizer._scale_rests = False
+        self._optimizer._loss_factor_paused = False
         self._optimizer._attach([None] * len(self._optimizer.param_groups))
 
 
@@ -177,7 +175,7 @@ class _HostDriver(Driver):
                 set_momentum(group, float(momenta[step]))
 
     def after_step(self) -> None:
-        # GradScaler does not call the steps that it skips, but for those that skip by themselves.
+        # GradScaler calls no step that it skips, unless the optimizer skips by itself.
         if self._has_stepped and not (self._found_inf is not None and self._found_inf.item()):
             self._next += 1
 

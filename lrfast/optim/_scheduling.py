@@ -1,11 +1,11 @@
-"""What an optimizer does with a schedule: attach it, say where it stands, let it go."""
+"""Schedules on an optimizer: attach, report the step, detach."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,25 +13,37 @@ import torch
 from torch import Tensor
 
 from lrfast._utils.param_groups import momentum_of
+from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_count, check_list
 from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
-    from lrfast import _C
-    from lrfast.optim._loss_schedules import LossSchedule
+    import lrfast._C as _C
 
 Floats = npt.NDArray[np.float64]
 
 
+class RateFactor(Protocol):
+    """A factor of all learning rates of an optimizer that follows the loss."""
+
+    _state: dict[str, Tensor]  # "scale": the factor, one float64 on the device
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of all that it has counted."""
+
+    def _restore(self, state_dict: Mapping[str, Any], /) -> None: ...
+
+
+@public_in("lrfast.optim")
 @dataclass(frozen=True)
 class Planned:
-    """What the schedules will do to every group, if nothing is changed on the way.
+    """Every group's hyperparameters over the steps of the schedules, if nothing changes them.
 
     Args:
         steps: Schedule steps, int64 [steps].
         rates: Learning rates, float64 [steps, groups].
-        momenta: Momentum or beta1, float64 [steps, groups]; NaN where the rule has none.
-        weight_decays: Weight decay, float64 [steps, groups]; NaN where the rule has none.
+        momenta: Momentum or beta1, float64 [steps, groups]; NaN if the update rule has none.
+        weight_decays: Weight decay, float64 [steps, groups]; NaN if the update rule has none.
     """
 
     steps: npt.NDArray[np.int64]
@@ -40,15 +52,15 @@ class Planned:
     weight_decays: Floats
 
 
-class Scheduled(torch.optim.Optimizer):
-    """The part of a fused optimizer that schedules are attached to; the engine evaluates them."""
+class SchedulingMixin(torch.optim.Optimizer):
+    """Schedules on a fused optimizer; the engine evaluates them on the device."""
 
     _engine: _C.Engine | None
     _schedules: list[Schedule | None]  # one per group
     _clock_at_start: tuple[int, int]  # of an engine yet to be made: see _clock
-    _loss_schedule: LossSchedule | None = None
-    _scale_rests = False  # whether somebody plans the rates who wants no factor on top
-    _loaded_clock: tuple[int, int] | None = None  # where a state dict has put it
+    _loss_schedule: RateFactor | None = None
+    _loss_factor_paused = False  # True while a range test controls the learning rates
+    _loaded_clock: tuple[int, int] | None = None  # right after a state dict was loaded
     _captured_by: object = None  # the captured step that makes this optimizer's steps
 
     def set_schedule(
@@ -59,17 +71,17 @@ class Scheduled(torch.optim.Optimizer):
     ) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.
 
-        The schedule multiplies ``param_groups[i]["lr"]``, which stays what the user set. It is
-        evaluated on the device, once per group and step.
+        The schedule multiplies ``param_groups[i]["lr"]``, which stays as set. It is evaluated on
+        the device, once per group and step.
 
-        Between :meth:`load_state_dict` and the first step the schedule that was loaded goes on
-        where it stands when it is set once more; for another one ``step`` must say where it begins.
+        Between :meth:`load_state_dict` and the first step, setting the loaded schedule again goes
+        on at its step; any other schedule needs ``step``.
 
         Args:
             schedule: One schedule for all groups, a sequence with one (or None) per group, or None
-                to detach and leave every group's rate where the schedule has brought it.
-            step: The schedule's step that the next applied step makes, 0 or more. None: 0, or where
-                the loaded schedule stands.
+                to detach and leave every group at the learning rate that the schedule has reached.
+            step: The schedule's step that the next applied step makes, 0 or more. None, the
+                default: 0, or the step of the loaded schedule.
 
         Raises:
             ValueError: If a sequence has not one entry per group, ``step`` is out of range, or it
@@ -96,16 +108,17 @@ class Scheduled(torch.optim.Optimizer):
 
     @property
     def schedules(self) -> list[Schedule | None]:
-        """The schedules that are attached, one entry per group; None where there is none."""
+        """The attached schedules, one entry per group; None for a group without one."""
         return self._padded_schedules()
 
     def planned(self, steps: int | None = None) -> Planned:
-        """Return rates, momenta and weight decays of every group over the schedules' steps.
+        """Return learning rates, momenta and weight decays of every group over the steps.
 
-        A factor that losses drive is not in them.
+        The factor of a Plateau or Greedy is not included.
 
         Args:
-            steps: How many from step 0 on, 1 or more. None: up to the end of the longest schedule.
+            steps: Number of steps from step 0 on, 1 or more. None, the default: up to the end of
+                the longest schedule.
 
         Raises:
             ValueError: If ``steps`` is out of range, or None without a schedule.
@@ -136,7 +149,7 @@ class Scheduled(torch.optim.Optimizer):
     def _one_per_group(
         self, schedule: Schedule | Sequence[Schedule | None] | None
     ) -> list[Schedule | None]:
-        """What the user gave, checked, as a list with one entry per group."""
+        """Return the given schedules, checked, as a list with one entry per group."""
         count = len(self.param_groups)
         if isinstance(schedule, str):
             raise TypeError(
@@ -160,7 +173,7 @@ class Scheduled(torch.optim.Optimizer):
         return schedules
 
     def _step_of_loaded(self, schedules: list[Schedule | None]) -> int:
-        """Where schedules go on that are set right after loading, if they are the loaded ones."""
+        """Return the step at which the schedules just loaded go on; refuse others."""
         if self._loaded_clock != self._clock():
             return 0  # steps have been made since
         stands = self.schedule_step
@@ -174,31 +187,23 @@ class Scheduled(torch.optim.Optimizer):
         return stands
 
     def current_rates(self) -> list[float]:
-        """Return the rate that the next step will use, per group. Waits for the device."""
-        scale = 1.0 if self._rate_scale is None else float(self._rate_scale)
+        """Return each group's learning rate at the next step. Synchronises the device."""
+        scale = 1.0 if self._loss_factor is None else float(self._loss_factor)
         return [rate * scale for rate in self._scheduled_rates()]
 
     @property
-    def loss_schedule(self) -> LossSchedule | None:
-        """The Plateau or Greedy whose factor multiplies the rates, None where there is none.
-
-        Loading a state dict that holds one, where there is none, makes it.
-        """
-        return self._loss_schedule
-
-    @property
     def schedule_step(self) -> int:
-        """Steps applied since the schedule was set. Waits for the device."""
+        """Steps applied since the schedule was set, 0 or more. Synchronises the device."""
         return self._clock()[0]
 
     @property
     def last_rates(self) -> Tensor:
-        """The rates that the last step used, float64 [groups] on the device that it ran on."""
+        """Learning rates of the last step, float64 [groups] on its device; 0 before the first."""
         rates = [] if self._engine is None else self._engine.rates()
         return rates[0] if rates else torch.zeros(len(self.param_groups), dtype=torch.float64)
 
     def _clock(self) -> tuple[int, int]:
-        """Steps applied since the schedule was set, and in all. Waits for the device."""
+        """Return the steps applied since the schedule was set, and in all. Synchronises."""
         clocks = [] if self._engine is None else self._engine.clocks()
         return tuple(clocks[0].tolist()) if clocks else self._clock_at_start
 
@@ -210,19 +215,19 @@ class Scheduled(torch.optim.Optimizer):
         ]
 
     @property
-    def _rate_scale(self) -> Tensor | None:
-        """What multiplies all rates, one float64 on the device."""
-        schedule = None if self._scale_rests else self._loss_schedule
+    def _loss_factor(self) -> Tensor | None:
+        """The factor of all learning rates, one float64 on the device."""
+        schedule = None if self._loss_factor_paused else self._loss_schedule
         return None if schedule is None else schedule._state["scale"]
 
-    def _attach_loss_schedule(self, schedule: LossSchedule | None) -> None:
-        """Let a loss-driven schedule's factor multiply every group's rate from now on."""
+    def _attach_loss_schedule(self, schedule: RateFactor | None) -> None:
+        """Let a loss schedule's factor multiply every group's learning rate from now on."""
         self._loss_schedule = schedule
         if self._engine is not None:
-            self._engine.scale_rates(self._rate_scale)
+            self._engine.scale_rates(self._loss_factor)
 
     def _schedule_entry(self) -> dict[str, Any]:
-        """What a state dict says of the schedules. Waits for the device."""
+        """Return a state dict's entries about the schedules. Synchronises the device."""
         entry: dict[str, Any] = {}
         if any(self._schedules):
             schedules = self._padded_schedules()
@@ -242,10 +247,10 @@ class Scheduled(torch.optim.Optimizer):
         self._schedules = list(schedules)
         self._attach_loss_schedule(schedule)
         if schedule is not None:
-            schedule._put_back(state)
+            schedule._restore(state)
 
     def _set_schedule_step(self, applied: int) -> None:
-        """Let the next step be that one of the schedules. Waits for the device."""
+        """Let the next step be that one of the schedules. Synchronises the device."""
         self._set_clock(applied, self._clock()[1])
 
     def _set_clock(self, applied: int, steps: int) -> None:
@@ -254,14 +259,14 @@ class Scheduled(torch.optim.Optimizer):
             self._engine.set_clock(applied, steps)
 
     def _leave_rates(self) -> None:
-        """Make the rates that the schedules have reached the groups' own."""
+        """Make the learning rates that the schedules have reached the groups' own."""
         rates = self._scheduled_rates() if any(self._schedules) else []
         for group, schedule, rate in zip(self.param_groups, self._schedules, rates, strict=False):
             if schedule is not None:
                 set_rate(group, rate)
 
     def _check_saved_schedules(self, saved: list[Schedule | None] | None) -> None:
-        """Refuse another schedule than the attached one: which is meant, the user must say."""
+        """Refuse a saved schedule that differs from the attached one."""
         if saved is None or not any(self._schedules) or len(saved) != len(self.param_groups):
             return  # torch refuses another number of groups
         differs = difference(saved, self._padded_schedules())
@@ -272,7 +277,7 @@ class Scheduled(torch.optim.Optimizer):
             )
 
     def _attach(self, schedules: list[Schedule | None], step: int = 0) -> None:
-        """Put schedules, one per group, in charge from the next step on; rates stay as set."""
+        """Attach schedules, one per group, from the next step on; learning rates stay as set."""
         self._schedules = schedules
         self._clock_at_start = (0, self._clock_at_start[1])
         if self._engine is not None:
@@ -286,22 +291,20 @@ class Scheduled(torch.optim.Optimizer):
             [schedule.encode() for schedule in distinct],
             [-1 if s is None else distinct.index(s) for s in self._padded_schedules()],
         )
-        engine.scale_rates(self._rate_scale)
+        engine.scale_rates(self._loss_factor)
 
     def _padded_schedules(self) -> list[Schedule | None]:
-        """One entry per group; groups added after set_schedule have none."""
+        """Return one entry per group; groups added after set_schedule have None."""
         missing = len(self.param_groups) - len(self._schedules)
         return (self._schedules + [None] * missing)[: len(self.param_groups)]
 
 
-# Schedules, clock of an engine yet to be made, the loss-driven schedule and a copy of its state.
-ScheduleSnapshot = tuple[
-    list[Schedule | None], tuple[int, int], "LossSchedule | None", dict[str, Any]
-]
+# Schedules, clock of an engine yet to be made, the loss schedule and a copy of its state.
+ScheduleSnapshot = tuple[list[Schedule | None], tuple[int, int], RateFactor | None, dict[str, Any]]
 
 
 def saved_schedules(entry: dict[str, Any]) -> list[Schedule | None] | None:
-    """Return the schedules in our entry of a state dict, one per group; None if there are none."""
+    """Return the schedules in lrfast's entry of a state dict, one per group, or None."""
     saved = entry.get("schedules")
     if saved is None:
         return None
@@ -312,7 +315,7 @@ def saved_schedules(entry: dict[str, Any]) -> list[Schedule | None] | None:
 def _planned(
     group: dict[str, Any], schedule: Schedule | None, steps: npt.NDArray[np.int64]
 ) -> tuple[Floats, Floats, Floats]:
-    """Rates, momenta and weight decays of one group."""
+    """Return learning rates, momenta and weight decays of one group."""
     momentum = momentum_of(group)
     own = (
         float(group["lr"]),
@@ -330,10 +333,10 @@ def _planned(
     )
 
 
-def difference(ours: Sequence[Schedule | None], theirs: Sequence[Schedule | None]) -> str:
-    """Return in words how the schedules of each group differ; nothing where they are equal."""
-    lines: dict[str, list[str]] = {}  # of what differs, the groups in which it does
-    for group, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+def difference(these: Sequence[Schedule | None], others: Sequence[Schedule | None]) -> str:
+    """Return in words how the schedules of each group differ; "" if they are equal."""
+    lines: dict[str, list[str]] = {}  # difference: the groups that have it
+    for group, (one, other) in enumerate(zip(these, others, strict=True)):
         if one == other:
             continue
         if one is None or other is None:
@@ -346,7 +349,7 @@ def difference(ours: Sequence[Schedule | None], theirs: Sequence[Schedule | None
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Set a param group's rate, in place where it is a tensor."""
+    """Set a param group's learning rate, in place if it is a tensor."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
         lr.fill_(rate)

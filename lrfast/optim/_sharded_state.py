@@ -7,27 +7,29 @@ from typing import Any, Literal
 
 import torch
 
+from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_bytes, check_choice, check_dict, load_untrusted
 from lrfast.optim._checkpoint import check_entry
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import saved_schedules
 
 
+@public_in("lrfast.sharded")
 class ShardedState:
     """A model and its optimizer as one entry of a ``torch.distributed.checkpoint``.
 
-    torch's own functions for optimizers keep states and param groups, and nothing else: a schedule
-    would begin anew at every resume. This keeps what ``optimizer.state_dict()`` keeps, in whatever
-    number of processes the checkpoint is read again.
+    torch's own functions keep an optimizer's states and param groups only, so that a schedule
+    would start again at every resume. This keeps all of ``optimizer.state_dict()``, and loads in
+    any number of processes.
 
     Args:
         model: The module, sharded or not.
-        optimizer: One of ours over the model's parameters.
-        schedule: What a load does where the saved schedules and the optimizer's differ, as
-            ``optimizer.load_state_dict`` does it: "saved", "own", or None, which refuses.
+        optimizer: An lrfast optimizer over the model's parameters.
+        schedule: Which schedules a load keeps if the saved ones and the optimizer's differ, as in
+            ``optimizer.load_state_dict``: "saved", "own", or None, the default, which refuses.
 
     Raises:
-        TypeError: If ``optimizer`` is not one of ours.
+        TypeError: If ``optimizer`` is not an lrfast optimizer.
         ValueError: If ``schedule`` is another word.
 
     Example:
@@ -57,10 +59,10 @@ class ShardedState:
         self._optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sharded states of both. Waits for the device."""
+        """Return the sharded states of both. Synchronises the device."""
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
-        # torch makes the states of an optimizer that has none by a step, at a rate of 0.
+        # torch makes the states of an optimizer that has none by a step with lr 0.
         clock = self._optimizer._clock()
         model, states = get_state_dict(self._model, self._optimizer)
         self._optimizer._set_clock(*clock)
@@ -69,14 +71,14 @@ class ShardedState:
         return {"model": model, "optimizer": states, "lrfast": entry.getvalue()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned, here or in another number of processes.
+        """Load a state, saved by this or another number of processes.
 
         Args:
-            state_dict: What was returned.
+            state_dict: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If an entry is missing or broken, or another schedule is attached than the
-                saved one, and nobody said which one goes on; nothing has been changed then.
+            ValueError: If an entry is missing or broken, or the saved schedule differs from the
+                attached one and ``schedule`` is None; nothing has changed then.
         """
         from torch.distributed.checkpoint.state_dict import set_state_dict
 

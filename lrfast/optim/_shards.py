@@ -1,7 +1,7 @@
-"""Parameters that processes share: whose gradients count in a norm, and how the sum is made.
+"""Gradient norms over parameters that are sharded across processes.
 
-A DTensor's shard is updated like any tensor. Only the norm needs the others: every process adds up
-the squares of what it alone holds, and one collective adds the sums.
+A DTensor's shard is updated like any tensor. The norm needs the other shards: every process sums
+the squares of the elements that it owns, and one all-reduce adds the sums.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Shards:
-    """How the processes of one mesh share an optimizer's parameters.
+    """Ownership of an optimizer's parameters among the processes of one device mesh.
 
     Args:
-        mesh: Where the DTensors among the parameters lie.
+        mesh: The mesh of the DTensors among the parameters.
     """
 
     def __init__(self, mesh: DeviceMesh) -> None:
@@ -29,7 +29,7 @@ class Shards:
         self._groups = _groups(mesh)
 
     def counts(self, param: Tensor) -> bool:
-        """Whether this process is the first of those that hold these very elements."""
+        """Return whether this process is the first of those that hold the same elements."""
         placements = getattr(param, "placements", None)
         if placements is None:  # an ordinary tensor, the same everywhere
             return not any(self._coordinate)
@@ -37,17 +37,13 @@ class Shards:
         return all(place == 0 or placement.is_shard() for place, placement in places)
 
     def add(self, squares: Tensor) -> None:
-        """Add the other processes' sums, float64 [groups], without a wait of the host for a GPU."""
+        """All-reduce the sums, float64 [groups], without a synchronisation of host and GPU."""
         for group in self._groups:
             torch.distributed.all_reduce(squares, group=group)
 
 
 def find_shards(param_groups: list[dict[str, Any]]) -> Shards | None:
-    """How processes share the parameters; None if each of them holds all, or is alone.
-
-    Raises:
-        ValueError: If DTensors lie on several meshes, over which no one sum can be made.
-    """
+    """Return the ownership of sharded parameters; None if every process holds all of them."""
     params = chain.from_iterable(group["params"] for group in param_groups)
     shared = [param for param in params if hasattr(param, "_local_tensor")]
     if not any(placement.is_shard() for param in shared for placement in param.placements):
@@ -62,7 +58,7 @@ def find_shards(param_groups: list[dict[str, Any]]) -> Shards | None:
 
 
 def _groups(mesh: DeviceMesh) -> list[ProcessGroup | None]:
-    """The process groups over which one sum after another covers the mesh: mostly a single one."""
+    """Return the process groups whose all-reduces, one after another, cover the mesh."""
     if mesh.ndim > 1 and mesh.size() == torch.distributed.get_world_size():
         return [None]  # all processes
     return [mesh.get_group(dim) for dim in range(mesh.ndim)]

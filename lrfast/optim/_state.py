@@ -1,4 +1,4 @@
-"""Tensors of optimizer state in the form that the engine needs: shape, dtype, device, layout."""
+"""Tensors of optimizer state in the shape, dtype, device and layout that the engine needs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,16 @@ NOT_MOMENTS = (*SCALARS, "ema")
 
 
 def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros in the memory layout that the engine walks, which is dense even if ``param`` is not."""
-    if hasattr(param, "_local_tensor"):  # a DTensor's state is one too, for its checkpoints
+    """Return zeros in the engine's memory layout, which is dense even if ``param`` is not."""
+    if hasattr(param, "_local_tensor"):  # a DTensor's state is a DTensor, for its checkpoints
         return torch.zeros_like(param, dtype=dtype)
     strides = extension().layout_strides(param)
     zeros = torch.empty_strided(param.shape, strides, dtype=dtype, device=param.device)
     return zeros.zero_()
 
 
-def usable(name: str, value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
-    """A state in its parameter's shape, device and memory layout.
-
-    Raises:
-        ValueError: If it has another shape.
-    """
+def as_engine_state(name: str, value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a state on its parameter's device, in the engine's memory layout."""
     if not isinstance(value, Tensor) or value.shape != param.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
@@ -39,24 +35,24 @@ def usable(name: str, value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros_like(param, dtype).copy_(value)
 
 
-def scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number as a tensor [] on its parameter's device, without waiting for that."""
+def as_scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a number as a tensor [] on its parameter's device, without a synchronisation."""
     if isinstance(value, Tensor):
         return value.detach().reshape(()).to(param.device, dtype)
     return torch.full((), value, dtype=dtype, device=param.device)
 
 
 def average_dtype(param: Tensor) -> torch.dtype:
-    """What a weight's average is kept in: half types would lose most of its steps."""
+    """Return the dtype of a weight's EMA: half types would lose most of its steps."""
     is_half = param.dtype in (torch.bfloat16, torch.float16)
     return torch.float32 if is_half else param.dtype
 
 
 def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Undo torch's cast of states to the parameter's dtype where it loses digits.
+    """Undo torch's cast of loaded states to the parameter's dtype if it loses digits.
 
-    float32 moments of a half parameter stay float32, and so does the float64 product of beta1;
-    a state too wide for the engine is narrowed when it is first used.
+    float32 moments of a half parameter stay float32, and the product of beta1 stays float64; a
+    state too wide for the engine is narrowed when it is first used.
     """
     saved_ids: Iterable[int] = chain.from_iterable(
         group["params"] for group in state_dict["param_groups"]
@@ -74,9 +70,9 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
 def choose_dtypes(
     optimizer: torch.optim.Optimizer, dtype_of: Callable[[Tensor], torch.dtype]
 ) -> None:
-    """Bring the moments that are there into the dtype of each parameter's states."""
+    """Convert the existing moments to the dtype of each parameter's states."""
     for param, state in optimizer.state.items():
-        if not isinstance(param, Tensor):  # torch loads states of parameters that are none, too
+        if not isinstance(param, Tensor):  # torch loads states of unknown parameters, too
             continue
         chosen = dtype_of(param)
         for name, value in state.items():
@@ -84,12 +80,12 @@ def choose_dtypes(
                 state[name] = value.to(chosen)
 
 
-def mark_unbegun_buffers(
+def clear_unstarted_momentum(
     optimizer: torch.optim.Optimizer, counts: list[tuple[Tensor, Tensor]], state: dict[str, Any]
 ) -> None:
-    """Tell a buffer that no step has filled yet from one of zeros: the first one was skipped.
+    """Save momentum buffers that no applied step has filled as None, as torch's SGD does.
 
-    torch's SGD says so by None; the engine by a count that torch has no place for.
+    The engine knows them by a count that torch's state dict has no place for.
     """
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     ids = {id(param): index for index, param in enumerate(params)}

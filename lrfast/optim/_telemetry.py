@@ -1,4 +1,4 @@
-"""What an optimizer with ``telemetry=`` has recorded: norms and rates of its last steps."""
+"""Norms and learning rates of the last steps, recorded by an optimizer with ``telemetry=``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lrfast._utils.public import public_in
 
+
+@public_in("lrfast.telemetry")
 @dataclass(frozen=True)
 class Telemetry:
-    """Norms and rates of past steps, oldest first. All arrays: float64 [steps, groups], on the CPU.
+    """Norms and learning rates of past steps, oldest first: float64 [steps, groups] on the CPU.
 
     Args:
         first_step: Number of the oldest recorded step, counted from 0.
-        rates: Rates that the steps used.
+        rates: Learning rates that the steps used.
         grad_norms: Norms of the gradients, unscaled, before clipping.
-        update_norms: Norms of what the steps added to the weights.
+        update_norms: Norms of the changes of the weights.
         weight_norms: Norms of the weights after the steps.
     """
 
@@ -27,5 +30,5 @@ class Telemetry:
 
     @property
     def update_ratios(self) -> Tensor:
-        """Update norms as a part of weight norms, about 1e-3 where training goes well."""
+        """Update norms over weight norms, about 1e-3 if training goes well."""
         return self.update_norms / self.weight_norms

@@ -1,4 +1,4 @@
-"""Takes over an optimizer of torch.optim, in mid-training too."""
+"""Conversion of a torch.optim optimizer, before or during training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CLASSES: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adagrad: Adagrad,
 }
-# What torch's schedulers put on an optimizer to watch its own step.
+# Attributes by which torch's schedulers watch an optimizer's own step.
 _NOT_TAKEN = ("step", "_opt_called")
 
 
@@ -36,19 +36,20 @@ def wrap(
     """Take over the groups, states and hooks of a torch.optim optimizer.
 
     Both optimizers then share them, so that learning rate schedulers made for the old one go on
-    working; step with the new one alone.
+    working; step with the new one only.
 
     Args:
         optimizer: A torch.optim SGD, Adam, AdamW, NAdam, RMSprop or Adagrad.
-        schedule: Multiplies the rates, see :meth:`FusedOptimizer.set_schedule`.
-        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+        schedule: Multiplies the learning rates, see :meth:`FusedOptimizer.set_schedule`; default
+            None.
+        **options: Options of the step, see :class:`lrfast.optim.Options`.
 
     Returns:
         The lrfast optimizer of the same name.
 
     Raises:
-        TypeError: For an optimizer of another class; a subclass may have changed the rule.
-        ValueError: For a differentiable one, or an option that is out of range.
+        TypeError: If the optimizer is of another class; a subclass may have changed its rule.
+        ValueError: If the optimizer is differentiable, or an option is out of range.
 
     Example:
         >>> import torch, lrfast
@@ -68,7 +69,7 @@ def wrap(
     wrapped.__dict__.update(taken)
     wrapped._patch_step_function()
     wrapped._set_up(schedule, options)
-    # A scheduler of the old one warns where it sees no step; the steps are elsewhere now.
+    # A scheduler of the old one warns if it sees no step; the new one makes the steps.
     optimizer._opt_called = True  # type: ignore[attr-defined]
     return wrapped
 

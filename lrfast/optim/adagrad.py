@@ -17,21 +17,21 @@ from lrfast.schedules import Schedule
 class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     """Adagrad; every argument is torch.optim.Adagrad's.
 
-    It has no momentum: a schedule that cycles one changes its rates alone.
+    It has no momentum: of a schedule that cycles one it uses the learning rates only.
 
     Args:
         params: Parameters or param groups.
-        lr: Rate per step, 0 or more.
-        lr_decay: Decay of the rate with each step, 0 or more.
-        weight_decay: L2 penalty, 0 or more.
-        initial_accumulator_value: What the sums of squares start at, 0 or more.
-        eps: Added to the denominator.
-        foreach: Accepted and without meaning: there is one implementation.
-        maximize: Whether to go up the gradient.
+        lr: Learning rate, 0 or more; default 1e-2.
+        lr_decay: Decay of the learning rate with each step, 0 or more; default 0.
+        weight_decay: L2 penalty, 0 or more; default 0.
+        initial_accumulator_value: Start of the sums of squares, 0 or more; default 0.
+        eps: Added to the denominator, 0 or more; default 1e-10.
+        foreach: Ignored; accepted for compatibility with torch.optim.
+        maximize: Whether to maximise the loss; default False.
         differentiable: Must be False.
-        fused: Accepted and without meaning: the step is always fused.
-        schedule: Multiplies the rates, see :meth:`set_schedule`.
-        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+        fused: Ignored; accepted for compatibility with torch.optim.
+        schedule: Multiplies the learning rates, see :meth:`set_schedule`; default None.
+        **options: Options of the step, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -67,24 +67,12 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
-            params,
-            lr,
-            lr_decay,
-            weight_decay,
-            initial_accumulator_value,
-            eps,
-            foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            fused=fused,
-        )
+            params, lr, lr_decay, weight_decay, initial_accumulator_value, eps, foreach,
+            maximize=maximize, differentiable=differentiable, fused=fused,
+        )  # fmt: skip
         self._set_up(schedule, options)
 
     def _new_state(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
         value = self.defaults["initial_accumulator_value"]
-        is_complex = torch.is_complex(param)
-        return (
-            super()
-            ._new_state(name, param, dtype)
-            .fill_(complex(value, value) if is_complex else value)
-        )
+        state = super()._new_state(name, param, dtype)
+        return state.fill_(complex(value, value) if torch.is_complex(param) else value)

@@ -17,24 +17,25 @@ from lrfast.schedules import Schedule
 class Adam(FusedOptimizer, torch.optim.Adam):
     """Adam; every argument is torch.optim.Adam's.
 
-    While a schedule cycles beta1, bias correction uses the product of the betas that were used,
-    where torch uses the current beta's power.
+    While a schedule cycles beta1, bias correction uses the product of the betas used so far; torch
+    uses a power of the current beta.
 
     Args:
         params: Parameters or param groups.
-        lr: Rate per step, 0 or more.
-        betas: Decay of the averages of the gradient and of its square, in [0, 1).
-        eps: Added to the denominator.
-        weight_decay: L2 penalty, 0 or more.
-        amsgrad: Whether to divide by the largest average so far.
-        foreach: Accepted and without meaning: there is one implementation.
-        maximize: Whether to go up the gradient.
-        capturable: Accepted and without meaning: the step never waits for the device.
+        lr: Learning rate, 0 or more; default 1e-3.
+        betas: Decays of the averages of the gradient and of its square, in [0, 1); default
+            (0.9, 0.999).
+        eps: Added to the denominator, 0 or more; default 1e-8.
+        weight_decay: L2 penalty, 0 or more; default 0.
+        amsgrad: Whether to divide by the largest average so far; default False.
+        foreach: Ignored; accepted for compatibility with torch.optim.
+        maximize: Whether to maximise the loss; default False.
+        capturable: Ignored; accepted for compatibility with torch.optim.
         differentiable: Must be False.
-        fused: Accepted and without meaning: the step is always fused.
-        decoupled_weight_decay: Whether the decay is AdamW's.
-        schedule: Multiplies the rates, see :meth:`set_schedule`.
-        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+        fused: Ignored; accepted for compatibility with torch.optim.
+        decoupled_weight_decay: Whether the decay is AdamW's; default False.
+        schedule: Multiplies the learning rates, see :meth:`set_schedule`; default None.
+        **options: Options of the step, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -73,42 +74,34 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
+            params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
+            capturable=capturable, differentiable=differentiable, fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
-        )
+        )  # fmt: skip
         self._set_up(schedule, options)
 
 
 class AdamW(FusedOptimizer, torch.optim.AdamW):
     """Adam with decoupled weight decay; every argument is torch.optim.AdamW's.
 
-    While a schedule cycles beta1, bias correction uses the product of the betas that were used,
-    where torch uses the current beta's power.
+    While a schedule cycles beta1, bias correction uses the product of the betas used so far; torch
+    uses a power of the current beta.
 
     Args:
         params: Parameters or param groups.
-        lr: Rate per step, 0 or more.
-        betas: Decay of the averages of the gradient and of its square, in [0, 1).
-        eps: Added to the denominator.
-        weight_decay: Decoupled weight decay, 0 or more.
-        amsgrad: Whether to divide by the largest average so far.
-        maximize: Whether to go up the gradient.
-        foreach: Accepted and without meaning: there is one implementation.
-        capturable: Accepted and without meaning: the step never waits for the device.
+        lr: Learning rate, 0 or more; default 1e-3.
+        betas: Decays of the averages of the gradient and of its square, in [0, 1); default
+            (0.9, 0.999).
+        eps: Added to the denominator, 0 or more; default 1e-8.
+        weight_decay: Decoupled weight decay, 0 or more; default 0.01.
+        amsgrad: Whether to divide by the largest average so far; default False.
+        maximize: Whether to maximise the loss; default False.
+        foreach: Ignored; accepted for compatibility with torch.optim.
+        capturable: Ignored; accepted for compatibility with torch.optim.
         differentiable: Must be False.
-        fused: Accepted and without meaning: the step is always fused.
-        schedule: Multiplies the rates, see :meth:`set_schedule`.
-        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+        fused: Ignored; accepted for compatibility with torch.optim.
+        schedule: Multiplies the learning rates, see :meth:`set_schedule`; default None.
+        **options: Options of the step, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -148,16 +141,7 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-        )
+            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach,
+            capturable=capturable, differentiable=differentiable, fused=fused,
+        )  # fmt: skip
         self._set_up(schedule, options)

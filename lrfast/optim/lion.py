@@ -1,4 +1,4 @@
-"""Lion; the rule itself is csrc/core/rules/lion.h. torch has none to inherit checks from."""
+"""Lion, which torch does not have; the rule itself is csrc/core/rules/lion.h."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from lrfast.schedules import Schedule
 class Lion(FusedOptimizer, torch.optim.Optimizer):
     """Steps by the sign of an interpolation between momentum and gradient.
 
-    Use about a tenth of AdamW's rate and ten times its weight decay.
+    Use about a tenth of AdamW's learning rate and ten times its weight decay.
 
     Args:
         params: Parameters or param groups.
-        lr: Rate per step, 0 or more.
-        betas: The momentum's weight in the step, and its decay afterwards, in [0, 1).
-        weight_decay: Decoupled weight decay, 0 or more.
-        maximize: Whether to go up the gradient.
-        foreach: Accepted and without meaning: there is one implementation.
-        capturable: Accepted and without meaning: the step never waits for the device.
+        lr: Learning rate, 0 or more; default 1e-4.
+        betas: The momentum's weight in the step, and its decay afterwards, in [0, 1); default
+            (0.9, 0.99).
+        weight_decay: Decoupled weight decay, 0 or more; default 0.
+        maximize: Whether to maximise the loss; default False.
+        foreach: Ignored; accepted for compatibility with torch.optim.
+        capturable: Ignored; accepted for compatibility with torch.optim.
         differentiable: Must be False.
-        fused: Accepted and without meaning: the step is always fused.
-        schedule: Multiplies the rates, see :meth:`set_schedule`.
-        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+        fused: Ignored; accepted for compatibility with torch.optim.
+        schedule: Multiplies the learning rates, see :meth:`set_schedule`; default None.
+        **options: Options of the step, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.

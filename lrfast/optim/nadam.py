@@ -19,18 +19,20 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
 
     Args:
         params: Parameters or param groups.
-        lr: Rate per step, 0 or more.
-        betas: Decay of the averages of the gradient and of its square, in [0, 1).
-        eps: Added to the denominator.
-        weight_decay: Weight decay, 0 or more.
-        momentum_decay: How fast the momentum grows towards beta1.
-        decoupled_weight_decay: Whether the decay is AdamW's instead of an L2 penalty.
-        foreach: Accepted and without meaning: there is one implementation.
-        maximize: Whether to go up the gradient.
-        capturable: Accepted and without meaning: the step never waits for the device.
+        lr: Learning rate, 0 or more; default 2e-3.
+        betas: Decays of the averages of the gradient and of its square, in [0, 1); default
+            (0.9, 0.999).
+        eps: Added to the denominator, 0 or more; default 1e-8.
+        weight_decay: Weight decay, 0 or more; default 0.
+        momentum_decay: Speed at which the momentum grows to beta1, 0 or more; default 4e-3.
+        decoupled_weight_decay: Whether the decay is AdamW's instead of an L2 penalty; default
+            False.
+        foreach: Ignored; accepted for compatibility with torch.optim.
+        maximize: Whether to maximise the loss; default False.
+        capturable: Ignored; accepted for compatibility with torch.optim.
         differentiable: Must be False.
-        schedule: Multiplies the rates, see :meth:`set_schedule`.
-        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+        schedule: Multiplies the learning rates, see :meth:`set_schedule`; default None.
+        **options: Options of the step, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -66,16 +68,8 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            momentum_decay,
-            decoupled_weight_decay,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
+            params, lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay,
+            foreach=foreach, maximize=maximize, capturable=capturable,
             differentiable=differentiable,
-        )
+        )  # fmt: skip
         self._set_up(schedule, options)

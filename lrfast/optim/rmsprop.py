@@ -19,18 +19,18 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
 
     Args:
         params: Parameters or param groups.
-        lr: Rate per step, 0 or more.
-        alpha: Decay of the average of the gradient's square.
-        eps: Added to the denominator.
-        weight_decay: L2 penalty, 0 or more.
-        momentum: Momentum factor, 0 or more.
-        centered: Whether to divide by the gradient's standard deviation.
-        capturable: Accepted and without meaning: the step never waits for the device.
-        foreach: Accepted and without meaning: there is one implementation.
-        maximize: Whether to go up the gradient.
+        lr: Learning rate, 0 or more; default 1e-2.
+        alpha: Decay of the average of the gradient's square, 0 or more; default 0.99.
+        eps: Added to the denominator, 0 or more; default 1e-8.
+        weight_decay: L2 penalty, 0 or more; default 0.
+        momentum: Momentum factor, 0 or more; default 0.
+        centered: Whether to divide by the gradient's standard deviation; default False.
+        capturable: Ignored; accepted for compatibility with torch.optim.
+        foreach: Ignored; accepted for compatibility with torch.optim.
+        maximize: Whether to maximise the loss; default False.
         differentiable: Must be False.
-        schedule: Multiplies the rates, see :meth:`set_schedule`.
-        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+        schedule: Multiplies the learning rates, see :meth:`set_schedule`; default None.
+        **options: Options of the step, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -66,16 +66,7 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
-            params,
-            lr,
-            alpha,
-            eps,
-            weight_decay,
-            momentum,
-            centered,
-            capturable,
-            foreach,
-            maximize,
+            params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize,
             differentiable,
-        )
+        )  # fmt: skip
         self._set_up(schedule, options)

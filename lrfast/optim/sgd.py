@@ -19,17 +19,17 @@ class SGD(FusedOptimizer, torch.optim.SGD):
 
     Args:
         params: Parameters or param groups.
-        lr: Rate per step, 0 or more.
-        momentum: Momentum factor, 0 or more.
-        dampening: Dampening of the momentum.
-        weight_decay: L2 penalty, 0 or more.
-        nesterov: Whether to use Nesterov's momentum.
-        maximize: Whether to go up the gradient.
-        foreach: Accepted and without meaning: there is one implementation.
+        lr: Learning rate, 0 or more; default 1e-3.
+        momentum: Momentum factor, 0 or more; default 0.
+        dampening: Dampening of the momentum; default 0.
+        weight_decay: L2 penalty, 0 or more; default 0.
+        nesterov: Whether to use Nesterov's momentum; default False.
+        maximize: Whether to maximise the loss; default False.
+        foreach: Ignored; accepted for compatibility with torch.optim.
         differentiable: Must be False.
-        fused: Accepted and without meaning: the step is always fused.
-        schedule: Multiplies the rates, see :meth:`set_schedule`.
-        **options: What the step does besides, see :class:`lrfast.optim.Options`.
+        fused: Ignored; accepted for compatibility with torch.optim.
+        schedule: Multiplies the learning rates, see :meth:`set_schedule`; default None.
+        **options: Options of the step, see :class:`lrfast.optim.Options`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -64,15 +64,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
-            params,
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-            maximize=maximize,
-            foreach=foreach,
-            differentiable=differentiable,
-            fused=fused,
-        )
+            params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize,
+            foreach=foreach, differentiable=differentiable, fused=fused,
+        )  # fmt: skip
         self._set_up(schedule, options)

@@ -149,9 +149,9 @@ def test_the_one_that_takes_over_stays_where_the_loaded_one_was() -> None:
     one, other = make_optimizer(), make_optimizer()
     MAKERS["greedy"](one)
     other.load_state_dict(saved(one))
-    loaded, address = other.loss_schedule, other._rate_scale.data_ptr()
+    loaded, address = other.loss_schedule, other._loss_factor.data_ptr()
     made = MAKERS["greedy"](other)
-    assert other._rate_scale.data_ptr() == address
+    assert other._loss_factor.data_ptr() == address
     loaded.detach()
     assert other.loss_schedule is made
     made.detach()

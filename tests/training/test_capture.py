@@ -138,7 +138,7 @@ def test_tables_do_not_move(device: torch.device) -> None:
     before = engine.addresses()
     for changes in LIVE.values():
         for change in changes.values():
-            if change is not _plateau or training.optimizer._rate_scale is None:
+            if change is not _plateau or training.optimizer._loss_factor is None:
                 change(training)
             step(batch)
             assert engine.addresses() == before
