@@ -172,7 +172,7 @@ class Training:
         found = {
             "steps": seen,
             "state": plain(optimizer.state_dict()["state"]),
-            "current_rates": plain(optimizer.current_rates),
+            "current_rates": plain(optimizer.current_rates()),
             "norm": plain(optimizer.grad_norm),
         }
         if self.schedule is not None:
