@@ -1,6 +1,6 @@
-"""lrfast inside other people's training loops: one module per library, imported by nobody but you.
+"""Integrations with other training loops, one module per library, each imported by its user only.
 
 ``huggingface``, ``lightning``, ``accelerate``, ``timm``, ``ignite``, ``fastai``, ``trackers``
-(TensorBoard and what logs like W&B) and ``tables`` (pandas) each need their library;
-``scheduler`` needs torch alone. docs/integrations.md has two lines of use for each.
+(TensorBoard and loggers such as W&B) and ``tables`` (pandas) each need their library; ``scheduler``
+needs torch only. docs/integrations.md shows two lines of use for each.
 """

@@ -1,8 +1,8 @@
 """lrfast under Hugging Face Accelerate; needs ``accelerate``.
 
 ``accelerator.prepare(model, optimizer, loader)`` takes lrfast's optimizers as they are, and
-:class:`lrfast.integrations.scheduler.DeviceScheduler` where a scheduler is wanted; with several
-processes leave that out of ``prepare``, which would have it stepped once for each of them.
+:class:`lrfast.integrations.scheduler.DeviceScheduler` as a scheduler; with several processes leave
+the latter out of ``prepare``, which would step it once for each of them.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lrfast.integrations._norms import NormOfStep
-from lrfast.integrations._shared import fused_optimizer
+from lrfast.integrations._shared import StepClipper, fused_optimizer
+
+__all__ = ["clip_in_step", "in_parallel", "step_can_clip", "undisturbed"]
 
 
 def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
-    """Let ``accelerator.clip_grad_norm_`` have the optimizer's step clip, in the same pass.
+    """Let ``accelerator.clip_grad_norm_`` clip within the optimizer's step, in the same pass.
 
-    From then on it touches no gradient. What it returns, one float32 on the device, is filled in by
-    the step: read it afterwards. It falls back on Accelerate's own clipping for parameters that
-    the optimizer does not hold. Under FSDP 2 the norm is that over all shards, with one collective.
+    It then changes no gradient, and returns one float32 on the device that the step fills with the
+    norm: read it afterwards. Parameters that the optimizer does not hold are clipped by Accelerate
+    itself. Under FSDP 2 the norm is over all shards, with one collective.
 
     Args:
-        accelerator: Its method is replaced, on this object alone.
-        optimizer: One of lrfast, prepared or not.
+        accelerator: Its method is replaced, on this object only.
+        optimizer: An lrfast optimizer, prepared or not.
 
     Raises:
-        TypeError: If there is no optimizer of lrfast in ``optimizer``.
+        TypeError: If ``optimizer`` is not an lrfast optimizer.
         ValueError: Under FSDP 1 and DeepSpeed, see :func:`step_can_clip`.
 
     Example:
@@ -54,7 +55,7 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
             "accelerator must not use FSDP 1 or DeepSpeed, whose shards are known to them alone, "
             f"got {accelerator.distributed_type.value}; leave clipping to it"
         )
-    norm = NormOfStep(fused)
+    clipper = StepClipper(fused)
     plain = accelerator.clip_grad_norm_
     covered: dict[int, bool] = {}  # by the first parameter: walking over a model takes long
 
@@ -65,19 +66,19 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
         first = next(rest, None)
         if first is not None and id(first) not in covered:
             listed = list(rest)
-            covered[id(first)] = norm.covers([first, *listed])
+            covered[id(first)] = clipper.covers([first, *listed])
             rest = iter(listed)
         if first is None or norm_type != 2 or not covered[id(first)]:
             return plain([*([] if first is None else [first]), *rest], max_norm, norm_type)
-        return norm.clip(max_norm)
+        return clipper.clip(max_norm)
 
     accelerator.clip_grad_norm_ = clip_grad_norm_
 
 
 def step_can_clip(accelerator: Accelerator) -> bool:
-    """Whether an optimizer's step finds the norm of all gradients.
+    """Return whether an optimizer's step finds the norm of all gradients.
 
-    FSDP 1 and DeepSpeed give each process pieces that do not say which of them others hold too.
+    Not under FSDP 1 and DeepSpeed, whose shards do not tell which elements other processes hold.
     """
     kind = accelerator.distributed_type
     if kind == DistributedType.FSDP:
@@ -86,9 +87,13 @@ def step_can_clip(accelerator: Accelerator) -> bool:
 
 
 def in_parallel(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Return a model for several processes, as ``prepare`` wraps it, without preparing it.
+    """Return a model in DDP if there are several processes, as ``prepare`` wraps it.
 
-    The wrapper leaves nothing on the model once it is forgotten, but the first process's weights.
+    The accelerator does not keep it. The model keeps the first process's weights.
+
+    Args:
+        accelerator: Its settings are used.
+        model: The model, not prepared.
     """
     if accelerator.num_processes == 1 or isinstance(model, DistributedDataParallel):
         return model
@@ -100,10 +105,13 @@ def in_parallel(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 
 @contextmanager
 def undisturbed(accelerator: Accelerator) -> Iterator[None]:
-    """Keep an accelerator from noticing that loaders are left in the middle.
+    """Restore an accelerator's gradient state after the ``with`` block.
 
-    A prepared loader notes in the accelerator that it is in use, and takes that back only at its
-    end, which a range test seldom reaches.
+    A prepared loader registers there as in use, and unregisters only at its end, which a range test
+    seldom reaches.
+
+    Yields:
+        None.
     """
     state = accelerator.gradient_state
     references, syncs = list(state.dataloader_references), state.sync_gradients

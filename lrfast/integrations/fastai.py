@@ -10,21 +10,21 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
 
 from lrfast import range_test
-from lrfast.optim import AdamW
-from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim import AdamW, FusedOptimizer
 from lrfast.range_test import RangeTest
+
+__all__ = ["lr_find", "opt_func"]
 
 
 def opt_func(optimizer: type[FusedOptimizer] = AdamW, **options: Any) -> Any:
-    """Return what ``Learner(opt_func=...)`` takes.
+    """Return an argument for ``Learner(opt_func=...)``.
 
-    fastai's callbacks go on setting rates and momentum, freezing, and splitting into groups; all of
-    it is data to the one launch of the step. A ``schedule`` multiplies what they set, so leave one
-    of the two out.
+    fastai's callbacks still set learning rates and momentum, freeze, and split into groups. A
+    ``schedule`` multiplies the learning rates that they set, so use one of the two.
 
     Args:
-        optimizer: Class of the optimizer.
-        **options: More of its arguments, such as ``max_grad_norm`` instead of ``GradientClip``.
+        optimizer: Class of the optimizer; default AdamW.
+        **options: Other arguments of it, such as ``max_grad_norm`` instead of ``GradientClip``.
 
     Example:
         >>> import torch
@@ -38,14 +38,13 @@ def opt_func(optimizer: type[FusedOptimizer] = AdamW, **options: Any) -> Any:
 def lr_find(learner: Learner, **options: Any) -> RangeTest:
     """Run a range test of a Learner's model, training data, loss and optimizer.
 
-    Nothing has changed afterwards, and nothing was written to disk, which ``learner.lr_find()``
-    does. ``learner.fit_one_cycle(n, result.suggestion.lr)`` uses what it found.
-
-    In ``learner.distrib_ctx()`` every process calls it, with its own part of the data.
+    Nothing has changed afterwards, and unlike ``learner.lr_find()`` it writes nothing to disk.
+    ``learner.fit_one_cycle(n, result.suggestion.lr)`` uses the suggestion. In
+    ``learner.distrib_ctx()`` every process calls it, with its own part of the data.
 
     Args:
-        learner: Its callbacks do not run.
-        **options: Those of :func:`lrfast.lr_find` but for the loss.
+        learner: The Learner; its callbacks do not run.
+        **options: Other arguments of :func:`lrfast.lr_find`.
 
     Returns:
         Curve, suggestions and outcome.
@@ -64,7 +63,7 @@ def lr_find(learner: Learner, **options: Any) -> RangeTest:
 
 
 def _in_parallel(learner: Learner) -> tuple[nn.Module, Any]:
-    """Model and data as fastai's ``DistributedTrainer`` wraps them for as long as it trains."""
+    """Return model and data as fastai's ``DistributedTrainer`` wraps them while it trains."""
     model, data = learner.model, learner.dls.train
     accelerators = [each.accelerator for each in learner.cbs if hasattr(each, "accelerator")]
     if not accelerators:

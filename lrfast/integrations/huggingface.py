@@ -1,6 +1,6 @@
 """lrfast inside Hugging Face's Trainer; needs ``transformers`` and ``accelerate``.
 
-:func:`use` is all that most need. What it is made of works by itself too:
+:func:`use` does all of it. Its parts work by themselves, too:
 ``Trainer(optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(args))``,
 ``Trainer(optimizers=(optimizer, DeviceScheduler(optimizer, schedule)))``, :func:`lr_find`.
 """
@@ -22,15 +22,17 @@ from transformers.optimization import get_scheduler
 from lrfast import range_test, schedules
 from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast.groups import Rates, discriminative
-from lrfast.integrations._found import Finder
-from lrfast.integrations._shared import fused_optimizer, inner_optimizer
+from lrfast.integrations._shared import LRFinderBase, fused_optimizer, inner_optimizer
 from lrfast.integrations.accelerate import clip_in_step, in_parallel, step_can_clip, undisturbed
 from lrfast.integrations.scheduler import DeviceScheduler
-from lrfast.optim import Adam, AdamW, NAdam
-from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim import Adam, AdamW, FusedOptimizer, NAdam
 from lrfast.range_test import RangeTest
 from lrfast.schedules import Schedule
 from lrfast.training._snapshot import GlobalRandom
+
+__all__ = [
+    *("LRFindCallback", "LateLogs", "lr_find", "optimizer_cls_and_kwargs", "schedule_of", "use"),
+]
 
 _FOLLOWS_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 
@@ -47,32 +49,31 @@ def use(
 ) -> Trainer:
     """Let a Trainer train with lrfast: optimizer, schedule and clipping on the device.
 
-    Everything is taken from its TrainingArguments: rate, betas, epsilon, weight decay and which
-    parameters have none, type of schedule and warm-up, ``max_grad_norm``. The steps are those of
-    Trainer's own AdamW and scheduler. Call it before ``Trainer.train``.
+    All settings come from its TrainingArguments: learning rate, betas, epsilon, weight decay and
+    the parameters without it, type of schedule and warm-up, ``max_grad_norm``. The steps are those
+    of Trainer's own AdamW and scheduler. Call it before ``Trainer.train``.
 
     Args:
-        trainer: One that has no optimizer yet, or one of lrfast.
-        optimizer: Class of the optimizer, where the trainer has none.
-        lr: Rate or rates of the layer groups, as :func:`lrfast.discriminative` takes them; None:
-            ``args.learning_rate`` for all.
-        decay: Factor from one layer group to the one before it, with ``lr`` for the last.
-        schedule: Multiplies the rates; a function is called with the number of updates, such as
-            ``lrfast.schedules.one_cycle``. None: ``args.lr_scheduler_type``; types that follow a
-            metric stay Trainer's own.
-        clip: Whether the step clips to ``args.max_grad_norm``, and finds the norm that Trainer
-            logs, instead of a pass of its own; over all shards under FSDP 2. Under FSDP 1 Trainer
-            does so itself.
-        **options: More arguments of the optimizer, such as ``ema_decay``, but ``max_grad_norm``.
+        trainer: A Trainer without an optimizer, or with one of lrfast.
+        optimizer: Class of the optimizer, if the trainer has none; default AdamW.
+        lr: Learning rate or rates of the layer groups, as in :func:`lrfast.discriminative`; None,
+            the default: ``args.learning_rate`` for all.
+        decay: Factor from one layer group to the one before it, with ``lr`` for the last; default
+            None.
+        schedule: Multiplies the learning rates; a function, such as
+            ``lrfast.schedules.one_cycle``, is called with the number of updates. None, the default:
+            ``args.lr_scheduler_type``; types that follow a metric stay Trainer's own.
+        clip: Whether the step clips to ``args.max_grad_norm`` and finds the norm that Trainer logs,
+            over all shards under FSDP 2; default True. Under FSDP 1 Trainer clips itself.
+        **options: Other arguments of the optimizer, such as ``ema_decay``, but ``max_grad_norm``.
 
     Returns:
         The trainer.
 
     Raises:
         TypeError: If it already has an optimizer of another kind.
-        ValueError: Under DeepSpeed, which brings its own optimizer; for ``max_grad_norm``, which is
-            the arguments'; and for ``lr`` or ``decay`` for a trainer with an optimizer or a
-            ``model_init``.
+        ValueError: Under DeepSpeed, which has its own optimizer; if ``max_grad_norm`` is given; and
+            if ``lr`` or ``decay`` is given for a trainer with an optimizer or a ``model_init``.
     """
     if trainer.is_deepspeed_enabled:
         raise ValueError("trainer must not use DeepSpeed, whose engine has the optimizer's step")
@@ -99,12 +100,12 @@ def use(
 def optimizer_cls_and_kwargs(
     args: TrainingArguments, optimizer: type[FusedOptimizer] = AdamW, **options: Any
 ) -> tuple[type[FusedOptimizer], dict[str, Any]]:
-    """Return what ``Trainer(optimizer_cls_and_kwargs=...)`` takes.
+    """Return an argument for ``Trainer(optimizer_cls_and_kwargs=...)``.
 
     Args:
-        args: Where rate, betas and epsilon come from; the last two only for Adam, AdamW and NAdam.
-        optimizer: Class of the optimizer.
-        **options: More of its arguments.
+        args: Its learning rate is used, and for Adam, AdamW and NAdam its betas and epsilon.
+        optimizer: Class of the optimizer; default AdamW.
+        **options: Other arguments of it.
     """
     found: dict[str, Any] = {"lr": args.learning_rate}
     if optimizer in (Adam, AdamW, NAdam):
@@ -113,18 +114,18 @@ def optimizer_cls_and_kwargs(
 
 
 def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule:
-    """Return the schedule that TrainingArguments describe.
+    """Return the schedule of TrainingArguments.
 
     Args:
-        args: ``lr_scheduler_type``, ``lr_scheduler_kwargs`` and warm-up are read.
-        total_steps: Updates of the whole training.
+        args: Its ``lr_scheduler_type``, ``lr_scheduler_kwargs`` and warm-up are used.
+        total_steps: Updates of the whole training, 1 or more.
 
     Returns:
         The schedule: in segments for "linear", "cosine", "constant" and "constant_with_warmup", by
         value, 8 bytes per update, for the others.
 
     Raises:
-        ValueError: For a type that follows a metric.
+        ValueError: If the type follows a metric.
     """
     kind = _kind_of(args)
     if kind in _FOLLOWS_A_METRIC:
@@ -140,30 +141,29 @@ def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule:
     if kind in makers and fall > 0 and not args.lr_scheduler_kwargs:
         after = makers[kind]()
         return schedules.warmup(warmup).then(after) if warmup else after
-    stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
-    theirs = get_scheduler(kind, stand_in, warmup, total_steps, args.lr_scheduler_kwargs)
-    recorded = schedules.from_torch(theirs, total_steps + 1)
-    assert isinstance(recorded, Schedule)  # a list were one per group
+    dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    scheduler = get_scheduler(kind, dummy, warmup, total_steps, args.lr_scheduler_kwargs)
+    recorded = schedules.from_torch(scheduler, total_steps + 1)
+    assert isinstance(recorded, Schedule)  # a list has one per group
     return recorded
 
 
 def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
     """Run a range test of a Trainer's model, data, loss and optimizer; see :func:`lrfast.lr_find`.
 
-    Nothing has changed afterwards: training then is training without it. To use what it found:
-    ``result.apply(trainer.optimizer)``. Of several processes all call it.
+    Nothing has changed afterwards; ``result.apply(trainer.optimizer)`` uses the suggestion. If
+    there are several processes, all of them call it.
 
     Args:
-        trainer: Its optimizer is made if there is none yet; it may be any of torch's.
-        **options: Those of :func:`lrfast.lr_find` but for the loss. ``accumulate`` is by default
+        trainer: Its optimizer, of lrfast or torch, is made if there is none yet.
+        **options: Other arguments of :func:`lrfast.lr_find`. ``accumulate`` is by default
             ``args.gradient_accumulation_steps``.
 
     Returns:
         Curve, suggestions and outcome.
 
     Raises:
-        ValueError: Under FSDP before training has sharded the model; :class:`LRFindCallback` comes
-            later.
+        ValueError: Under FSDP, before training has sharded the model; use :class:`LRFindCallback`.
     """
     trainer.create_optimizer()
     accelerator = trainer.accelerator
@@ -178,9 +178,8 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
 
     def compute_loss(model: nn.Module, batch: Any) -> Tensor:
         with trainer.compute_loss_context_manager(), accelerator.autocast():
-            loss: Tensor = trainer.compute_loss(
-                model, dict(batch)
-            )  # label smoothing takes some out
+            # A copy, because label smoothing pops entries.
+            loss: Tensor = trainer.compute_loss(model, dict(batch))
         return loss
 
     settings = {
@@ -195,17 +194,17 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
         return range_test.lr_find(model, inner, loader, **(settings | options))
 
 
-class LRFindCallback(Finder, TrainerCallback):  # type: ignore[misc]
-    """Runs a range test at the beginning of some epochs, and trains on at the rates it suggests.
+class LRFindCallback(LRFinderBase, TrainerCallback):  # type: ignore[misc]
+    """Runs a range test at the start of some epochs, and trains on at the suggested learning rates.
 
-    A suggested rate becomes the highest rate of the schedule. Where the rule declines, rates stay.
-    ``results`` holds what was found.
+    A suggestion becomes the highest learning rate of the schedule. Without a suggestion the
+    learning rates stay. ``results`` holds all range tests.
 
     Args:
-        trainer: Trains with an optimizer of lrfast, see :func:`use`.
-        epochs: Epochs, from 0, at whose beginning to test.
-        rule: Name of the rule whose rate is taken; None: that of :attr:`RangeTest.rule`.
-        **options: Those of :func:`lr_find`.
+        trainer: Trains with an lrfast optimizer, see :func:`use`.
+        epochs: Epochs, from 0, at whose start to test; default (0,).
+        rule: Name of the suggestion method; None, the default: that of :attr:`RangeTest.rule`.
+        **options: Arguments of :func:`lr_find`.
 
     Example:
         ``trainer.add_callback(LRFindCallback(trainer, num_iter=50))``
@@ -218,7 +217,7 @@ class LRFindCallback(Finder, TrainerCallback):  # type: ignore[misc]
         rule: str | None = None,
         **options: Any,
     ) -> None:
-        Finder.__init__(self, rule)
+        LRFinderBase.__init__(self, rule)
         self._trainer = trainer
         self._epochs = frozenset(epochs)
         self._options = options
@@ -226,7 +225,7 @@ class LRFindCallback(Finder, TrainerCallback):  # type: ignore[misc]
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Test, and apply, where it is time; not in the middle of an epoch that is resumed."""
+        """Run and apply a range test, unless the epoch is resumed within."""
         if (state.epoch or 0) not in self._epochs:
             return
         optimizer = fused_optimizer(self._trainer.optimizer)
@@ -234,16 +233,16 @@ class LRFindCallback(Finder, TrainerCallback):  # type: ignore[misc]
 
 
 class LateLogs(TrainerCallback):  # type: ignore[misc]
-    """Logs what Trainer logs, but late: without its waits for the device.
+    """Logs what Trainer logs, late and without a synchronisation.
 
-    At a logging step, Trainer reads the loss and the gradient's norm, and waits for both. This puts
-    its log off (``control.should_log``), asks for copies, and logs them at the first step that
-    finds them arrived; "measured_at" is the step that they belong to. The rate is the device's own;
-    of several processes each logs its own loss.
+    At a logging step, Trainer reads the loss and the gradient norm, and synchronises for both. This
+    postpones the log (``control.should_log``), queues copies, and logs them at the first step that
+    finds them arrived; "measured_at" is the step that they belong to. The learning rate is the
+    device's own; each of several processes logs its own loss.
 
     Args:
-        trainer: Trains with an optimizer of lrfast, see :func:`use`. Its ``training_step`` is
-            wrapped on this object.
+        trainer: Trains with an lrfast optimizer, see :func:`use`. Its ``training_step`` is wrapped
+            on this object.
 
     Example:
         ``trainer.add_callback(LateLogs(trainer))``
@@ -266,7 +265,7 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> TrainerControl:
-        """Ask for copies where it is time to log, and log what has arrived."""
+        """Queue copies at logging steps, and log those that have arrived."""
         self._since += 1
         if control.should_log and self._sum is not None:
             control.should_log = False
@@ -281,7 +280,7 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Wait for the last ones."""
+        """Log the last ones, with a synchronisation."""
         self._log(wait=True)
 
     def _log(self, wait: bool) -> None:
@@ -291,9 +290,9 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
 
 
 class _Maker:
-    """Trainer's ``create_optimizer`` and ``create_scheduler``: it calls them when it knows enough.
+    """Trainer's ``create_optimizer`` and ``create_scheduler``, called at each training.
 
-    For each training: by then arguments may have changed, and a ``model_init`` made a new model.
+    By then arguments may have changed, and a ``model_init`` may have made a new model.
     """
 
     def __init__(
@@ -348,7 +347,7 @@ def _kind_of(args: TrainingArguments) -> str:
 
 
 def _layer_groups(trainer: Trainer, lr: Rates, decay: float | None) -> list[dict[str, Any]]:
-    """One param group per layer group, and Trainer's own choice of what has no weight decay."""
+    """Return one param group per layer group, with Trainer's choice of weight decay."""
     if trainer.model_init is not None:
         raise ValueError("lr and decay must be left out with model_init: its models come later")
     model: nn.Module = trainer.model
@@ -358,7 +357,7 @@ def _layer_groups(trainer: Trainer, lr: Rates, decay: float | None) -> list[dict
 
 
 def _unused_loader(trainer: Trainer) -> Any:
-    """A loader of its own, in Trainer's order of data; the accelerator forgets it again."""
+    """Return a new loader in Trainer's order of data, not registered in the accelerator."""
     prepared = trainer.accelerator._dataloaders
     known, random = list(prepared), GlobalRandom.take()
     loader = trainer.get_train_dataloader()

@@ -10,25 +10,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import range_test
-from lrfast.integrations._found import Finder
+from lrfast.integrations._shared import LRFinderBase
+
+__all__ = ["LRFindHandler"]
 
 
-class LRFindHandler(Finder):
-    """Runs a range test when an engine starts, and trains on at the rate it suggests.
+class LRFindHandler(LRFinderBase):
+    """Runs a range test when an engine starts, and trains on at the suggested learning rate.
 
     The engine's own process function makes the steps; its handlers do not run meanwhile. Weights,
-    states, order of data and random numbers are put back. Where the rule declines, rates stay.
-    ``results`` holds what was found.
+    states, order of data and random numbers are restored. Without a suggestion the learning rates
+    stay. ``results`` holds all range tests.
 
     Args:
         model: Module that the engine trains.
-        optimizer: Its optimizer, ours or any of torch's.
-        output_transform: From what the process function returns to the loss, a tensor on the
-            device: ``create_supervised_trainer`` returns ``loss.item()``, a wait per step, unless
-            its own ``output_transform`` is ``lambda x, y, y_pred, loss: loss``.
-        rule: Name of the rule whose rate is taken; None: that of :attr:`RangeTest.rule`.
-        **options: Those of :func:`lrfast.lr_find` that go with a ``step_fn``. A GradScaler that the
-            process function uses belongs in ``others``.
+        optimizer: Its optimizer, of lrfast or torch.
+        output_transform: Maps the process function's output to the loss, a tensor on the device;
+            default: the output itself. ``create_supervised_trainer`` returns ``loss.item()``, a
+            synchronisation per step, unless its own ``output_transform`` is
+            ``lambda x, y, y_pred, loss: loss``.
+        rule: Name of the suggestion method; None, the default: that of :attr:`RangeTest.rule`.
+        **options: Arguments of :func:`lrfast.lr_find` that go with a ``step_fn``. A GradScaler that
+            the process function uses belongs in ``others``.
 
     Example:
         >>> import torch, lrfast
@@ -60,12 +63,12 @@ class LRFindHandler(Finder):
         self._options = options
 
     def attach(self, engine: Engine) -> LRFindHandler:
-        """Have the engine call it once it starts, and return it."""
+        """Return itself, after registering for the engine's start."""
         engine.add_event_handler(Events.STARTED, self)
         return self
 
     def __call__(self, engine: Engine) -> None:
-        """Test the engine's data, and apply."""
+        """Run a range test on the engine's data, and apply it."""
 
         def step(batch: Any) -> Tensor:
             return self._loss_of(engine._process_function(engine, batch))

@@ -1,8 +1,8 @@
 """lrfast inside Lightning's Trainer; needs ``lightning`` or ``pytorch_lightning``.
 
-``configure_optimizers`` returns an optimizer of lrfast, with its schedule, and nothing else; where
-something asks for a scheduler, :class:`lrfast.integrations.scheduler.DeviceScheduler` is one. The
-callbacks here do the rest. They are made for the library that is imported first.
+``configure_optimizers`` returns an lrfast optimizer with its schedule; if a scheduler is needed,
+:class:`lrfast.integrations.scheduler.DeviceScheduler` is one. The callbacks here belong to the
+library that was imported first.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from torchmetrics import Metric
 from lrfast import range_test
 from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast.groups import NormPolicy, Timetable, set_norm_mode
-from lrfast.integrations._found import Finder
-from lrfast.integrations._shared import fused_optimizer, inner_optimizer
+from lrfast.integrations._shared import LRFinderBase, fused_optimizer, inner_optimizer
 from lrfast.integrations.scheduler import DeviceScheduler
 
 if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
@@ -33,16 +32,18 @@ else:
     except ImportError:
         from pytorch_lightning import Callback, LightningModule, Trainer, strategies
 
-# What gives each process pieces that do not say which of them others hold too.
+__all__ = ["ClipInStep", "GradualUnfreezing", "LRFindCallback", "StepMonitor"]
+
+# Their shards do not tell which elements other processes hold.
 _KEEP_THEIR_SHARDS = (strategies.FSDPStrategy, strategies.DeepSpeedStrategy)
 
 
 class ClipInStep(Callback):  # type: ignore[misc]
-    """Has the optimizer's step do what ``Trainer(gradient_clip_val=...)`` asks for.
+    """Clips to ``Trainer(gradient_clip_val=...)`` within the optimizer's step.
 
-    That saves Lightning's pass over the gradients; and under "16-mixed" Lightning refuses to clip
-    for an optimizer that unscales in its step, which is what spares a wait at every step. Over the
-    shards of ``ModelParallelStrategy`` the norm costs one collective.
+    That saves Lightning's pass over the gradients, and works under "16-mixed", for which Lightning
+    refuses to clip if an optimizer unscales in its step. Over the shards of
+    ``ModelParallelStrategy`` the norm costs one collective.
 
     Example:
         >>> trainer = Trainer(
@@ -57,12 +58,12 @@ class ClipInStep(Callback):  # type: ignore[misc]
         self._asked: float | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the value over.
+        """Move the value from the trainer to the optimizers.
 
         Raises:
-            TypeError: If an optimizer is none of lrfast.
-            ValueError: If gradients shall be clipped by value, and under ``FSDPStrategy`` and
-                ``DeepSpeedStrategy``, whose shards are known to them alone.
+            TypeError: If an optimizer is not an lrfast optimizer.
+            ValueError: If the trainer clips by value, and under ``FSDPStrategy`` and
+                ``DeepSpeedStrategy``.
         """
         algorithm = trainer.gradient_clip_algorithm
         if algorithm is not None and algorithm != "norm":
@@ -81,34 +82,31 @@ class ClipInStep(Callback):  # type: ignore[misc]
             optimizer.max_grad_norm = float(self._asked)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give it back."""
-        self._give_back(trainer)
+        """Restore the trainer's value."""
+        if self._asked is not None:
+            self._asked, trainer.gradient_clip_val = None, self._asked
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give it back."""
-        self._give_back(trainer)
-
-    def _give_back(self, trainer: Trainer) -> None:
-        if self._asked is not None:
-            self._asked, trainer.gradient_clip_val = None, self._asked
+        """Restore the trainer's value."""
+        self.teardown(trainer, pl_module, "fit")
 
 
-class LRFindCallback(Finder, Callback):  # type: ignore[misc]
-    """Runs a range test at the beginning of some epochs, and trains on at the rates it suggests.
+class LRFindCallback(LRFinderBase, Callback):  # type: ignore[misc]
+    """Runs a range test at the start of some epochs, and trains on at the suggested learning rates.
 
-    A suggested rate becomes the highest rate of the schedule, and ratios between param groups stay.
-    Where the rule declines, rates stay. Nothing else changes: weights, states, order of data and
-    random numbers are as without it. What the module logs meanwhile is dropped, and its
-    torchmetrics are reset. ``results`` holds what was found.
+    A suggestion becomes the highest learning rate of the schedule, and ratios between param groups
+    stay. Without a suggestion the learning rates stay. Nothing else changes: weights, states, order
+    of data and random numbers are restored. Logs of the module meanwhile are dropped, and its
+    torchmetrics are reset. ``results`` holds all range tests.
 
     Args:
-        epochs: Epochs, from 0, at whose beginning to test.
-        rule: Name of the rule whose rate is taken; None: that of :attr:`RangeTest.rule`.
-        data: Batches; None: the trainer's, where it has one loader.
-        **options: Those of :func:`lrfast.lr_find` but for the loss. ``accumulate`` is by default
-            the trainer's ``accumulate_grad_batches``.
+        epochs: Epochs, from 0, at whose start to test; default (0,).
+        rule: Name of the suggestion method; None, the default: that of :attr:`RangeTest.rule`.
+        data: Batches; None, the default: the trainer's, if it has one loader.
+        **options: Other arguments of :func:`lrfast.lr_find`. ``accumulate`` is by default the
+            trainer's ``accumulate_grad_batches``.
 
     Example:
         >>> finder = LRFindCallback(num_iter=50)
@@ -123,18 +121,18 @@ class LRFindCallback(Finder, Callback):  # type: ignore[misc]
         data: Iterable[Any] | None = None,
         **options: Any,
     ) -> None:
-        Finder.__init__(self, rule)
+        LRFinderBase.__init__(self, rule)
         self._epochs = frozenset(epochs)
         self._data = data
         self._options = options
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Test, and apply, where it is time.
+        """Run and apply a range test, if the epoch is one of those asked for.
 
         Raises:
-            TypeError: For several training loaders without ``data``.
-            ValueError: For manual optimization, and where a scheduler on the host would overwrite
-                the rate.
+            TypeError: If there are several training loaders and no ``data``.
+            ValueError: Under manual optimization, and if a scheduler on the host would overwrite
+                the learning rate.
         """
         if trainer.current_epoch not in self._epochs:
             return
@@ -154,16 +152,16 @@ class LRFindCallback(Finder, Callback):  # type: ignore[misc]
 
 
 class GradualUnfreezing(Callback):  # type: ignore[misc]
-    """Freezes and unfreezes layer groups by a timetable, without touching the optimizer's groups.
+    """Freezes and unfreezes layer groups by a schedule, without changing the optimizer's groups.
 
-    Unlike ``BackboneFinetuning``, which adds a param group at unfreezing: states, schedulers and
-    checkpoints stay valid at any epoch.
+    Unlike with ``BackboneFinetuning``, which adds a param group at unfreezing, states, schedulers
+    and checkpoints stay valid at any epoch.
 
     Args:
-        timetable: From which epoch on which layer group is the first that trains, as
-            :class:`lrfast.Timetable` takes it; ``lrfast.gradual(n)`` is ULMFiT's.
-        norm_mode: What normalisation layers in frozen groups do, as
-            :func:`lrfast.set_norm_mode` takes it.
+        timetable: First layer group that trains from an epoch on, by epoch, as in
+            :class:`lrfast.Timetable`; ``lrfast.gradual(n)`` is ULMFiT's.
+        norm_mode: Mode of normalisation layers in frozen groups, as in
+            :func:`lrfast.set_norm_mode`; default "train".
 
     Example:
         >>> GradualUnfreezing({0: -1, 2: 0}).timetable.at(3)
@@ -175,11 +173,11 @@ class GradualUnfreezing(Callback):  # type: ignore[misc]
         self._norm_mode: NormPolicy = norm_mode
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze what is to be frozen, also where a checkpoint is resumed in mid-epoch."""
+        """Freeze this epoch's layer groups, also if a checkpoint is resumed within the epoch."""
         self._apply(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze what is to be frozen in this epoch."""
+        """Freeze this epoch's layer groups."""
         self._apply(trainer, pl_module)
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,12 +189,12 @@ class GradualUnfreezing(Callback):  # type: ignore[misc]
 
 
 class StepMonitor(Callback):  # type: ignore[misc]
-    """Logs each group's rate and the gradients' norm as the device had them, without a wait.
+    """Logs each group's learning rate and the gradient norm, without a synchronisation.
 
-    Lightning's ``LearningRateMonitor`` reads ``param_groups``, which hold the rate that the
-    schedule multiplies. Values are logged every ``trainer.log_every_n_steps`` steps, with the step
-    they belong to, once they have arrived: "lr-name" or "lr-0" and, where the step clips or
-    measures, "grad_norm".
+    Lightning's ``LearningRateMonitor`` reads ``param_groups``, which hold the learning rate that
+    the schedule multiplies. Values are logged every ``trainer.log_every_n_steps`` steps, with the
+    step they belong to, once they have arrived on the host: "lr-name" or "lr-0" and, if the step
+    finds the norm, "grad_norm".
 
     Example:
         >>> StepMonitor().state_key
@@ -210,7 +208,7 @@ class StepMonitor(Callback):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask for copies where it is time to log, and log what has arrived."""
+        """Queue copies at logging steps, and log those that have arrived."""
         step = trainer.global_step
         if step != self._seen and step % trainer.log_every_n_steps == 0:
             self._seen = step
@@ -221,7 +219,7 @@ class StepMonitor(Callback):  # type: ignore[misc]
         self._log(trainer, wait=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the last ones."""
+        """Log the last ones, with a synchronisation."""
         self._log(trainer, wait=True)
 
     def _log(self, trainer: Trainer, wait: bool) -> None:
@@ -269,7 +267,7 @@ def _loader_of(trainer: Trainer) -> DataLoader[Any]:
             f"data must be given where the trainer has not one DataLoader, got "
             f"{type(loader).__name__}"
         )
-    # With workers that stay, a loader has one iterator, and that is the trainer's.
+    # With persistent workers a loader has one iterator, which is the trainer's.
     own = copy.copy(loader)
     own._iterator = None
     return own
@@ -277,7 +275,7 @@ def _loader_of(trainer: Trainer) -> DataLoader[Any]:
 
 @contextmanager
 def _silent(module: LightningModule) -> Iterator[None]:
-    """Drop what a module logs, and what its metrics count."""
+    """Drop a module's logs, and reset its metrics."""
 
     def drop(*args: Any, **kwargs: Any) -> None:
         pass

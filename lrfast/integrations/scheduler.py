@@ -1,4 +1,4 @@
-"""The face of a torch scheduler, for trainers that want one, over a schedule on the device."""
+"""A torch scheduler, for trainers that need one, over a schedule on the device."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from torch.optim.optimizer import Optimizer
 
 from lrfast._utils.validation import check_dict, check_int
 from lrfast.integrations._shared import fused_optimizer
+from lrfast.optim import FusedOptimizer
 from lrfast.optim._checkpoint import check_entry
-from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import saved_schedules
 from lrfast.schedules import Schedule
 
+__all__ = ["DeviceScheduler"]
+
 
 class DeviceScheduler(LRScheduler):
-    """What a trainer may hold as its learning rate scheduler while the optimizer has the schedule.
+    """A learning rate scheduler for a trainer whose optimizer has the schedule.
 
-    ``step()`` counts and does nothing else: the optimizer's own step evaluates the schedule, on the
-    device, by the steps that were applied. ``get_last_lr()`` evaluates it on the host, at that
-    count, and waits for nothing (but where a group's "lr" is a tensor on a GPU). So the two differ
-    where steps were skipped for infinite gradients, and by the factor of a Plateau;
-    ``optimizer.current_rates()`` knows both, and waits.
+    ``step()`` only counts: the optimizer's own step evaluates the schedule on the device, at the
+    number of applied steps. ``get_last_lr()`` evaluates it on the host, at the count, without a
+    synchronisation (unless a group's "lr" is a tensor on a GPU). The two differ if steps were
+    skipped for infinite gradients, and by the factor of a Plateau; ``optimizer.current_rates()``
+    includes both, and synchronises.
 
-    A checkpoint of the optimizer holds the schedule and where it stands. This one's holds the
-    count, and both again: what saves shards of optimizers keeps nothing beside torch's entries.
+    A checkpoint of the optimizer holds the schedule and its step. This one's holds the count, and
+    both again, because savers of sharded optimizers keep torch's entries only.
 
     Args:
-        optimizer: One of lrfast, or what a trainer has wrapped around one.
-        schedule: Set on the optimizer, which starts it; None: the one that it has goes on.
+        optimizer: An lrfast optimizer, also in a trainer's wrapper.
+        schedule: Schedule that the optimizer starts; None, the default: its present one goes on.
 
     Raises:
-        TypeError: If there is no optimizer of lrfast in ``optimizer``.
+        TypeError: If ``optimizer`` is not an lrfast optimizer.
 
     Example:
         >>> import torch, lrfast
@@ -63,16 +65,20 @@ class DeviceScheduler(LRScheduler):
 
     @property
     def base_lrs(self) -> list[float]:  # type: ignore[override]
-        """The groups' own rates, which the schedule multiplies."""
+        """The groups' own learning rates, which the schedule multiplies."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
-        """Count a step, or be told their number."""
+        """Count a step.
+
+        Args:
+            epoch: Number of steps so far; None, the default: one more than before.
+        """
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._step_count += 1
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
-        """Return the rate of each group at the step that :meth:`step` has counted to."""
+        """Return the learning rate of each group at the counted step."""
         schedules = self.optimizer._padded_schedules()
         factors = {each: each.at(self.last_epoch) for each in set(schedules) if each is not None}
         return [
@@ -85,21 +91,21 @@ class DeviceScheduler(LRScheduler):
         return self.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the count, and what the optimizer's state dict says of its schedule.
-
-        Waits for the device.
-        """
+        """Return the count and the optimizer's schedule with its step. Synchronises the device."""
         counts = {"last_epoch": self.last_epoch, "_step_count": self._step_count}
         return counts | {"optimizer": self.optimizer._entry()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a count, also that of one of torch's schedulers.
+        """Load a count, also of one of torch's schedulers.
 
-        The optimizer takes its schedule over where its own checkpoint held none.
+        The optimizer loads the schedule, unless its own checkpoint held one.
+
+        Args:
+            state_dict: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If it holds no count, or the optimizer's checkpoint held no schedule, and
-                another one is attached than the saved one; nothing has changed then.
+            ValueError: If it holds no count, or the optimizer's checkpoint held no schedule and the
+                attached one differs from the saved one; nothing has changed then.
         """
         check_dict("state_dict", state_dict, ["last_epoch"])
         last_epoch = check_int("last_epoch", state_dict["last_epoch"])

@@ -7,9 +7,11 @@ import pandas as pd
 from lrfast.finetune._history import History
 from lrfast.range_test import RangeTest
 
+__all__ = ["epochs", "points", "steps", "suggestions"]
+
 
 def steps(history: History) -> pd.DataFrame:
-    """Return one row per step: "stage", "loss", "momentum" and the groups' rates "lr_0", ...
+    """Return one row per step: "stage", "loss", "momentum" and the learning rates "lr_0", ...
 
     Example:
         >>> steps(History()).shape
@@ -27,18 +29,18 @@ def steps(history: History) -> pd.DataFrame:
 
 
 def epochs(history: History) -> pd.DataFrame:
-    """Return one row per epoch, by the step at which it ended: what validation measured."""
+    """Return one row of validation results per epoch, indexed by its last step."""
     return pd.DataFrame(history.epochs).set_index("step") if history.epochs else pd.DataFrame()
 
 
 def points(result: RangeTest) -> pd.DataFrame:
-    """Return one row per point of a range test, by its rate: "loss", "smoothed", "derivative"."""
+    """Return "loss", "smoothed" and "derivative" of each point, indexed by its learning rate."""
     columns = {"loss": result.losses, "smoothed": result.smoothed, "derivative": result.derivative}
     return pd.DataFrame(columns, index=pd.Index(result.lrs, name="lr"))
 
 
 def suggestions(result: RangeTest) -> pd.DataFrame:
-    """Return one row per rule: "lr", NaN where it declined, "confidence" and "reason"."""
+    """Return "lr" (NaN: no suggestion), "confidence" and "reason" of each suggestion method."""
     rows = {
         rule: (answer.lr, answer.confidence, answer.reason)
         for rule, answer in result.suggestions.items()

@@ -1,7 +1,7 @@
 """lrfast for timm's models and its train script; needs ``timm``.
 
-:func:`create_optimizer_v2` and :func:`create_schedule` take timm's arguments, so its
-``optimizer_kwargs(cfg=args)`` and ``scheduler_kwargs(args)`` fit. :func:`register` makes
+:func:`create_optimizer_v2` and :func:`create_schedule` take timm's arguments, such as
+``optimizer_kwargs(cfg=args)`` and ``scheduler_kwargs(args)``. :func:`register` makes
 ``--opt lrfastadamw`` known to a train script that calls timm's own factories.
 """
 
@@ -15,13 +15,15 @@ import torch
 from timm.optim import create_optimizer_v2 as timm_create_optimizer_v2
 from timm.optim._optim_factory import default_registry
 from timm.scheduler import create_scheduler_v2
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lrfast import optim, schedules
 from lrfast.integrations._shared import fused_optimizer
-from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim import FusedOptimizer
 from lrfast.schedules import Schedule
+
+__all__ = ["create_optimizer_v2", "create_schedule", "register"]
 
 _PREFIX = "lrfast"
 
@@ -29,8 +31,8 @@ _PREFIX = "lrfast"
 def register() -> list[str]:
     """Make lrfast's optimizers known to timm, and return their names there.
 
-    timm's name with "lrfast" in front stands for ours, with timm's defaults, wherever timm has
-    torch's optimizer of the same class.
+    They are timm's names with "lrfast" in front, with timm's defaults, for each class of torch that
+    lrfast has, too.
 
     Example:
         >>> "lrfastadamw" in register()
@@ -39,18 +41,18 @@ def register() -> list[str]:
     known = default_registry.list_optimizers()
     for name in known:
         info = default_registry.get_optimizer_info(name)
-        ours = _ours(info.opt_class)
-        if ours is not None and _PREFIX + name not in known:
-            default_registry.register(replace(info, name=_PREFIX + name, opt_class=ours))
+        fused = _fused_class(info.opt_class)
+        if fused is not None and _PREFIX + name not in known:
+            default_registry.register(replace(info, name=_PREFIX + name, opt_class=fused))
     return [name for name in default_registry.list_optimizers() if name.startswith(_PREFIX)]
 
 
-def _ours(theirs: object) -> type[FusedOptimizer] | None:
-    """The class of lrfast for one of torch.optim."""
-    if not isinstance(theirs, type) or not theirs.__module__.startswith("torch.optim"):
+def _fused_class(cls: object) -> type[FusedOptimizer] | None:
+    """Return lrfast's class for one of torch.optim."""
+    if not isinstance(cls, type) or not cls.__module__.startswith("torch.optim"):
         return None
-    ours = getattr(optim, theirs.__name__, None)
-    return ours if isinstance(ours, type) and issubclass(ours, FusedOptimizer) else None
+    fused = getattr(optim, cls.__name__, None)
+    return fused if isinstance(fused, type) and issubclass(fused, FusedOptimizer) else None
 
 
 def create_optimizer_v2(
@@ -61,16 +63,16 @@ def create_optimizer_v2(
     schedule: Schedule | None = None,
     **kwargs: Any,
 ) -> FusedOptimizer:
-    """Make an optimizer of lrfast from the arguments of timm's factory of this name.
+    """Return an lrfast optimizer, from the arguments of timm's factory of this name.
 
     With ``layer_decay``, each group's "lr" is multiplied by timm's "lr_scale", which becomes
-    "layer_scale": a schedule of lrfast, one of torch and one of timm all keep the ratios then.
+    "layer_scale": schedules of lrfast, torch and timm then all keep the ratios.
 
     Args:
         model_or_params: Model, parameters or param groups.
-        opt: timm's name, such as "adamw", "sgd" or "lrfastadamw".
-        lr: Rate; None: the optimizer's default.
-        schedule: Multiplies the rates.
+        opt: timm's name, such as "sgd" or "lrfastadamw"; default "adamw".
+        lr: Learning rate, 0 or more; None, the default: the optimizer's default.
+        schedule: Multiplies the learning rates; default None.
         **kwargs: timm's other arguments, such as ``weight_decay`` and ``layer_decay``, and
             lrfast's, such as ``max_grad_norm``.
 
@@ -102,21 +104,21 @@ def create_optimizer_v2(
 def create_schedule(
     optimizer: Optimizer, updates_per_epoch: int, **kwargs: Any
 ) -> tuple[Schedule | list[Schedule], int]:
-    """Return what a scheduler of timm would do to an optimizer, update by update, as a schedule.
+    """Return a timm scheduler's values, update by update, as a schedule.
 
-    Lowest and warm-up rates are those of groups whose "layer_scale" is 1, as in timm.
+    Lowest and warm-up learning rates are those of groups whose "layer_scale" is 1, as in timm.
 
     Args:
-        optimizer: Its groups' rates are what the schedule will multiply.
+        optimizer: Its groups' learning rates are those that the schedule will multiply.
         updates_per_epoch: Updates per epoch, 1 or more.
-        **kwargs: Other arguments of timm's ``create_scheduler_v2``, as ``scheduler_kwargs(args)``
-            returns them.
+        **kwargs: Other arguments of timm's ``create_scheduler_v2``, as from
+            ``scheduler_kwargs(args)``.
 
     Returns:
-        One schedule, or one per group where they differ; and the number of epochs to train.
+        One schedule, or one per group if they differ; and the number of epochs to train.
 
     Raises:
-        ValueError: For "plateau", which follows a metric.
+        ValueError: If ``sched`` is "plateau", which follows a metric.
 
     Example:
         >>> optimizer = create_optimizer_v2(nn.Linear(2, 1), "sgd", lr=0.1)
@@ -127,23 +129,19 @@ def create_schedule(
     if kwargs.get("sched") == "plateau":
         raise ValueError("sched must follow the step alone, got 'plateau'; see lrfast.Plateau")
     bases = [float(g["lr"]) / g.get("layer_scale", 1.0) for g in optimizer.param_groups]
-    groups = [{"params": [_stand_in()], "lr": base} for base in bases]
-    stand_in = torch.optim.SGD(groups, lr=0.0)
-    theirs, epochs = create_scheduler_v2(stand_in, updates_per_epoch=updates_per_epoch, **kwargs)
-    if theirs is None:  # sched="none"
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": base} for base in bases]
+    dummy = torch.optim.SGD(groups, lr=0.0)
+    scheduler, epochs = create_scheduler_v2(dummy, updates_per_epoch=updates_per_epoch, **kwargs)
+    if scheduler is None:  # sched="none"
         return schedules.constant(), epochs
     rows = []
     for update in range(epochs * updates_per_epoch + 1):
-        theirs.step(update // updates_per_epoch)
-        theirs.step_update(update)
-        rows.append([float(group["lr"]) for group in stand_in.param_groups])
+        scheduler.step(update // updates_per_epoch)
+        scheduler.step_update(update)
+        rows.append([float(group["lr"]) for group in dummy.param_groups])
 
     def recorded(group: int) -> Schedule:
         return schedules.from_function(lambda t: rows[t][group] / bases[group], len(rows))
 
     made = [recorded(group) for group in range(len(bases))]
     return (made[0] if len(set(made)) == 1 else made), epochs
-
-
-def _stand_in() -> Tensor:
-    return torch.zeros(1, requires_grad=True)

@@ -1,6 +1,6 @@
-"""Fine-tuning runs and range tests in TensorBoard, W&B and whatever else logs numbers.
+"""Fine-tuning runs and range tests in TensorBoard, W&B and other loggers.
 
-Needs nothing by itself: a tracker is a function of a dict of numbers and a step.
+A tracker is a function of a dict of numbers and a step, so that no library is needed here.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lrfast._utils.async_copy import AsyncHostQueue
+from lrfast._utils.validation import check_count
 from lrfast.finetune import Callback, FineTuner
-from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim import FusedOptimizer
 from lrfast.range_test import RangeTest
+
+__all__ = ["Log", "Run", "ScalarWriter", "Tracking", "log_range_test", "to_run", "to_tensorboard"]
 
 Log = Callable[[Mapping[str, float], int], None]
 
 
 class ScalarWriter(Protocol):
-    """What ``torch.utils.tensorboard.SummaryWriter`` offers."""
+    """Interface of ``torch.utils.tensorboard.SummaryWriter``."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int, /) -> object:
         """Write one number."""
 
 
 class Run(Protocol):
-    """What ``wandb.init()`` returns, and what is like it."""
+    """Interface of the run that ``wandb.init()`` returns."""
 
     def log(self, data: dict[str, Any], step: int) -> object:
         """Write some numbers."""
@@ -52,18 +55,17 @@ def to_run(run: Run) -> Log:
 
 
 class Tracking(Callback):
-    """Has a :class:`lrfast.FineTuner` log losses, rates and metrics while it trains.
+    """Logs losses, learning rates and metrics while a :class:`lrfast.FineTuner` trains.
 
-    Losses and rates are read once they have arrived: nothing waits for the device, and with steps
-    in flight a number is logged a little later, with the step that it belongs to. Steps count on
-    from stage to stage.
+    Nothing synchronises: losses and learning rates are logged once they have arrived on the host,
+    with the step that they belong to. Steps count on from stage to stage.
 
     Args:
         log: The tracker.
-        every: Steps from one log of loss and rates to the next, 1 or more.
+        every: Steps from one log of loss and learning rates to the next, 1 or more; default 10.
 
     Raises:
-        ValueError: If ``every`` is no whole number of 1 or more.
+        ValueError: If ``every`` is not a whole number of 1 or more.
 
     Example:
         >>> seen = {}
@@ -71,19 +73,17 @@ class Tracking(Callback):
     """
 
     def __init__(self, log: Log, every: int = 10) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number, 1 or more, got {every!r}")
         self._log = log
-        self._every = every
+        self._every = check_count("every", every)
         self._reader = AsyncHostQueue()
         self._before = 0  # steps of earlier stages
 
     def on_fit_begin(self, tuner: FineTuner) -> None:
-        """Note how many steps there were before."""
+        """Count the steps of the stages before."""
         self._before = sum(len(stage.losses) for stage in tuner.history.stages)
 
     def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
-        """Ask for what is to be logged, and log what has arrived."""
+        """Queue copies every so many steps, and log those that have arrived."""
         if step % self._every == 0:
             optimizer = tuner.optimizer
             values = [loss]
@@ -93,13 +93,13 @@ class Tracking(Callback):
         self._send(wait=False)
 
     def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
-        """Log what validation found."""
+        """Log the validation's results."""
         found = {name: value for name, value in row.items() if name != "step"}
         if found:
             self._log(found, self._before + int(row["step"]))
 
     def on_fit_end(self, tuner: FineTuner) -> None:
-        """Wait for the last numbers."""
+        """Log the last numbers, with a synchronisation."""
         self._send(wait=True)
 
     def _send(self, wait: bool) -> None:
