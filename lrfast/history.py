@@ -1,5 +1,8 @@
 """Histories of fine-tuning runs."""
 
-from lrfast.finetune._history import FloatArray, History, Stage, epoch_row, floats
+from lrfast.finetune._history import FloatArray as FloatArray
+from lrfast.finetune._history import History, Stage
+from lrfast.finetune._history import epoch_row as epoch_row
+from lrfast.finetune._history import floats as floats
 
-__all__ = ["FloatArray", "History", "Stage", "epoch_row", "floats"]
+__all__ = ["History", "Stage"]

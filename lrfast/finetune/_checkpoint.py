@@ -98,8 +98,9 @@ def _rollback_on_error(tuner: Tuner) -> Iterator[None]:
     kept = None if best is None else dict(best)
     optimizer = tuner.optimizer
     try:
-        is_fused = isinstance(optimizer, FusedOptimizer)
-        with rollback_on_error(optimizer) if is_fused else nullcontext():
+        with (
+            rollback_on_error(optimizer) if isinstance(optimizer, FusedOptimizer) else nullcontext()
+        ):
             yield
     except BaseException:
         before.restore()

@@ -1,6 +1,6 @@
 """The command line: ``lrfast demo``, ``bench`` and ``doctor``.
 
-typer and rich are optional dependencies, needed only here; a doctor speaks without them too.
+It needs typer and rich, which are optional dependencies; ``doctor`` also works without them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _bench(
 
 
 def _built_in(target: str, optimizer: str, device: str, one_cycle: bool) -> tuple[Any, ...]:
-    """A model of ours with an optimizer of torch's: model, optimizer, batch, loss, scheduler."""
+    """Return a built-in model with an optimizer of torch, a batch, a loss and a scheduler."""
     import torch
 
     from lrfast.tools.bench._models import PROBLEMS
@@ -105,7 +105,7 @@ def _built_in(target: str, optimizer: str, device: str, one_cycle: bool) -> tupl
 
 
 def _call(target: str) -> tuple[Any, ...]:
-    """What the user's function returns, found as python -m would find its module."""
+    """Return the result of the user's function, found as python -m would find its module."""
     import importlib
 
     module, _, name = target.partition(":")

@@ -1,8 +1,8 @@
-"""The demo: find rates and fine-tune a network with them, on real handwritten digits.
+"""The demo: find learning rates and fine-tune a network with them, on real handwritten digits.
 
 A small CNN is pretrained on the digits 0 to 4, gets a new head for 5 to 9 and few labels, and is
-fine-tuned by the recipe: the head, then all layers, at rates that range tests find. No rate is
-typed in anywhere. Three baselines get the same number of steps.
+fine-tuned by the recipe: the head, then all layers, at learning rates from range tests only. Three
+baselines get the same number of steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LABELS_PER_DIGIT = 10
 JUDGED_PER_DIGIT = 200
 BATCH = 25
 EPOCHS = (2, 4)  # of the head, and of all layers
-PASSES = 10  # over the few labelled digits, in what the fine-tuner takes for an epoch
+PASSES = 10  # over the few labelled digits, in one epoch of the fine-tuner
 SEEDS = (0, 1, 2)
 
 
@@ -50,7 +50,7 @@ class Digits:
 
 
 class Batches:
-    """Batches of digits, shuffled anew for each pass by a generator of its own."""
+    """Batches of digits, shuffled for each pass by a generator of its own."""
 
     def __init__(self, digits: Digits, size: int, seed: int | None = None, passes: int = 1) -> None:
         self._digits = digits
@@ -111,7 +111,7 @@ def make_model() -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Task:
-    """Few labelled digits 5 to 9 to train on, the others to judge by."""
+    """Few labelled digits 5 to 9 to train on, and others to validate on."""
 
     train: Digits
     valid: Digits
@@ -144,7 +144,7 @@ def make_tuner(model: nn.Module, train: Batches, valid: Digits) -> FineTuner:
 
 
 def pretrain(digits: Digits) -> tuple[FineTuner, RangeTest, Stage]:
-    """Train a CNN on the digits 0 to 4, at the rate that a range test finds."""
+    """Train a CNN on the digits 0 to 4, at the learning rate of a range test."""
     torch.manual_seed(0)
     low = digits.take(torch.nonzero(digits.classes < 5).flatten())
     order = torch.randperm(len(low), generator=torch.Generator().manual_seed(0))
@@ -177,7 +177,7 @@ def run_recipe(model: nn.Module, task: Task, seed: int) -> FineTuner:
 
 
 def uniform(model: nn.Module, task: Task, seed: int, head_only: bool = False) -> FineTuner:
-    """Train for as many steps as the recipe, in one cycle, at one rate from a range test."""
+    """Train as many steps as the recipe, in one cycle, at one learning rate from a range test."""
     tuner = make_tuner(model, Batches(task.train, BATCH, seed, PASSES), task.valid)
     if head_only:
         tuner.freeze()
@@ -220,11 +220,8 @@ def run(out: Path, console: Console) -> None:
         found.plot(out / f"range_test_{name.replace(' ', '_')}.png")
     tuner.history.plot(out / "history.png")
     full = tuner.history.stages[-1]
-    plot_schedule(
-        schedules.one_cycle(len(full.losses)),
-        out / "schedule.png",
-        [group["lr"] for group in tuner.optimizer.param_groups],
-    )
+    rates = [group["lr"] for group in tuner.optimizer.param_groups]
+    plot_schedule(schedules.one_cycle(len(full.losses)), out / "schedule.png", rates)
     console.rule(f"Same number of steps, {len(SEEDS)} draws of the labels")
     _show_comparison(console, compare(digits, body, SEEDS))
     console.print(f"Plots are in {out}. All of it took {time.perf_counter() - began:.0f} s.")
@@ -236,7 +233,7 @@ def _scratch(seed: int) -> nn.Module:
 
 
 def _show_table(console: Console, text: str) -> None:
-    """Show lines at their full width, which a terminal may break; columns stay as they are."""
+    """Show lines at their full width, so that a terminal breaks them and columns stay."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -1,6 +1,6 @@
-"""What is built, for which GPUs, against which torch, what is missing and how to get it.
+"""Diagnosis of an installation: the build, its GPUs and torch, missing packages, and advice.
 
-Works where the compiled engine does not: that is when it is needed most.
+It also works without the compiled engine.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 
 from lrfast._utils.extension import extension
+from lrfast._utils.public import public_in
 from lrfast.optim import AdamW
 
 Status = Literal["ok", "note", "broken"]
@@ -42,16 +43,17 @@ _REBUILD_CUDA = (
 )
 
 
+@public_in("lrfast.doctor")
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One result of a diagnosis.
 
     Args:
-        name: What it is.
-        status: "ok"; "note": lrfast works, but something could be had; "broken": something needed
-            does not work.
-        found: What was found.
-        advice: What to do about it; None where there is nothing to do.
+        name: The part of the installation.
+        status: "ok"; "note": lrfast works, but could do more; "broken": a needed part does not
+            work.
+        found: Description of the part.
+        advice: Remedy; None, the default: nothing to do.
     """
 
     name: str
@@ -60,23 +62,24 @@ class Finding:
     advice: str | None = None
 
 
+@public_in("lrfast.doctor")
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, in the order of who depends on whom.
+    """All findings, each after those that it depends on.
 
     Args:
-        findings: One for each thing that was looked at.
+        findings: One for each part of the installation.
     """
 
     findings: tuple[Finding, ...]
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing that is needed is broken."""
+        """Whether no needed part is broken."""
         return all(finding.status != "broken" for finding in self.findings)
 
     def table(self) -> str:
-        """Return the findings as plain text, the advice below each."""
+        """Return the findings as plain text, with the advice below each."""
         width = max(len(finding.name) for finding in self.findings)
         lines = []
         for finding in self.findings:
@@ -87,13 +90,13 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at Python, torch, the engine, its GPUs and the packages, and step an optimizer on each.
+    """Check Python, torch, the engine, GPUs and packages, with a few steps on each device.
 
     Returns:
-        What was found. Nothing is raised: an error is a finding.
+        The findings. It never raises: an error is a finding.
 
     Example:
-        >>> from lrfast.tools.doctor import diagnose
+        >>> from lrfast.doctor import diagnose
         >>> [finding.status for finding in diagnose().findings if finding.name == "torch"]
         ['ok']
     """
@@ -127,7 +130,7 @@ def _torch() -> Finding:
 
 
 def _load() -> tuple[ModuleType | None, Finding]:
-    """The engine, if it can be loaded, and what there is of it."""
+    """Return the engine, if it can be loaded, and the finding about it."""
     try:
         engine = extension()
     except ImportError as error:
@@ -137,14 +140,14 @@ def _load() -> tuple[ModuleType | None, Finding]:
 
 
 def _files() -> str:
-    """What lies where the engine is looked for."""
-    folder = Path(__file__).parent
+    """Return the engine's files in words."""
+    folder = Path(__file__).parents[1]
     names = sorted(path.name for path in folder.glob("_C*") if path.suffix in (".so", ".pyd"))
     if not names:
         return f"no _C file lies in {folder}"
     usable = {f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES}
-    theirs = "" if usable & set(names) else f", none for Python {platform.python_version()}"
-    return f"{', '.join(names)} in {folder}{theirs}"
+    lack = "" if usable & set(names) else f", none for Python {platform.python_version()}"
+    return f"{', '.join(names)} in {folder}{lack}"
 
 
 def _build(engine: ModuleType) -> Finding:
@@ -170,7 +173,7 @@ def _processor(engine: ModuleType) -> Finding:
 
 
 def _step(device: str) -> Finding:
-    """A few steps on the device, against torch's."""
+    """Compare a few steps on the device with torch's."""
     name = f"step on {device}"
     try:
         difference = _difference_to_torch(device)
@@ -220,7 +223,7 @@ def _gpus(engine: ModuleType | None) -> Iterator[Finding]:
 def _architecture(
     name: str, found: str, device: tuple[int, int], architectures: list[int]
 ) -> Finding:
-    """Whether the engine holds code for the device: of its major version, not newer than it."""
+    """Check for kernels that run on the device: of its major version, not newer than it."""
     major, minor = device
     if any(a // 10 == major and a % 10 <= minor for a in architectures):
         return Finding(name, "ok", found)
@@ -241,7 +244,7 @@ def _driver() -> str:
 
 
 def _tools(engine: ModuleType | None) -> Iterator[Finding]:
-    """What a build needs: a compiler where the engine has to be built, a toolkit where GPUs are."""
+    """Check what a build needs: a compiler if there is no engine, a toolkit if there are GPUs."""
     if engine is None and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         yield Finding("compiler", "broken", "no C++ compiler on PATH", "install g++ 11 or newer")
     if torch.version.cuda is None:
@@ -268,7 +271,7 @@ def _tools(engine: ModuleType | None) -> Iterator[Finding]:
 
 
 def _answer(command: list[str]) -> str:
-    """What a program prints; nothing where it cannot run."""
+    """Return a program's output, or "" if it cannot run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -278,8 +281,7 @@ def _answer(command: list[str]) -> str:
 
 def _packages() -> Iterator[Finding]:
     for name in NEEDED:
-        version = _version(name)
-        if version is None:
+        if _version(name) is None:
             yield Finding(name, "broken", "not installed", f"run `pip install {name}`")
     missing: dict[str, list[str]] = {}
     present = []

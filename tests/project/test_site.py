@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 import zlib
 from pathlib import Path
 
 import pytest
+
+from lrfast import cli
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -71,7 +74,7 @@ def test_the_page_of_the_command_line_has_every_option() -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text()
     commands = [
         node
-        for node in ast.walk(ast.parse((ROOT / "lrfast" / "cli.py").read_text()))
+        for node in ast.walk(ast.parse(inspect.getsource(cli.main)))
         if isinstance(node, ast.FunctionDef) and ast.unparse(node).startswith("@app.command()")
     ]
     assert len(commands) >= 3

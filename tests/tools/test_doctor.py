@@ -69,7 +69,7 @@ def test_an_engine_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         raise ImportError("the long text") from ModuleNotFoundError("No module named 'lrfast._C'")
 
     monkeypatch.setattr(doctor, "extension", fail)
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "doctor.py"))
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "tools" / "doctor.py"))
     assert not doctor.diagnose().is_healthy
     found = finding("engine")
     assert found.status == "broken" and "No module named 'lrfast._C'; no _C file" in found.found

@@ -1,8 +1,7 @@
-"""Times a user's own optimizer and model against lrfast, on equal work, in front of their eyes."""
+"""Timing of a user's optimizer and model against lrfast, on equal work."""
 
 from __future__ import annotations
 
-import math
 import statistics
 import warnings
 from typing import Any
@@ -11,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from lrfast._utils.validation import check_positive
 from lrfast.optim._state import NOT_MOMENTS
 from lrfast.tools.bench._contenders import (
-    OURS,
-    THEIRS,
+    LRFAST,
+    TORCH,
     Contender,
     Extras,
+    Subject,
     make_contenders,
-    subject_of,
 )
 from lrfast.tools.bench._result import UPDATE, BenchResult, Quartiles
 from lrfast.tools.bench._timing import FORWARD, Gradients, Loss, Samples, assert_same, measure
@@ -46,31 +46,32 @@ def bench(
     ema_decay: float | None = None,
     seconds: float = 3.0,
 ) -> BenchResult:
-    """Time an optimizer's update of a model, as torch does it, against lrfast's.
+    """Time an optimizer's update of a model in torch and in lrfast.
 
-    Copies are timed, at least two of model and optimizer; the user's own stay as they are. That all
-    do the same is checked before. They take turns; on a GPU events measure, and nothing waits.
+    Copies of model and optimizer are timed; the originals stay as they are. First all are checked
+    to make the same steps. They take turns; a GPU is timed by events, without a synchronisation.
 
     Args:
-        model: What is trained.
-        optimizer: Of torch.optim or of lrfast, then against its counterpart in torch; with the
-            states and settings that it has.
-        batch: One batch, as :func:`lrfast.lr_find` takes many: with it forward and backward are
-            timed too, and gradients are real. None: gradients are random.
-        loss_fn: ``loss_fn(outputs, targets)``, for batches (inputs, targets).
-        compute_loss: ``compute_loss(model, batch)``, for all others.
-        scheduler: The optimizer's, whose step is part of the update.
-        max_grad_norm: Norm to clip to, by ``clip_grad_norm_`` in torch.
-        ema_decay: Decay of an average of the weights, by ``swa_utils`` in torch.
-        seconds: To spend on timing, more or less.
+        model: The module that is trained.
+        optimizer: Of torch.optim, or of lrfast, which is timed against its counterpart in torch;
+            with its states and settings.
+        batch: One batch, as :func:`lrfast.lr_find` takes many, to time forward and backward too,
+            with real gradients. None, the default: gradients are random.
+        loss_fn: ``loss_fn(outputs, targets)``, for batches (inputs, targets); default None.
+        compute_loss: ``compute_loss(model, batch)``, for all other batches; default None.
+        scheduler: The optimizer's, whose step is part of the update; default None.
+        max_grad_norm: Norm to clip to, above 0, by ``clip_grad_norm_`` in torch; default None.
+        ema_decay: Decay of an EMA of the weights, in [0, 1), by ``swa_utils`` in torch; default
+            None.
+        seconds: Approximate time to spend on timing, above 0; default 3.
 
     Returns:
         All times; ``table()`` renders them.
 
     Raises:
-        TypeError, ValueError: For an optimizer that lrfast or torch has no counterpart of, or an
-            argument out of range.
-        RuntimeError: If the two do not do the same.
+        TypeError, ValueError: If lrfast or torch has no counterpart of the optimizer, or an
+            argument is out of range.
+        RuntimeError: If the two do not make the same steps.
 
     Example:
         >>> import torch, lrfast
@@ -80,26 +81,25 @@ def bench(
         >>> sorted(result.times["torch"])
         ['clip', 'step', 'update', 'zero_grad']
     """
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"seconds must be finite and above 0, got {seconds}")
+    check_positive("seconds", seconds)
     if batch is None and (loss_fn is not None or compute_loss is not None):
         raise ValueError("batch must be given where a loss is, got None")
     loss = None if batch is None else _loss_of(batch, make_compute_loss(loss_fn, compute_loss))
-    subject = subject_of(model, optimizer, scheduler, Extras(max_grad_norm, ema_decay))
+    subject = Subject.of(model, optimizer, scheduler, Extras(max_grad_norm, ema_decay))
     params = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
     devices = {param.device for param in params}
     if len(devices) != 1:
         raise ValueError(f"all parameters must be on one device, got {sorted(map(str, devices))}")
     (device,) = devices
     gpus = [device] if device.type == "cuda" else []
-    # Copies have never stepped, which schedulers warn of.
+    # Schedulers warn of copies that have never stepped.
     with torch.random.fork_rng(gpus), warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         contenders = make_contenders(subject)
         clips, zeroes = subject.extras.max_grad_norm is not None, subject.extras.zero_grads
         gradients = Gradients(contenders, loss, refills=clips or zeroes)
         difference = assert_same(contenders, gradients)
-        moved, held = _bytes(contenders[OURS], clips, zeroes)
+        moved, held = _bytes(contenders[LRFAST], clips, zeroes)
         for contender in contenders.values():
             contender.set_schedule()
         measured = measure(contenders, gradients, seconds, moved, held)
@@ -114,7 +114,7 @@ def bench(
         bytes_moved=moved,
         bandwidth=measured.bandwidth,
         difference=difference,
-        rounds=len(measured.host[THEIRS]["step"]),
+        rounds=len(measured.host[TORCH]["step"]),
     )
 
 
@@ -126,11 +126,11 @@ def _loss_of(batch: Any, compute_loss: ComputeLoss) -> Loss:
     return loss
 
 
-def _bytes(ours: Contender, clips: bool, zeroes: bool) -> tuple[int, int]:
-    """Bytes that an update of ours moves, and those of the tensors that it works on."""
+def _bytes(contender: Contender, clips: bool, zeroes: bool) -> tuple[int, int]:
+    """Return the bytes that lrfast's update moves, and those of its tensors."""
     moved = held = 0
-    for param in ours.params:
-        state = ours.optimizer.state[param]
+    for param in contender.params:
+        state = contender.optimizer.state[param]
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         moments = sum(value.nbytes for n, value in tensors.items() if n not in NOT_MOMENTS)
         average = tensors["ema"].nbytes if "ema" in tensors else 0
@@ -140,7 +140,7 @@ def _bytes(ours: Contender, clips: bool, zeroes: bool) -> tuple[int, int]:
 
 
 def _quartiles(samples: Samples) -> dict[str, Quartiles]:
-    """Of each part, and of all that make the update, in microseconds."""
+    """Return the quartiles of each part and of the whole update, in microseconds."""
     parts = [values for part, values in samples.items() if part != FORWARD]
     update = [sum(values) for values in zip(*parts, strict=True)]
     found = {}

@@ -1,4 +1,4 @@
-"""Who is timed: copies of the user's model and optimizer, updated in torch's ways and in ours."""
+"""Contenders of a timing: copies of the user's model and optimizer, updated by torch or lrfast."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lrfast import optim, schedules
-from lrfast.optim._optimizer import FusedOptimizer
+from lrfast.optim import FusedOptimizer
 
-# torch is as the user set it up; its fused step is timed beside it, where that is not the same.
-THEIRS, FUSED, OURS = "torch", "torch, fused=True", "lrfast"
-# Steps of a schedule that are known; later ones use the last one's values.
+# torch is as the user set it up; its fused step is timed as well, unless that is the same.
+TORCH, FUSED, LRFAST = "torch", "torch, fused=True", "lrfast"
+# Steps of a schedule that are evaluated; later ones use the last one's values.
 SCHEDULE_STEPS = 64
 _HAVE_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 _WITH_TWIN = (optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RMSprop, optim.Adagrad)
@@ -27,11 +27,11 @@ Part = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Extras:
-    """What an update does besides the step."""
+    """Parts of an update besides the step."""
 
     max_grad_norm: float | None = None
     ema_decay: float | None = None
-    zero_grads: bool = False  # in lrfast's step; torch has zero_grad() alone
+    zero_grads: bool = False  # in lrfast's step; torch always needs zero_grad()
 
 
 @dataclass
@@ -41,79 +41,77 @@ class Contender:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     parts: dict[str, Part]  # of an update, in order
-    set_schedule: Part = lambda: None  # before it the rates stay as they are
+    set_schedule: Part = lambda: None  # before it the learning rates stay
     averages: list[Tensor] = field(default_factory=list)
 
     @property
     def params(self) -> list[Tensor]:
-        """All that the optimizer updates."""
+        """The parameters that the optimizer updates."""
         groups = self.optimizer.param_groups
         return [p for group in groups for p in group["params"] if p.requires_grad]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The user's objects, to be copied."""
+    """The user's objects, to be copied, with an optimizer of torch."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer  # of torch.optim
     scheduler: LRScheduler | None
     extras: Extras
-    own_schedules: list[schedules.Schedule | None]  # where the optimizer is ours
+    own_schedules: list[schedules.Schedule | None]  # of an lrfast optimizer
     applied: int = 0  # steps of them
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler | None,
+        extras: Extras,
+    ) -> Subject:
+        """Return the subject, with torch's counterpart of an lrfast optimizer."""
+        if not isinstance(optimizer, FusedOptimizer):
+            return cls(model, optimizer, scheduler, extras, [])
+        if scheduler is not None or extras != Extras():
+            raise ValueError(
+                "scheduler, max_grad_norm and ema_decay must be None for an optimizer of lrfast, "
+                "which has its own; got some"
+            )
+        if type(optimizer) not in _WITH_TWIN:
+            raise TypeError(
+                f"optimizer must have a counterpart in torch.optim, got {type(optimizer).__name__}"
+            )
+        options = optimizer._options
+        if options.stochastic_rounding or options.state_dtype is not None:
+            raise ValueError(
+                "optimizer must do what torch can do, got one with stochastic_rounding or "
+                "state_dtype"
+            )
+        bases: list[Any] = list(type(optimizer).__mro__)
+        base = next(base for base in bases if base.__module__.startswith("torch.optim."))
+        twin = base.__new__(base)
+        kept = ("defaults", "state", "param_groups")
+        twin.__setstate__({name: getattr(optimizer, name) for name in kept})
+        extras = Extras(options.max_grad_norm, options.ema_decay, options.zero_grads)
+        own = list(optimizer._schedules)
+        return cls(model, twin, None, extras, own, optimizer._clock()[0])
+
     def copies(self) -> tuple[nn.Module, torch.optim.Optimizer, LRScheduler | None]:
-        """Copies that belong to each other and share nothing with the user's."""
+        """Return copies that belong to each other and share nothing with the user's."""
         model, optimizer, scheduler = copy.deepcopy((self.model, self.optimizer, self.scheduler))
         optimizer._opt_called = True  # type: ignore[attr-defined]
         return model, optimizer, scheduler
 
 
-def subject_of(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler | None,
-    extras: Extras,
-) -> Subject:
-    """Return what is to be timed, with an optimizer of ours as its twin in torch.
-
-    Raises:
-        TypeError, ValueError: For what has no counterpart on the other side.
-    """
-    if not isinstance(optimizer, FusedOptimizer):
-        return Subject(model, optimizer, scheduler, extras, [])
-    if scheduler is not None or extras != Extras():
-        raise ValueError(
-            "scheduler, max_grad_norm and ema_decay must be None for an optimizer of lrfast, which "
-            "has its own; got some"
-        )
-    if type(optimizer) not in _WITH_TWIN:
-        raise TypeError(
-            f"optimizer must have a counterpart in torch.optim, got {type(optimizer).__name__}"
-        )
-    options = optimizer._options
-    if options.stochastic_rounding or options.state_dtype is not None:
-        raise ValueError(
-            "optimizer must do what torch can do, got one with stochastic_rounding or state_dtype"
-        )
-    bases: list[Any] = list(type(optimizer).__mro__)
-    cls = next(base for base in bases if base.__module__.startswith("torch.optim."))
-    twin = cls.__new__(cls)
-    kept = ("defaults", "state", "param_groups")
-    twin.__setstate__({name: getattr(optimizer, name) for name in kept})
-    extras = Extras(options.max_grad_norm, options.ema_decay, options.zero_grads)
-    own = list(optimizer._schedules)
-    return Subject(model, twin, None, extras, own, optimizer._clock()[0])
-
-
 def make_contenders(subject: Subject) -> dict[str, Contender]:
-    """Return all that are timed; torch's fused step too where the user does not use it yet."""
-    contenders = {THEIRS: _torch_way(subject, fused=False)}
+    """Return all contenders; torch's fused step, too, if the user does not use it yet."""
+    contenders = {TORCH: _by_torch(subject, fused=False)}
     groups = subject.optimizer.param_groups
     is_fused = all(group.get("fused") for group in groups)
     if type(subject.optimizer) in _HAVE_FUSED and not is_fused and _takes_fused(groups):
-        contenders[FUSED] = _torch_way(subject, fused=True)
-    contenders[OURS] = _our_way(subject)
+        contenders[FUSED] = _by_torch(subject, fused=True)
+    contenders[LRFAST] = _by_lrfast(subject)
     return contenders
 
 
@@ -123,7 +121,7 @@ def _takes_fused(groups: list[dict[str, Any]]) -> bool:
     return plain and not any(group.get("differentiable") for group in groups)
 
 
-def _torch_way(subject: Subject, fused: bool) -> Contender:
+def _by_torch(subject: Subject, fused: bool) -> Contender:
     model, optimizer, scheduler = subject.copies()
     if fused:
         for group in optimizer.param_groups:
@@ -151,25 +149,24 @@ def _torch_way(subject: Subject, fused: bool) -> Contender:
 
 
 def _lambda_scheduler(optimizer: torch.optim.Optimizer, subject: Subject) -> LRScheduler:
-    """A schedule of ours as torch's users have it: looked up in Python for each group."""
-    steps = range(subject.applied, subject.applied + SCHEDULE_STEPS)
-    tables = [s.values(steps).tolist() if s else [1.0] for s in subject.own_schedules]
-    looked_up = [_look_up(table) for table in tables]
+    """Return lrfast's schedules as torch has them: looked up in Python for each group."""
+
+    def lookup(schedule: schedules.Schedule | None) -> Callable[[int], float]:
+        steps = range(subject.applied, subject.applied + SCHEDULE_STEPS)
+        table = schedule.values(steps).tolist() if schedule else [1.0]
+        return lambda step: float(table[min(step, len(table) - 1)])
+
     rates = [group["lr"] for group in optimizer.param_groups]
-    scheduler = LambdaLR(optimizer, looked_up)
+    scheduler = LambdaLR(optimizer, [lookup(schedule) for schedule in subject.own_schedules])
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate  # until it begins
     return scheduler
 
 
-def _look_up(table: list[float]) -> Callable[[int], float]:
-    return lambda step: table[min(step, len(table) - 1)]
-
-
 def _start_over(contender: Contender, scheduler: LRScheduler) -> None:
-    """Add the scheduler to the parts; some raise at their end, so they start over in time.
+    """Add the scheduler to the parts; before its end, at which some raise, it starts over.
 
-    What they change is put back with it, as many compute a rate from the one before.
+    The param groups are restored with it, because many compute a learning rate from the last one.
     """
     groups = contender.optimizer.param_groups
     start = copy.deepcopy(scheduler.state_dict())
@@ -192,11 +189,7 @@ def _start_over(contender: Contender, scheduler: LRScheduler) -> None:
 
 
 def steps_left(scheduler: LRScheduler) -> int:
-    """Return how many steps can be taken, as far as that matters.
-
-    Raises:
-        ValueError: If there are hardly any.
-    """
+    """Return how many steps of a scheduler can be timed, ``SCHEDULE_STEPS`` at most."""
     total = getattr(scheduler, "total_steps", None)
     left = SCHEDULE_STEPS if total is None else int(total) - scheduler.last_epoch - 1
     if left < 2:
@@ -204,27 +197,27 @@ def steps_left(scheduler: LRScheduler) -> int:
     return min(left, SCHEDULE_STEPS)
 
 
-def _our_way(subject: Subject) -> Contender:
-    model, theirs, scheduler = subject.copies()
+def _by_lrfast(subject: Subject) -> Contender:
+    model, optimizer, scheduler = subject.copies()
     extras = subject.extras
-    ours = optim.wrap(
-        theirs,
+    fused = optim.wrap(
+        optimizer,
         max_grad_norm=extras.max_grad_norm,
         ema_decay=extras.ema_decay,
         zero_grads=extras.zero_grads,
     )
-    contender = Contender(model, ours, {"step": ours.step})
+    contender = Contender(model, fused, {"step": fused.step})
     if not extras.zero_grads:
-        contender.parts["zero_grad"] = ours.zero_grad
+        contender.parts["zero_grad"] = fused.zero_grad
     if any(subject.own_schedules):
-        contender.set_schedule = lambda: ours.set_schedule(subject.own_schedules)
+        contender.set_schedule = lambda: fused.set_schedule(subject.own_schedules)
     elif scheduler is not None:
         taken = schedules.from_torch(scheduler, steps_left(scheduler))
 
         def set_schedule() -> None:
-            for group in ours.param_groups:
+            for group in fused.param_groups:
                 group["lr"] = group["initial_lr"]
-            ours.set_schedule(taken)
+            fused.set_schedule(taken)
 
         contender.set_schedule = set_schedule
     return contender

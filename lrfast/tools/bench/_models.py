@@ -1,4 +1,4 @@
-"""Models that `lrfast bench` can time by name: model, batch and loss."""
+"""Built-in models of `lrfast bench`: model, batch and loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ cross_entropy = nn.functional.cross_entropy
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to train."""
+    """A model with a batch and a loss."""
 
     model: nn.Module
     batch: tuple[Tensor, Tensor]

@@ -1,38 +1,39 @@
-"""What was measured, and what follows from it."""
+"""Results of a timing, and what follows from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
-from lrfast.tools.bench._contenders import OURS, THEIRS
+from lrfast.tools.bench._contenders import LRFAST, TORCH
 from lrfast.tools.bench._timing import FORWARD
 
 Quartiles = tuple[float, float, float]
 UPDATE = "update"  # all parts but forward and backward
 
 
+@public_in("lrfast.bench")
 @dataclass(frozen=True)
 class BenchResult:
-    """Times of an update by torch, as the user set it up, and by lrfast, on equal work.
+    """Times of an update by torch, as set up by the user, and by lrfast, on equal work.
 
     Args:
-        optimizer: Class of the optimizer given.
-        device: Where the parameters are.
-        parameters: Elements that are updated.
-        tensors: Tensors that they are in.
-        groups: Param groups.
-        times: By contender ("torch", set up as given, "lrfast", and "torch, fused=True" where that
-            is something else) and part ("clip", "step", "average", "scheduler", "zero_grad",
-            "update" for all of these, "forward + backward"): quartiles in microseconds. On a GPU
-            its own time.
-        host_times: The same by the host's clock, which only starts the work of a GPU.
-        bytes_moved: Bytes that one of lrfast's updates reads and writes.
+        optimizer: Class of the given optimizer.
+        device: Device of the parameters.
+        parameters: Number of elements that are updated.
+        tensors: Number of their tensors.
+        groups: Number of param groups.
+        times: Quartiles in microseconds, by contender ("torch", set up as given, "lrfast", and
+            "torch, fused=True" if that differs) and part ("clip", "step", "average", "scheduler",
+            "zero_grad", "update" for all of these, "forward + backward"). On a GPU its own time.
+        host_times: The same by the host's clock, which for a GPU is the time to queue the work.
+        bytes_moved: Bytes that one update of lrfast reads and writes.
         bandwidth: Bytes per second of adding one array to another, in place, over as much memory;
-            None where a step moves too little for that to matter.
-        difference: Largest difference between the parameters after three steps, as a part of what
-            roundings explain.
-        rounds: How often each was timed.
+            None if a step moves too little for that to matter.
+        difference: Largest difference between the parameters after three steps, as a fraction of
+            what roundings explain.
+        rounds: Number of timings of each.
     """
 
     optimizer: str
@@ -48,57 +49,53 @@ class BenchResult:
     rounds: int
 
     def median(self, contender: str, part: str = UPDATE) -> float:
-        """Return a median in microseconds; 0 for what the contender does not do.
+        """Return a median in microseconds; 0 for a part that the contender does not have.
 
         Args:
-            contender: One of the columns.
-            part: One of the rows.
+            contender: A key of ``times``.
+            part: A key of ``times[contender]``; default "update".
         """
         return self.times[contender].get(part, (0.0, 0.0, 0.0))[1]
 
     @property
     def ratio(self) -> float:
-        """Time of torch's update over lrfast's, above 1 where lrfast is faster."""
-        return self.median(THEIRS) / self.median(OURS)
+        """Time of torch's update over lrfast's, above 1 if lrfast is faster."""
+        return self.median(TORCH) / self.median(LRFAST)
 
     @property
     def saved_us(self) -> float:
-        """Microseconds that lrfast saves per step; negative where it loses."""
-        return self.median(THEIRS) - self.median(OURS)
+        """Microseconds that lrfast saves per step; negative if it is slower."""
+        return self.median(TORCH) - self.median(LRFAST)
 
     @property
     def update_share(self) -> float | None:
-        """The update's part of a whole training step as given; None where no batch was given."""
-        if FORWARD not in self.times[THEIRS]:
+        """The update's fraction of a whole training step as given; None without a batch."""
+        if FORWARD not in self.times[TORCH]:
             return None
-        return self.median(THEIRS) / (self.median(THEIRS) + self.median(THEIRS, FORWARD))
+        return self.median(TORCH) / (self.median(TORCH) + self.median(TORCH, FORWARD))
 
     @property
     def step_ratio(self) -> float | None:
         """Time of a whole training step as given over that with lrfast; None without a batch."""
-        if FORWARD not in self.times[THEIRS]:
+        if FORWARD not in self.times[TORCH]:
             return None
-        rest = self.median(THEIRS, FORWARD)  # the same work, so that its noise does not count
-        return (rest + self.median(THEIRS)) / (rest + self.median(OURS))
+        rest = self.median(TORCH, FORWARD)  # the same work, so that its noise does not count
+        return (rest + self.median(TORCH)) / (rest + self.median(LRFAST))
 
     def bandwidth_share(self, contender: str) -> float | None:
-        """Speed at which an update gets its bytes moved, as a part of the measured bandwidth.
+        """Return an update's bandwidth as a fraction of the measured one; None: not measured.
 
-        The bytes are those that lrfast's update needs; who moves more of them is as slow as if they
-        were idle.
+        It counts the bytes that lrfast's update needs, for all contenders.
 
         Args:
-            contender: One of the columns.
-
-        Returns:
-            The part; None where the bandwidth was not measured.
+            contender: A key of ``times``.
         """
         if self.bandwidth is None:
             return None
         return self.bytes_moved / (self.median(contender) * 1e-6) / self.bandwidth
 
     def header(self) -> str:
-        """Return one line about what was timed."""
+        """Return one line with optimizer, device and sizes."""
         groups = f"{self.groups} group{'s' if self.groups > 1 else ''}"
         return (
             f"{self.optimizer} on {self.device}: {self.parameters:,} parameters in {self.tensors} "
@@ -122,12 +119,12 @@ class BenchResult:
 
     def _cell(self, name: str, part: str) -> str:
         if part not in self.times[name]:
-            return "in the step" if name == OURS else "-"
+            return "in the step" if name == LRFAST else "-"
         low, median, high = (_short(time) for time in self.times[name][part])
         return f"{median} ({low} to {high})"
 
     def summary(self) -> list[str]:
-        """Return in sentences what it comes to, also where lrfast loses."""
+        """Return sentences on the speedup, the share of a step and the memory."""
         what = "faster" if self.ratio >= 1 else "slower"
         factor = max(self.ratio, 1 / self.ratio)
         verb = "saves" if self.saved_us >= 0 else "costs"
@@ -135,9 +132,9 @@ class BenchResult:
             f"lrfast's update is {factor:.2f} times {what} and {verb} {abs(self.saved_us):,.1f} us "
             "per step."
         ]
-        best = min((name for name in self.times if name != OURS), key=self.median)
-        if best != THEIRS:
-            ratio = self.median(best) / self.median(OURS)
+        best = min((name for name in self.times if name != LRFAST), key=self.median)
+        if best != TORCH:
+            ratio = self.median(best) / self.median(LRFAST)
             lines.append(f"Next to {best}, the faster way in torch, the ratio is {ratio:.2f}.")
         if self.update_share is not None:
             lines.append(
@@ -157,12 +154,12 @@ class BenchResult:
         return lines
 
     def table(self) -> str:
-        """Return all of it as plain text."""
+        """Return header, rows and summary as plain text."""
         titles, *rows = self.rows()
         table = Table(titles, rows).text(width=0)
         return "\n".join([self.header(), "", table, "", *self.summary()])
 
 
 def _short(time: float) -> str:
-    """Microseconds with the digits that mean something."""
+    """Return microseconds with their significant digits."""
     return f"{time:,.1f}" if time < 1000 else f"{time:,.0f}"

@@ -1,7 +1,7 @@
-"""Gradients, the proof that all do the same, and the clock.
+"""Gradients of the contenders, the check that all make the same steps, and the timing.
 
-Contenders take turns in one process, since on a shared machine timings made one after the other
-differ by more than the contenders do. On a GPU nothing waits until all rounds are queued.
+Contenders take turns in one process, because on a shared machine timings made one after the other
+differ by more than the contenders do. A GPU is synchronised only after all rounds are queued.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrfast.tools.bench._contenders import OURS, THEIRS, Contender
+from lrfast.tools.bench._contenders import LRFAST, TORCH, Contender
 
 FORWARD = "forward + backward"
 ROUNDS = (9, 300)  # fewest and most that are timed
 WARM_UP = 4
 CHECKED_STEPS = 3
-# Bytes of a step below which its time says nothing about the memory.
+# Bytes of a step below which its time does not depend on the memory's bandwidth.
 LEAST_BYTES = 16 * 2**20
 
 Loss = Callable[[nn.Module], Tensor]
@@ -31,24 +31,24 @@ Samples = dict[str, list[float]]  # seconds of each part
 
 
 class Gradients:
-    """Gives all contenders equal gradients: the batch's, or random ones where there is none."""
+    """Equal gradients for all contenders: the batch's, or random ones without a batch."""
 
     def __init__(self, contenders: dict[str, Contender], loss: Loss | None, refills: bool) -> None:
         self.loss = loss
         self._refills = refills  # whether a step changes them
-        params = contenders[THEIRS].params
+        params = contenders[TORCH].params
         self._source: list[Tensor | None]
         if loss is None:
             self._source = [_random_like(param, seed) for seed, param in enumerate(params)]
         else:
-            loss(contenders[THEIRS].model).backward()
+            loss(contenders[TORCH].model).backward()
             self._source = [_copy(p.grad) for p in params]
         self._held: dict[str, list[Tensor | None]] = {
             name: [_copy(source) for source in self._source] for name in contenders
         }
 
     def give(self, name: str, contender: Contender) -> None:
-        """Set them, to what they were at first."""
+        """Set a contender's gradients to their first values."""
         held = self._held[name]
         if self._refills:
             torch._foreach_copy_(
@@ -64,22 +64,15 @@ def _copy(grad: Tensor | None) -> Tensor | None:
 
 
 def _random_like(param: Tensor, seed: int) -> Tensor:
-    # A generator of its own: the user's stay where they are.
+    # A generator of its own keeps the user's as they are.
     generator = torch.Generator(param.device).manual_seed(seed)
     values = torch.empty_like(param, memory_format=torch.preserve_format)
     return values.detach().normal_(generator=generator)
 
 
 def assert_same(contenders: dict[str, Contender], gradients: Gradients) -> float:
-    """Take some steps with all, at the rates as they are, and compare the parameters.
-
-    Returns:
-        The largest difference to torch's, as a part of what is allowed.
-
-    Raises:
-        RuntimeError: If one is larger.
-    """
-    before = [param.detach().clone() for param in contenders[THEIRS].params]
+    """Return the largest difference to torch after some steps, as a fraction of the tolerance."""
+    before = [param.detach().clone() for param in contenders[TORCH].params]
     for name, contender in contenders.items():
         for _ in range(CHECKED_STEPS):
             gradients.give(name, contender)
@@ -87,7 +80,7 @@ def assert_same(contenders: dict[str, Contender], gradients: Gradients) -> float
                 if part != "scheduler":
                     run()
     worst = 0.0
-    expected = [param.detach() for param in contenders[THEIRS].params]
+    expected = [param.detach() for param in contenders[TORCH].params]
     for name, contender in contenders.items():
         for start, wanted, got in zip(before, expected, contender.params, strict=True):
             excess = _excess(start, wanted, got.detach())
@@ -101,7 +94,7 @@ def assert_same(contenders: dict[str, Contender], gradients: Gradients) -> float
 
 
 def _excess(start: Tensor, wanted: Tensor, got: Tensor) -> float:
-    """The difference over what roundings of values and a thousandth of the way allow."""
+    """Return the difference over the tolerance: roundings and a thousandth of the change."""
     if wanted.numel() == 0:
         return 0.0
     rounding = 4 * CHECKED_STEPS * torch.finfo(wanted.dtype).eps
@@ -112,7 +105,7 @@ def _excess(start: Tensor, wanted: Tensor, got: Tensor) -> float:
 
 @dataclass
 class Measured:
-    """What each contender's parts took, and the memory's own speed where that matters."""
+    """Times of each contender's parts, and the memory's bandwidth if that matters."""
 
     device: dict[str, Samples] = field(default_factory=dict)
     host: dict[str, Samples] = field(default_factory=dict)  # until all was queued
@@ -122,16 +115,8 @@ class Measured:
 def measure(
     contenders: dict[str, Contender], gradients: Gradients, seconds: float, moved: int, held: int
 ) -> Measured:
-    """Time all in turns.
-
-    Args:
-        contenders: Who takes turns.
-        gradients: What they are given before each step.
-        seconds: To spend, more or less.
-        moved: Bytes of a step.
-        held: Bytes of the tensors in it.
-    """
-    device = contenders[OURS].params[0].device
+    """Time all contenders in turns; ``moved`` and ``held`` are bytes of a step, of its tensors."""
+    device = contenders[LRFAST].params[0].device
     starts = {name: [p.detach().clone() for p in c.params] for name, c in contenders.items()}
     if gradients.loss is None:
         starts = {}
@@ -194,7 +179,7 @@ def _evaluate(rounds: list[dict[str, list[tuple[str, Mark]]]], held: int) -> Mea
 
 
 def _triad(held: int, device: torch.device) -> Callable[[], Any]:
-    """Reads two arrays, that hold as many bytes as a step's tensors, and writes one of them."""
+    """Return a function that adds two arrays, of together as many bytes as a step's tensors."""
     a, b = (torch.randn(held // 8, device=device) for _ in range(2))
     return lambda: torch.add(a, b, alpha=1e-3, out=a)
 

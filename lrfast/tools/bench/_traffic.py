@@ -1,4 +1,4 @@
-"""The memory that a step has to move: what no implementation of it can be faster than."""
+"""Memory traffic of a step: the lower limit of its time."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ def bytes_moved(
 ) -> int:
     """Return the bytes that one step of the engine reads and writes.
 
-    Parameter, states and average are each read and written, the gradient is read. A norm, which
-    clipping needs before the first update, reads the gradient once more; zeroing writes it.
+    Parameters, states and EMA are read and written, gradients are read. A norm reads the gradients
+    once more, before the first update; zeroing writes them.
 
     Args:
-        param: Bytes of the parameters, and of their gradients.
+        param: Bytes of the parameters, and of their gradients; or all arguments per element.
         states: Bytes of all their states.
-        average: Bytes of the weights' moving average.
-        takes_norm: Whether gradients are clipped, recorded or looked through for infinities.
-        zeroes: Whether gradients are set to zero.
-
-    Returns:
-        Bytes; per element, where the arguments are.
+        average: Bytes of the weights' EMA; default 0.
+        takes_norm: Whether a norm is taken, to clip, record or find infinities; default False.
+        zeroes: Whether gradients are set to zero; default False.
 
     Example:
         >>> bytes_moved(4, 8)  # AdamW in float32
