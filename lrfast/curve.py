@@ -1,8 +1,8 @@
-"""Loss curve: losses and learning rates recorded on the device, and read on demand.
+"""Loss curves: losses and learning rates recorded on the device, read on demand.
 
-Recording costs a launch and no synchronisation. Raw values are kept; smoothing and derivatives are
-chosen afterwards. The arithmetic is the engine's (csrc/core/curve.h), the same for the flag that
-stops a range test and for a plot.
+Recording costs one launch and no synchronisation. Raw values are kept; smoothing and derivatives
+are chosen afterwards. The arithmetic is the engine's (csrc/core/curve.h), the same for the flag
+that stops a range test and for plots.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from torch import Tensor
 from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
 
+__all__ = ["CurveStatus", "LossCurve", "Smoother"]
+
 Smoother = Literal["ema", "sma", "median", "savgol", "none"]
 
 
 @dataclass(frozen=True)
 class CurveStatus:
-    """State of a curve as of some recent loss.
+    """State of a curve as of a recent loss, on the host.
 
     Args:
-        count: Losses recorded.
+        count: Number of recorded losses.
         smoothed: Bias-corrected EMA of the losses; NaN before the first finite one.
         first: First value of the EMA, which is the first finite loss; NaN before it.
         best: Lowest EMA so far; NaN before the first finite loss.
         noise: Standard deviation of one loss, in units of the loss: the root of an EMA of half the
-            squared differences of successive finite losses, of which each counts as three standard
-            deviations at most; NaN before two.
+            squared differences of successive finite losses, each clipped to three standard
+            deviations; NaN before two.
         last: Last loss recorded; NaN before the first.
         outcome: "running", "diverged" or "non-finite".
         stopped_at: Index of the loss that ended "running", or None.
@@ -51,21 +53,21 @@ class CurveStatus:
 
 
 class LossCurve:
-    """Losses and learning rates of a run, recorded without a host-device synchronisation.
+    """Losses and learning rates of a run, recorded without a synchronisation.
 
     Args:
-        capacity: Losses that fit, 1 or more.
-        device: Where losses are; a loss must come from there.
-        width: Learning rates recorded with each loss: 1, or one per parameter group.
-        beta: Decay of the running EMA, in [0, 1).
-        stop: The run counts as diverged once the EMA is above its best by more than
-            ``(stop - 1) * max(best, drop / 10, noise)``. ``drop`` is how far the EMA has fallen
+        capacity: Largest number of losses, 1 or more.
+        device: Device of the losses; default "cpu".
+        width: Learning rates per loss: 1, the default, or one per parameter group.
+        beta: Decay of the running EMA, in [0, 1); default 0.98.
+        stop: Factor above 1: the run has diverged once the EMA exceeds its best by more than
+            ``(stop - 1) * max(best, drop / 10, noise)``. ``drop`` is the fall of the EMA so far,
             and ``noise`` the standard deviation of one loss, as of the loss before. For losses well
             above zero that is the usual ``stop * best``. With a best of 0 or less nothing diverges
-            within ten losses, nor if all losses were equal so far. None: never.
-        grace: Losses at the start that are not judged.
-        rates: Learning rates planned for each loss, [capacity] or [capacity, width]: row k is that
-            of the k-th recorded loss. None: they come with the losses.
+            within ten losses, nor if all losses were equal so far. None, the default: never.
+        grace: Number of losses at the start that are not judged, 0 or more; default 0.
+        rates: Learning rates planned for each loss, [capacity] or [capacity, width], in the order
+            of recording. None, the default: they come with the losses.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -94,11 +96,8 @@ class LossCurve:
         grace: int = 0,
         rates: Tensor | npt.ArrayLike | None = None,
     ) -> None:
-        for name, value, least in (
-            ("capacity", capacity, 1),
-            ("width", width, 1),
-            ("grace", grace, 0),
-        ):
+        limits = (("capacity", capacity, 1), ("width", width, 1), ("grace", grace, 0))
+        for name, value, least in limits:
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, got {value}")
         _check_beta(beta)
@@ -126,22 +125,22 @@ class LossCurve:
         *,
         skip: Tensor | None = None,
     ) -> None:
-        """Record one loss, and the learning rates that go with it. Does not synchronise.
+        """Record one loss and its learning rates, without a synchronisation.
 
         Args:
             loss: One element, floating point, on the curve's device.
             lr: Learning rate or rates, [width]; a tensor must be float64 on the curve's device.
-                None: the planned ones, or NaN if none are planned.
-            skip: One element, floating point, on the curve's device, as a GradScaler's
-                ``found_inf``. If it is not 0, a finite loss is not recorded; one that is not
-                finite still is, and sets the flag. The device decides; so from the first ``skip``
-                on, ``len(curve)`` and all that depends on it synchronise, and losses past the
-                capacity are dropped on the device instead of raising.
+                None, the default: the planned ones, or NaN if none are planned.
+            skip: One element, floating point, on the curve's device, such as a GradScaler's
+                ``found_inf``; default None. If it is not 0, a finite loss is not recorded; an
+                infinite or NaN one is, and sets the flag. The device decides, so that from the
+                first ``skip`` on ``len(curve)`` and all that depends on it synchronise, and losses
+                past the capacity are dropped instead of raising.
 
         Raises:
             IndexError: If the curve is full, and no ``skip`` was ever passed.
             TypeError, ValueError: If an argument is not of that kind, or ``lr`` is given although
-                rates are planned.
+                learning rates are planned.
         """
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss must be a scalar tensor, got {type(loss).__name__}")
@@ -166,7 +165,7 @@ class LossCurve:
         self._recorded += 1
 
     def _row(self, lr: float | Sequence[float] | Tensor | None) -> Tensor | None:
-        """Rates as the engine takes them: [width] on the device, or None for the planned ones."""
+        """Return learning rates for the engine: [width] on the device; None: the planned ones."""
         if self._planned:
             if lr is not None:
                 raise ValueError(
@@ -184,17 +183,17 @@ class LossCurve:
         return rates
 
     def __len__(self) -> int:
-        """Losses recorded. Synchronises once a step may have been skipped."""
+        """Number of recorded losses. Synchronises once a step may have been skipped."""
         return int(self._state[_COUNT]) if self._may_skip else self._recorded
 
     def truncate(self, count: int) -> None:
         """Forget all but the first ``count`` losses; the running EMA, best and flag stay.
 
         Args:
-            count: Losses to keep.
+            count: Number of losses to keep, from 0 to ``len(self)``.
 
         Raises:
-            ValueError: If fewer are recorded.
+            ValueError: If it is out of range.
         """
         if not 0 <= count <= (recorded := len(self)):
             raise ValueError(f"count must be from 0 to {recorded}, got {count}")
@@ -208,13 +207,13 @@ class LossCurve:
 
     @property
     def lrs(self) -> Tensor:
-        """Learning rates, float64 [len(self)], or [len(self), width] for more, on the device."""
+        """Learning rates, float64 [len(self)] on the device; [len(self), width] if width > 1."""
         rates = self._rates[: len(self)]
         return rates[:, 0] if rates.shape[1] == 1 else rates
 
     @property
     def stop_flag(self) -> Tensor:
-        """One float64 on the device, 0 while running, then not 0 for ever."""
+        """One float64 on the device: 0 while the run goes on, and not 0 from its end on."""
         return self._state[_FLAG : _FLAG + 1]
 
     def smoothed(
@@ -228,21 +227,21 @@ class LossCurve:
         """Return the smoothed losses, float64 [len(self)], on the device.
 
         Args:
-            method: "ema", the bias-corrected exponential moving average; "sma", the mean over a
-                centred window; "median", the median over one, without NaN; "savgol", the value of
-                the polynomial that fits a window best (Savitzky-Golay); "none", the losses as they
-                are. The windows of "sma" and "median" narrow towards both ends; at the ends of
-                "savgol" the polynomial of the first or last full window goes on.
-            beta: Decay of the EMA, in [0, 1); the curve's own by default.
-            window: Odd width in losses. By default 5, for "savgol" 11; for "savgol" it must be
-                above ``order`` and at most ``len(self)``.
-            order: Degree of the polynomial, from 0 to 5; 2 by default.
+            method: "ema", the default: the bias-corrected exponential moving average; "sma": the
+                mean of a centred window; "median": its median, without NaN; "savgol": the value of
+                the polynomial that fits a window best (Savitzky-Golay); "none": the raw losses. The
+                windows of "sma" and "median" narrow towards both ends; at the ends of "savgol" the
+                polynomial of the first or last full window goes on.
+            beta: Decay of the EMA, in [0, 1); None, the default: the curve's own.
+            window: Odd width in losses; default 5, for "savgol" 11, which must be above ``order``
+                and at most ``len(self)``.
+            order: Degree of the polynomial, from 0 to 5; default 2.
 
-        A loss that is not finite is NaN in "ema" and left out of what follows; it spoils the
-        windows of "sma" and "savgol" that hold it.
+        An infinite or NaN loss is NaN in "ema" and left out of later values; the windows of "sma"
+        and "savgol" that hold it are NaN.
 
         Raises:
-            ValueError: If ``method`` is unknown or its parameter out of range.
+            ValueError: If ``method`` is unknown, or a parameter is out of range or not for it.
 
         Reference:
             Savitzky & Golay, "Smoothing and Differentiation of Data by Simplified Least Squares
@@ -251,7 +250,7 @@ class LossCurve:
         return self._smooth(method, {"beta": beta, "window": window, "order": order}, "window")
 
     def _smooth(self, method: Smoother, given: Mapping[str, Any], width: str) -> Tensor:
-        """Smoothed losses; parameters as given, of which the window's is called as width says."""
+        """Return smoothed losses; ``width`` is the name of the window's parameter."""
         takes = {"ema": ("beta",), "sma": (width,), "median": (width,), "savgol": (width, "order")}
         if method != "none" and method not in takes:
             names = "'ema', 'sma', 'median', 'savgol' or 'none'"
@@ -301,13 +300,13 @@ class LossCurve:
         end at i, is this at i - window, for ``wrt="step"`` and ``method="none"``.
 
         Args:
-            wrt: x: the natural logarithm of the (first) learning rate, the step, or the learning
-                rate.
-            window: Steps to either side, 1 or more.
-            beta: Decay of the EMA for method "ema"; 0 for raw losses; the curve's own by default.
-            method: What smooths the losses first, as in :meth:`smoothed`.
-            smooth_window: Its window, for "sma", "median" and "savgol".
-            order: Its polynomial's degree, for "savgol".
+            wrt: The variable x: "log_lr", the default, the natural logarithm of the (first)
+                learning rate; "step"; or "lr".
+            window: Steps to either side, 1 or more; default 1.
+            beta: Decay of the EMA, as in :meth:`smoothed`; 0: raw losses.
+            method: Smoother of the losses, as in :meth:`smoothed`.
+            smooth_window: Window of the smoother, as in :meth:`smoothed`.
+            order: Degree of the smoother's polynomial, as in :meth:`smoothed`.
 
         Raises:
             ValueError: If an argument is out of range, or fewer than 2 losses are recorded.
@@ -334,13 +333,13 @@ class LossCurve:
         return slopes
 
     def status(self) -> CurveStatus:
-        """Return the curve's state as of its last loss. Synchronises."""
+        """Return the curve's state as of its last loss. Synchronises the device."""
         return _read_status(self._state.cpu())
 
     def poll(self) -> CurveStatus:
-        """Return the curve's state as of a recent loss. Never synchronises.
+        """Return the curve's state as of a recent loss, without a synchronisation.
 
-        On the CPU that is the last loss. On a GPU each call asks for a copy and returns the newest
+        On the CPU that is the last loss. On a GPU each call queues a copy and returns the newest
         one that has arrived.
         """
         return _read_status(self._mirror.latest())
@@ -408,7 +407,7 @@ _OUTCOMES: tuple[Literal["running", "diverged", "non-finite"], ...] = (
 
 
 def _read_status(state: Tensor) -> CurveStatus:
-    values = state.numpy()  # host memory: no device is asked, no operator is dispatched
+    values = state.numpy()  # host memory: no operator is dispatched
     has_loss = values[_EMA_WEIGHT] > 0
     flag = int(values[_FLAG])
     return CurveStatus(
@@ -426,7 +425,7 @@ def _read_status(state: Tensor) -> CurveStatus:
 def _rate_rows(
     rates: Tensor | npt.ArrayLike | None, capacity: int, width: int, device: torch.device | str
 ) -> Tensor:
-    """A tensor of its own, float64 [capacity, width], of the planned rates or of NaN."""
+    """Return a new tensor, float64 [capacity, width], of planned learning rates or NaN."""
     if rates is None:
         return torch.full((capacity, width), math.nan, dtype=torch.float64, device=device)
     planned = torch.as_tensor(rates, dtype=torch.float64)
