@@ -160,6 +160,22 @@ def test_pickles_name_no_private_module() -> None:
         assert repr(pickle.loads(data)) == repr(value)
 
 
+@pytest.mark.parametrize(
+    ("home", "names"),
+    [
+        ("lrfast.bench", ["BenchResult"]),
+        ("lrfast.doctor", ["Diagnosis", "Finding"]),
+        ("lrfast.loss_schedules", ["Greedy", "LossSchedule", "Plateau"]),
+        ("lrfast.optim", ["Options", "Planned"]),
+        ("lrfast.sharded", ["ShardedState"]),
+        ("lrfast.telemetry", ["Telemetry"]),
+    ],
+)
+def test_classes_name_the_module_that_exports_them(home: str, names: list[str]) -> None:
+    module = importlib.import_module(home)
+    assert {name: getattr(module, name).__module__ for name in names} == dict.fromkeys(names, home)
+
+
 def test_version_and_type_information() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{lrfast.__version__}"' in project
