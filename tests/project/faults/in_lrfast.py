@@ -22,24 +22,22 @@ OPTIM = [
     Fault(
         "averaged-weights-stay-in-the-model",
         "lrfast/optim",
-        "for (param, _), values in zip(averaged, saved, strict=True):\n"
-        "                    param.copy_(values)",
-        "for (param, _), _values in zip(averaged, saved, strict=True):\n"
-        "                    param.copy_(param)",
+        "for param, _, own in averaged:\n                    param.copy_(own)",
+        "for param, _, _own in averaged:\n                    param.copy_(param)",
         "test_ema_and_telemetry.py",
     ),
     Fault(
         "averaged-weights-stay-after-an-exception",
         "lrfast/optim",
-        "        saved = [param.detach().clone() for param, _ in averaged]\n        try:\n"
+        "        try:\n"
         "            with torch.no_grad():\n"
-        "                for param, average in averaged:\n"
+        "                for param, average, _ in averaged:\n"
         "                    param.copy_(average)\n"
         "            yield\n"
         "        finally:\n",
-        "        saved = [param.detach().clone() for param, _ in averaged]\n        if True:\n"
+        "        if True:\n"
         "            with torch.no_grad():\n"
-        "                for param, average in averaged:\n"
+        "                for param, average, _ in averaged:\n"
         "                    param.copy_(average)\n"
         "            yield\n"
         "        if True:\n",
