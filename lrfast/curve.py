@@ -213,7 +213,7 @@ class LossCurve:
 
     @property
     def stop_flag(self) -> Tensor:
-        """One float64 on the device: 0 while the run goes on, and not 0 from its end on."""
+        """One float64 on the device, 0 while the run goes on and not 0 from its end on."""
         return self._state[_FLAG : _FLAG + 1]
 
     def smoothed(

@@ -87,7 +87,7 @@ class FusedOptimizer(SchedulingMixin):
 
     @property
     def max_grad_norm(self) -> float | None:
-        """Norm that gradients are clipped to, above 0; None: no clipping. May be set any time."""
+        """Norm that gradients are clipped to, above 0; None clips nothing. May be set any time."""
         return self._options.max_grad_norm
 
     @max_grad_norm.setter
@@ -96,7 +96,7 @@ class FusedOptimizer(SchedulingMixin):
 
     @property
     def loss_schedule(self) -> LossSchedule | None:
-        """The Plateau or Greedy whose factor multiplies the learning rates; None: there is none.
+        """The Plateau or Greedy whose factor multiplies the learning rates, or None.
 
         Loading a state dict that holds one makes it, if the optimizer has none.
         """

@@ -38,10 +38,8 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
 
     Example:
         >>> import torch, lrfast
-        >>> layer = torch.nn.Linear(2, 1)
-        >>> optimizer = lrfast.Adagrad(layer.parameters(), lr=0.01)
-        >>> layer(torch.ones(1, 2)).sum().backward()
-        >>> optimizer.step()
+        >>> parameters = torch.nn.Linear(2, 1).parameters()
+        >>> optimizer = lrfast.Adagrad(parameters, lr=0.01)
 
     Reference:
         Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic

@@ -38,10 +38,8 @@ class Lion(FusedOptimizer, torch.optim.Optimizer):
 
     Example:
         >>> import torch, lrfast
-        >>> layer = torch.nn.Linear(2, 1)
-        >>> optimizer = lrfast.Lion(layer.parameters(), lr=1e-4, weight_decay=0.1)
-        >>> layer(torch.ones(1, 2)).sum().backward()
-        >>> optimizer.step()
+        >>> parameters = torch.nn.Linear(2, 1).parameters()
+        >>> optimizer = lrfast.Lion(parameters, lr=1e-4, weight_decay=0.1)
 
     Reference:
         Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675.

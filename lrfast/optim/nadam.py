@@ -39,10 +39,8 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
 
     Example:
         >>> import torch, lrfast
-        >>> layer = torch.nn.Linear(2, 1)
-        >>> optimizer = lrfast.NAdam(layer.parameters(), lr=2e-3)
-        >>> layer(torch.ones(1, 2)).sum().backward()
-        >>> optimizer.step()
+        >>> parameters = torch.nn.Linear(2, 1).parameters()
+        >>> optimizer = lrfast.NAdam(parameters, lr=2e-3)
 
     Reference:
         Dozat, "Incorporating Nesterov Momentum into Adam", 2016.

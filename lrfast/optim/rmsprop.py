@@ -37,10 +37,8 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
 
     Example:
         >>> import torch, lrfast
-        >>> layer = torch.nn.Linear(2, 1)
-        >>> optimizer = lrfast.RMSprop(layer.parameters(), lr=0.01, centered=True)
-        >>> layer(torch.ones(1, 2)).sum().backward()
-        >>> optimizer.step()
+        >>> parameters = torch.nn.Linear(2, 1).parameters()
+        >>> optimizer = lrfast.RMSprop(parameters, lr=0.01, centered=True)
 
     Reference:
         Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012.

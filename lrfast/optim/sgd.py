@@ -36,10 +36,8 @@ class SGD(FusedOptimizer, torch.optim.SGD):
 
     Example:
         >>> import torch, lrfast
-        >>> layer = torch.nn.Linear(2, 1)
-        >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-        >>> layer(torch.ones(1, 2)).sum().backward()
-        >>> optimizer.step()
+        >>> parameters = torch.nn.Linear(2, 1).parameters()
+        >>> optimizer = lrfast.SGD(parameters, lr=0.1, momentum=0.9)
 
     Reference:
         Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
