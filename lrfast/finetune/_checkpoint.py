@@ -27,7 +27,7 @@ from lrfast.finetune._history import History
 from lrfast.finetune._stage_state import ResumePoint, Run
 from lrfast.optim._checkpoint import rollback_on_error
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._schedule_driver import Driver
+from lrfast.optim._schedule_driver import ScheduleDriver
 from lrfast.training._snapshot import Snapshot, is_out_of_memory
 
 _FORMAT = 1
@@ -49,7 +49,7 @@ def read(path: str | Path) -> dict[str, Any]:
     return dict(data)
 
 
-def pack(tuner: Tuner, run: Run | None, driver: Driver | None) -> dict[str, Any]:
+def pack(tuner: Tuner, run: Run | None, driver: ScheduleDriver | None) -> dict[str, Any]:
     """Return the state of a tuner, and of its running or interrupted stage; synchronises."""
     optimizer = tuner.optimizer.state_dict()
     if driver is not None:
@@ -201,10 +201,10 @@ def _check_kind(own: dict[str, Any], saved: dict[str, Any]) -> None:
             )
 
 
-def _write_base_rates(driver: Driver, packed: Iterable[dict[str, Any]]) -> None:
+def _write_base_rates(driver: ScheduleDriver, packed: Iterable[dict[str, Any]]) -> None:
     """Write the values without the schedule into a state dict's param groups."""
     for index, group in enumerate(packed):
-        rate, momentum = driver.own(index)
+        rate, momentum = driver.base_hyperparameters(index)
         lr = group["lr"]
         group["lr"] = torch.full_like(lr, rate) if isinstance(lr, Tensor) else rate
         if momentum is not None:

@@ -24,7 +24,7 @@ from lrfast._utils.progress import Progress
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune._stage_state import ResumePoint, Run
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._schedule_driver import Driver, drive
+from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
 from lrfast.training._captured import CapturedTrainStep
 from lrfast.training._data import DataExhausted, device_of
 from lrfast.training._random import RandomStates
@@ -53,19 +53,23 @@ class Loop:
         self._epoch_start = len(run.losses)  # losses before the epoch, counted where a sync is due
         self._groups = training.optimizer.param_groups
         schedules = run.of_groups(len(self._groups))
-        self.driver: Driver = drive(
+        self.driver: ScheduleDriver = attach_schedule(
             *(training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied),
             scaled=True,
         )
-        self.own_rates = [self.driver.own(index)[0] for index in range(len(self._groups))]
+        self.own_rates = [
+            self.driver.base_hyperparameters(index)[0] for index in range(len(self._groups))
+        ]
         self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
-        scale = self.driver.scale()
+        scale = self.driver.loss_factor()
         self._late_scale = None if scale is None else AsyncHostCopy(scale)
         # lrfast's kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
         kind = CapturedTrainStep if training.captures else TrainStep
         self._step = kind(
-            *(training, self._curve, self.driver), lr=self.driver.scale, max_grad_norm=max_grad_norm
+            *(training, self._curve, self.driver),
+            lr=self.driver.loss_factor,
+            max_grad_norm=max_grad_norm,
         )
         self._shows_progress = progress
         self._began = time.perf_counter()
@@ -91,7 +95,7 @@ class Loop:
         factors = self._curve.lrs[:count].cpu().nan_to_num(nan=1.0).numpy()  # NaN: no factor
         return replace(
             self.run,
-            applied=int(self.driver.applied().cpu().numpy()),
+            applied=int(self.driver.steps_applied().cpu().numpy()),
             losses=np.concatenate([self.run.losses, losses]),
             factors=np.concatenate([self.run.factors, factors]),
             rows=list(self.run.rows),

@@ -270,7 +270,7 @@ class FineTuner:
             return lr_find(self.model, self.optimizer, self.train, loss_fn, **given | options)
         finally:
             if self._loop is not None:
-                self._loop.driver.watch()
+                self._loop.driver.rearm_stop_flag()
 
     def fit(
         self,

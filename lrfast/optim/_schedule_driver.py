@@ -22,7 +22,7 @@ from lrfast.optim._scheduling import set_rate
 from lrfast.schedules import Schedule
 
 
-class Driver(ABC):
+class ScheduleDriver(ABC):
     """Schedules at work on an optimizer."""
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -40,23 +40,23 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    def rate_used(self, group: int) -> float | Tensor:
+    def last_rate(self, group: int) -> float | Tensor:
         """Return a group's last learning rate; a tensor is float64 [1] on the device."""
 
-    def scale(self) -> Tensor | None:
+    def loss_factor(self) -> Tensor | None:
         """Return the loss schedule's factor, float64 [1] on the device; None: there is none."""
         return None
 
     @abstractmethod
-    def applied(self) -> Tensor:
+    def steps_applied(self) -> Tensor:
         """Return the count of steps applied so far, one int64, which the next step may change."""
 
     @abstractmethod
-    def own(self, group: int) -> tuple[float, float | None]:
+    def base_hyperparameters(self, group: int) -> tuple[float, float | None]:
         """Return a group's base learning rate, and its momentum if the driver writes it."""
 
     @abstractmethod
-    def watch(self) -> None:
+    def rearm_stop_flag(self) -> None:
         """Obey the stop flag again, after another driver had the optimizer for a while."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Driver(ABC):
         self.after_step()
 
 
-def drive(
+def attach_schedule(
     optimizer: Optimizer,
     schedule: Schedule | Sequence[Schedule],
     total_steps: int,
@@ -78,7 +78,7 @@ def drive(
     start: int = 0,
     *,
     scaled: bool = False,
-) -> Driver:
+) -> ScheduleDriver:
     """Attach a schedule to an optimizer for one run.
 
     Args:
@@ -95,7 +95,7 @@ def drive(
     return _HostDriver(optimizer, schedule, total_steps, start)
 
 
-class _DeviceDriver(Driver):
+class _DeviceDriver(ScheduleDriver):
     _optimizer: FusedOptimizer
 
     def __init__(
@@ -112,7 +112,7 @@ class _DeviceDriver(Driver):
         optimizer._attach(optimizer._one_per_group(schedule), start)
         optimizer._watch(stop_flag)
 
-    def watch(self) -> None:
+    def rearm_stop_flag(self) -> None:
         self._optimizer._watch(self._stop_flag)
 
     def before_step(self) -> None:
@@ -121,20 +121,20 @@ class _DeviceDriver(Driver):
     def after_step(self) -> None:
         pass
 
-    def rate_used(self, group: int) -> Tensor:
+    def last_rate(self, group: int) -> Tensor:
         return self._optimizer.last_rates[group : group + 1]
 
-    def scale(self) -> Tensor | None:
+    def loss_factor(self) -> Tensor | None:
         scale = self._optimizer._loss_factor
         return None if scale is None else scale.reshape(1)
 
-    def applied(self) -> Tensor:
+    def steps_applied(self) -> Tensor:
         engine = self._optimizer._engine
         clocks = [] if engine is None else engine.clocks()
         start = self._optimizer._clock_at_start[0]
         return clocks[0][0] if clocks else torch.tensor(start)
 
-    def own(self, group: int) -> tuple[float, float | None]:
+    def base_hyperparameters(self, group: int) -> tuple[float, float | None]:
         return float(self._optimizer.param_groups[group]["lr"]), None
 
     def detach(self) -> None:
@@ -143,7 +143,7 @@ class _DeviceDriver(Driver):
         self._optimizer._attach([None] * len(self._optimizer.param_groups))
 
 
-class _HostDriver(Driver):
+class _HostDriver(ScheduleDriver):
     def __init__(
         self,
         optimizer: Optimizer,
@@ -179,17 +179,17 @@ class _HostDriver(Driver):
         if self._has_stepped and not (self._found_inf is not None and self._found_inf.item()):
             self._next += 1
 
-    def rate_used(self, group: int) -> float | Tensor:
+    def last_rate(self, group: int) -> float | Tensor:
         lr = self._optimizer.param_groups[group]["lr"]
         return lr.detach().double().reshape(1) if isinstance(lr, Tensor) else float(lr)
 
-    def applied(self) -> Tensor:
+    def steps_applied(self) -> Tensor:
         return torch.tensor(self._next)
 
-    def own(self, group: int) -> tuple[float, float | None]:
+    def base_hyperparameters(self, group: int) -> tuple[float, float | None]:
         return self._own_rates[group], self._own_momenta[group]
 
-    def watch(self) -> None:
+    def rearm_stop_flag(self) -> None:
         pass
 
     def _note_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
-from lrfast.optim._schedule_driver import Driver, drive
+from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
 from lrfast.range_test._sweep import Sweep
 from lrfast.training._captured import CapturedTrainStep
 from lrfast.training._data import DataSize, close, device_of, to_device_async
@@ -70,7 +70,7 @@ class SweepLoop:
         for group, (own_rate, _) in zip(optimizer.param_groups, parts, strict=True):
             group["lr"] = own_rate
         schedules = [schedule for _, schedule in parts]
-        driver = drive(optimizer, schedules, self._sweep.num_iter, self.curve.stop_flag)
+        driver = attach_schedule(optimizer, schedules, self._sweep.num_iter, self.curve.stop_flag)
         step = self._make_step(driver)
         batches = training.micro_batches()
         bar = Progress("range test", len(self._lrs), shown=self._progress)
@@ -92,12 +92,12 @@ class SweepLoop:
             driver.detach()
         return self.curve
 
-    def _make_step(self, driver: Driver) -> TrainStep:
+    def _make_step(self, driver: ScheduleDriver) -> TrainStep:
         training = self._training
         kind = CapturedTrainStep if training.captures else kind_of_step(training)
         if training.step_fn is None:
             return kind(training, self.curve, driver)
-        lr = partial(driver.rate_used, self._sweep.reference)
+        lr = partial(driver.last_rate, self._sweep.reference)
         return kind(training, self.curve, driver, lr=lr)
 
     def _steps(self) -> Iterator[int]:

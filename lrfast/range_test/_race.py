@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lrfast import schedules
 from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
-from lrfast.optim._schedule_driver import drive
+from lrfast.optim._schedule_driver import attach_schedule
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test._result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
@@ -153,7 +153,7 @@ class _RaceRunner:
             set_rate(group, rate)
         curve = LossCurve(self._steps, device_of(training.model), stop=_DIVERGED)
         schedule = _one_cycle(training.optimizer, self._steps)
-        driver = drive(training.optimizer, schedule, self._steps, curve.stop_flag)
+        driver = attach_schedule(training.optimizer, schedule, self._steps, curve.stop_flag)
         train_step = kind_of_step(training)(training, curve, driver)
         batches = training.micro_batches()
         losses: list[float] = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast.curve import LossCurve, _CurveRecorder
-from lrfast.optim._schedule_driver import Driver
+from lrfast.optim._schedule_driver import ScheduleDriver
 from lrfast.training._data import (
     ComputeLoss,
     DataSize,
@@ -132,7 +132,7 @@ class TrainStep:
         self,
         training: Training,
         curve: LossCurve | _CurveRecorder,
-        driver: Driver,
+        driver: ScheduleDriver,
         *,
         lr: Callable[[], Rate] = lambda: None,
         max_grad_norm: float | None = None,
@@ -239,7 +239,9 @@ class UserStep(UpdateFirst):
             self._driver.after_step()
             return self._training.ranks.mean(loss.detach().to(device))
 
-        return record_call(driven, micro_batches[0], self._curve, self._lr, self._driver.applied)
+        return record_call(
+            driven, micro_batches[0], self._curve, self._lr, self._driver.steps_applied
+        )
 
     def record_only(self, micro_batches: list[Any]) -> None:
         """Make one update more, which is all that a whole step can do."""
