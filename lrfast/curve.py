@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy.typing as npt
 import torch
@@ -23,6 +23,7 @@ from lrfast._utils.extension import extension
 __all__ = ["CurveStatus", "LossCurve", "Smoother"]
 
 Smoother = Literal["ema", "sma", "median", "savgol", "none"]
+_Outcome = Literal["running", "diverged", "non-finite"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class CurveStatus:
     smoothed: float
     best: float
     last: float
-    outcome: Literal["running", "diverged", "non-finite"]
+    outcome: _Outcome
     stopped_at: int | None
     first: float = math.nan
     noise: float = math.nan
@@ -346,14 +347,10 @@ class LossCurve:
 
 
 class _CurveRecorder:
-    """Recording of losses from within a step that a CUDA graph may replay.
+    """Recording of a curve's losses from within a step that a CUDA graph may replay."""
 
-    A replay launches again what :meth:`record` has launched once. The host's part is apart:
-    :meth:`begin` and :meth:`end` enclose each step, replayed or not.
-
-    Args:
-        curve: Records the losses.
-    """
+    # A replay launches again what record() launched once; begin() and end() are the host's part,
+    # around each step.
 
     def __init__(self, curve: LossCurve) -> None:
         self._curve = curve
@@ -399,11 +396,7 @@ class _CurveRecorder:
 # Places in the state tensor: csrc/core/curve.h, CurveState.
 _COUNT, _EMA_SUM, _EMA_WEIGHT, _FIRST, _BEST, _BEST_AT, _FLAG, _FLAGGED_AT = range(8)
 _LAST, _LAST_FINITE, _SQUARES_SUM, _SQUARES_WEIGHT, _NOISE = range(8, 13)
-_OUTCOMES: tuple[Literal["running", "diverged", "non-finite"], ...] = (
-    "running",
-    "diverged",
-    "non-finite",
-)
+_OUTCOMES: tuple[_Outcome, ...] = get_args(_Outcome)  # by the flag
 
 
 def _read_status(state: Tensor) -> CurveStatus:
