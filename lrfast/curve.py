@@ -20,7 +20,7 @@ from torch import Tensor
 from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
 
-__all__ = ["CurveStatus", "LossCurve", "Smoother"]
+__all__ = ["CurveStatus", "LossCurve"]
 
 Smoother = Literal["ema", "sma", "median", "savgol", "none"]
 _Outcome = Literal["running", "diverged", "non-finite"]
