@@ -35,14 +35,11 @@ class DrawnHistory(Protocol):
 
 
 def plot_history(history: DrawnHistory, path: str | Path | None = None) -> Figure:
-    """Draw a fine-tuning run: losses and validation above, learning rates below.
+    """Return a figure of a fine-tuning run: losses above, learning rates below.
 
     Args:
         history: ``tuner.history``.
         path: Where to save the figure too; the suffix names the format.
-
-    Returns:
-        The figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -56,23 +53,16 @@ def plot_history(history: DrawnHistory, path: str | Path | None = None) -> Figur
     if not history.stages:
         return finish(figure, path)
     losses.plot(history.losses, color="0.6", linewidth=1, label="training loss")
-    rows = history.epochs
-    measured = [row for row in rows if "valid_loss" in row]
+    measured = [(row["step"], row["valid_loss"]) for row in history.epochs if "valid_loss" in row]
     if measured:
-        losses.plot(
-            [row["step"] for row in measured],
-            [row["valid_loss"] for row in measured],
-            "C3o-",
-            markersize=3,
-            label="validation loss",
-        )
+        losses.plot(*zip(*measured, strict=True), "C3o-", markersize=3, label="validation loss")
     start = 0
     for stage in history.stages:
         steps = start + np.arange(len(stage.losses))
-        for group in range(stage.rates.shape[1]):
+        for group, column in enumerate(stage.rates.T):
             label = f"group {group}" if start == 0 else None
             style = line_style(group, stage.rates.shape[1], len(steps))
-            rates.plot(steps, stage.rates[:, group], **style, label=label)
+            rates.plot(steps, column, **style, label=label)
         losses.axvline(start, color="0.8", linewidth=0.8)
         start += len(stage.losses)
     rates.set_yscale("log")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lrfast._utils.figures import limits
+from lrfast._utils.validation import check_count
 from lrfast.range_test._sweep import FloatArray
 from lrfast.suggest import Suggestion
 
@@ -33,19 +34,20 @@ _BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 
 
 class _Axis(NamedTuple):
-    """A logarithmic axis of learning rates with a number of positions."""
+    """A logarithmic axis of learning rates."""
 
     first: float  # log10 of the first rate
     last: float
-    positions: int
+    columns: int
 
     def place(self, log_rates: FloatArray) -> FloatArray:
+        """Return where on the axis learning rates are, from 0 to 1."""
         if self.last == self.first:
-            return np.full_like(log_rates, 0.5 * (self.positions - 1))
-        return (log_rates - self.first) / (self.last - self.first) * (self.positions - 1)
+            return np.full_like(log_rates, 0.5)
+        return (log_rates - self.first) / (self.last - self.first)
 
     def column(self, log_rate: float) -> int:
-        return int(np.rint(self.place(np.array(log_rate))))
+        return int(np.rint(self.place(np.array(log_rate)) * (self.columns - 1)))
 
 
 def rate_text(suggestion: Suggestion) -> str:
@@ -59,74 +61,52 @@ def rate_text(suggestion: Suggestion) -> str:
 
 def terminal_plot(
     lrs: FloatArray,
-    smoothed: FloatArray,
-    rule: str,
-    suggestion: Suggestion,
+    losses: FloatArray,
+    caption: str,
+    lr: float | None,
     width: int,
     height: int,
     ascii: bool,
 ) -> str:
-    """Return lines of text that draw the losses and mark what the rule suggests."""
-    for name, value, least in (("width", width, 32), ("height", height, 8)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
+    """Return lines of text that draw the losses and mark a learning rate."""
+    check_count("width", width, least=32)
+    check_count("height", height, least=8)
     if len(lrs) == 0:
         return "no points to draw"
     if not ((np.diff(lrs) >= 0).all() and lrs[0] > 0 and np.isfinite(lrs).all()):
         raise ValueError("lrs must be finite, above 0 and rise to be drawn")
     glyphs = _ASCII if ascii else _UNICODE
     rows = height - 3
-    span = limits(smoothed)
-    labels = _loss_labels(span, rows)
+    # Without a finite loss nothing is drawn: no loss has a place between limits that are NaN.
+    low, high = limits(losses) or (math.nan, math.nan)
+    labels = [""] * rows
+    if high > low:
+        for row in (0, rows // 2, rows - 1):
+            labels[row] = f"{high + (low - high) * row / (rows - 1):.3g}"
     margin = max(map(len, labels)) + 1
     axis = _Axis(math.log10(lrs[0]), math.log10(lrs[-1]), width - margin - 1)
-    canvas = _canvas(lrs, smoothed, span, rows, axis, glyphs)
+    # Losses beyond are drawn no further than a canvas away, infinite ones too.
+    y = (high - np.clip(losses, low - (high - low), high + (high - low))) / (high - low)
+    canvas = _canvas(axis.place(np.log10(lrs)), y, rows, axis.columns, glyphs)
     floor, rates = _floor(lrs, axis, glyphs)
-    caption = f"{rule}: {rate_text(suggestion)}"
-    if suggestion.lr is not None and lrs[0] <= suggestion.lr <= lrs[-1]:
-        at = axis.column(math.log10(suggestion.lr))
+    if lr is not None and lrs[0] <= lr <= lrs[-1]:
+        at = axis.column(math.log10(lr))
         floor = floor[:at] + glyphs.arrow + floor[at + 1 :]
         caption = f"{glyphs.arrow} {caption}"
-        canvas = [
-            line[:at] + line[at].replace(" ", glyphs.rate) + line[at + 1 :] for line in canvas
-        ]
-    body = [
-        f"{label:>{margin}}{glyphs.side}{line}" for label, line in zip(labels, canvas, strict=True)
-    ]
-    indent = " " * margin
-    caption = " " * min(margin + 1, width - len(caption)) + caption
-    lines = [*body, f"{indent}{glyphs.corner}{floor}", f"{indent} {rates}", caption]
+        canvas = [row[:at] + row[at].replace(" ", glyphs.rate) + row[at + 1 :] for row in canvas]
+    labelled = zip(labels, canvas, strict=True)
+    lines = [f"{label:>{margin}}{glyphs.side}{row}" for label, row in labelled]
+    lines += [" " * margin + glyphs.corner + floor, " " * margin + " " + rates]
+    lines += [" " * min(margin + 1, width - len(caption)) + caption]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _loss_labels(span: tuple[float, float] | None, rows: int) -> list[str]:
-    """Return the text beside each row: the loss at the top, the middle and the bottom."""
-    labels = [""] * rows
-    if span is not None:
-        for row in (0, rows // 2, rows - 1):
-            labels[row] = f"{span[1] + (span[0] - span[1]) * row / (rows - 1):.3g}"
-    return labels
-
-
-def _canvas(
-    lrs: FloatArray,
-    smoothed: FloatArray,
-    span: tuple[float, float] | None,
-    rows: int,
-    axis: _Axis,
-    glyphs: _Glyphs,
-) -> list[str]:
-    """Return the curve, one string of equal length per row."""
+def _canvas(x: FloatArray, y: FloatArray, rows: int, columns: int, glyphs: _Glyphs) -> list[str]:
+    """Return a curve, from 0 to 1 either way and drawn from the top, as rows of equal length."""
     down, across = glyphs.dots
-    dots = np.zeros((rows * down, axis.positions * across), dtype=bool)
-    if span is not None:
-        low, high = span
-        # Losses beyond are drawn no further than a canvas away, infinite ones too.
-        losses = np.clip(smoothed, low - (high - low), high + (high - low))
-        y = (high - losses) / (high - low) * (len(dots) - 1)
-        fine = axis._replace(positions=dots.shape[1])
-        _draw(dots, fine.place(np.log10(lrs)), y)
-    cells = dots.reshape(rows, down, axis.positions, across)
+    dots = np.zeros((rows * down, columns * across), dtype=bool)
+    _draw(dots, x * (dots.shape[1] - 1), y * (len(dots) - 1))
+    cells = dots.reshape(rows, down, columns, across)
     if glyphs.dots == (1, 1):
         return ["".join("*" if cell else " " for cell in row) for row in cells[:, 0, :, 0]]
     codes = (cells * _BRAILLE[:, None, :]).sum(axis=(1, 3))
@@ -147,17 +127,17 @@ def _draw(dots: npt.NDArray[np.bool_], x: FloatArray, y: FloatArray) -> None:
 def _floor(lrs: FloatArray, axis: _Axis, glyphs: _Glyphs) -> tuple[str, str]:
     """Return the axis with a tick at each label, and the labels: decades, or else both ends."""
     decades = axis.last - axis.first
-    stride = max(math.ceil(_LABEL_COLUMNS * decades / axis.positions), 1)
+    stride = max(math.ceil(_LABEL_COLUMNS * decades / axis.columns), 1)
     exponents = range(math.ceil(axis.first), math.floor(axis.last) + 1)
     ticks = [(float(power), f"1e{power:+03d}") for power in exponents if power % stride == 0]
     if len(ticks) < 2:
         ends = dict.fromkeys(lrs[[0, -1]].tolist())
         ticks = [(math.log10(rate), f"{rate:.1e}") for rate in ends]
-    floor = [glyphs.floor] * axis.positions
-    labels = [" "] * axis.positions
+    floor = [glyphs.floor] * axis.columns
+    labels = [" "] * axis.columns
     for power, label in ticks:
         at = axis.column(power)
         floor[at] = glyphs.tick
-        start = min(max(at - len(label) // 2, 0), axis.positions - len(label))
+        start = min(max(at - len(label) // 2, 0), axis.columns - len(label))
         labels[start : start + len(label)] = label
     return "".join(floor), "".join(labels)

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lrfast._utils.figures import (
-    LINES,
-    MARKERS,
-    FloatArray,
-    finish,
-    limit_height,
-    line_style,
-    new_figure,
-)
+from lrfast._utils.figures import LINES, MARKERS, finish, limit_height, line_style, new_figure
+from lrfast.range_test._sweep import FloatArray
 from lrfast.suggest import Suggestion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_RULE_MARKERS = {
-    "auto": "*",
-    "verified": "*",
-    "minimum": "v",
-    "steep": "s",
-    "valley": "o",
-    "slide": "D",
-}
+_MARKS = {"auto": "*", "verified": "*", "minimum": "v", "steep": "s", "valley": "o", "slide": "D"}
 
 
 class DrawnTest(Protocol):
@@ -61,15 +47,12 @@ class DrawnTest(Protocol):
 def plot_range_test(
     result: DrawnTest, path: str | Path | None = None, others: Sequence[DrawnTest] = ()
 ) -> Figure:
-    """Draw a range test: losses and suggestions above, the derivative below.
+    """Return a figure of a range test: losses and suggestions above, the derivative below.
 
     Args:
         result: A return value of :func:`lrfast.lr_find`.
         path: Where to save the figure too; the suffix names the format.
         others: Range tests whose smoothed losses and derivatives are drawn behind.
-
-    Returns:
-        The figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -109,15 +92,12 @@ def plot_comparison(
     path: str | Path | None = None,
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw the smoothed losses of several range tests and the learning rate chosen in each.
+    """Return a figure of the smoothed losses of range tests and the learning rates they suggest.
 
     Args:
         results: Two range tests or more.
         path: Where to save the figure too; the suffix names the format.
         labels: Name of each; None for "run 1", "run 2" and so on.
-
-    Returns:
-        The figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -133,17 +113,13 @@ def plot_comparison(
     figure = new_figure(8.0, 4.5)
     axes = figure.subplots()
     for index, (result, label) in enumerate(zip(results, labels, strict=True)):
-        color = f"C{index}"
         lr = result.suggestion.lr
-        rate = f"{result.rule}: no suggestion" if lr is None else f"{result.rule}: {lr:.1e}"
-        axes.plot(
-            result.lrs,
-            result.smoothed,
-            **line_style(index, count, len(result.lrs)),
-            label=f"{label} ({result.outcome}, {rate})",
-        )
+        answer = "no suggestion" if lr is None else f"{lr:.1e}"
+        style = line_style(index, count, len(result.lrs))
+        style["label"] = f"{label} ({result.outcome}, {result.rule}: {answer})"
+        axes.plot(result.lrs, result.smoothed, **style)
         if lr is not None:
-            axes.plot(lr, _height(result, lr), "*", color=color, markersize=14)
+            axes.plot(lr, _height(result, lr), "*", color=f"C{index}", markersize=14)
     limit_height(axes, np.concatenate([result.smoothed for result in results]))
     axes.set_title("Range tests")
     axes.set_ylabel("smoothed loss")
@@ -156,23 +132,18 @@ def _mark_suggestions(axes: Axes, result: DrawnTest) -> None:
     """Mark every suggested learning rate, and shade the span of a pair."""
     more = iter(MARKERS * len(result.suggestions))
     for name, suggestion in result.suggestions.items():
-        if suggestion.lr is None:
+        base_lr, lr = suggestion.base_lr, suggestion.lr
+        if lr is None:
             continue
-        if suggestion.base_lr is not None:
-            span = f"{name}: {suggestion.base_lr:.1e} to {suggestion.lr:.1e}"
-            axes.axvspan(suggestion.base_lr, suggestion.lr, color="C2", alpha=0.12, label=span)
+        if base_lr is not None:
+            span = f"{name}: {base_lr:.1e} to {lr:.1e}"
+            axes.axvspan(base_lr, lr, color="C2", alpha=0.12, label=span)
             continue
-        chosen = name == result.rule
-        axes.plot(
-            suggestion.lr,
-            _height(result, suggestion.lr),
-            linestyle="none",
-            marker=_RULE_MARKERS.get(name) or next(more),
-            markersize=14 if chosen else 7,
-            markerfacecolor="C3" if chosen else "white",
-            markeredgecolor="C3" if chosen else "black",
-            label=f"{name}: {suggestion.lr:.1e}",
-        )
+        style: dict[str, Any] = {"markersize": 7, "markerfacecolor": "w", "markeredgecolor": "k"}
+        if name == result.rule:
+            style = {"markersize": 14, "color": "C3"}
+        marker = _MARKS.get(name) or next(more)
+        axes.plot(lr, _height(result, lr), marker, **style, label=f"{name}: {lr:.1e}")
 
 
 def _height(result: DrawnTest, lr: float) -> float:

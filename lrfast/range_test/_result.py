@@ -109,8 +109,7 @@ class AppliedRates(list[float]):
         """Restore the old learning rates, in place if they are tensors.
 
         Raises:
-            ValueError: If the optimizer has another number of param groups by now; nothing is
-                changed then.
+            ValueError: If the number of param groups has changed; nothing is set then.
         """
         count = len(self._optimizer.param_groups)
         if count != len(self.old):
@@ -118,18 +117,13 @@ class AppliedRates(list[float]):
                 f"optimizer must have the {len(self.old)} param groups that the rates were applied "
                 f"to, got {count}"
             )
-        _set_rates(self._optimizer, self.old)
+        for group, rate in zip(self._optimizer.param_groups, self.old, strict=True):
+            set_rate(group, rate)
 
     def __str__(self) -> str:
         rates = zip(self._names, self.old, self, strict=True)
         rows = [(name, f"{old:.1e}", f"{new:.1e}") for name, old, new in rates]
         return Table(("group", "old", "new"), rows).text()
-
-
-def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
-    """Set the learning rate of every param group, in place if it is a tensor."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        set_rate(group, rate)
 
 
 @public_in("lrfast.range_test")
@@ -139,15 +133,15 @@ class RangeTest:
 
     Args:
         lrs: Learning rates of the reference group, [points], up to the end of the sweep.
-        losses: Raw losses, [points]; ``losses[k]`` is measured just before the update at
-            ``lrs[k]``. Medians over the repeats if there are several.
+        losses: Raw losses, [points], each just before the update at its learning rate; medians
+            over the repeats if there are several.
         smoothed: Bias-corrected EMA of the losses, [points].
         derivative: Slope of the smoothed losses over the natural logarithm of ``lrs``, [points].
         sweep: The learning rates of every param group.
-        suggestions: Suggestion of each method of :mod:`lrfast.suggest`, by name; "verified" is the
-            winner of the race.
-        outcome: "completed", "diverged" (the stop rule ended the sweep) or "non-finite" (a NaN or
-            infinite loss did).
+        suggestions: Suggestion of each method of :mod:`lrfast.suggest`, by name, and of the race
+            as "verified".
+        outcome: "completed", or what ended the sweep: "diverged" (the stop rule) or "non-finite"
+            (a NaN or infinite loss).
         seconds: Wall time with snapshot and restore, in seconds.
         notes: Remarks for the reader, such as that the loader was cycled.
         repeats: Raw losses of every sweep, [repeats, points of the longest], NaN after its end;
@@ -226,31 +220,35 @@ class RangeTest:
             ValueError: If there is no such method, or it has no suggestion; the message says why.
         """
         rule = self.rule if rule is None else rule
-        suggestion = self._suggestion_of(rule)
-        lr = suggestion.lr
+        if rule not in self.suggestions:
+            if rule == "verified":
+                raise ValueError(
+                    "rule 'verified' needs candidates that were trained with; "
+                    "run the range test with verify="
+                )
+            suggest.get(rule)  # raises for a name that no rule has
+            raise ValueError(f"rule must be one of {', '.join(self.suggestions)}, got {rule!r}")
+        lr = self.suggestions[rule].lr
         if lr is None:
-            raise ValueError(f"rule {rule!r} suggests no rate: {suggestion.reason}")
+            raise ValueError(f"rule {rule!r} suggests no rate: {self.suggestions[rule].reason}")
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"rule {rule!r} must suggest a finite rate above 0, got {lr}")
         # torch cannot load a state dict with numbers of numpy.
         return [float(rate) for rate in self.sweep.rates_at(lr)]
 
     def apply(self, optimizer: Optimizer, rule: str | None = None) -> AppliedRates:
-        """Set the learning rate of every param group to the suggested one.
-
-        Groups that the sweep held keep theirs.
+        """Set the suggested learning rates, except in groups that the sweep held; return them.
 
         Args:
             optimizer: That of the range test, or one with as many param groups.
-            rule: Name of a suggestion method; None for :attr:`rule`.
+            rule: As for :meth:`rates`.
 
         Returns:
-            The learning rates, [groups]: a list with ``old``, ``new`` and ``undo()``; its string is
-            a table.
+            The learning rate of each param group, [groups], with ``undo()``.
 
         Raises:
             ValueError: If there is no suggestion, a learning rate is not finite and above 0, or the
-                optimizer has another number of groups; nothing is changed then.
+                optimizer has another number of groups; nothing is set then.
         """
         rates = self.rates(rule)
         groups = optimizer.param_groups
@@ -267,7 +265,8 @@ class RangeTest:
                 raise ValueError(
                     f"rates must be finite and above 0, got {rates[index]} for group {index}"
                 )
-        _set_rates(optimizer, rates)
+        for group, rate in zip(groups, rates, strict=True):
+            set_rate(group, rate)
         return AppliedRates(optimizer, old, rates)
 
     def table(self) -> str:
@@ -313,14 +312,11 @@ class RangeTest:
         return _serialize.load(path, cls)
 
     def plot(self, path: str | Path | None = None, others: Sequence[RangeTest] = ()) -> Figure:
-        """Draw losses, smoothed losses, derivative and suggestions; needs matplotlib.
+        """Return a figure of losses, derivative and suggestions; needs matplotlib.
 
         Args:
             path: Where to save the figure too; the suffix names the format.
             others: Range tests whose smoothed losses and derivatives are drawn behind.
-
-        Returns:
-            The figure.
         """
         return plot_range_test(self, path, others)
 
@@ -330,15 +326,12 @@ class RangeTest:
         path: str | Path | None = None,
         labels: Sequence[str] | None = None,
     ) -> Figure:
-        """Draw the smoothed losses and suggestions of several range tests; needs matplotlib.
+        """Return a figure of the losses and suggestions of range tests; needs matplotlib.
 
         Args:
             others: Range tests to compare with, one or more.
             path: Where to save the figure too; the suffix names the format.
             labels: Name of each, this one first; None for "run 1", "run 2" and so on.
-
-        Returns:
-            The figure.
 
         Raises:
             ValueError: If there is nothing to compare with, or not one label per run.
@@ -353,25 +346,11 @@ class RangeTest:
             height: Lines, 8 or more.
             ascii: Whether to use ASCII characters only.
 
-        Returns:
-            The lines, without colours.
-
         Raises:
             ValueError: If there is no room.
         """
-        curve = (self.lrs, self.smoothed)
-        return terminal_plot(*curve, self.rule, self.suggestion, width, height, ascii)
-
-    def _suggestion_of(self, rule: str) -> Suggestion:
-        if rule in self.suggestions:
-            return self.suggestions[rule]
-        if rule == "verified":
-            raise ValueError(
-                "rule 'verified' needs candidates that were trained with; "
-                "run the range test with verify="
-            )
-        suggest.get(rule)  # raises for a name that no rule has
-        raise ValueError(f"rule must be one of {', '.join(self.suggestions)}, got {rule!r}")
+        answer = (f"{self.rule}: {rate_text(self.suggestion)}", self.suggestion.lr)
+        return terminal_plot(self.lrs, self.smoothed, *answer, width, height, ascii)
 
     def _span(self) -> str:
         if len(self.lrs) == 0:
@@ -380,11 +359,9 @@ class RangeTest:
         return f"{points} from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}"
 
     def _table(self) -> Table:
-        rows = [
-            (rule, rate_text(each), f"{each.confidence:.2f}", each.reason)
-            for rule, each in self.suggestions.items()
-        ]
         columns = ("rule", "rate", "confidence", "reason")
+        found = self.suggestions.items()
+        rows = [(name, rate_text(s), f"{s.confidence:.2f}", s.reason) for name, s in found]
         return Table(columns, rows, chosen=list(self.suggestions).index(self.rule))
 
     def _repr_html_(self) -> str:
@@ -399,17 +376,12 @@ class RangeTest:
         return self._table().rich(str(self))
 
     def __str__(self) -> str:
-        suggestion = self.suggestion
-        found = (
-            "has no suggestion" if suggestion.lr is None else f"suggests {rate_text(suggestion)}"
-        )
-        lines = [
-            f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s",
-            f"{self.rule} {found} (confidence {suggestion.confidence:.2f}): {suggestion.reason}",
-            *self.notes,
-        ]
-        return "\n".join(lines)
+        chosen = self.suggestion
+        found = "has no suggestion" if chosen.lr is None else f"suggests {rate_text(chosen)}"
+        head = f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s"
+        answer = f"{self.rule} {found} (confidence {chosen.confidence:.2f}): {chosen.reason}"
+        return "\n".join([head, answer, *self.notes])
 
     def __repr__(self) -> str:
-        suggested = f"{self.rule}: {rate_text(self.suggestion)}"
-        return f"RangeTest({self._span()}, {self.outcome}, {suggested})"
+        answer = f"{self.rule}: {rate_text(self.suggestion)}"
+        return f"RangeTest({self._span()}, {self.outcome}, {answer})"

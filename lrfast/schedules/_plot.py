@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+IntArray = npt.NDArray[np.int64]
+
 _MOST_LABELS = 14  # lines that a legend names
 _DECADES = 30.0  # between largest and smallest rate, from which on a linear axis hides the latter
 
@@ -26,9 +28,9 @@ class DrawnSchedule(Protocol):
     def name(self) -> str: ...
     @property
     def total_steps(self) -> int: ...
-    def values(self, steps: npt.NDArray[np.int64], /) -> FloatArray: ...
-    def momentum(self, steps: npt.NDArray[np.int64], /) -> FloatArray | None: ...
-    def weight_decay(self, steps: npt.NDArray[np.int64], /) -> FloatArray | None: ...
+    def values(self, steps: IntArray, /) -> FloatArray: ...
+    def momentum(self, steps: IntArray, /) -> FloatArray | None: ...
+    def weight_decay(self, steps: IntArray, /) -> FloatArray | None: ...
 
 
 class Planner(Protocol):
@@ -46,7 +48,7 @@ class Planner(Protocol):
 def plot_schedule(
     schedule: DrawnSchedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
 ) -> Figure:
-    """Draw a schedule over its steps, and momentum and weight decay if it sets them.
+    """Return a figure of a schedule, and of the momentum and weight decay that it sets.
 
     Args:
         schedule: The schedule.
@@ -54,18 +56,12 @@ def plot_schedule(
         rates: Learning rates of the param groups that it multiplies, body first; (1.0,) draws the
             multiplier itself.
 
-    Returns:
-        The figure.
-
     Raises:
         ImportError: If matplotlib is not installed.
     """
     steps = np.arange(schedule.total_steps)
-    channels = {
-        "momentum": schedule.momentum(steps),
-        "weight decay, multiplier": schedule.weight_decay(steps),
-    }
-    others = {name: values for name, values in channels.items() if values is not None}
+    channels = {"momentum": schedule.momentum, "weight decay, multiplier": schedule.weight_decay}
+    others = {name: v for name, values in channels.items() if (v := values(steps)) is not None}
     figure, panels = step_panels(1 + len(others))
     multipliers = schedule.values(steps)
     for group, rate in enumerate(rates):
@@ -85,7 +81,7 @@ def plot_schedule(
 def plot_schedules(
     optimizer: Planner, steps: int | None = None, path: str | Path | None = None
 ) -> Figure:
-    """Draw the learning rate, momentum and weight decay that schedules will give every group.
+    """Return a figure of the learning rate, momentum and weight decay planned for every group.
 
     Groups that share a curve share a line. A vertical line marks the step that comes next.
 
@@ -93,9 +89,6 @@ def plot_schedules(
         optimizer: An lrfast optimizer with a schedule.
         steps: How many to draw, 1 or more; None: up to the end of the longest schedule.
         path: Where to save the figure too; the suffix names the format.
-
-    Returns:
-        The figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -114,11 +107,8 @@ def plot_schedules(
         str(group.get("name", index)) + (" (frozen)" if group.get("frozen") else "")
         for index, group in enumerate(optimizer.param_groups)
     ]
-    channels = {
-        "learning rate": planned.rates,
-        "momentum": planned.momenta,
-        "weight decay": planned.weight_decays,
-    }
+    channels = {"learning rate": planned.rates, "momentum": planned.momenta}
+    channels["weight decay"] = planned.weight_decays
     shown = {label: values for label, values in channels.items() if not np.isnan(values).all()}
     figure, panels = step_panels(len(shown), width=10.0)
     for axes, (label, values) in zip(panels, shown.items(), strict=True):
@@ -134,9 +124,7 @@ def plot_schedules(
     return finish(figure, path)
 
 
-def _draw_groups(
-    axes: Axes, steps: npt.NDArray[np.int64], values: FloatArray, names: list[str]
-) -> None:
+def _draw_groups(axes: Axes, steps: IntArray, values: FloatArray, names: list[str]) -> None:
     """Draw one line for each distinct column."""
     groups: dict[bytes, list[int]] = {}
     for index, column in enumerate(values.T):
@@ -145,12 +133,9 @@ def _draw_groups(
     stride = -(-len(lines) // _MOST_LABELS)
     for line, members in enumerate(lines):
         is_named = line % stride == 0 or line == len(lines) - 1
-        axes.plot(
-            steps,
-            values[:, members[0]],
-            **line_style(line, len(lines), len(steps)),
-            label=_group_label(members, names) if is_named else None,
-        )
+        label = _group_label(members, names) if is_named else None
+        style = line_style(line, len(lines), len(steps))
+        axes.plot(steps, values[:, members[0]], **style, label=label)
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
