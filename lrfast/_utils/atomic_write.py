@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process ends that writes them."""
+"""Atomic file writes: whenever the process ends, a file is the old one or the new one."""
 
 from __future__ import annotations
 

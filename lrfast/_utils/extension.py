@@ -1,7 +1,6 @@
 """Access to the compiled engine, loaded when it is first needed.
 
-Groups, suggestions and the tables of schedules work without it; whoever needs it and lacks it is
-told how to get it.
+Groups, suggestions and the tables of schedules work without it.
 """
 
 from __future__ import annotations
@@ -25,14 +24,10 @@ def extension() -> ModuleType:
             "--no-deps .` in lrfast's source folder; `lrfast doctor` says more"
         ) from error
     built, running = module.torch_version, torch.__version__
-    if _release(built) != _release(running):
+    # torch's C++ interface is stable within a release, major and minor.
+    if built.split(".")[:2] != running.split(".")[:2]:
         raise ImportError(
             f"lrfast was built against torch {built} and runs with torch {running}: build it again "
             "with `pip install --no-build-isolation --force-reinstall --no-deps .`"
         )
     return module
-
-
-def _release(version: str) -> str:
-    """Major and minor: what torch's C++ interface is stable within."""
-    return ".".join(version.split("+")[0].split(".")[:2])

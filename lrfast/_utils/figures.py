@@ -57,13 +57,10 @@ def line_style(line: int, count: int, points: int) -> dict[str, Any]:
 
 
 def limits(values: FloatArray) -> tuple[float, float] | None:
-    """Return axis limits that keep the divergence at the end from flattening all before it.
+    """Return lower and upper axis limits, at which a divergence at the end flattens nothing.
 
     Args:
-        values: What is drawn, [points].
-
-    Returns:
-        Lower and upper limit, or None without a finite value.
+        values: Values to draw, [points]; without a finite one there are no limits: None.
 
     Example:
         >>> limits(np.array([1.0, 2.0, np.nan]))

@@ -46,16 +46,9 @@ class Progress:
             self._bar.set_postfix(self._numbers())
         self._bar.close()
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 def _is_interactive() -> bool:
     """Return whether stderr is a terminal, or a notebook's stream, which is none for tqdm."""
     stream = sys.stderr  # None in a program without a console
-    return stream is not None and (
-        stream.isatty() or type(stream).__module__.startswith("ipykernel")
-    )
+    is_notebook = type(stream).__module__.startswith("ipykernel")
+    return stream is not None and (is_notebook or stream.isatty())

@@ -18,26 +18,17 @@ _LEAST_ROOM = 24  # for the last column; with less, lines that break anywhere ar
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under the names of their columns.
-
-    Args:
-        columns: Names of the columns.
-        rows: Cells, one per column; the last of each row may be long.
-        chosen: Index of the row that stands out, by a star in text and in bold otherwise.
-        right: Indices of the columns that are aligned to the right.
-    """
+    """Rows of cells under the names of their columns."""
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    chosen: int | None = None
-    right: Collection[int] = ()
+    rows: Sequence[Sequence[str]]  # the last cell of each may be long
+    chosen: int | None = None  # the row that stands out: by a star in text, in bold otherwise
+    right: Collection[int] = ()  # the columns that are aligned to the right
 
     def text(self, width: int | None = None) -> str:
-        """Return aligned lines, with two spaces between the columns.
+        """Return aligned lines; last cells are wrapped to a width, 0 for no limit.
 
-        Args:
-            width: Columns of the terminal, to which last cells are wrapped if that leaves them 24
-                or more; 0 for no limit. None: those of stdout if it is a terminal, else no limit.
+        None stands for the columns of stdout if that is a terminal, else for no limit.
         """
         columns = []
         for place, column in enumerate(zip(self.columns, *self.rows, strict=True)):

@@ -1,4 +1,4 @@
-"""Checks of plain data that come from a file, and may be anybody's.
+"""Checks of untrusted data from files, and of the arguments of calls.
 
 Each returns its value, or raises a ValueError that says what was wanted and what came.
 """
@@ -90,11 +90,9 @@ def check_dict(name: str, value: Any, keys: Iterable[str] = ()) -> dict[Any, Any
     """A dict with these keys, and perhaps others."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a dict, got {short_repr(value)}")
-    missing = [key for key in keys if key not in value]
+    missing = ", ".join(repr(key) for key in keys if key not in value)
     if missing:
-        raise ValueError(
-            f"{name} must hold {', '.join(map(repr, missing))}, got {short_repr(value)}"
-        )
+        raise ValueError(f"{name} must hold {missing}, got {short_repr(value)}")
     return value
 
 

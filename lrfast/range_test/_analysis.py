@@ -65,17 +65,11 @@ def summarise(
     lrs = longest.lrs[: len(losses)]
     smoothed, derivative = _smooth(lrs, losses, beta)
     outcomes = [recording.outcome for recording in recordings]
-    return RangeTest(
-        lrs=lrs,
-        losses=losses,
-        smoothed=smoothed,
-        derivative=derivative,
-        sweep=sweep,
-        suggestions=suggest_all(lrs, losses, smoothed, sweep.num_iter, prior),
-        outcome=max(outcomes, key=outcomes.count),
-        seconds=0.0,
-        repeats=repeats if len(recordings) > 1 else None,
-    )
+    outcome = max(outcomes, key=outcomes.count)
+    suggestions = suggest_all(lrs, losses, smoothed, sweep.num_iter, prior)
+    curves = (lrs, losses, smoothed, derivative)
+    several = repeats if len(recordings) > 1 else None
+    return RangeTest(*curves, sweep, suggestions, outcome, seconds=0.0, repeats=several)
 
 
 def _smooth(lrs: FloatArray, losses: FloatArray, beta: float) -> tuple[FloatArray, FloatArray]:

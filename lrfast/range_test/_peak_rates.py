@@ -29,22 +29,20 @@ class PeakRates:
     def peaks(self) -> tuple[float, ...]:
         """Return the highest learning rate of each group's schedule, [groups]."""
         self._check()
-        cyclic = [s.max_lrs for s in self._schedulers if hasattr(s, "max_lrs")]
+        cyclic = next((s.max_lrs for s in self._schedulers if hasattr(s, "max_lrs")), ())
         peaks = []
         for index, group in enumerate(self._optimizer.param_groups):
             rate = group.get("initial_lr", group["lr"])
-            if cyclic and index < len(cyclic[0]):
-                rate = cyclic[0][index]
+            if index < len(cyclic):
+                rate = cyclic[index]
             peaks.append(float(group.get("max_lr", rate)))
         return tuple(peaks)
 
     @contextmanager
     def used_now(self) -> Iterator[None]:
         """Let every group train at its peak, because a scheduler at 0 hides their ratios."""
-        own = [
-            float(lr) if isinstance(lr := group["lr"], Tensor) else lr
-            for group in self._optimizer.param_groups
-        ]
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        own = [float(rate) if isinstance(rate, Tensor) else rate for rate in rates]
         peaks = self.peaks()
         moved = [index for index, peak in enumerate(peaks) if peak != own[index]]
         try:

@@ -37,12 +37,8 @@ class WeightStats:
 
 def weight_stats(optimizer: Optimizer) -> WeightStats:
     """Measure the weights that an optimizer trains, without a synchronisation."""
-    trained = [
-        parameter.detach()
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad
-    ]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    trained = [param.detach() for param in params if param.requires_grad]
     norms = [_norm(parameter) for parameter in trained]
     together = [norm.to(norms[0].device, non_blocking=True) for norm in norms]
     norm = torch.linalg.vector_norm(torch.stack(together)) if together else torch.zeros(())

@@ -26,6 +26,7 @@ from lrfast._utils.validation import (
     check_float,
     check_int,
     check_list,
+    is_int,
     short_repr,
 )
 from lrfast.range_test._lr_find import lr_find
@@ -42,7 +43,6 @@ _COUNTERS: Final = {
     "spent": check_finite,
     "last_cost": check_finite,
 }
-
 
 Trigger = Literal["every", "plateau", "unfreeze"]
 RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
@@ -82,7 +82,7 @@ class RetestEntry:
             data: The entry as plain data.
 
         Raises:
-            ValueError: If it holds none.
+            ValueError: If it is none.
         """
         names = [field.name for field in fields(cls)]
         if check_dict("an entry of the log", data, names).keys() != set(names):
@@ -92,16 +92,15 @@ class RetestEntry:
 
 
 class Retest:
-    """Repeats the range test during training and moves the whole schedule to its suggestion.
+    """Range tests during training that move the whole schedule to their suggestion.
 
-    A suggestion is read as a group's peak learning rate: the one that an lrfast schedule
-    multiplies, or the ``max_lr`` or ``initial_lr`` of a scheduler of torch. The factor from the old
-    peak to the new one multiplies every learning rate that a scheduler reads, so the schedule goes
-    on at the same place of its curve. Only ``eta_min`` stays, a floor that the user has set. Frozen
-    groups, groups that the sweep holds and groups at learning rate 0 keep theirs.
+    A suggestion is a group's new peak: the learning rate that an lrfast schedule multiplies, or the
+    ``max_lr`` or ``initial_lr`` of a scheduler of torch. New peak over old multiplies every
+    learning rate that a scheduler reads except ``eta_min``, so the schedule goes on at the same
+    place of its curve. Frozen groups, held groups and groups at learning rate 0 keep theirs.
 
-    The range test itself leaves no trace: training goes on bit for bit as without it, unless
-    learning rates are applied. In DistributedDataParallel all ranks call alike and decide alike.
+    Unless learning rates are applied, training goes on bit for bit as without the test. In
+    DistributedDataParallel all ranks call alike and decide alike.
 
     Args:
         model: Module with trainable parameters.
@@ -109,12 +108,10 @@ class Retest:
         loader: Batches, as for :func:`lrfast.lr_find`; it must be iterable more than once.
         loss_fn: As for :func:`lrfast.lr_find`.
         every: Epochs from one test to the next, 1 or more; None: never on schedule.
-        patience: Epochs without a lower validation loss, 1 or more, after which a test runs; None:
-            never for that.
+        patience: Epochs without a lower validation loss until a test, 1 or more; None: never.
         budget: Largest share of the training time, from construction on, that range tests may
             take, above 0; the first is always allowed. None: any.
-        max_change: Largest factor, either way, by which one test changes a learning rate; above 1
-            and at least ``tolerance``.
+        max_change: Largest factor, either way, of one test; above 1 and ``tolerance`` or more.
         tolerance: Factor, either way, 1 or more, within which learning rates stay as they are.
         rule: Suggestion method; None: that of :attr:`lrfast.RangeTest.rule`.
         schedulers: All schedulers of torch that are attached to the optimizer.
@@ -160,8 +157,8 @@ class Retest:
         clock: Callable[[], float] = time.perf_counter,
         **options: Any,
     ) -> None:
-        _check_count("every", every)
-        _check_count("patience", patience)
+        _check_epochs("every", every)
+        _check_epochs("patience", patience)
         _check_factors(budget, max_change, tolerance)
         _check_options(loader, rule, options)
         self._rates = PeakRates(optimizer, schedulers)
@@ -202,8 +199,7 @@ class Retest:
             The entry of the log, or None if no test was due.
 
         Raises:
-            TypeError, ValueError: If ``patience`` needs a validation loss and gets none, or the
-                range test cannot run.
+            TypeError, ValueError: If ``patience`` gets no loss, or the range test cannot run.
         """
         is_stale = self._patience is not None and self._count_stale(valid_loss) >= self._patience
         self._epoch += 1
@@ -217,10 +213,7 @@ class Retest:
         return None
 
     def unfrozen(self) -> RetestEntry:
-        """Run a range test now, because other parameters train; the budget still counts.
-
-        Returns:
-            The entry of the log.
+        """Return the entry of a range test run now, within the budget: other parameters train.
 
         Raises:
             TypeError, ValueError: If the range test cannot run.
@@ -230,19 +223,12 @@ class Retest:
     def table(self) -> str:
         """Return the log as lines of text."""
         header = ("epoch", "trigger", "outcome", "old", "new", "seconds", "confidence", "reason")
-        rows = [
-            (
-                str(entry.epoch),
-                entry.trigger,
-                entry.outcome,
-                " ".join(f"{rate:.1e}" for rate in entry.old),
-                " ".join(f"{rate:.1e}" for rate in entry.new),
-                f"{entry.seconds:.1f}",
-                "" if entry.confidence is None else f"{entry.confidence:.2f}",
-                entry.reason,
-            )
-            for entry in self._log
-        ]
+        rows = []
+        for entry in self._log:
+            old, new = (" ".join(f"{lr:.1e}" for lr in rates) for rates in (entry.old, entry.new))
+            confidence = "" if entry.confidence is None else f"{entry.confidence:.2f}"
+            facts = (str(entry.epoch), entry.trigger, entry.outcome, old, new)
+            rows.append((*facts, f"{entry.seconds:.1f}", confidence, entry.reason))
         return Table(header, rows).text()
 
     def to_csv(self, path: str | Path) -> None:
@@ -265,16 +251,16 @@ class Retest:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the log, the counters and the time so far, as plain Python values."""
-        counters = {name: getattr(self, f"_{name}") for name in _COUNTERS}
-        elapsed = self._clock() - self._began
-        return {"log": [asdict(entry) for entry in self._log], "elapsed": elapsed, **counters}
+        state: dict[str, Any] = {name: getattr(self, f"_{name}") for name in _COUNTERS}
+        log = [asdict(entry) for entry in self._log]
+        return {"log": log, "elapsed": self._clock() - self._began, **state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the state dict was taken; time in between does not count as training.
 
         Args:
-            state_dict: A return value of :meth:`state_dict`. Learning rates are in the state dicts
-                of optimizer and schedulers.
+            state_dict: Of :meth:`state_dict`; learning rates are in those of the optimizer and the
+                schedulers.
 
         Raises:
             ValueError: If it is not such a state dict; nothing is changed then.
@@ -304,9 +290,7 @@ class Retest:
             raise ValueError(
                 f"valid_loss must be one number, got a tensor of shape {tuple(valid_loss.shape)}"
             )
-        loss = float(valid_loss)
-        if not self._ranks.is_alone:
-            loss = float(self._ranks.mean(self._on_device(loss)))
+        loss = self._mean_over_ranks(float(valid_loss))
         self._stale += 1
         if loss < self._best:
             self._best, self._stale = loss, 0
@@ -334,11 +318,8 @@ class Retest:
             return None
         training = self._clock() - self._began - self._spent
         needed = self._last_cost + self._spent
-        is_over = needed > self._budget * training
-        if not self._ranks.is_alone:
-            # Clocks differ, and a test that some ranks skip never ends on the others.
-            is_over = bool(self._ranks.mean(self._on_device(float(is_over))) > 0)
-        if not is_over:
+        # Clocks differ, and a test that some ranks skip never ends on the others.
+        if self._mean_over_ranks(float(needed > self._budget * training)) == 0:
             return None
         return (
             f"range tests would have taken {needed:.2g} s, and {self._budget:g} of "
@@ -347,11 +328,10 @@ class Retest:
 
     def _range_test(self) -> RangeTest:
         began = self._clock()
+        arguments = (self._model, self._optimizer, self._loader, self._loss_fn)
         try:
             with self._rates.used_now():
-                return lr_find(
-                    self._model, self._optimizer, self._loader, self._loss_fn, **self._options
-                )
+                return lr_find(*arguments, **self._options)
         finally:
             self._last_cost = self._clock() - began
             self._spent += self._last_cost
@@ -369,27 +349,25 @@ class Retest:
         for group, old, new in zip(groups, peaks, result.rates(rule), strict=True):
             trains = not group.get("frozen") and any(p.requires_grad for p in group["params"])
             factors.append(new / old if trains and old > 0 else 1.0)
-        widest = max(
-            factors, key=lambda factor: max(factor, 1 / factor) if factor > 0 else math.inf
-        )
+        widest = max(factors, key=lambda f: max(f, 1 / f) if f > 0 else math.inf)
         if 1 / self._tolerance <= widest <= self._tolerance:
-            reason = (
-                f"the suggestion is {widest:.2g} times the present lr, within {self._tolerance:g}"
-            )
-            return "kept", reason, []
+            reason = f"the suggestion is {widest:.2g} times the present lr"
+            return "kept", f"{reason}, within {self._tolerance:g}", []
         limited = [min(max(each, 1 / self._max_change), self._max_change) for each in factors]
         reason = suggestion.reason
         if limited != factors:
             reason += f"; limited to a factor of {self._max_change:g}, not of {widest:.2g}"
         return "applied", reason, limited
 
-    def _on_device(self, value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=device_of(self._model))
+    def _mean_over_ranks(self, value: float) -> float:
+        if self._ranks.is_alone:
+            return value
+        where = device_of(self._model)
+        return float(self._ranks.mean(torch.tensor(value, dtype=torch.float64, device=where)))
 
 
-def _check_count(name: str, value: int | None) -> None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if value is not None and not is_count:
+def _check_epochs(name: str, value: int | None) -> None:
+    if value is not None and not (is_int(value) and value >= 1):
         raise ValueError(
             f"{name} must be None or a whole number of epochs, 1 or more, got {value!r}"
         )
@@ -417,8 +395,7 @@ def _check_options(loader: Iterable[Any], rule: str | None, options: dict[str, A
             "loader must be iterable more than once, got an iterator, whose batches a range test "
             "would use up"
         )
-    parameters = inspect.signature(lr_find).parameters.values()
-    known = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+    known = inspect.getfullargspec(lr_find).kwonlyargs
     for name in options:
         if name not in known:
             raise TypeError(f"options must be keyword arguments of lr_find, got {name!r}")

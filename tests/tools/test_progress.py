@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 def test_numbers_are_worked_out_a_few_times_per_second(terminal: Any, clock: list[float]) -> None:
     asked: list[int] = []
-    with Progress("trying", 100, done=10) as bar:
+    with closing(Progress("trying", 100, done=10)) as bar:
         for step in range(11, 101):
             clock[0] += 0.01
             bar.show(step, lambda step=step: {"step": asked.append(step) or str(step)})
@@ -37,13 +38,13 @@ def test_numbers_are_worked_out_a_few_times_per_second(terminal: Any, clock: lis
 
 def test_a_log_gets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """pytest's stderr is no terminal; nothing is worked out either."""
-    with Progress("trying", 10) as bar:
+    with closing(Progress("trying", 10)) as bar:
         bar.show(1, lambda: pytest.fail("asked for numbers"))
     assert capsys.readouterr() == ("", "")
 
 
 def test_it_can_be_left_out(terminal: Any) -> None:
-    with Progress("trying", 10, shown=False) as bar:
+    with closing(Progress("trying", 10, shown=False)) as bar:
         bar.show(1, lambda: pytest.fail("asked for numbers"))
     assert terminal.take() == ""
 
