@@ -57,10 +57,10 @@ def line_style(line: int, count: int, points: int) -> dict[str, Any]:
 
 
 def limits(values: FloatArray) -> tuple[float, float] | None:
-    """Return lower and upper axis limits, at which a divergence at the end flattens nothing.
+    """Return axis limits that a divergence at the end hardly widens; None without a finite value.
 
     Args:
-        values: Values to draw, [points]; without a finite one there are no limits: None.
+        values: Values to draw, [points].
 
     Example:
         >>> limits(np.array([1.0, 2.0, np.nan]))

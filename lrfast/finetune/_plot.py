@@ -46,10 +46,8 @@ def plot_history(history: DrawnHistory, path: str | Path | None = None) -> Figur
     """
     figure = new_figure(8.0, 6.0)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    rates.set_ylabel("learning rate")
-    rates.set_xlabel("step")
-    losses.set_ylabel("loss")
-    losses.set_title("Fine-tuning")
+    losses.set(title="Fine-tuning", ylabel="loss")
+    rates.set(xlabel="step", ylabel="learning rate")
     if not history.stages:
         return finish(figure, path)
     losses.plot(history.losses, color="0.6", linewidth=1, label="training loss")

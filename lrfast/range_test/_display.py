@@ -15,19 +15,9 @@ from lrfast.suggest import Suggestion
 
 _LABEL_COLUMNS = 9  # of a decade's label with the space that keeps the next one apart
 
+# Side, corner, floor and tick of the axes; line and arrow at a learning rate.
+_UNICODE, _ASCII = tuple("│└─┴┊▲"), tuple("|+-+:^")
 
-class _Glyphs(NamedTuple):
-    dots: tuple[int, int]  # of one character: down, across
-    side: str
-    corner: str
-    floor: str
-    tick: str
-    rate: str
-    arrow: str
-
-
-_UNICODE = _Glyphs((4, 2), "│", "└", "─", "┴", "┊", "▲")
-_ASCII = _Glyphs((1, 1), "|", "+", "-", "+", ":", "^")
 # Unicode numbers the dots of a braille character down the left column, then the right, and the
 # fourth row, which came later, at the end.
 _BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
@@ -75,7 +65,7 @@ def terminal_plot(
         return "no points to draw"
     if not ((np.diff(lrs) >= 0).all() and lrs[0] > 0 and np.isfinite(lrs).all()):
         raise ValueError("lrs must be finite, above 0 and rise to be drawn")
-    glyphs = _ASCII if ascii else _UNICODE
+    side, corner, edge, tick, guide, arrow = _ASCII if ascii else _UNICODE
     rows = height - 3
     # Without a finite loss nothing is drawn: no loss has a place between limits that are NaN.
     low, high = limits(losses) or (math.nan, math.nan)
@@ -87,27 +77,27 @@ def terminal_plot(
     axis = _Axis(math.log10(lrs[0]), math.log10(lrs[-1]), width - margin - 1)
     # Losses beyond are drawn no further than a canvas away, infinite ones too.
     y = (high - np.clip(losses, low - (high - low), high + (high - low))) / (high - low)
-    canvas = _canvas(axis.place(np.log10(lrs)), y, rows, axis.columns, glyphs)
-    floor, rates = _floor(lrs, axis, glyphs)
+    canvas = _canvas(axis.place(np.log10(lrs)), y, rows, axis.columns, ascii)
+    floor, rates = _floor(lrs, axis, edge, tick)
     if lr is not None and lrs[0] <= lr <= lrs[-1]:
         at = axis.column(math.log10(lr))
-        floor = floor[:at] + glyphs.arrow + floor[at + 1 :]
-        caption = f"{glyphs.arrow} {caption}"
-        canvas = [row[:at] + row[at].replace(" ", glyphs.rate) + row[at + 1 :] for row in canvas]
+        floor = floor[:at] + arrow + floor[at + 1 :]
+        caption = f"{arrow} {caption}"
+        canvas = [row[:at] + row[at].replace(" ", guide) + row[at + 1 :] for row in canvas]
     labelled = zip(labels, canvas, strict=True)
-    lines = [f"{label:>{margin}}{glyphs.side}{row}" for label, row in labelled]
-    lines += [" " * margin + glyphs.corner + floor, " " * margin + " " + rates]
+    lines = [f"{label:>{margin}}{side}{row}" for label, row in labelled]
+    lines += [" " * margin + corner + floor, " " * margin + " " + rates]
     lines += [" " * min(margin + 1, width - len(caption)) + caption]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _canvas(x: FloatArray, y: FloatArray, rows: int, columns: int, glyphs: _Glyphs) -> list[str]:
+def _canvas(x: FloatArray, y: FloatArray, rows: int, columns: int, ascii: bool) -> list[str]:
     """Return a curve, from 0 to 1 either way and drawn from the top, as rows of equal length."""
-    down, across = glyphs.dots
+    down, across = (1, 1) if ascii else (4, 2)  # dots of one character
     dots = np.zeros((rows * down, columns * across), dtype=bool)
     _draw(dots, x * (dots.shape[1] - 1), y * (len(dots) - 1))
     cells = dots.reshape(rows, down, columns, across)
-    if glyphs.dots == (1, 1):
+    if ascii:
         return ["".join("*" if cell else " " for cell in row) for row in cells[:, 0, :, 0]]
     codes = (cells * _BRAILLE[:, None, :]).sum(axis=(1, 3))
     return ["".join(chr(0x2800 + code) if code else " " for code in row) for row in codes]
@@ -124,7 +114,7 @@ def _draw(dots: npt.NDArray[np.bool_], x: FloatArray, y: FloatArray) -> None:
         dots[rows[inside], columns[inside]] = True
 
 
-def _floor(lrs: FloatArray, axis: _Axis, glyphs: _Glyphs) -> tuple[str, str]:
+def _floor(lrs: FloatArray, axis: _Axis, edge: str, tick: str) -> tuple[str, str]:
     """Return the axis with a tick at each label, and the labels: decades, or else both ends."""
     decades = axis.last - axis.first
     stride = max(math.ceil(_LABEL_COLUMNS * decades / axis.columns), 1)
@@ -133,11 +123,11 @@ def _floor(lrs: FloatArray, axis: _Axis, glyphs: _Glyphs) -> tuple[str, str]:
     if len(ticks) < 2:
         ends = dict.fromkeys(lrs[[0, -1]].tolist())
         ticks = [(math.log10(rate), f"{rate:.1e}") for rate in ends]
-    floor = [glyphs.floor] * axis.columns
+    floor = [edge] * axis.columns
     labels = [" "] * axis.columns
     for power, label in ticks:
         at = axis.column(power)
-        floor[at] = glyphs.tick
+        floor[at] = tick
         start = min(max(at - len(label) // 2, 0), axis.columns - len(label))
         labels[start : start + len(label)] = label
     return "".join(floor), "".join(labels)

@@ -32,9 +32,7 @@ class PeakRates:
         cyclic = next((s.max_lrs for s in self._schedulers if hasattr(s, "max_lrs")), ())
         peaks = []
         for index, group in enumerate(self._optimizer.param_groups):
-            rate = group.get("initial_lr", group["lr"])
-            if index < len(cyclic):
-                rate = cyclic[index]
+            rate = cyclic[index] if index < len(cyclic) else group.get("initial_lr", group["lr"])
             peaks.append(float(group.get("max_lr", rate)))
         return tuple(peaks)
 

@@ -33,8 +33,6 @@ class DrawnTest(Protocol):
     @property
     def suggestions(self) -> Mapping[str, Suggestion]: ...
     @property
-    def suggestion(self) -> Suggestion: ...
-    @property
     def rule(self) -> str: ...
     @property
     def outcome(self) -> str: ...
@@ -74,13 +72,13 @@ def plot_range_test(
     slopes.plot(result.lrs, result.derivative, color="C1", linestyle="--")
     slopes.axhline(0.0, color="0.6", linewidth=0.8)
     _mark_suggestions(losses, result)
-    if result.suggestion.lr is not None:
-        for axes in (losses, slopes):
-            axes.axvline(result.suggestion.lr, color="C3", linestyle=":", linewidth=1.2)
+    lr = result.suggestions[result.rule].lr
+    if lr is not None:
+        losses.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
+        slopes.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
     limit_height(losses, np.concatenate([result.losses, result.smoothed]))
     limit_height(slopes, result.derivative)
-    losses.set_title(f"Range test ({result.outcome})")
-    losses.set_ylabel("loss")
+    losses.set(title=f"Range test ({result.outcome})", ylabel="loss")
     slopes.set_ylabel("d loss / d ln(rate)")
     _rate_axis(slopes, (result, *others))
     losses.legend(fontsize="small")
@@ -113,7 +111,7 @@ def plot_comparison(
     figure = new_figure(8.0, 4.5)
     axes = figure.subplots()
     for index, (result, label) in enumerate(zip(results, labels, strict=True)):
-        lr = result.suggestion.lr
+        lr = result.suggestions[result.rule].lr
         answer = "no suggestion" if lr is None else f"{lr:.1e}"
         style = line_style(index, count, len(result.lrs))
         style["label"] = f"{label} ({result.outcome}, {result.rule}: {answer})"
@@ -121,8 +119,7 @@ def plot_comparison(
         if lr is not None:
             axes.plot(lr, _height(result, lr), "*", color=f"C{index}", markersize=14)
     limit_height(axes, np.concatenate([result.smoothed for result in results]))
-    axes.set_title("Range tests")
-    axes.set_ylabel("smoothed loss")
+    axes.set(title="Range tests", ylabel="smoothed loss")
     _rate_axis(axes, results)
     axes.legend(fontsize="small")
     return finish(figure, path)

@@ -154,9 +154,8 @@ class RangeTest:
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = lrfast.SGD(model.parameters(), lr=0.1)
         >>> batches = [(torch.ones(4, 2), torch.full((4, 1), 5.0))]
-        >>> result = lrfast.lr_find(
-        ...     model, optimizer, batches, torch.nn.functional.mse_loss, progress=False
-        ... )
+        >>> mse = torch.nn.functional.mse_loss
+        >>> result = lrfast.lr_find(model, optimizer, batches, mse, progress=False)
         >>> result.table().splitlines()[0].split()
         ['rule', 'rate', 'confidence', 'reason']
         >>> applied = result.apply(optimizer)

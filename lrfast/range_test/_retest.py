@@ -213,7 +213,7 @@ class Retest:
         return None
 
     def unfrozen(self) -> RetestEntry:
-        """Return the entry of a range test run now, within the budget: other parameters train.
+        """Return the entry of a test made at once, if the budget allows: other parameters train.
 
         Raises:
             TypeError, ValueError: If the range test cannot run.
