@@ -47,11 +47,7 @@ class AsyncHostQueue:
         self._coming.append((step, host, _queue_copy(packed, host)))
 
     def ready(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
-        """Yield what has arrived since the last call: the step, and its numbers.
-
-        Args:
-            wait: Whether to synchronise for the copies that are still under way.
-        """
+        """Yield step and numbers of each copy that has arrived, or synchronise and yield all."""
         while self._coming:
             step, values, event = self._coming[0]
             if event is not None and not event.query():

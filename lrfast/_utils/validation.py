@@ -22,7 +22,7 @@ _Entry = TypeVar("_Entry")
 
 
 def short_repr(value: object, length: int = 80) -> str:
-    """Return a value as a message shows it, which what a file holds may be too long for."""
+    """Return a value as a message shows it, in ``length`` characters at most unless a tensor."""
     if isinstance(value, Tensor):
         needs = ", that requires a gradient" if value.requires_grad else ""
         return f"a tensor of shape {list(value.shape)}, {value.dtype}{needs}"
@@ -67,7 +67,7 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def check_str(name: str, value: Any, choices: Collection[str] = ()) -> str:
-    """A string, one of the choices where there are any."""
+    """A string, one of the choices if there are any."""
     if not isinstance(value, str) or (choices and value not in choices):
         wanted = f"one of {', '.join(choices)}" if choices else "a string"
         raise ValueError(f"{name} must be {wanted}, got {short_repr(value)}")
@@ -128,7 +128,7 @@ def check_bytes(name: str, value: Any) -> bytes:
 
 
 def load_untrusted(name: str, file: IO[bytes]) -> Any:
-    """What ``torch.save`` wrote, if it is tensors and plain data; nothing in it is executed."""
+    """The tensors and plain data that ``torch.save`` wrote; nothing in them is executed."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):

@@ -31,7 +31,7 @@ class _Axis(NamedTuple):
     columns: int
 
     def place(self, log_rates: FloatArray) -> FloatArray:
-        """Return where on the axis learning rates are, from 0 to 1."""
+        """Return positions on the axis, from 0 to 1."""
         if self.last == self.first:
             return np.full_like(log_rates, 0.5)
         return (log_rates - self.first) / (self.last - self.first)

@@ -15,7 +15,7 @@ from lrfast.training._data import DataSize
 
 @dataclass(frozen=True)
 class RatePrior:
-    """What rule "auto" takes besides the curve."""
+    """Arguments of suggestion method "auto" besides the curve."""
 
     typical: float | None = None
     scale: float = 1.0
@@ -23,7 +23,7 @@ class RatePrior:
 
 @dataclass(frozen=True)
 class WeightStats:
-    """What an optimizer trains."""
+    """Number and norm of the weights that an optimizer trains."""
 
     count: int
     norm: Tensor
@@ -48,7 +48,7 @@ def weight_stats(optimizer: Optimizer) -> WeightStats:
 def rate_prior(
     optimizer: Optimizer, reference: int, data_size: DataSize, weights: WeightStats | None = None
 ) -> RatePrior:
-    """Read the optimizer and what it trains."""
+    """Return the prior of an optimizer and its weights, for one of its groups."""
     group = optimizer.param_groups[reference]
     momentum = float(group.get("momentum", 0.0))
     weights = weights or weight_stats(optimizer)
