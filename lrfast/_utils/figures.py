@@ -57,7 +57,7 @@ def line_style(line: int, count: int, points: int) -> dict[str, Any]:
 
 
 def limits(values: FloatArray) -> tuple[float, float] | None:
-    """Return axis limits that a divergence at the end hardly widens; None without a finite value.
+    """Return lower and upper axis limits that a divergence hardly widens; None if none is finite.
 
     Args:
         values: Values to draw, [points].
