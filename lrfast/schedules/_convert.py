@@ -18,9 +18,7 @@ from lrfast.schedules._segments import Segment, Track, hold, track
 
 
 def from_function(f: Callable[[int], float], total_steps: int) -> Schedule:
-    """Return a table of ``f(0)`` to ``f(total_steps - 1)``, whose last value is held.
-
-    Keras's LearningRateScheduler, torch's LambdaLR.
+    """Return a table of ``f(0)`` to ``f(total_steps - 1)``, then held: torch's LambdaLR.
 
     Args:
         f: Function from the step to the multiplier, finite and 0 or more; called once per step.
@@ -89,13 +87,11 @@ def from_torch(scheduler: LRScheduler, total_steps: int) -> Schedule | list[Sche
 
 def _stand_in(optimizer: Optimizer) -> Optimizer:
     """Return an optimizer with copies of the groups, without their parameters, which are large."""
-    groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in optimizer.param_groups]
-    result = torch.optim.SGD(groups, lr=0.0)
-    for group, copied in zip(result.param_groups, optimizer.param_groups, strict=True):
-        params = group["params"]
-        group.clear()
-        group.update({key: copy.deepcopy(copied[key]) for key in copied if key != "params"})
-        group["params"] = params
+    params = [torch.zeros(1, requires_grad=True)]
+    result = torch.optim.SGD(params, lr=0.0)
+    result.param_groups = [
+        copy.deepcopy({**group, "params": params}) for group in optimizer.param_groups
+    ]
     return result
 
 

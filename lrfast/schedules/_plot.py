@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lrfast._utils.figures import FloatArray, finish, line_style, step_panels
+from lrfast.schedules._schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,67 +20,16 @@ _MOST_LABELS = 14  # lines that a legend names
 _DECADES = 30.0  # between largest and smallest rate, from which on a linear axis hides the latter
 
 
-class DrawnSchedule(Protocol):
-    """The part of a :class:`lrfast.schedules.Schedule` that is drawn."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def total_steps(self) -> int: ...
-    def values(self, steps: npt.NDArray[np.int64], /) -> FloatArray: ...
-    def momentum(self, steps: npt.NDArray[np.int64], /) -> FloatArray | None: ...
-    def weight_decay(self, steps: npt.NDArray[np.int64], /) -> FloatArray | None: ...
-
-
 class Planner(Protocol):
-    """The part of an lrfast optimizer that is asked what its schedules will do."""
+    """The part of an lrfast optimizer that tells what its schedules will do."""
 
     param_groups: list[dict[str, Any]]
 
     @property
-    def schedules(self) -> Sequence[DrawnSchedule | None]: ...
+    def schedules(self) -> Sequence[Schedule | None]: ...
     @property
     def schedule_step(self) -> int: ...
     def planned(self, steps: int | None = None) -> Any: ...
-
-
-def plot_schedule(
-    schedule: DrawnSchedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
-) -> Figure:
-    """Draw a schedule over its steps, and momentum and weight decay if it sets them.
-
-    Args:
-        schedule: The schedule.
-        path: Where to save the figure too; the suffix names the format.
-        rates: Learning rates of the param groups that it multiplies, body first; (1.0,) draws the
-            multiplier itself.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    steps = np.arange(schedule.total_steps)
-    channels = {
-        "momentum": schedule.momentum(steps),
-        "weight decay, multiplier": schedule.weight_decay(steps),
-    }
-    others = {name: values for name, values in channels.items() if values is not None}
-    figure, panels = step_panels(1 + len(others))
-    multipliers = schedule.values(steps)
-    for group, rate in enumerate(rates):
-        style = line_style(group, len(rates), len(steps))
-        panels[0].plot(steps, rate * multipliers, **style, label=f"group {group}")
-    if len(set(rates)) > 1:
-        panels[0].set_yscale("log")
-        panels[0].legend(fontsize="small")
-    panels[0].set_ylabel("learning rate" if rates != (1.0,) else "multiplier")
-    for axes, (name, values) in zip(panels[1:], others.items(), strict=True):
-        axes.plot(steps, values, "k--")
-        axes.set_ylabel(name)
-    panels[0].set_title(schedule.name)
-    return finish(figure, path)
 
 
 def plot_schedules(
@@ -92,7 +42,7 @@ def plot_schedules(
     Args:
         optimizer: An lrfast optimizer with a schedule.
         steps: How many to draw, 1 or more; None: up to the end of the longest schedule.
-        path: Where to save the figure too; the suffix names the format.
+        path: Where to save the figure too; the suffix names the format. Default None: nowhere.
 
     Returns:
         The figure.
@@ -145,12 +95,9 @@ def _draw_groups(
     stride = -(-len(lines) // _MOST_LABELS)
     for line, members in enumerate(lines):
         is_named = line % stride == 0 or line == len(lines) - 1
-        axes.plot(
-            steps,
-            values[:, members[0]],
-            **line_style(line, len(lines), len(steps)),
-            label=_group_label(members, names) if is_named else None,
-        )
+        label = _group_label(members, names) if is_named else None
+        style = line_style(line, len(lines), len(steps))
+        axes.plot(steps, values[:, members[0]], **style, label=label)
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lrfast._utils.extension import extension
+from lrfast._utils.figures import finish, line_style, step_panels
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import (
     check_count,
@@ -214,13 +215,8 @@ class Schedule:
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as plain numbers, strings and lists, for checkpoints and JSON."""
         rate, momentum, decay = self.encode()
-        return {
-            "name": self.name,
-            "total_steps": self.total_steps,
-            "rate": rate,
-            "momentum": momentum,
-            "weight_decay": decay,
-        }
+        tracks = {"rate": rate, "momentum": momentum, "weight_decay": decay}
+        return {"name": self.name, "total_steps": self.total_steps, **tracks}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Schedule:
@@ -275,14 +271,12 @@ class Schedule:
         if steps is None:
             steps = turning_steps(self._tracks(), self.total_steps)
         factors, momenta, decays = self._evaluate(steps)
-        columns = {"factor": factors}
-        columns |= {f"rate {index}": factors * rate for index, rate in enumerate(rates)}
-        if momenta is not None:
-            columns["momentum"] = momenta
-        if decays is not None:
-            columns["weight_decay"] = decays
+        channels = {"factor": factors}
+        channels |= {f"rate {index}": factors * rate for index, rate in enumerate(rates)}
+        others = {"momentum": momenta, "weight_decay": decays}
+        channels |= {name: values for name, values in others.items() if values is not None}
         return [
-            {"step": step, **{name: float(values[row]) for name, values in columns.items()}}
+            {"step": step, **{name: float(values[row]) for name, values in channels.items()}}
             for row, step in enumerate(steps)
         ]
 
@@ -358,16 +352,11 @@ class Schedule:
         return replace(extended, total_steps=total_steps)
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw multiplier and momentum over the steps; needs matplotlib.
+        """Return the figure of :func:`lrfast.plot.plot_schedule`: multiplier, momentum, decay.
 
         Args:
             path: File to save the figure to, in the format of its suffix; default None.
-
-        Returns:
-            The figure.
         """
-        from lrfast.schedules._plot import plot_schedule
-
         return plot_schedule(self, path)
 
     def encode(self) -> EncodedSchedule:
@@ -399,6 +388,42 @@ class Schedule:
             raise ValueError(f"steps must not be negative, got {array.min()}")
         rates, momenta, decays = extension().evaluate_schedule(self.encode(), array)
         return rates, momenta, decays
+
+
+def plot_schedule(
+    schedule: Schedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
+) -> Figure:
+    """Draw a schedule over its steps, and momentum and weight decay if it sets them.
+
+    Args:
+        schedule: The schedule.
+        path: File to save the figure to, in the format of its suffix; default None.
+        rates: Learning rates of the param groups that it multiplies, body first; (1.0,), the
+            default, draws the multiplier itself.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    steps = np.arange(schedule.total_steps)
+    multipliers, momenta, decays = schedule._evaluate(steps)
+    channels = {"momentum": momenta, "weight decay, multiplier": decays}
+    others = {name: values for name, values in channels.items() if values is not None}
+    figure, (main, *panels) = step_panels(1 + len(others))
+    for group, rate in enumerate(rates):
+        style = line_style(group, len(rates), len(steps))
+        main.plot(steps, rate * multipliers, **style, label=f"group {group}")
+    if len(set(rates)) > 1:
+        main.set_yscale("log")
+        main.legend(fontsize="small")
+    main.set_ylabel("learning rate" if rates != (1.0,) else "multiplier")
+    main.set_title(schedule.name)
+    for axes, (name, values) in zip(panels, others.items(), strict=True):
+        axes.plot(steps, values, "k--")
+        axes.set_ylabel(name)
+    return finish(figure, path)
 
 
 def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = False) -> Schedule:
