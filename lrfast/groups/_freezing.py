@@ -16,10 +16,9 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
     group without one is a layer group of its own, behind those before it.
 
     Sets ``group["frozen"]`` on every param group. Parameters of a frozen one stop requiring
-    gradients and lose the gradient that they have; all others require gradients. The optimizer's
-    groups and states stay as they are. With param groups of `discriminative`, parameters that did
-    not require gradients when it was called never train, and a parameter tied to one of a trained
-    group trains with it.
+    gradients and lose theirs; all others require gradients. The optimizer's groups and states stay
+    as they are. With param groups of `discriminative`, parameters that did not require gradients
+    when it was called never train, and a parameter tied to one of a trained group trains with it.
 
     Args:
         optimizer: Any torch optimizer, its groups ordered from body to head.

@@ -151,13 +151,10 @@ class Schedule:
                     f"only one factor of a product may set the {name.replace('_', ' ')}, got two: "
                     f"{self.name} and {other.name}"
                 )
-        return Schedule(
-            f"{self.name} * {other.name}",
-            max(self.total_steps, other.total_steps),
-            self.factors + other.factors,
-            self.momentum_track or other.momentum_track,
-            self.weight_decay_track or other.weight_decay_track,
-        )
+        name, steps = f"{self.name} * {other.name}", max(self.total_steps, other.total_steps)
+        momentum = self.momentum_track or other.momentum_track
+        decay = self.weight_decay_track or other.weight_decay_track
+        return Schedule(name, steps, self.factors + other.factors, momentum, decay)
 
     def with_weight_decay(self, decay: Schedule) -> Schedule:
         """Return this schedule with another one's multiplier applied to the weight decay.
@@ -169,9 +166,8 @@ class Schedule:
             ValueError: If ``decay`` is a product.
 
         Example:
-            >>> from lrfast import schedules
-            >>> rising = schedules.linear(1.0, 10.0, 100)
-            >>> schedule = schedules.cosine(100).with_weight_decay(rising)
+            >>> from lrfast.schedules import cosine, linear
+            >>> schedule = cosine(100).with_weight_decay(linear(1.0, 10.0, 100))
             >>> schedule.weight_decay([0, 100]).tolist()
             [1.0, 10.0]
         """
@@ -182,11 +178,9 @@ class Schedule:
     def lasting(self, steps: int) -> Schedule:
         """Return the same values with another ``total_steps``.
 
-        The schedule that :meth:`then` adds begins there, and plots end there. A schedule that ends
-        earlier holds its last value.
-
         Args:
-            steps: The new ``total_steps``, 1 or more.
+            steps: Steps, 1 or more, after which :meth:`then` adds a schedule and plots end. Values
+                that end earlier are held.
 
         Raises:
             ValueError: If ``steps`` is out of range.
@@ -223,7 +217,7 @@ class Schedule:
         """Return the schedule that :meth:`to_dict` described.
 
         Args:
-            data: Such a description, also one that went through JSON.
+            data: The description, also one that went through JSON.
 
         Raises:
             ValueError: If an entry is missing or is not what :meth:`to_dict` returns.
@@ -290,12 +284,10 @@ class Schedule:
         Args:
             other: The other schedule.
         """
-        lines = []
-        if self.name != other.name:
-            lines.append(f"name: {self.name} against {other.name}")
-        if self.total_steps != other.total_steps:
-            lines.append(f"total steps: {self.total_steps} against {other.total_steps}")
-        end = max(self.total_steps, other.total_steps)
+        names, lengths = (self.name, other.name), (self.total_steps, other.total_steps)
+        pairs = {"name": names, "total steps": lengths}
+        lines = [f"{key}: {a} against {b}" for key, (a, b) in pairs.items() if a != b]
+        end = max(lengths)
         stride = max(end // _SAMPLES, 1)
         steps = np.arange(0, end + stride, stride)
         lines += value_differences(steps, self._evaluate(steps), other._evaluate(steps))
@@ -312,7 +304,7 @@ class Schedule:
 
         Args:
             total_steps: The new length, 1 or more; it may be shorter.
-            step: Current step of the training, 0, the default, or more.
+            step: Current step of the training, 0 or more; default 0.
 
         Raises:
             ValueError: If an argument is out of range, nothing is left after ``step`` to shorten,
@@ -443,9 +435,6 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = Fals
 
     Example:
         >>> from lrfast import schedules
-        >>> schedule = schedules.per_epoch(schedules.multistep([1, 3], 0.5), steps_per_epoch=2)
-        >>> schedule.values(range(7)).tolist()
-        [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25]
         >>> line = schedules.linear(0.0, 1.0, 2)
         >>> schedules.per_epoch(line, 2).values(range(5)).tolist()
         [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -508,17 +497,15 @@ def _split(segment: Segment, clock: Clock, step: int) -> list[Segment]:
         return [_moved(segment, clock)]
     _refuse_lookup(segment)
     pace = (clock(end) - step) / (end - step)
-    t0 = step - (step - segment.t0) * pace
-    begin = max(segment.begin, step)
+    t0, begin = step - (step - segment.t0) * pace, max(segment.begin, step)
     rest = replace(segment, begin=begin, t0=t0, span=segment.span * pace)
     return [segment, rest] if segment.begin < step else [rest]
 
 
 def _moved(segment: Segment, clock: Clock) -> Segment:
     _refuse_lookup(segment)
-    t0 = clock(segment.t0)
-    span = clock(segment.t0 + segment.span) - t0
-    return replace(segment, begin=round(clock(segment.begin)), t0=t0, span=span)
+    t0, end = clock(segment.t0), clock(segment.t0 + segment.span)
+    return replace(segment, begin=round(clock(segment.begin)), t0=t0, span=end - t0)
 
 
 def _refuse_lookup(segment: Segment) -> None:

@@ -45,7 +45,8 @@ def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """Suggest the highest learning rate at which the loss still falls clearly.
 
-    Clearly means a fifth of its fastest fall per decade, or more.
+    Clearly means a fifth of its fastest fall per decade, or more. From "Deep Learning for Coders
+    with fastai and PyTorch", Howard & Gugger, 2020, chapter 5.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
@@ -62,9 +63,6 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> last_decreasing(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
         'the loss decreases clearly up to lr 6.3e-02'
-
-    Reference:
-        Howard & Gugger, "Deep Learning for Coders with fastai and PyTorch", 2020, chapter 5.
     """
     shape = _clear_shape(lrs, losses)
     if isinstance(shape, str):
@@ -78,6 +76,8 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
 def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """Suggest learning rates for cyclic schedules, at which the loss starts to fall and to rise.
+
+    From "Cyclical Learning Rates for Training Neural Networks", Smith, arXiv:1506.01186, 3.3.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
@@ -95,9 +95,6 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> cyclic(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
         'the loss starts to decrease at lr 1.3e-03 and to increase at 2.0e-01'
-
-    Reference:
-        Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, 3.3.
     """
     shape = _clear_shape(lrs, losses)
     if isinstance(shape, str):
@@ -105,9 +102,8 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     up = shape.rises_by(_ONSET)
     if up is None:
         last = shape.rate(len(shape.smooth) - 1)
-        return declined(
-            "cyclic", f"the loss has not increased up to the last learning rate, {last:.1e}"
-        )
+        reason = f"the loss has not increased up to the last learning rate, {last:.1e}"
+        return declined("cyclic", reason)
     base, lr = shape.rate(shape.falls_by(_ONSET)), shape.rate(up)
     reason = f"the loss starts to decrease at lr {base:.1e} and to increase at {lr:.1e}"
     return _answer("cyclic", reason, shape, lr, base)

@@ -13,19 +13,10 @@ from lrfast.suggest._fastai import minimum, slide, steep, valley
 from lrfast.suggest._flat import flat
 from lrfast.suggest._suggestion import Rule
 
-_SMOOTHED: Final[Mapping[str, Rule]] = MappingProxyType(
-    {"steep": steep, "minimum": minimum, "valley": valley, "slide": slide}
+_RAW: Final = (longest_descent, last_decreasing, flat, cyclic, auto)
+_RULES: Final[Mapping[str, Rule]] = MappingProxyType(
+    {rule.__name__: rule for rule in (steep, minimum, valley, slide, *_RAW)}
 )
-_RAW: Final[Mapping[str, Rule]] = MappingProxyType(
-    {
-        "longest_descent": longest_descent,
-        "last_decreasing": last_decreasing,
-        "flat": flat,
-        "cyclic": cyclic,
-        "auto": auto,
-    }
-)
-_RULES: Final[Mapping[str, Rule]] = MappingProxyType({**_SMOOTHED, **_RAW})
 
 
 def names() -> tuple[str, ...]:
@@ -60,4 +51,4 @@ def reads_raw(name: str) -> bool:
     Args:
         name: One of `names`.
     """
-    return name in _RAW
+    return name in [rule.__name__ for rule in _RAW]
