@@ -1,16 +1,15 @@
-"""Figures of schedules."""
+"""Figure of the values that an optimizer's schedules will give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from lrfast._utils.figures import FloatArray, finish, line_style, step_panels
-from lrfast.schedules._schedule import Schedule
+from lrfast.optim._optimizer import FusedOptimizer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,20 +19,8 @@ _MOST_LABELS = 14  # lines that a legend names
 _DECADES = 30.0  # between largest and smallest rate, from which on a linear axis hides the latter
 
 
-class Planner(Protocol):
-    """The part of an lrfast optimizer that tells what its schedules will do."""
-
-    param_groups: list[dict[str, Any]]
-
-    @property
-    def schedules(self) -> Sequence[Schedule | None]: ...
-    @property
-    def schedule_step(self) -> int: ...
-    def planned(self, steps: int | None = None) -> Any: ...
-
-
 def plot_schedules(
-    optimizer: Planner, steps: int | None = None, path: str | Path | None = None
+    optimizer: FusedOptimizer, steps: int | None = None, path: str | Path | None = None
 ) -> Figure:
     """Draw the learning rate, momentum and weight decay that schedules will give every group.
 
@@ -64,12 +51,9 @@ def plot_schedules(
         str(group.get("name", index)) + (" (frozen)" if group.get("frozen") else "")
         for index, group in enumerate(optimizer.param_groups)
     ]
-    channels = {
-        "learning rate": planned.rates,
-        "momentum": planned.momenta,
-        "weight decay": planned.weight_decays,
-    }
-    shown = {label: values for label, values in channels.items() if not np.isnan(values).all()}
+    labels = ("learning rate", "momentum", "weight decay")
+    channels = zip(labels, (planned.rates, planned.momenta, planned.weight_decays), strict=True)
+    shown = {label: values for label, values in channels if not np.isnan(values).all()}
     figure, panels = step_panels(len(shown), width=10.0)
     for axes, (label, values) in zip(panels, shown.items(), strict=True):
         _draw_groups(axes, planned.steps, values, names)
