@@ -38,9 +38,8 @@ def discriminative(
         model: Module to train.
         lr: Learning rates, as `spread` takes them.
         weight_decay: Weight decay of every group, 0 or more; None, the default: the optimizer's.
-        decay: Factor in (0, 1] from one layer group to the one before it, with lr as that of the
-            head: ``lr * max(min_scale, decay ** (last - i))`` for group i. ULMFiT's is 1/2.6. None,
-            the default, for no decay.
+        decay: Factor in (0, 1] from one layer group to the one before it; None, the default: 1.
+            Group i has ``lr * max(min_scale, decay ** (last - i))``. ULMFiT's is 1/2.6.
         groups: Explicit groups, as `layer_groups` takes them; None, the default: automatic.
         no_decay: Parameters whose weight decay is 0. True: those of normalisation layers, biases,
             and all of dimension 1 or less. A list: those that its patterns match, as

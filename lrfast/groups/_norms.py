@@ -72,8 +72,8 @@ def set_norm_mode(
         Paths of the layers that are in evaluation mode now.
 
     Raises:
-        ValueError: If policy is another one, the model is in evaluation mode, or "adapt" finds a
-            normalisation layer in a frozen group.
+        ValueError: If policy is another one, the model is in evaluation mode, or "adapt" finds
+            frozen normalisation layers.
 
     Example:
         >>> from lrfast import discriminative, freeze

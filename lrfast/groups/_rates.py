@@ -21,9 +21,8 @@ def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
 
     Args:
         lr: A number for all groups, a slice, a list or tuple with one number per group, or a dict.
-            A dict's keys are names of groups or patterns, as `layer_groups` takes them, that match
-            all parameters of a group; a group's name precedes patterns, an earlier pattern later
-            ones. Finite and 0 or more.
+            A dict's keys are names of groups or else patterns, as `layer_groups` takes them, that
+            match all parameters of a group; the first pattern counts. Finite and 0 or more.
         n: Number of groups, 1 or more, or the groups themselves, which a dict needs.
 
     Returns:
@@ -32,8 +31,7 @@ def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
     Raises:
         TypeError: If a learning rate is not a number, or there is a dict and n is a number.
         ValueError: If a learning rate is negative or not finite, a slice has a zero, no end, a step
-            or only one group to fill, a list has another length than n, or a dict names no group, a
-            part of one, or not all.
+            or only one group, a list has another length, or a dict names part of a group or of all.
 
     Example:
         >>> spread(slice(1e-3), 3)

@@ -22,17 +22,14 @@ _DECADES = 30.0  # between largest and smallest rate, from which on a linear axi
 def plot_schedules(
     optimizer: FusedOptimizer, steps: int | None = None, path: str | Path | None = None
 ) -> Figure:
-    """Draw the learning rate, momentum and weight decay that schedules will give every group.
+    """Return a figure of the learning rate, momentum and decay that every group will have.
 
     Groups that share a curve share a line. A vertical line marks the step that comes next.
 
     Args:
         optimizer: An lrfast optimizer with a schedule.
-        steps: How many to draw, 1 or more; None: up to the end of the longest schedule.
-        path: Where to save the figure too; the suffix names the format. Default None: nowhere.
-
-    Returns:
-        The figure.
+        steps: Steps to draw, 1 or more; None, the default: to the end of the longest schedule.
+        path: File to save the figure to, in the format of its suffix; default None.
 
     Raises:
         ImportError: If matplotlib is not installed.

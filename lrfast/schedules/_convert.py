@@ -37,19 +37,15 @@ def from_function(f: Callable[[int], float], total_steps: int) -> Schedule:
 
 
 def from_torch(scheduler: LRScheduler, total_steps: int) -> Schedule | list[Schedule]:
-    """Return the next values that a scheduler of torch has for each group.
+    """Return the next values of a scheduler of torch: a schedule, or one per group if they differ.
 
-    A copy of it runs with a stand-in for its optimizer; scheduler and optimizer stay as they are.
-    The multipliers are fractions of each group's "initial_lr", which should be the group's learning
-    rate when the schedule is set; step 0 is the scheduler's current one. A momentum or beta1 that
-    changes is recorded too.
+    A copy of it runs, with a copy of its optimizer. The multipliers are fractions of each group's
+    "initial_lr", which should be its learning rate when the schedule is set; step 0 is the
+    scheduler's current one. A momentum or beta1 that changes is recorded too.
 
     Args:
-        scheduler: A scheduler that depends only on the step.
+        scheduler: A scheduler that depends only on the step; it stays as it is.
         total_steps: Steps to record, 1 or more; the last value is held.
-
-    Returns:
-        One schedule, or a list with one per group if groups differ.
 
     Raises:
         TypeError: If ``scheduler`` is none of torch's, or follows a metric.

@@ -53,13 +53,12 @@ def one_cycle(
 
     Args:
         total_steps: Optimizer steps of the cycle, 1 or more.
-        pct_start: Fraction of the steps spent going up, in [0, 1], and at most 0.5 with three
-            phases. None, the default: 0.3; 0.25 with "fastai".
+        pct_start: Fraction of the steps spent going up, in [0, 1], with three phases in [0, 0.5].
+            None, the default: 0.3; 0.25 with "fastai".
         div: Peak over first multiplier, 1 or more; default 25.
         final_div: First over last multiplier, 1 or more. None, the default: 1e4; 4e3 with "fastai",
             whose own ``div_final`` is ``div * final_div``.
-        momentum: (highest, lowest) momentum or beta1, each in [0, 1); default (0.95, 0.85). None
-            leaves it untouched.
+        momentum: (highest, lowest) momentum or beta1, in [0, 1), or None; default (0.95, 0.85).
         anneal: Shape of the phases, "cos", the default, or "linear".
         three_phase: Whether to return to the first multiplier before the last fall; default False.
         compat: None, the default, "torch", "fastai" or "optax".
@@ -140,9 +139,9 @@ def cyclic(
 ) -> Schedule:
     """Return triangles between ``base`` and 1, without end: torch's CyclicLR (arXiv:1506.01186).
 
-    The value is ``base + (1 - base) * s * e``: s rises linearly from 0 to 1 and falls back, and e
-    is 1 ("triangular"), ``2 ** -cycle`` ("triangular2") or ``gamma ** step`` ("exp_range").
-    Its ``total_steps`` are those of one cycle.
+    The value is ``base + (1 - base) * s * e``: s rises linearly from 0 to 1 and falls back, while
+    the momentum falls and rises; e is 1 ("triangular"), ``2 ** -cycle`` ("triangular2") or
+    ``gamma ** step`` ("exp_range"). Its ``total_steps`` are those of one cycle.
 
     Args:
         step_size_up: Steps from ``base`` to 1, 1 or more.
@@ -150,8 +149,7 @@ def cyclic(
         base: Lowest multiplier, a fraction of the group's learning rate, in [0, 1]; default 0.1.
         mode: "triangular", the default, "triangular2" or "exp_range".
         gamma: Factor per step of "exp_range", above 0 and at most 1; default 1.
-        momentum: (highest, lowest) momentum or beta1, in [0, 1), the lowest at the highest
-            learning rate; default None: untouched.
+        momentum: (highest, lowest) momentum or beta1, in [0, 1); default None: untouched.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -189,9 +187,8 @@ def sgdr(
 
     Cycle i lasts ``round(cycle_len * cycle_mult ** i)`` steps, and the next one begins at the step
     at which it would reach ``eta_min``: torch's CosineAnnealingWarmRestarts for a whole
-    ``cycle_mult``. With a number of cycles ``eta_min`` is hit at the last step,
-    ``total_steps - 1``, and held. ``total_steps`` is the sum of the cycles, or ``cycle_len``
-    without end (until 2**53 steps).
+    ``cycle_mult``. ``total_steps`` is the sum of the cycles, whose last step hits ``eta_min``,
+    which is held, or ``cycle_len`` without end (until 2**53 steps).
 
     Args:
         cycle_len: Steps of the first cycle, 1 or more.
@@ -200,8 +197,8 @@ def sgdr(
         eta_min: Lowest multiplier, 0 or more; default 0.
         warmup: Steps of each cycle, the first one too, that rise linearly from ``eta_min`` to 1
             before the cosine; 0, the default, or more, and less than ``cycle_len``.
-        unit: Steps, such as those of an epoch, to whose multiples the lengths of cycles are
-            rounded; default 1. ``cycle_len`` must be a multiple.
+        unit: Divisor of ``cycle_len``, such as the steps of an epoch, to whose multiples the
+            lengths of cycles are rounded, 1 or more; default 1.
 
     Raises:
         ValueError: If an argument is out of range.

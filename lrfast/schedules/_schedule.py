@@ -52,8 +52,7 @@ _SAMPLES = 100_000  # steps at which two schedules are compared
 class Schedule:
     """A multiplier of every group's learning rate over the steps; it may set the momentum too.
 
-    Build one with the functions of :mod:`lrfast.schedules`; combine them with :meth:`then`, ``*``
-    and :meth:`repeat`.
+    Build them with :mod:`lrfast.schedules`; combine them with :meth:`then`, ``*``, :meth:`repeat`.
 
     Args:
         name: Name in plots and tables.
@@ -179,8 +178,7 @@ class Schedule:
         """Return the same values with another ``total_steps``.
 
         Args:
-            steps: Steps, 1 or more, after which :meth:`then` adds a schedule and plots end. Values
-                that end earlier are held.
+            steps: Steps, 1 or more, after which :meth:`then` adds a schedule and plots end.
 
         Raises:
             ValueError: If ``steps`` is out of range.
@@ -255,8 +253,7 @@ class Schedule:
         """Return one row per step: "step", "factor", and "momentum" and "weight_decay" if set.
 
         Args:
-            steps: Steps to list. None, the default: the first step of each segment, the last step
-                and the one after it.
+            steps: Steps to list; None, the default: where a segment begins, the last, the next one.
             rates: Learning rates of the groups, for columns "rate 0" and so on; default none.
 
         Raises:
@@ -298,17 +295,16 @@ class Schedule:
     def extend_to(self, total_steps: int, step: int = 0) -> Schedule:
         """Return the schedule with another length, the same up to ``step``.
 
-        Everything after ``step`` is stretched in time, so that the last change comes as much later
-        as the total is longer; a segment under way continues from its value. Tables that repeat
-        stay as they are.
+        Everything after ``step`` is stretched, so that the last change comes as much later as the
+        total is longer; a segment under way continues from its value. Tables that repeat stay.
 
         Args:
             total_steps: The new length, 1 or more; it may be shorter.
             step: Current step of the training, 0 or more; default 0.
 
         Raises:
-            ValueError: If an argument is out of range, nothing is left after ``step`` to shorten,
-                or a lookup would have to be stretched.
+            ValueError: If an argument is out of range, nothing after ``step`` can be shortened, or
+                a lookup would have to be stretched.
 
         Example:
             >>> from lrfast import schedules
@@ -385,16 +381,12 @@ class Schedule:
 def plot_schedule(
     schedule: Schedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
 ) -> Figure:
-    """Draw a schedule over its steps, and momentum and weight decay if it sets them.
+    """Return a figure of a schedule over its steps, with momentum and weight decay if it sets them.
 
     Args:
         schedule: The schedule.
         path: File to save the figure to, in the format of its suffix; default None.
-        rates: Learning rates of the param groups that it multiplies, body first; (1.0,), the
-            default, draws the multiplier itself.
-
-    Returns:
-        The figure.
+        rates: Learning rates of the groups, body first; (1.0,), the default: the multiplier itself.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -421,14 +413,13 @@ def plot_schedule(
 def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = False) -> Schedule:
     """Return a schedule made in epochs, stretched to optimizer steps.
 
-    Every epoch begins with the value that the schedule has for it. A step within an epoch has the
-    interpolated value, or with ``stepwise`` that of the epoch's first step, as if torch's
-    scheduler stepped once per epoch.
+    Every epoch begins with the value that the schedule has for it; steps within are interpolated.
 
     Args:
         schedule: Schedule made with epochs in place of steps; no lookup, unless ``stepwise``.
         steps_per_epoch: Optimizer steps of an epoch, 1 or more.
-        stepwise: Whether each epoch holds one value; default False.
+        stepwise: Whether an epoch's steps hold its first value, as if torch's scheduler stepped
+            once per epoch; default False.
 
     Raises:
         ValueError: If ``steps_per_epoch`` is out of range, or a lookup would have to be stretched.

@@ -49,8 +49,7 @@ def flat_cosine(
 
     The fall begins at step ``round(pct_start * total_steps)``, and ``end`` is hit at the last step,
     ``total_steps - 1``; if no step is left to fall, 1 is held. With ``compat="fastai"`` it begins
-    at ``pct_start * total_steps``, which need not be whole, and ends at ``total_steps``, one step
-    after the last.
+    at ``pct_start * total_steps``, a fraction too, and ends at ``total_steps``.
 
     Args:
         total_steps: Optimizer steps in all, 1 or more.
@@ -135,13 +134,11 @@ def wsd(
 def inverse_sqrt(warmup_steps: int, total_steps: int, timescale: float | None = None) -> Schedule:
     """Return a linear rise, then ``1 / sqrt(1 + (step - warmup_steps) / timescale)``.
 
-    "Attention Is All You Need", Vaswani et al., arXiv:1706.03762.
-
     Args:
         warmup_steps: Steps from 0 to 1; 0: none.
         total_steps: Step from which on the multiplier is held, ``warmup_steps`` or more.
         timescale: Steps from the end of the warm-up until 1 / sqrt(2), above 0. None, the default:
-            ``warmup_steps``, or 10000 if that is 0, as in Hugging Face.
+            ``warmup_steps`` (arXiv:1706.03762), or 10000 if that is 0, as in Hugging Face.
 
     Raises:
         ValueError: If an argument is out of range.

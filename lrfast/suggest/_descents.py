@@ -22,8 +22,7 @@ def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion, the geometric mean of the stretch's ends; none below 10 points and if the
-        loss does not fall by more than noise explains.
+        The geometric mean of its ends; none below 10 points and if noise may be all of the fall.
 
     Raises:
         ValueError: If an array is not as described.
@@ -53,8 +52,7 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion; none below 10 points and if the loss does not fall by more than noise
-        explains.
+        The suggestion; none below 10 points and if noise may be all of the fall.
 
     Raises:
         ValueError: If an array is not as described.
@@ -84,9 +82,9 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion: `lr` is the upper learning rate, `base_lr` the lower one. The loss starts to
-        fall, or to rise, when a tenth of the fall is done, or lost again. None below 10 points, if
-        the loss does not fall by more than noise explains, and if it never rises.
+        The upper learning rate `lr`, at which a tenth of the fall is lost again, and the lower one
+        `base_lr`, at which a tenth is done. None below 10 points, if noise may be all of the fall,
+        and if the loss never rises.
 
     Raises:
         ValueError: If an array is not as described.

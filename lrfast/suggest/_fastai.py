@@ -51,8 +51,7 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion, with the index of the lowest loss; none below two points and if the loss
-        never falls.
+        The suggestion, and the index of the lowest loss; none below two points or without a fall.
 
     Raises:
         ValueError: If an array is not as described.

@@ -38,13 +38,12 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     at which the loss diverges, if that is lower.
 
     Args:
-        lrs: [points] learning rates, finite, positive, increasing; the first quarter of them must
-            be too low to change the loss.
+        lrs: [points] learning rates, finite, positive, increasing; at first too low to matter.
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion; none below 20 points, and none, with a range to sweep next, if the loss
-        changes from the start or never.
+        The suggestion; none below 20 points, and only a range to sweep next if the loss changes
+        from the start or never.
 
     Raises:
         ValueError: If an array is not as described.
