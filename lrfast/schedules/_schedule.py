@@ -195,7 +195,13 @@ class Schedule:
             ValueError: If ``times`` is out of range, or None for a schedule that repeats already.
         """
         if times is None:
-            periodic = self._mapped(lambda track: _periodic(self, track))
+            total, tracks = self.total_steps, [track for _, track in self._tracks()]
+            if any(len(t) > 1 or not t[0].is_single or total % t[0].stride for t in tracks):
+                raise ValueError(
+                    f"times must be a number for a schedule that repeats already, got None for "
+                    f"{self.name}"
+                )
+            periodic = self._mapped(lambda t: (replace(t[0], period=total // t[0].stride),))
             return replace(periodic, name=f"{self.name}, repeated")
         if not is_int(times) or times < 1:
             raise ValueError(f"times must be a whole number, 1 or more, or None, got {times!r}")
@@ -313,13 +319,14 @@ class Schedule:
         """
         total_steps = check_count("total_steps", total_steps)
         step = check_count("step", step, least=0)
-        tracks = [track for _, track in self._tracks()]
-        if any(table.stride > 1 for track in tracks for table in track):
+        tables = [table for _, track in self._tracks() for table in track]
+        if any(table.stride > 1 for table in tables):
             raise ValueError(
                 "schedule must be extended in epochs before per_epoch(..., stepwise=True), got "
                 f"{self.name} of held values"
             )
-        last = max(map(_last_change, tracks), default=0.0)
+        plain = [(t.begin, s) for t in tables if t.is_plain for s in t.segments]
+        last = max((at + (s.t0 + s.span if s.span else s.begin) for at, s in plain), default=0.0)
         end = last + total_steps - self.total_steps
         if last <= step:
             return replace(self, total_steps=total_steps)
@@ -447,27 +454,6 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = Fals
 
     tracks = schedule._mapped(lambda track: tuple(map(stretched, track)))
     return replace(tracks, total_steps=schedule.total_steps * scale)
-
-
-def _periodic(schedule: Schedule, track: Track) -> Track:
-    total, stride = schedule.total_steps, track[0].stride
-    if len(track) > 1 or not track[0].is_single or total % stride:
-        raise ValueError(
-            f"times must be a number for a schedule that repeats already, got None for "
-            f"{schedule.name}"
-        )
-    return (replace(track[0], period=total // stride),)
-
-
-def _last_change(track: Track) -> float:
-    """Return the step at which the last of its plain tables comes to rest, 0 if none moves."""
-    ends = [
-        table.begin + (segment.t0 + segment.span if segment.span else segment.begin)
-        for table in track
-        if table.is_plain
-        for segment in table.segments
-    ]
-    return max(ends, default=0.0)
 
 
 def _on_clock(table: Table, clock: Clock, step: int) -> Table:
