@@ -94,10 +94,9 @@ def _named_rates(lr: Mapping[str, float], groups: LayerGroups) -> list[float]:
         matches = compile_pattern(key)
         for index, group in enumerate(groups):
             hits = sum(1 for name in group.names if matches(name))
-            if not hits:
-                continue
-            unused.discard(key)
-            if chosen[index] is not None:
+            if hits:
+                unused.discard(key)
+            if not hits or chosen[index] is not None:
                 continue
             if hits < len(group.names):
                 raise ValueError(

@@ -153,9 +153,7 @@ def sweep(start: float, end: float, num_iter: int) -> Schedule:
     """
     check_positive("start", start)
     check_positive("end", end)
-    num_iter = check_count("num_iter", num_iter)
-    if num_iter < 2:
-        raise ValueError(f"num_iter must be 2 or more, got {num_iter}")
+    num_iter = check_count("num_iter", num_iter, least=2)
     if abs(math.log(end) - math.log(start)) > _MAX_LOG_RATIO:
         raise ValueError(f"end / start must lie within 1e-304 and 1e304, got {end} / {start}")
     return Schedule("sweep", num_iter, (track(ramp(0, num_iter - 1, start, end, "exponential")),))
