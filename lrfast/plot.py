@@ -2,8 +2,9 @@
 
 from lrfast._utils.figures import limits
 from lrfast.finetune._plot import plot_history
+from lrfast.optim._plot import plot_schedules
 from lrfast.range_test._plot import plot_comparison, plot_range_test
-from lrfast.schedules._plot import plot_schedule, plot_schedules
+from lrfast.schedules._schedule import plot_schedule
 
 __all__ = [
     "limits",

@@ -119,14 +119,11 @@ def _is_stack(module: nn.Module) -> bool:
     """Tell whether a module is a container that repeats a block, or a ModuleList of one."""
     if not isinstance(module, _CONTAINERS):
         return False
-    blocks = Counter(type(child) for child in module.children() if _is_block(child))
+    # A block has more weights than the one of a unit with its norm and activation.
+    weights = [(type(m), sum(p.dim() > 1 for p in m.parameters())) for m in module.children()]
+    blocks = Counter(kind for kind, count in weights if count > 1)
     single = isinstance(module, nn.ModuleList) and blocks.total() == 1
     return single or max(blocks.values(), default=0) > 1
-
-
-def _is_block(module: nn.Module) -> bool:
-    """Tell a block from a unit of one weight with its norm and activation."""
-    return sum(p.dim() > 1 for p in module.parameters()) > 1
 
 
 def _size(parameters: Iterable[Tensor]) -> int:

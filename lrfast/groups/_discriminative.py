@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lrfast._utils.validation import check_rate
 from lrfast.groups._explicit import Groups, matching
-from lrfast.groups._layer_group import LayerGroup
 from lrfast.groups._layers import layer_groups, parameter_names
 from lrfast.groups._norms import norm_parameters
 from lrfast.groups._rates import Rates, decayed, spread
@@ -32,16 +32,14 @@ def discriminative(
     """Build an optimizer's parameter groups with one learning rate per layer group.
 
     A layer group becomes one param group, and one more for each kind of its parameters that
-    differs: without weight decay, tied to a later group, of normalisation layers. Each holds the
-    index of its layer group, which `freeze_to` counts.
+    differs: without weight decay, tied to a later group, of normalisation layers.
 
     Args:
         model: Module to train.
         lr: Learning rates, as `spread` takes them.
         weight_decay: Weight decay of every group, 0 or more; None, the default: the optimizer's.
-        decay: Factor in (0, 1] from one layer group to the one before it, with lr as that of the
-            head: ``lr * max(min_scale, decay ** (last - i))`` for group i. ULMFiT's is 1/2.6. None,
-            the default, for no decay.
+        decay: Factor in (0, 1] from one layer group to the one before it; None, the default: 1.
+            Group i has ``lr * max(min_scale, decay ** (last - i))``. ULMFiT's is 1/2.6.
         groups: Explicit groups, as `layer_groups` takes them; None, the default: automatic.
         no_decay: Parameters whose weight decay is 0. True: those of normalisation layers, biases,
             and all of dimension 1 or less. A list: those that its patterns match, as
@@ -52,27 +50,24 @@ def discriminative(
 
     Returns:
         One dict per param group, body first: "params", with or without gradients, "lr", "name",
-        "layer" (the index of the layer group) and, if they apply, "weight_decay", "tied_until"
-        (index of the last layer group with a parameter that these are tied to: they train with it),
-        "norms" (with split_norms: whether these belong to normalisation layers) and "kept_frozen"
-        (positions in "params" of those without gradients now, which `freeze_to` leaves so).
+        "layer" (index of the layer group, as `freeze_to` counts) and, if they apply,
+        "weight_decay", "tied_until" (index of the last layer group with a parameter that these are
+        tied to: they train with it), "norms" (with split_norms: whether these are of normalisation
+        layers) and "kept_frozen" (positions of those without gradients now, which stay so).
 
     Raises:
-        TypeError, ValueError: If `layer_groups` or `spread` refuse their arguments, decay or
-            min_scale lie outside their range or lr is no number beside them, the weight decay is
-            not a number, negative or not finite, or a pattern of no_decay matches nothing.
+        TypeError, ValueError: If `layer_groups` or `spread` refuse their arguments, a number lies
+            outside its range, lr is none beside decay, or a pattern of no_decay matches nothing.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> [(group["name"], group["lr"]) for group in discriminative(model, slice(1e-4, 1e-2))]
         [('0', 0.0001), ('2', 0.01)]
-        >>> groups = discriminative(model, 1e-2, weight_decay=0.1, decay=0.5, no_decay=True)
-        >>> [(group["layer"], group["name"], group["weight_decay"]) for group in groups]
-        [(0, '0', 0.1), (0, '0, no decay', 0.0), (1, '2', 0.1), (1, '2, no decay', 0.0)]
+        >>> [group["name"] for group in discriminative(model, 1e-2, decay=0.5, no_decay=True)]
+        ['0', '0, no decay', '2', '2, no decay']
 
     Reference:
-        Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", 2018;
-        timm 1.0, ``timm/optim/_param_groups.py``, ``param_groups_layer_decay``.
+        ULMFiT: arXiv:1801.06146; ``param_groups_layer_decay`` of timm 1.0.
     """
     layers = layer_groups(model, groups)
     if decay is not None:
@@ -88,41 +83,25 @@ def discriminative(
     norms = norm_parameters(model) if split_norms else set()
     built: list[dict[str, Any]] = []
     for index, (layer, rate) in enumerate(zip(layers, rates, strict=True)):
-        for suffix, params, extra in _kinds(layer, index, layers.tied_until, spared, norms):
-            group = {"params": params, "lr": rate, "name": layer.name + suffix, "layer": index}
-            group |= settings | extra | _kept_frozen(params)
+        kinds: dict[tuple[int, bool, bool], list[Tensor]] = {}
+        for p in layer.parameters:
+            kind = (layers.tied_until.get(p, index), p in norms, p in spared)
+            kinds.setdefault(kind, []).append(p)
+        for (until, is_norm, is_spared), params in sorted(kinds.items(), key=itemgetter(0)):
+            name = layer.name + (f", tied to {until}" if until > index else "")
+            name += (", norms" if is_norm else "") + (", no decay" if is_spared else "")
+            group = {"params": params, "lr": rate, "name": name, "layer": index, **settings}
+            if until > index:
+                group["tied_until"] = until
+            if is_spared:
+                group["weight_decay"] = 0.0
+            # Positions and not names or tensors: a state dict keeps them, and they fit any copy.
+            if kept := [position for position, p in enumerate(params) if not p.requires_grad]:
+                group["kept_frozen"] = kept
             if split_norms:
-                group["norms"] = params[0] in norms
+                group["norms"] = is_norm
             built.append(group)
     return built
-
-
-def _kinds(
-    layer: LayerGroup,
-    index: int,
-    tied_until: Mapping[Tensor, int],
-    spared: set[Tensor],
-    norms: set[Tensor],
-) -> Iterable[tuple[str, list[Tensor], dict[str, Any]]]:
-    """Yield the param groups of a layer group: suffix of the name, parameters, further entries."""
-    kinds: dict[tuple[int, bool, bool], list[Tensor]] = {}
-    for p in layer.parameters:
-        kind = (tied_until.get(p, index), p in norms, p in spared)
-        kinds.setdefault(kind, []).append(p)
-    for (until, is_norm, is_spared), params in sorted(kinds.items(), key=lambda item: item[0]):
-        suffix = f", tied to {until}" if until > index else ""
-        suffix += ", norms" if is_norm else ""
-        extra: dict[str, Any] = {"tied_until": until} if until > index else {}
-        if is_spared:
-            suffix += ", no decay"
-            extra["weight_decay"] = 0.0
-        yield suffix, params, extra
-
-
-def _kept_frozen(params: list[Tensor]) -> dict[str, list[int]]:
-    # Positions and not names or tensors: a state dict keeps them, and they fit any copy.
-    kept = [position for position, p in enumerate(params) if not p.requires_grad]
-    return {"kept_frozen": kept} if kept else {}
 
 
 def _spared(model: nn.Module, no_decay: object) -> set[Tensor]:

@@ -47,33 +47,27 @@ def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names)
             parameters = [p for p in matching(group, names) if p not in taken]
         else:
             parameters = _members(index, group)
-        _check_members(index, group, parameters, names, given)
+        if isinstance(group, str) and not parameters and group != _REST:
+            raise ValueError(
+                f"groups[{index}] must match the name of a parameter or the path of a module, "
+                f"got {group!r}"
+            )
+        if not all(parameter in names for parameter in parameters):
+            raise ValueError(
+                f"groups[{index}] must hold parameters of the model, got others too; "
+                "pass modules of the model itself, not of a copy"
+            )
+        if given.issuperset(parameters):
+            raise ValueError(
+                f"groups[{index}] must hold a parameter that no earlier group holds, got none; "
+                "leave this group out"
+            )
         given.update(parameters)
         blocks.append(Block([(_spec_name(index, group, paths), parameters)]))
     missing = [aliases[0] for parameter, aliases in names.items() if parameter not in given]
     if missing:
         raise ValueError(f"groups must hold every parameter, add {', '.join(missing)} to one")
     return blocks
-
-
-def _check_members(
-    index: int, group: GroupSpec, parameters: list[Tensor], names: Names, given: set[Tensor]
-) -> None:
-    if isinstance(group, str) and not parameters and group != _REST:
-        raise ValueError(
-            f"groups[{index}] must match the name of a parameter or the path of a module, "
-            f"got {group!r}"
-        )
-    if not all(parameter in names for parameter in parameters):
-        raise ValueError(
-            f"groups[{index}] must hold parameters of the model, got others too; "
-            "pass modules of the model itself, not of a copy"
-        )
-    if given.issuperset(parameters):
-        raise ValueError(
-            f"groups[{index}] must hold a parameter that no earlier group holds, got none; "
-            "leave this group out"
-        )
 
 
 def _spec_name(index: int, group: GroupSpec, paths: Mapping[int, str]) -> str:
@@ -109,21 +103,18 @@ def numbered_blocks(number_of: Callable[[str], object], names: Names) -> list[Bl
         if not numbers:
             missing.append(aliases[0])
     if missing:
-        raise ValueError(
-            f"groups must give every parameter a number, got None for {', '.join(missing)}"
-        )
+        listed = ", ".join(missing)
+        raise ValueError(f"groups must give every parameter a number, got None for {listed}")
     given: set[Tensor] = set()
-    for number in range(len(numbered)):
-        if number not in numbered:
-            raise ValueError(
-                f"groups must use every number from 0 on, got no parameter for {number}"
-            )
-        if given.issuperset(numbered[number]):
+    for at, (number, members) in enumerate(sorted(numbered.items())):
+        if number != at:
+            raise ValueError(f"groups must use every number from 0 on, got no parameter for {at}")
+        if given.issuperset(members):
             raise ValueError(
                 f"groups must give group {number} a parameter that no earlier group holds, "
-                f"got {', '.join(names[p][0] for p in numbered[number])}"
+                f"got {', '.join(names[p][0] for p in members)}"
             )
-        given.update(numbered[number])
+        given.update(members)
     return [Block([(f"group {number}", numbered[number])]) for number in range(len(numbered))]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from lrfast._utils.validation import is_int
@@ -16,10 +14,9 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
     group without one is a layer group of its own, behind those before it.
 
     Sets ``group["frozen"]`` on every param group. Parameters of a frozen one stop requiring
-    gradients and lose the gradient that they have; all others require gradients. The optimizer's
-    groups and states stay as they are. With param groups of `discriminative`, parameters that did
-    not require gradients when it was called never train, and a parameter tied to one of a trained
-    group trains with it.
+    gradients and lose theirs; all others require gradients. The optimizer's groups and states stay
+    as they are. With param groups of `discriminative`, parameters that did not require gradients
+    when it was called never train, and a parameter tied to one of a trained group trains with it.
 
     Args:
         optimizer: Any torch optimizer, its groups ordered from body to head.
@@ -32,9 +29,8 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
         ValueError: If there is no group n, or train_norms finds norms and weights in one group.
 
     Example:
-        >>> from torch import nn
         >>> from lrfast import discriminative
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 2))
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
         >>> optimizer = torch.optim.SGD(discriminative(model, slice(1e-4, 1e-2)))
         >>> freeze_to(optimizer, 1)
         >>> [group["frozen"] for group in optimizer.param_groups]
@@ -54,7 +50,15 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
     first, is_captured = n % count, getattr(optimizer, "_captured_by", None) is not None
     for group, layer in zip(optimizer.param_groups, layers, strict=True):
         trains = group.get("tied_until", layer) >= first or (train_norms and group["norms"])
-        _set_frozen(group, not trains, is_captured)
+        group["frozen"] = frozen = not trains
+        kept = set(group.get("kept_frozen", ()))
+        own = [p for position, p in enumerate(group["params"]) if position not in kept]
+        if is_captured and all(p.requires_grad for p in own):
+            continue  # a captured graph writes on to the gradients whose addresses it recorded
+        for position, parameter in enumerate(group["params"]):
+            parameter.requires_grad_(not frozen and position not in kept)
+            if not parameter.requires_grad:
+                parameter.grad = None
 
 
 def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> None:
@@ -68,9 +72,8 @@ def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> No
         ValueError: If there is one group, which is both body and head.
 
     Example:
-        >>> from torch import nn
         >>> from lrfast import discriminative
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
         >>> freeze(torch.optim.SGD(discriminative(model, slice(1e-4, 1e-2))))
         >>> [parameter.requires_grad for parameter in model.parameters()]
         [False, False, True, True]
@@ -87,8 +90,7 @@ def unfreeze(optimizer: torch.optim.Optimizer) -> None:
         optimizer: Any torch optimizer.
 
     Example:
-        >>> from torch import nn
-        >>> model = nn.Linear(4, 2).requires_grad_(False)
+        >>> model = torch.nn.Linear(4, 2).requires_grad_(False)
         >>> unfreeze(torch.optim.SGD(model.parameters()))
         >>> model.weight.requires_grad
         True
@@ -103,12 +105,10 @@ def layer_count(optimizer: torch.optim.Optimizer) -> int:
         optimizer: Any torch optimizer.
 
     Example:
-        >>> from torch import nn
         >>> from lrfast import discriminative
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
-        >>> optimizer = torch.optim.SGD(discriminative(model, 1e-2, no_decay=True))
+        >>> optimizer = torch.optim.SGD(discriminative(torch.nn.Linear(4, 2), 1.0, no_decay=True))
         >>> layer_count(optimizer), len(optimizer.param_groups)
-        (2, 4)
+        (1, 2)
     """
     return max(_layers(optimizer)) + 1
 
@@ -128,16 +128,3 @@ def _layers(optimizer: torch.optim.Optimizer) -> list[int]:
         layers.append(int(layer))
         following = max(following, layer + 1)
     return layers
-
-
-def _set_frozen(group: dict[str, Any], frozen: bool, is_captured: bool) -> None:
-    group["frozen"] = frozen
-    kept = set(group.get("kept_frozen", ()))
-    own = [parameter for position, parameter in enumerate(group["params"]) if position not in kept]
-    if is_captured and all(parameter.requires_grad for parameter in own):
-        return  # a captured graph keeps writing the gradients to the addresses that it recorded
-    for position, parameter in enumerate(group["params"]):
-        trains = not frozen and position not in kept
-        parameter.requires_grad_(trains)
-        if not trains:
-            parameter.grad = None

@@ -39,9 +39,9 @@ class LayerGroups(Sequence[LayerGroup]):
         tied: All names of each parameter with several names.
         duplicates: Names of parameters that several groups held; the first group kept them.
         model: The model that was cut.
-        tied_until: Index of the last group with a parameter that an earlier one is tied to, by the
-            earlier parameter. A layer whose parameters are all tied to earlier ones, such as a
-            language model's head, counts to the group before it.
+        tied_until: Index of the last group that an earlier group's parameter is tied to, by that
+            parameter. A layer whose parameters are all tied, such as a language model's head,
+            counts to the group before it.
     """
 
     groups: tuple[LayerGroup, ...]
@@ -84,12 +84,9 @@ class LayerGroups(Sequence[LayerGroup]):
         return [name for name, layer in layers if still.issuperset(layer.parameters(False))]
 
     def describe(self) -> str:
-        """Return a table of the groups, and below it what is tied, frozen or left out.
+        """Return a table of the groups: position, name, tensors, parameters, and how many train.
 
-        Returns:
-            One line per group: position, name, tensors, parameters, and how many of those train.
-            Then one line for each entry of `tied`, `duplicates`, `unassigned`, `frozen` and
-            `frozen_norms`.
+        Then one line for each of `tied`, `duplicates`, `unassigned`, `frozen` and `frozen_norms`.
 
         Example:
             >>> from lrfast import layer_groups

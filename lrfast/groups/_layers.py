@@ -14,11 +14,10 @@ from lrfast.groups._layer_group import LayerGroup, LayerGroups
 def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
     """Cut a model into layer groups, ordered from body to head.
 
-    The walk starts at the first module that has several children with parameters, or parameters
-    of its own. Containers (Sequential, ModuleList, ModuleDict) are expanded into their blocks,
-    recursively, and so is a child that keeps at least half of its weights, embeddings aside, in
-    containers of repeated blocks, as the encoders of torchvision, timm and transformers do. Every
-    other child is one group.
+    The walk starts at the first module with several children that have parameters, or parameters
+    of its own. Containers (Sequential, ModuleList, ModuleDict) are expanded into their blocks, and
+    so is a child that keeps at least half of its weights, embeddings aside, in containers of
+    repeated blocks, as encoders of torchvision and timm do. Every other child is one group.
 
     Groups are in the order of registration. Among the children of a module that is no container,
     embedding tables come first, a norm named as the final one follows the layers, and a child named
@@ -48,10 +47,8 @@ def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
         >>> [group.names for group in layer_groups(model)]
         [('0.weight', '0.bias', '1.weight', '1.bias'), ('3.weight', '3.bias')]
-        >>> [group.names for group in layer_groups(model, ["[01]", "*"])]
-        [('0.weight', '0.bias', '1.weight', '1.bias'), ('3.weight', '3.bias')]
-        >>> [group.names for group in layer_groups(model, lambda name: int(name[0] == "3"))]
-        [('0.weight', '0.bias', '1.weight', '1.bias'), ('3.weight', '3.bias')]
+        >>> len(layer_groups(model, ["[01]", "*"]))
+        2
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model)}")

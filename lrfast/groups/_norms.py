@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lrfast._utils.validation import check_choice
+
 NormPolicy = Literal["train", "keep", "adapt"]
 
 # BatchNorm2d, LayerNorm, LlamaRMSNorm, but not NormedLinear, which is a classifier head.
@@ -60,18 +62,18 @@ def set_norm_mode(
     Args:
         model: Model in training mode.
         optimizer: Optimizer that trains it, after `freeze_to`.
-        policy: "train" puts all such layers into training mode. "keep" puts layers without a
-            parameter that trains into evaluation mode and all others into training mode; a layer
-            without parameters follows the module around it. "adapt" is "train" after a check that
-            no normalisation layer is frozen, which takes
-            ``discriminative(..., split_norms=True)`` and ``freeze_to(..., train_norms=True)``.
+        policy: "train": all such layers are put into training mode. "keep": those without a
+            parameter that trains are put into evaluation mode; a layer without parameters follows
+            the module around it. "adapt": as "train", after a check that no normalisation layer is
+            frozen: use ``discriminative(..., split_norms=True)``, ``freeze_to(...,
+            train_norms=True)``.
 
     Returns:
         Paths of the layers that are in evaluation mode now.
 
     Raises:
-        ValueError: If policy is another one, the model is in evaluation mode, or "adapt" finds a
-            normalisation layer in a frozen group.
+        ValueError: If policy is another one, the model is in evaluation mode, or "adapt" finds
+            frozen normalisation layers.
 
     Example:
         >>> from lrfast import discriminative, freeze
@@ -81,19 +83,13 @@ def set_norm_mode(
         >>> set_norm_mode(model.train(), optimizer, "keep")
         ['1']
     """
-    if policy not in get_args(NormPolicy):
-        raise ValueError(f"policy must be 'train', 'keep' or 'adapt', got {policy!r}")
+    check_choice("policy", policy, get_args(NormPolicy))
     if not model.training:
         raise ValueError("model must be in training mode, got one in evaluation mode")
     if policy == "adapt":
         _check_that_norms_train(model, optimizer)
-    training = {
-        parameter
-        for group in optimizer.param_groups
-        if not group.get("frozen")
-        for parameter in group["params"]
-        if parameter.requires_grad
-    }
+    groups = [group for group in optimizer.param_groups if not group.get("frozen")]
+    training = {p for group in groups for p in group["params"] if p.requires_grad}
     stay: list[str] = []
     for name, layer in statistics_layers(model):
         stays = policy == "keep" and training.isdisjoint(_parameters_at(model, name))

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from lrfast._utils.validation import check_fraction, check_rate, is_int
 from lrfast.groups._explicit import compile_pattern
-from lrfast.groups._layer_group import LayerGroup, LayerGroups
+from lrfast.groups._layer_group import LayerGroups
 
 Rates: TypeAlias = float | slice | Sequence[float] | Mapping[str, float]
 
@@ -16,14 +16,13 @@ def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
     """Spread learning rates over layer groups.
 
     ``slice(a, b)`` grows geometrically, ``a * (b / a) ** (i / (n - 1))``, and hits both ends
-    exactly. ``slice(b)`` is b for the last group and b / 10 for all others, as in fastai; unlike
-    in fastai, ``slice(0, b)`` is an error and does not mean ``slice(b)``.
+    exactly. ``slice(b)`` is b for the last group and b / 10 for all others, as in fastai 2.8's
+    ``Optimizer.set_hyper``; unlike there, ``slice(0, b)`` is an error and no ``slice(b)``.
 
     Args:
         lr: A number for all groups, a slice, a list or tuple with one number per group, or a dict.
-            A dict's keys are names of groups or patterns, as `layer_groups` takes them, that match
-            all parameters of a group; a group's name precedes patterns, an earlier pattern later
-            ones. Finite and 0 or more.
+            A dict's keys are names of groups or else patterns, as `layer_groups` takes them, that
+            match all parameters of a group; the first pattern counts. Finite and 0 or more.
         n: Number of groups, 1 or more, or the groups themselves, which a dict needs.
 
     Returns:
@@ -32,15 +31,11 @@ def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
     Raises:
         TypeError: If a learning rate is not a number, or there is a dict and n is a number.
         ValueError: If a learning rate is negative or not finite, a slice has a zero, no end, a step
-            or only one group to fill, a list has another length than n, or a dict names no group, a
-            part of one, or not all.
+            or only one group, a list has another length, or a dict names part of a group or of all.
 
     Example:
         >>> spread(slice(1e-3), 3)
         [0.0001, 0.0001, 0.001]
-
-    Reference:
-        fastai 2.8, ``fastai/optimizer.py``, ``Optimizer.set_hyper``.
     """
     if isinstance(lr, Mapping):
         if not isinstance(n, LayerGroups):
@@ -62,9 +57,8 @@ def decayed(lr: object, n: int, decay: float, min_scale: float) -> list[float]:
     """Return ``lr * max(floor, factor ** (n - 1 - i))`` for each group i of n."""
     if isinstance(lr, (slice, Sequence, Mapping)):
         raise ValueError(f"lr must be a number if there is a decay, got {lr!r}")
-    top = check_rate("lr", lr)
+    top, factor = check_rate("lr", lr), check_rate("decay", decay)
     hint = "; the rate falls towards the body: for a divisor of 2.6 pass 1/2.6"
-    factor = check_rate("decay", decay)
     check_fraction("decay", decay, hint)
     if factor == 0:
         raise ValueError("decay must be above 0, got 0; freeze the body instead")
@@ -96,30 +90,24 @@ def _named_rates(lr: Mapping[str, float], groups: LayerGroups) -> list[float]:
     names = {group.name for group in groups}
     unused = set(rates) - names
     chosen: list[float | None] = [rates.get(group.name) for group in groups]
-    for key in rates:
-        if key in names:
-            continue
+    for key in [key for key in rates if key not in names]:
         matches = compile_pattern(key)
         for index, group in enumerate(groups):
             hits = sum(1 for name in group.names if matches(name))
-            if not hits:
+            if hits:
+                unused.discard(key)
+            if not hits or chosen[index] is not None:
                 continue
-            unused.discard(key)
-            if chosen[index] is None:
-                _check_whole(key, group, hits)
-                chosen[index] = rates[key]
+            if hits < len(group.names):
+                raise ValueError(
+                    f"lr must match whole groups, got {key!r}, which matches {hits} of "
+                    f"{len(group.names)} parameters of group {group.name!r}; "
+                    "pass groups that it fits"
+                )
+            chosen[index] = rates[key]
     if unused:
         raise ValueError(f"lr must name groups or match parameters, got {min(unused)!r}")
-    found = [rate for rate in chosen if rate is not None]
-    if len(found) < len(chosen):
-        missing = [g.name for g, rate in zip(groups, chosen, strict=True) if rate is None]
+    missing = [g.name for g, rate in zip(groups, chosen, strict=True) if rate is None]
+    if missing:
         raise ValueError(f"lr must give every group a rate, got none for {', '.join(missing)}")
-    return found
-
-
-def _check_whole(key: str, group: LayerGroup, hits: int) -> None:
-    if hits < len(group.names):
-        raise ValueError(
-            f"lr must match whole groups, got {key!r}, which matches {hits} of "
-            f"{len(group.names)} parameters of group {group.name!r}; pass groups that it fits"
-        )
+    return [rate for rate in chosen if rate is not None]

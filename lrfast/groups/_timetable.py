@@ -93,14 +93,12 @@ class Timetable(Mapping[int, int]):
 
 
 def gradual(n_groups: int, every: int = 1) -> Timetable:
-    """Return ULMFiT's unfreezing schedule: only the head first, then one more layer group each.
+    """Return ULMFiT's unfreezing schedule (arXiv:1801.06146): the head first, then a group each.
 
     Args:
         n_groups: Number of layer groups, 1 or more.
-        every: Epochs from one group to the next, 1 or more; default 1.
-
-    Returns:
-        The schedule; from epoch ``(n_groups - 1) * every`` on, all groups train.
+        every: Epochs from one group to the next, 1 or more; default 1. From epoch
+            ``(n_groups - 1) * every`` on, all groups train.
 
     Raises:
         ValueError: If an argument is not a whole number, 1 or more.
@@ -108,9 +106,6 @@ def gradual(n_groups: int, every: int = 1) -> Timetable:
     Example:
         >>> gradual(3, every=2)
         Timetable({0: -1, 2: -2, 4: -3})
-
-    Reference:
-        Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification", 2018.
     """
     for name, value in (("n_groups", n_groups), ("every", every)):
         if not is_int(value) or value < 1:

@@ -32,10 +32,7 @@ def constant(factor: float = 1.0) -> Schedule:
 
 
 def linear(start_factor: float, end_factor: float, total_steps: int) -> Schedule:
-    """Return a straight line from one multiplier to another: torch's LinearLR.
-
-    ``end_factor`` is reached at step ``total_steps`` and held. Unlike in torch the factors may
-    exceed 1.
+    """Return a straight line between two multipliers: torch's LinearLR, with factors above 1 too.
 
     Args:
         start_factor: Multiplier at step 0, 0 or more.
@@ -56,13 +53,11 @@ def linear(start_factor: float, end_factor: float, total_steps: int) -> Schedule
 
 
 def cosine(T_max: int, eta_min: float = 0.0) -> Schedule:
-    """Return half a cosine from 1 to ``eta_min``: torch's CosineAnnealingLR for one descent.
-
-    ``eta_min`` is reached at step ``T_max`` and held; torch's schedule goes up again.
+    """Return half a cosine from 1 to ``eta_min``: torch's CosineAnnealingLR (arXiv:1608.03983).
 
     Args:
-        T_max: Steps of the descent, 1 or more.
-        eta_min: Last multiplier, 0 or more, a fraction of the group's learning rate; default 0.
+        T_max: Steps of the descent, 1 or more; torch's schedule goes up again after them.
+        eta_min: Multiplier from step ``T_max`` on, 0 or more; default 0.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -70,9 +65,6 @@ def cosine(T_max: int, eta_min: float = 0.0) -> Schedule:
     Example:
         >>> cosine(10, eta_min=0.1).values([0, 5, 10]).round(2).tolist()
         [1.0, 0.55, 0.1]
-
-    Reference:
-        Loshchilov & Hutter, "SGDR", arXiv:1608.03983.
     """
     total_steps = check_count("T_max", T_max)
     check_nonnegative("eta_min", eta_min)
@@ -126,6 +118,8 @@ def polynomial(total_steps: int, power: float = 1.0, end: float = 0.0) -> Schedu
 def rex(total_steps: int, end: float = 0.0) -> Schedule:
     """Return REX: ``end + (1 - end) * (1 - u) / (1 - u / 2)`` with ``u = step / total_steps``.
 
+    From "REX: Revisiting Budgeted Training", Chen, Wolfe & Kyrillidis, arXiv:2107.04197.
+
     Args:
         total_steps: Steps until ``end``, which is held, 1 or more.
         end: Last multiplier, 0 or more; default 0.
@@ -136,9 +130,6 @@ def rex(total_steps: int, end: float = 0.0) -> Schedule:
     Example:
         >>> [round(rex(10).at(step), 6) for step in (0, 5, 10, 11)]
         [1.0, 0.666667, 0.0, 0.0]
-
-    Reference:
-        Chen, Wolfe & Kyrillidis, "REX: Revisiting Budgeted Training", arXiv:2107.04197.
     """
     total_steps = check_count("total_steps", total_steps)
     check_nonnegative("end", end)
@@ -162,9 +153,7 @@ def sweep(start: float, end: float, num_iter: int) -> Schedule:
     """
     check_positive("start", start)
     check_positive("end", end)
-    num_iter = check_count("num_iter", num_iter)
-    if num_iter < 2:
-        raise ValueError(f"num_iter must be 2 or more, got {num_iter}")
+    num_iter = check_count("num_iter", num_iter, least=2)
     if abs(math.log(end) - math.log(start)) > _MAX_LOG_RATIO:
         raise ValueError(f"end / start must lie within 1e-304 and 1e304, got {end} / {start}")
     return Schedule("sweep", num_iter, (track(ramp(0, num_iter - 1, start, end, "exponential")),))
@@ -218,9 +207,7 @@ def multistep(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
 
 
 def staircase(total_steps: int, decay_steps: int, gamma: float) -> Schedule:
-    """Return ``gamma ** (step // decay_steps)``, held from step ``total_steps`` on.
-
-    Keras's ExponentialDecay with ``staircase=True``, with an end.
+    """Return ``gamma ** (step // decay_steps)`` with an end: Keras's staircase ExponentialDecay.
 
     Args:
         total_steps: Step from which on the multiplier is held, 1 or more.
@@ -237,21 +224,19 @@ def staircase(total_steps: int, decay_steps: int, gamma: float) -> Schedule:
     total_steps = check_count("total_steps", total_steps)
     decay_steps = check_count("decay_steps", decay_steps)
     check_nonnegative("gamma", gamma)
+    jumps = total_steps // decay_steps
     try:
-        last = gamma ** (total_steps // decay_steps)
+        last = gamma**jumps
     except OverflowError:
         raise ValueError(
-            f"gamma ** (total_steps // decay_steps) must be a float, got {gamma} ** "
-            f"{total_steps // decay_steps}"
+            f"gamma ** (total_steps // decay_steps) must be a float, got {gamma} ** {jumps}"
         ) from None
     stairs = chain(_stairs(decay_steps, gamma), hold(last), total_steps)
     return Schedule("staircase", total_steps, (stairs,))
 
 
-def _one_curve(
-    shape: Shape, total_steps: int, first: float, last: float, power: float = 1.0
-) -> Schedule:
-    return Schedule(shape, total_steps, (track(ramp(0, total_steps, first, last, shape, power)),))
+def _one_curve(shape: Shape, steps: int, first: float, last: float, power: float = 1) -> Schedule:
+    return Schedule(shape, steps, (track(ramp(0, steps, first, last, shape, power)),))
 
 
 def _stairs(steps: int, gamma: float) -> Track:

@@ -18,9 +18,7 @@ from lrfast.schedules._segments import Segment, Track, hold, track
 
 
 def from_function(f: Callable[[int], float], total_steps: int) -> Schedule:
-    """Return a table of ``f(0)`` to ``f(total_steps - 1)``, whose last value is held.
-
-    Keras's LearningRateScheduler, torch's LambdaLR.
+    """Return a table of ``f(0)`` to ``f(total_steps - 1)``, then held: torch's LambdaLR.
 
     Args:
         f: Function from the step to the multiplier, finite and 0 or more; called once per step.
@@ -39,19 +37,15 @@ def from_function(f: Callable[[int], float], total_steps: int) -> Schedule:
 
 
 def from_torch(scheduler: LRScheduler, total_steps: int) -> Schedule | list[Schedule]:
-    """Return the next values that a scheduler of torch has for each group.
+    """Return the next values of a scheduler of torch: a schedule, or one per group if they differ.
 
-    A copy of it runs with a stand-in for its optimizer; scheduler and optimizer stay as they are.
-    The multipliers are fractions of each group's "initial_lr", which should be the group's learning
-    rate when the schedule is set; step 0 is the scheduler's current one. A momentum or beta1 that
-    changes is recorded too.
+    A copy of it runs, with a copy of its optimizer. The multipliers are fractions of each group's
+    "initial_lr", which should be its learning rate when the schedule is set; step 0 is the
+    scheduler's current one. A momentum or beta1 that changes is recorded too.
 
     Args:
-        scheduler: A scheduler that depends only on the step.
+        scheduler: A scheduler that depends only on the step; it stays as it is.
         total_steps: Steps to record, 1 or more; the last value is held.
-
-    Returns:
-        One schedule, or a list with one per group if groups differ.
 
     Raises:
         TypeError: If ``scheduler`` is none of torch's, or follows a metric.
@@ -89,13 +83,11 @@ def from_torch(scheduler: LRScheduler, total_steps: int) -> Schedule | list[Sche
 
 def _stand_in(optimizer: Optimizer) -> Optimizer:
     """Return an optimizer with copies of the groups, without their parameters, which are large."""
-    groups = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in optimizer.param_groups]
-    result = torch.optim.SGD(groups, lr=0.0)
-    for group, copied in zip(result.param_groups, optimizer.param_groups, strict=True):
-        params = group["params"]
-        group.clear()
-        group.update({key: copy.deepcopy(copied[key]) for key in copied if key != "params"})
-        group["params"] = params
+    params = [torch.zeros(1, requires_grad=True)]
+    result = torch.optim.SGD(params, lr=0.0)
+    result.param_groups = [
+        copy.deepcopy({**group, "params": params}) for group in optimizer.param_groups
+    ]
     return result
 
 

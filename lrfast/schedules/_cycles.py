@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal, get_args
 
 from lrfast._utils.validation import (
@@ -39,27 +40,25 @@ def one_cycle(
     """Return the one-cycle policy: up to the group's learning rate, then far below its start.
 
     The multiplier goes from ``1 / div`` to 1 and on to ``1 / (div * final_div)``, and the momentum
-    mirrors it. Peak and end are hit exactly, at whole steps: the peak at step
+    mirrors it (arXiv:1708.07120). Peak and end are hit exactly, at whole steps: the peak at step
     ``p = max(round(pct_start * total_steps) - 1, 0)``, the end at step ``total_steps - 1``. torch's
     OneCycleLR has the same values if ``pct_start * total_steps`` is a whole number, and otherwise
     never reaches its peak. With three phases the multiplier is back at ``1 / div`` at step
     ``2 * p``, or one step before the end, and falls to its end from there with the momentum at its
     highest; if no step is left between peak and end, there are two phases.
 
-    ``compat`` puts the ends of the phases at the steps of another library: "torch" at fractions of
-    a step, "fastai" at ``pct_start * total_steps`` and ``total_steps``, one step after the last,
-    "optax" at the whole numbers below those and, with three phases, at ``0.85 * total_steps``. The
-    end is always held.
+    ``compat`` ends the phases where another library does: "torch" at fractions of a step, "fastai"
+    at ``pct_start * total_steps`` and ``total_steps``, one step after the last, "optax" at the
+    whole numbers below those and, with three phases, at ``0.85 * total_steps``.
 
     Args:
         total_steps: Optimizer steps of the cycle, 1 or more.
-        pct_start: Fraction of the steps spent going up, in [0, 1], and at most 0.5 with three
-            phases. None, the default: 0.3; 0.25 with "fastai".
+        pct_start: Fraction of the steps spent going up, in [0, 1], with three phases in [0, 0.5].
+            None, the default: 0.3; 0.25 with "fastai".
         div: Peak over first multiplier, 1 or more; default 25.
         final_div: First over last multiplier, 1 or more. None, the default: 1e4; 4e3 with "fastai",
             whose own ``div_final`` is ``div * final_div``.
-        momentum: (highest, lowest) momentum or beta1, each in [0, 1); default (0.95, 0.85). None
-            leaves it untouched.
+        momentum: (highest, lowest) momentum or beta1, in [0, 1), or None; default (0.95, 0.85).
         anneal: Shape of the phases, "cos", the default, or "linear".
         three_phase: Whether to return to the first multiplier before the last fall; default False.
         compat: None, the default, "torch", "fastai" or "optax".
@@ -71,9 +70,6 @@ def one_cycle(
         >>> schedule = one_cycle(100)
         >>> [round(schedule.at(step), 6) for step in (0, 29, 99, 1000)]
         [0.04, 1.0, 4e-06, 4e-06]
-
-    Reference:
-        Smith & Topin, "Super-Convergence", arXiv:1708.07120.
     """
     total_steps = check_count("total_steps", total_steps)
     if compat is not None:
@@ -90,12 +86,11 @@ def one_cycle(
     check_choice("anneal", anneal, get_args(Anneal))
     shape: Shape = "cosine" if anneal == "cos" else "linear"
     ends = _phase_ends(total_steps, pct_start, three_phase, compat)
-    three = len(ends) == 3
-    rate = _phases(ends, [1 / div, 1.0, *[1 / div] * three, 1 / (div * final_div)], shape)
-    momenta: Track | None = None
+    rate = _phases(ends, 1 / div, 1.0, 1 / (div * final_div), shape)
+    momenta = None
     if momentum is not None:
         high, low = _check_momentum(momentum)
-        momenta = _phases(ends, [high, low, *[high] * three, high], shape)
+        momenta = _phases(ends, high, low, high, shape)
     return Schedule("one-cycle", total_steps, (rate,), momenta)
 
 
@@ -116,16 +111,15 @@ def _phase_ends(
     return [peak, *([back] if three_phase and 0 < peak < back else []), total_steps - 1]
 
 
-def _phases(ends: list[float], values: list[float], shape: Shape) -> Track:
+def _phases(ends: list[float], low: float, peak: float, last: float, shape: Shape) -> Track:
     """Return one segment per phase that has a step; the peak is held if there is none."""
+    values = [low, peak, *[low] * (len(ends) - 2), last]
     segments: list[Segment] = []
-    start = 0.0
-    for end, first, last in zip(ends, values[:-1], values[1:], strict=True):
+    for (start, end), (first, to) in zip(pairwise([0.0, *ends]), pairwise(values), strict=True):
         begin = max(math.ceil(start), 0)
         if end > start and begin <= math.floor(end):
-            segments.append(Segment(begin, start, end - start, first, last, shape))
-        start = end
-    return track(*segments) if segments else hold(values[1])
+            segments.append(Segment(begin, start, end - start, first, to, shape))
+    return track(*segments) if segments else hold(peak)
 
 
 def _check_momentum(momentum: tuple[float, float]) -> tuple[float, float]:
@@ -143,11 +137,11 @@ def cyclic(
     gamma: float = 1.0,
     momentum: tuple[float, float] | None = None,
 ) -> Schedule:
-    """Return triangles between ``base`` and 1, without end: torch's CyclicLR.
+    """Return triangles between ``base`` and 1, without end: torch's CyclicLR (arXiv:1506.01186).
 
-    The value is ``base + (1 - base) * s * e``: s rises linearly from 0 to 1 and falls back, and e
-    is 1 ("triangular"), ``2 ** -cycle`` ("triangular2") or ``gamma ** step`` ("exp_range").
-    Its ``total_steps`` are those of one cycle.
+    The value is ``base + (1 - base) * s * e``: s rises linearly from 0 to 1 and falls back, while
+    the momentum falls and rises; e is 1 ("triangular"), ``2 ** -cycle`` ("triangular2") or
+    ``gamma ** step`` ("exp_range"). Its ``total_steps`` are those of one cycle.
 
     Args:
         step_size_up: Steps from ``base`` to 1, 1 or more.
@@ -155,8 +149,7 @@ def cyclic(
         base: Lowest multiplier, a fraction of the group's learning rate, in [0, 1]; default 0.1.
         mode: "triangular", the default, "triangular2" or "exp_range".
         gamma: Factor per step of "exp_range", above 0 and at most 1; default 1.
-        momentum: (highest, lowest) momentum or beta1, in [0, 1), the lowest at the highest
-            learning rate; default None: untouched.
+        momentum: (highest, lowest) momentum or beta1, in [0, 1); default None: untouched.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -164,9 +157,6 @@ def cyclic(
     Example:
         >>> cyclic(2, base=0.2, mode="triangular2").values(range(8)).round(6).tolist()
         [0.2, 0.6, 1.0, 0.6, 0.2, 0.4, 0.6, 0.4]
-
-    Reference:
-        Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
     """
     up = check_count("step_size_up", step_size_up)
     down = up if step_size_down is None else check_count("step_size_down", step_size_down)
@@ -181,9 +171,7 @@ def cyclic(
         sides = ramp(0, up, low, high, "linear"), ramp(up, down, high, low, "linear")
         return (Table(sides, period=up + down, gain=gain, decay=decay, floor=low),)
 
-    momenta: Track | None = None
-    if momentum is not None:
-        momenta = triangles(*_check_momentum(momentum))
+    momenta = None if momentum is None else triangles(*_check_momentum(momentum))
     return Schedule(f"cyclic {mode}", up + down, (triangles(base, 1.0),), momenta)
 
 
@@ -195,13 +183,12 @@ def sgdr(
     warmup: int = 0,
     unit: int = 1,
 ) -> Schedule:
-    """Return half cosines from 1 to ``eta_min``, one after the other: SGDR.
+    """Return half cosines from 1 to ``eta_min``, one after the other: SGDR (arXiv:1608.03983).
 
     Cycle i lasts ``round(cycle_len * cycle_mult ** i)`` steps, and the next one begins at the step
     at which it would reach ``eta_min``: torch's CosineAnnealingWarmRestarts for a whole
-    ``cycle_mult``. With a number of cycles ``eta_min`` is hit at the last step,
-    ``total_steps - 1``, and held. ``total_steps`` is the sum of the cycles, or ``cycle_len``
-    without end (until 2**53 steps).
+    ``cycle_mult``. ``total_steps`` is the sum of the cycles, whose last step hits ``eta_min``,
+    which is held, or ``cycle_len`` without end (until 2**53 steps).
 
     Args:
         cycle_len: Steps of the first cycle, 1 or more.
@@ -210,8 +197,8 @@ def sgdr(
         eta_min: Lowest multiplier, 0 or more; default 0.
         warmup: Steps of each cycle, the first one too, that rise linearly from ``eta_min`` to 1
             before the cosine; 0, the default, or more, and less than ``cycle_len``.
-        unit: Steps, such as those of an epoch, to whose multiples the lengths of cycles are
-            rounded; default 1. ``cycle_len`` must be a multiple.
+        unit: Divisor of ``cycle_len``, such as the steps of an epoch, to whose multiples the
+            lengths of cycles are rounded, 1 or more; default 1.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -219,14 +206,10 @@ def sgdr(
     Example:
         >>> sgdr(2, cycle_mult=2, cycles=2).values(range(8)).round(3).tolist()
         [1.0, 0.5, 1.0, 0.75, 0.25, 0.0, 0.0, 0.0]
-
-    Reference:
-        Loshchilov & Hutter, "SGDR", arXiv:1608.03983.
     """
     cycle_len = check_count("cycle_len", cycle_len)
     check_at_least_1("cycle_mult", cycle_mult)
-    if cycles is not None:
-        cycles = check_count("cycles", cycles)
+    cycles = None if cycles is None else check_count("cycles", cycles)
     check_nonnegative("eta_min", eta_min)
     unit = check_count("unit", unit)
     if cycle_len % unit:
@@ -262,11 +245,7 @@ def cycle_length(cycle_len: int, cycle_mult: float, index: int, unit: int = 1) -
     return round(cycle_len / unit * cycle_mult**index) * unit
 
 
-def _cycle(
-    begin: int, steps: int, low: float, warmup: int, *, is_last: bool = False
-) -> list[Segment]:
+def _cycle(begin: int, steps: int, low: float, warmup: int, is_last: bool = False) -> list[Segment]:
     rise = [ramp(begin, warmup, low, 1.0, "linear")] if warmup else []
-    fall = steps - warmup
-    if is_last and fall > 1:  # a single step stands on the peak
-        fall -= 1
+    fall = max(steps - warmup - is_last, 1)  # a single step stands on the peak
     return [*rise, ramp(begin + warmup, fall, 1.0, low, "cosine")]

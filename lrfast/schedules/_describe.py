@@ -57,17 +57,10 @@ def turning_steps(tracks: Iterable[tuple[str, Track]], total_steps: int) -> list
 
 
 def hashed(data: dict[str, Any]) -> str:
-    """Return 16 hexadecimal digits of the hash of plain data."""
-    return hashlib.sha256(json.dumps(_floats(data), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _floats(value: Any) -> Any:
-    """Return all numbers as floats, because JSON and checkpoints may restore other types."""
-    if isinstance(value, dict):
-        return {key: _floats(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_floats(entry) for entry in value]
-    return value if value is None or isinstance(value, str) else float(value)
+    """Return 16 hexadecimal digits of the hash of plain data, whose numbers count as floats."""
+    # JSON and checkpoints may restore integers as floats, and numbers of numpy as those of Python.
+    floats = json.loads(json.dumps(data, default=float), parse_int=float)
+    return hashlib.sha256(json.dumps(floats, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def value_differences(steps: npt.NDArray[np.int64], ones: Values, others: Values) -> list[str]:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Final
 
 from lrfast._utils.validation import check_key
 from lrfast.schedules import _basic, _convert, _cycles, _warmup
 from lrfast.schedules._schedule import Schedule
 
-_MAKERS: Final[Mapping[str, Callable[..., Schedule]]] = MappingProxyType(
-    {
-        maker.__name__: maker
-        for maker in (
-            *(_basic.constant, _basic.cosine, _cycles.cyclic, _basic.exponential),
-            *(_warmup.flat_cosine, _convert.from_function, _warmup.inverse_sqrt, _basic.linear),
-            *(_basic.multistep, _cycles.one_cycle, _basic.polynomial, _basic.rex, _cycles.sgdr),
-            *(_warmup.slanted_triangular, _basic.staircase, _basic.step, _basic.sweep),
-            *(_warmup.warmup, _warmup.wsd),
-        )
-    }
+_MAKERS: Final[tuple[Callable[..., Schedule], ...]] = (
+    *(_basic.constant, _basic.cosine, _cycles.cyclic, _basic.exponential, _warmup.flat_cosine),
+    *(_convert.from_function, _warmup.inverse_sqrt, _basic.linear, _basic.multistep),
+    *(_cycles.one_cycle, _basic.polynomial, _basic.rex, _cycles.sgdr, _warmup.slanted_triangular),
+    *(_basic.staircase, _basic.step, _basic.sweep, _warmup.warmup, _warmup.wsd),
 )
 
 
@@ -38,4 +31,4 @@ def get(name: str) -> Callable[..., Schedule]:
         >>> schedules.get("cosine")(T_max=10).at(10)
         0.0
     """
-    return check_key("name", name, _MAKERS)
+    return check_key("name", name, {maker.__name__: maker for maker in _MAKERS})

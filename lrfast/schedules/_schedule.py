@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lrfast._utils.extension import extension
+from lrfast._utils.figures import finish, line_style, step_panels
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import (
     check_count,
@@ -51,8 +52,7 @@ _SAMPLES = 100_000  # steps at which two schedules are compared
 class Schedule:
     """A multiplier of every group's learning rate over the steps; it may set the momentum too.
 
-    Build one with the functions of :mod:`lrfast.schedules`; combine them with :meth:`then`, ``*``
-    and :meth:`repeat`.
+    Build them with :mod:`lrfast.schedules`; combine them with :meth:`then`, ``*``, :meth:`repeat`.
 
     Args:
         name: Name in plots and tables.
@@ -150,13 +150,10 @@ class Schedule:
                     f"only one factor of a product may set the {name.replace('_', ' ')}, got two: "
                     f"{self.name} and {other.name}"
                 )
-        return Schedule(
-            f"{self.name} * {other.name}",
-            max(self.total_steps, other.total_steps),
-            self.factors + other.factors,
-            self.momentum_track or other.momentum_track,
-            self.weight_decay_track or other.weight_decay_track,
-        )
+        name, steps = f"{self.name} * {other.name}", max(self.total_steps, other.total_steps)
+        momentum = self.momentum_track or other.momentum_track
+        decay = self.weight_decay_track or other.weight_decay_track
+        return Schedule(name, steps, self.factors + other.factors, momentum, decay)
 
     def with_weight_decay(self, decay: Schedule) -> Schedule:
         """Return this schedule with another one's multiplier applied to the weight decay.
@@ -168,9 +165,8 @@ class Schedule:
             ValueError: If ``decay`` is a product.
 
         Example:
-            >>> from lrfast import schedules
-            >>> rising = schedules.linear(1.0, 10.0, 100)
-            >>> schedule = schedules.cosine(100).with_weight_decay(rising)
+            >>> from lrfast.schedules import cosine, linear
+            >>> schedule = cosine(100).with_weight_decay(linear(1.0, 10.0, 100))
             >>> schedule.weight_decay([0, 100]).tolist()
             [1.0, 10.0]
         """
@@ -181,11 +177,8 @@ class Schedule:
     def lasting(self, steps: int) -> Schedule:
         """Return the same values with another ``total_steps``.
 
-        The schedule that :meth:`then` adds begins there, and plots end there. A schedule that ends
-        earlier holds its last value.
-
         Args:
-            steps: The new ``total_steps``, 1 or more.
+            steps: Steps, 1 or more, after which :meth:`then` adds a schedule and plots end.
 
         Raises:
             ValueError: If ``steps`` is out of range.
@@ -202,7 +195,13 @@ class Schedule:
             ValueError: If ``times`` is out of range, or None for a schedule that repeats already.
         """
         if times is None:
-            periodic = self._mapped(lambda track: _periodic(self, track))
+            total, tracks = self.total_steps, [track for _, track in self._tracks()]
+            if any(len(t) > 1 or not t[0].is_single or total % t[0].stride for t in tracks):
+                raise ValueError(
+                    f"times must be a number for a schedule that repeats already, got None for "
+                    f"{self.name}"
+                )
+            periodic = self._mapped(lambda t: (replace(t[0], period=total // t[0].stride),))
             return replace(periodic, name=f"{self.name}, repeated")
         if not is_int(times) or times < 1:
             raise ValueError(f"times must be a whole number, 1 or more, or None, got {times!r}")
@@ -214,20 +213,15 @@ class Schedule:
     def to_dict(self) -> dict[str, Any]:
         """Return the schedule as plain numbers, strings and lists, for checkpoints and JSON."""
         rate, momentum, decay = self.encode()
-        return {
-            "name": self.name,
-            "total_steps": self.total_steps,
-            "rate": rate,
-            "momentum": momentum,
-            "weight_decay": decay,
-        }
+        tracks = {"rate": rate, "momentum": momentum, "weight_decay": decay}
+        return {"name": self.name, "total_steps": self.total_steps, **tracks}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Schedule:
         """Return the schedule that :meth:`to_dict` described.
 
         Args:
-            data: Such a description, also one that went through JSON.
+            data: The description, also one that went through JSON.
 
         Raises:
             ValueError: If an entry is missing or is not what :meth:`to_dict` returns.
@@ -265,8 +259,7 @@ class Schedule:
         """Return one row per step: "step", "factor", and "momentum" and "weight_decay" if set.
 
         Args:
-            steps: Steps to list. None, the default: the first step of each segment, the last step
-                and the one after it.
+            steps: Steps to list; None, the default: where a segment begins, the last, the next one.
             rates: Learning rates of the groups, for columns "rate 0" and so on; default none.
 
         Raises:
@@ -275,14 +268,12 @@ class Schedule:
         if steps is None:
             steps = turning_steps(self._tracks(), self.total_steps)
         factors, momenta, decays = self._evaluate(steps)
-        columns = {"factor": factors}
-        columns |= {f"rate {index}": factors * rate for index, rate in enumerate(rates)}
-        if momenta is not None:
-            columns["momentum"] = momenta
-        if decays is not None:
-            columns["weight_decay"] = decays
+        channels = {"factor": factors}
+        channels |= {f"rate {index}": factors * rate for index, rate in enumerate(rates)}
+        others = {"momentum": momenta, "weight_decay": decays}
+        channels |= {name: values for name, values in others.items() if values is not None}
         return [
-            {"step": step, **{name: float(values[row]) for name, values in columns.items()}}
+            {"step": step, **{name: float(values[row]) for name, values in channels.items()}}
             for row, step in enumerate(steps)
         ]
 
@@ -296,12 +287,10 @@ class Schedule:
         Args:
             other: The other schedule.
         """
-        lines = []
-        if self.name != other.name:
-            lines.append(f"name: {self.name} against {other.name}")
-        if self.total_steps != other.total_steps:
-            lines.append(f"total steps: {self.total_steps} against {other.total_steps}")
-        end = max(self.total_steps, other.total_steps)
+        names, lengths = (self.name, other.name), (self.total_steps, other.total_steps)
+        pairs = {"name": names, "total steps": lengths}
+        lines = [f"{key}: {a} against {b}" for key, (a, b) in pairs.items() if a != b]
+        end = max(lengths)
         stride = max(end // _SAMPLES, 1)
         steps = np.arange(0, end + stride, stride)
         lines += value_differences(steps, self._evaluate(steps), other._evaluate(steps))
@@ -312,17 +301,16 @@ class Schedule:
     def extend_to(self, total_steps: int, step: int = 0) -> Schedule:
         """Return the schedule with another length, the same up to ``step``.
 
-        Everything after ``step`` is stretched in time, so that the last change comes as much later
-        as the total is longer; a segment under way continues from its value. Tables that repeat
-        stay as they are.
+        Everything after ``step`` is stretched, so that the last change comes as much later as the
+        total is longer; a segment under way continues from its value. Tables that repeat stay.
 
         Args:
             total_steps: The new length, 1 or more; it may be shorter.
-            step: Current step of the training, 0, the default, or more.
+            step: Current step of the training, 0 or more; default 0.
 
         Raises:
-            ValueError: If an argument is out of range, nothing is left after ``step`` to shorten,
-                or a lookup would have to be stretched.
+            ValueError: If an argument is out of range, nothing after ``step`` can be shortened, or
+                a lookup would have to be stretched.
 
         Example:
             >>> from lrfast import schedules
@@ -331,13 +319,14 @@ class Schedule:
         """
         total_steps = check_count("total_steps", total_steps)
         step = check_count("step", step, least=0)
-        tracks = [track for _, track in self._tracks()]
-        if any(table.stride > 1 for track in tracks for table in track):
+        tables = [table for _, track in self._tracks() for table in track]
+        if any(table.stride > 1 for table in tables):
             raise ValueError(
                 "schedule must be extended in epochs before per_epoch(..., stepwise=True), got "
                 f"{self.name} of held values"
             )
-        last = max(map(_last_change, tracks), default=0.0)
+        plain = [(t.begin, s) for t in tables if t.is_plain for s in t.segments]
+        last = max((at + (s.t0 + s.span if s.span else s.begin) for at, s in plain), default=0.0)
         end = last + total_steps - self.total_steps
         if last <= step:
             return replace(self, total_steps=total_steps)
@@ -358,16 +347,11 @@ class Schedule:
         return replace(extended, total_steps=total_steps)
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw multiplier and momentum over the steps; needs matplotlib.
+        """Return the figure of :func:`lrfast.plot.plot_schedule`: multiplier, momentum, decay.
 
         Args:
             path: File to save the figure to, in the format of its suffix; default None.
-
-        Returns:
-            The figure.
         """
-        from lrfast.schedules._plot import plot_schedule
-
         return plot_schedule(self, path)
 
     def encode(self) -> EncodedSchedule:
@@ -401,26 +385,54 @@ class Schedule:
         return rates, momenta, decays
 
 
+def plot_schedule(
+    schedule: Schedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
+) -> Figure:
+    """Return a figure of a schedule over its steps, with momentum and weight decay if it sets them.
+
+    Args:
+        schedule: The schedule.
+        path: File to save the figure to, in the format of its suffix; default None.
+        rates: Learning rates of the groups, body first; (1.0,), the default: the multiplier itself.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    steps = np.arange(schedule.total_steps)
+    multipliers, momenta, decays = schedule._evaluate(steps)
+    channels = {"momentum": momenta, "weight decay, multiplier": decays}
+    others = {name: values for name, values in channels.items() if values is not None}
+    figure, (main, *panels) = step_panels(1 + len(others))
+    for group, rate in enumerate(rates):
+        style = line_style(group, len(rates), len(steps))
+        main.plot(steps, rate * multipliers, **style, label=f"group {group}")
+    if len(set(rates)) > 1:
+        main.set_yscale("log")
+        main.legend(fontsize="small")
+    main.set_ylabel("learning rate" if rates != (1.0,) else "multiplier")
+    main.set_title(schedule.name)
+    for axes, (name, values) in zip(panels, others.items(), strict=True):
+        axes.plot(steps, values, "k--")
+        axes.set_ylabel(name)
+    return finish(figure, path)
+
+
 def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = False) -> Schedule:
     """Return a schedule made in epochs, stretched to optimizer steps.
 
-    Every epoch begins with the value that the schedule has for it. A step within an epoch has the
-    interpolated value, or with ``stepwise`` that of the epoch's first step, as if torch's
-    scheduler stepped once per epoch.
+    Every epoch begins with the value that the schedule has for it; steps within are interpolated.
 
     Args:
         schedule: Schedule made with epochs in place of steps; no lookup, unless ``stepwise``.
         steps_per_epoch: Optimizer steps of an epoch, 1 or more.
-        stepwise: Whether each epoch holds one value; default False.
+        stepwise: Whether an epoch's steps hold its first value, as if torch's scheduler stepped
+            once per epoch; default False.
 
     Raises:
         ValueError: If ``steps_per_epoch`` is out of range, or a lookup would have to be stretched.
 
     Example:
         >>> from lrfast import schedules
-        >>> schedule = schedules.per_epoch(schedules.multistep([1, 3], 0.5), steps_per_epoch=2)
-        >>> schedule.values(range(7)).tolist()
-        [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25]
         >>> line = schedules.linear(0.0, 1.0, 2)
         >>> schedules.per_epoch(line, 2).values(range(5)).tolist()
         [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -444,27 +456,6 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = Fals
     return replace(tracks, total_steps=schedule.total_steps * scale)
 
 
-def _periodic(schedule: Schedule, track: Track) -> Track:
-    total, stride = schedule.total_steps, track[0].stride
-    if len(track) > 1 or not track[0].is_single or total % stride:
-        raise ValueError(
-            f"times must be a number for a schedule that repeats already, got None for "
-            f"{schedule.name}"
-        )
-    return (replace(track[0], period=total // stride),)
-
-
-def _last_change(track: Track) -> float:
-    """Return the step at which the last of its plain tables comes to rest, 0 if none moves."""
-    ends = [
-        table.begin + (segment.t0 + segment.span if segment.span else segment.begin)
-        for table in track
-        if table.is_plain
-        for segment in table.segments
-    ]
-    return max(ends, default=0.0)
-
-
 def _on_clock(table: Table, clock: Clock, step: int) -> Table:
     begin, segments = int(clock(table.begin)), table.segments
     if table.is_plain:
@@ -483,17 +474,15 @@ def _split(segment: Segment, clock: Clock, step: int) -> list[Segment]:
         return [_moved(segment, clock)]
     _refuse_lookup(segment)
     pace = (clock(end) - step) / (end - step)
-    t0 = step - (step - segment.t0) * pace
-    begin = max(segment.begin, step)
+    t0, begin = step - (step - segment.t0) * pace, max(segment.begin, step)
     rest = replace(segment, begin=begin, t0=t0, span=segment.span * pace)
     return [segment, rest] if segment.begin < step else [rest]
 
 
 def _moved(segment: Segment, clock: Clock) -> Segment:
     _refuse_lookup(segment)
-    t0 = clock(segment.t0)
-    span = clock(segment.t0 + segment.span) - t0
-    return replace(segment, begin=round(clock(segment.begin)), t0=t0, span=span)
+    t0, end = clock(segment.t0), clock(segment.t0 + segment.span)
+    return replace(segment, begin=round(clock(segment.begin)), t0=t0, span=end - t0)
 
 
 def _refuse_lookup(segment: Segment) -> None:

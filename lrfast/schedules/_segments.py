@@ -69,16 +69,8 @@ class Segment:
 
     def encode(self) -> EncodedSegment:
         """Return the fields in the order that the engine reads."""
-        return (
-            self.begin,
-            self.t0,
-            self.span,
-            self.first,
-            self.last,
-            self.shape,
-            self.power,
-            self.values,
-        )
+        numbers = (self.begin, self.t0, self.span, self.first, self.last)
+        return (*numbers, self.shape, self.power, self.values)
 
     @classmethod
     def decode(cls, row: Sequence[Any]) -> Segment:

@@ -49,8 +49,7 @@ def flat_cosine(
 
     The fall begins at step ``round(pct_start * total_steps)``, and ``end`` is hit at the last step,
     ``total_steps - 1``; if no step is left to fall, 1 is held. With ``compat="fastai"`` it begins
-    at ``pct_start * total_steps``, which need not be whole, and ends at ``total_steps``, one step
-    after the last.
+    at ``pct_start * total_steps``, a fraction too, and ends at ``total_steps``.
 
     Args:
         total_steps: Optimizer steps in all, 1 or more.
@@ -68,10 +67,9 @@ def flat_cosine(
     total_steps = check_count("total_steps", total_steps)
     check_fraction("pct_start", pct_start)
     check_nonnegative("end", end)
+    fall, last = float(round(pct_start * total_steps)), total_steps - 1
     if compat is not None:
         check_choice("compat", compat, ("fastai",))
-    fall, last = float(round(pct_start * total_steps)), total_steps - 1
-    if compat == "fastai":
         fall, last = pct_start * total_steps, total_steps
     segments = [level(0, 1.0)] if fall or fall >= last else []
     if fall < last:
@@ -140,7 +138,7 @@ def inverse_sqrt(warmup_steps: int, total_steps: int, timescale: float | None = 
         warmup_steps: Steps from 0 to 1; 0: none.
         total_steps: Step from which on the multiplier is held, ``warmup_steps`` or more.
         timescale: Steps from the end of the warm-up until 1 / sqrt(2), above 0. None, the default:
-            ``warmup_steps``, or 10000 if that is 0, as in Hugging Face.
+            ``warmup_steps`` (arXiv:1706.03762), or 10000 if that is 0, as in Hugging Face.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -148,9 +146,6 @@ def inverse_sqrt(warmup_steps: int, total_steps: int, timescale: float | None = 
     Example:
         >>> inverse_sqrt(2, 100).values([0, 1, 2, 8]).round(6).tolist()
         [0.0, 0.5, 1.0, 0.5]
-
-    Reference:
-        Vaswani et al., "Attention Is All You Need", arXiv:1706.03762.
     """
     warmup_steps = check_count("warmup_steps", warmup_steps, least=0)
     total_steps = check_count("total_steps", total_steps)
@@ -172,7 +167,7 @@ def slanted_triangular(total_steps: int, cut_frac: float = 0.1, ratio: float = 3
     """Return ULMFiT's triangle: a short linear rise from ``1 / ratio`` to 1, a long linear fall.
 
     The peak stands at step ``round(cut_frac * total_steps)``, and ``1 / ratio`` is reached again
-    at ``total_steps``. The paper's formula falls below ``1 / ratio`` if
+    at ``total_steps``. The paper's formula (arXiv:1801.06146) falls below ``1 / ratio`` if
     ``cut_frac * total_steps`` is not whole, and divides by zero if it is below 1.
 
     Args:
@@ -186,9 +181,6 @@ def slanted_triangular(total_steps: int, cut_frac: float = 0.1, ratio: float = 3
     Example:
         >>> slanted_triangular(20).values([0, 2, 11, 20]).tolist()
         [0.03125, 1.0, 0.515625, 0.03125]
-
-    Reference:
-        Howard & Ruder, "Universal Language Model Fine-tuning", arXiv:1801.06146.
     """
     total_steps = check_count("total_steps", total_steps)
     check_fraction("cut_frac", cut_frac)

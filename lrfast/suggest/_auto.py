@@ -107,8 +107,7 @@ def _other_range(rates: FloatArray, losses: FloatArray) -> tuple[float, float] |
     first, last = float(rates[0]), float(rates[-1])
     _, curve = until_nonfinite(rates, losses)
     half = len(curve) // 2
-    rises = len(curve) < len(losses) or np.median(curve[half:]) > np.median(curve[:half])
-    if rises:
+    if len(curve) < len(losses) or np.median(curve[half:]) > np.median(curve[:half]):
         return first / _WIDER, last
     return (first, last) if len(curve) < FEWEST_POINTS else (first, last * _WIDER)
 
@@ -123,31 +122,22 @@ def answer(
         middle = shape.rate(shape.falls_by(0.9))
         reason = f"90 % of its drop at lr {middle:.1e} and never comes back up to half"
     else:
-        highest = min(constants.highest * shape.rate(up), highest)
-        middle = math.exp(_between(shape, down, up, constants))
         low, high = shape.rate(down), shape.rate(up)
+        highest = min(constants.highest * high, highest)
+        # 0 if losses scatter by a tenth of the fall or less, 1 if by all of it.
+        noisiness = 1 + math.log10(min(max(shape.noise / shape.fall, 0.1), 1.0))
+        place = 0.5 + constants.more_in_noise * noisiness
+        log_low, log_high = shape.log_rates[[down, up]]
+        middle = math.exp(log_low + place * (log_high - log_low))
         reason = f"half of its drop at lr {low:.1e} and is back up to half at {high:.1e}"
     reason = f"the loss has made {reason}"
     lr = constants.lower * middle
     if typical is not None:
-        moved = (typical / lr) ** _weight(shape, constants)
+        # The less of a fall is seen, the more weight the typical one has, up to all of it.
+        seen = shape.fall / max(constants.shallow * abs(shape.start), shape.fall)
+        moved = (typical / lr) ** (1 - (1 - constants.typical) * seen)
         lr *= min(max(moved, 1 / _FARTHEST), _FARTHEST)
         reason += f"; this optimizer usually trains a model of this size at {typical:.1e}"
     if scale != 1.0:
         reason += f"; scaled by {scale:.2g} for the batch size and the amount of data"
     return min(scale * lr, highest), reason
-
-
-def _weight(shape: Shape, constants: Constants) -> float:
-    """Return the weight of the typical learning rate, from 0 to 1."""
-    seen = shape.fall / max(constants.shallow * abs(shape.start), shape.fall)
-    return 1 - (1 - constants.typical) * seen
-
-
-def _between(shape: Shape, down: int, up: int, constants: Constants) -> float:
-    """Return the logarithm of the learning rate between the two indices."""
-    low, high = shape.log_rates[down], shape.log_rates[up]
-    # 0 if losses scatter by a tenth of the fall or less, 1 if by all of it.
-    noisiness = 1 + math.log10(min(max(shape.noise / shape.fall, 0.1), 1.0))
-    place = 0.5 + constants.more_in_noise * noisiness
-    return float(low + place * (high - low))

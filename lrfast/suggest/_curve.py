@@ -38,9 +38,6 @@ def trim(
         >>> lrs, losses = trim(np.geomspace(1e-7, 1.0, 100), np.linspace(2.0, 1.0, 100))
         >>> len(lrs), len(losses)
         (85, 85)
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``lr_find``.
     """
     rates, curve = validated(lrs, losses)
     start = len(rates) // 10 if skip_start is None else skip_start
@@ -117,8 +114,14 @@ def confidence(losses: FloatArray) -> float:
 
 def decline_reason(losses: FloatArray, needed: int = 2) -> str | None:
     """Return why these losses allow no suggestion, or None if they do."""
-    if len(losses) < needed:
-        return f"too few points: {len(losses)} with a finite loss, {needed} or more are needed"
-    if np.all(np.diff(losses) >= 0):
+    reason = too_few(losses, needed)
+    if reason is None and np.all(np.diff(losses) >= 0):
         return f"the loss never decreases: it is lowest at the start, {losses[0]:.3g}"
-    return None
+    return reason
+
+
+def too_few(losses: FloatArray, needed: int) -> str | None:
+    """Return that these are too few losses, or None if they suffice."""
+    if len(losses) >= needed:
+        return None
+    return f"too few points: {len(losses)} with a finite loss, {needed} or more are needed"

@@ -22,8 +22,7 @@ def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion, the geometric mean of the stretch's ends; none below 10 points and if the
-        loss does not fall by more than noise explains.
+        The geometric mean of its ends; none below 10 points and if noise may be all of the fall.
 
     Raises:
         ValueError: If an array is not as described.
@@ -45,15 +44,15 @@ def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """Suggest the highest learning rate at which the loss still falls clearly.
 
-    Clearly means a fifth of its fastest fall per decade, or more.
+    Clearly means a fifth of its fastest fall per decade, or more. From "Deep Learning for Coders
+    with fastai and PyTorch", Howard & Gugger, 2020, chapter 5.
 
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion; none below 10 points and if the loss does not fall by more than noise
-        explains.
+        The suggestion; none below 10 points and if noise may be all of the fall.
 
     Raises:
         ValueError: If an array is not as described.
@@ -62,9 +61,6 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> last_decreasing(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
         'the loss decreases clearly up to lr 6.3e-02'
-
-    Reference:
-        Howard & Gugger, "Deep Learning for Coders with fastai and PyTorch", 2020, chapter 5.
     """
     shape = _clear_shape(lrs, losses)
     if isinstance(shape, str):
@@ -79,14 +75,16 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """Suggest learning rates for cyclic schedules, at which the loss starts to fall and to rise.
 
+    From "Cyclical Learning Rates for Training Neural Networks", Smith, arXiv:1506.01186, 3.3.
+
     Args:
         lrs: [points] learning rates, finite, positive, increasing.
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion: `lr` is the upper learning rate, `base_lr` the lower one. The loss starts to
-        fall, or to rise, when a tenth of the fall is done, or lost again. None below 10 points, if
-        the loss does not fall by more than noise explains, and if it never rises.
+        The upper learning rate `lr`, at which a tenth of the fall is lost again, and the lower one
+        `base_lr`, at which a tenth is done. None below 10 points, if noise may be all of the fall,
+        and if the loss never rises.
 
     Raises:
         ValueError: If an array is not as described.
@@ -95,9 +93,6 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> cyclic(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
         'the loss starts to decrease at lr 1.3e-03 and to increase at 2.0e-01'
-
-    Reference:
-        Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, 3.3.
     """
     shape = _clear_shape(lrs, losses)
     if isinstance(shape, str):
@@ -105,9 +100,8 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     up = shape.rises_by(_ONSET)
     if up is None:
         last = shape.rate(len(shape.smooth) - 1)
-        return declined(
-            "cyclic", f"the loss has not increased up to the last learning rate, {last:.1e}"
-        )
+        reason = f"the loss has not increased up to the last learning rate, {last:.1e}"
+        return declined("cyclic", reason)
     base, lr = shape.rate(shape.falls_by(_ONSET)), shape.rate(up)
     reason = f"the loss starts to decrease at lr {base:.1e} and to increase at {lr:.1e}"
     return _answer("cyclic", reason, shape, lr, base)

@@ -1,4 +1,4 @@
-"""fastai's four suggestion methods, which read smoothed losses."""
+"""The four suggestion methods of fastai 2.8 (fastai/callback/schedule.py), for smoothed losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrfast.suggest._suggestion import Suggestion, declined
 
 
 def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the learning rate at which the loss falls fastest per decade.
+    """Suggest the learning rate at which the loss falls fastest per decade: fastai 2.8's `steep`.
 
     ``lrs[argmin_i (losses[i+1] - losses[i]) / (ln lrs[i+1] - ln lrs[i])]``
 
@@ -31,9 +31,6 @@ def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Example:
         >>> steep([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
         'the loss decreases fastest per decade at lr 1.0e-03'
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``steep``.
     """
     rates, curve = until_nonfinite(lrs, losses)
     if refusal := decline_reason(curve):
@@ -45,7 +42,7 @@ def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
 
 def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest a tenth of the learning rate with the lowest loss.
+    """Suggest a tenth of the learning rate with the lowest loss: fastai 2.8's `minimum`.
 
     ``lrs[argmin_i losses[i]] / 10``
 
@@ -54,8 +51,7 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         losses: [points] smoothed losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion, with the index of the lowest loss; none below two points and if the loss
-        never falls.
+        The suggestion, and the index of the lowest loss; none below two points or without a fall.
 
     Raises:
         ValueError: If an array is not as described.
@@ -63,9 +59,6 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Example:
         >>> minimum([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
         'the loss is lowest at lr 1.0e-02; a tenth of that keeps a margin to divergence'
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``minimum``.
     """
     rates, curve = until_nonfinite(lrs, losses)
     if refusal := decline_reason(curve):
@@ -77,7 +70,7 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
 
 
 def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
-    """Suggest the learning rate about halfway down the longest valley of the loss.
+    """Suggest the learning rate about halfway down the longest valley: fastai 2.8's `valley`.
 
     The valley is the longest strictly decreasing subsequence, the earliest to end among equals.
     With its length n and the index ``end`` of its last point, fastai counts as if the subsequence
@@ -99,9 +92,6 @@ def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     Example:
         >>> valley([1e-4, 1e-3, 1e-2, 1e-1], [2.0, 1.9, 0.5, 3.0]).reason
         'the longest valley has 3 points and ends at lr 1.0e-02, 2 points after 1.0e-04'
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``valley``.
     """
     rates, curve = until_nonfinite(lrs, losses)
     if refusal := decline_reason(curve):
@@ -126,7 +116,7 @@ def slide(
     loss_threshold: float = 0.005,
     adjust: float = 1.0,
 ) -> Suggestion:
-    """Suggest the learning rate at which the loss's slope settles, from the sweep's end back.
+    """Suggest the learning rate at which the slope settles, from the end: fastai 2.8's `slide`.
 
     With the slope ``g = np.gradient(losses)`` per point, an interval of ``lr_diff`` points slides
     left from the end while ``|g[right] - g[left]| > loss_threshold``. The suggestion is the last
@@ -150,9 +140,6 @@ def slide(
         >>> lrs = np.geomspace(1e-4, 1.0, 41)
         >>> slide(lrs, 1 / (1 + lrs / 1e-2) + 4 * lrs**2).reason
         'from the end, the slope changes by more than 0.005 over the 15 points from lr 2.0e-03'
-
-    Reference:
-        fastai 2.8, ``fastai/callback/schedule.py``, ``slide``.
     """
     if not is_int(lr_diff) or lr_diff < 1:
         raise ValueError(f"lr_diff must be a whole number of points from 1 on, got {lr_diff!r}")

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, until_nonfinite
+from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, too_few, until_nonfinite
 from lrfast.suggest._suggestion import Suggestion, declined
 
 _FEWEST_POINTS: Final = 20
@@ -38,13 +38,12 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     at which the loss diverges, if that is lower.
 
     Args:
-        lrs: [points] learning rates, finite, positive, increasing; the first quarter of them must
-            be too low to change the loss.
+        lrs: [points] learning rates, finite, positive, increasing; at first too low to matter.
         losses: [points] raw losses; the curve is cut at the first one that is not finite.
 
     Returns:
-        The suggestion; none below 20 points, and none, with a range to sweep next, if the loss
-        changes from the start or never.
+        The suggestion; none below 20 points, and only a range to sweep next if the loss changes
+        from the start or never.
 
     Raises:
         ValueError: If an array is not as described.
@@ -58,10 +57,7 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
         Page, "Continuous Inspection Schemes", Biometrika 41 (1954).
     """
     rates, curve = until_nonfinite(lrs, losses)
-    if len(curve) < _FEWEST_POINTS:
-        reason = (
-            f"too few points: {len(curve)} with a finite loss, {_FEWEST_POINTS} or more are needed"
-        )
+    if reason := too_few(curve, _FEWEST_POINTS):
         return declined("flat", reason)
     quarter = len(curve) // 4
     level = float(np.mean(curve[:quarter]))
@@ -70,20 +66,20 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     scale = max(scatter, _SMALLEST * abs(level), np.finfo(float).tiny)
     # Clipped far above the alarm, so that a divergence does not overflow.
     deviations = np.clip(curve - level, -_FARTHEST * scale, _FARTHEST * scale) / scale
-    onset = _onset(deviations)
-    if onset is None and len(curve) < np.size(lrs):
-        onset = len(curve)  # it is the loss that is not finite
+    ends_broken = len(curve) < np.size(lrs)
+    alarms = [alarm for side in (deviations, -deviations) if (alarm := _alarm(side))]
+    # The first alarm counts, even if its onset is the later one; so does a loss that is not finite.
+    onset = min(alarms)[1] if alarms else len(curve) if ends_broken else None
     if onset is None:
         reason = f"the loss has not changed up to the last learning rate, {rates[-1]:.1e}"
         return declined("flat", reason, (float(rates[0]), float(rates[-1] * _WIDER)))
     if onset < quarter:
-        reason = (
-            f"the loss changes from lr {rates[onset]:.1e} on, too early to know its initial level"
-        )
+        first = f"{rates[onset]:.1e}"
+        reason = f"the loss changes from lr {first} on, too early to know its initial level"
         return declined("flat", reason, (float(rates[0] / _WIDER), float(rates[-1])))
     lr = float(rates[onset - 1])
     reason = f"the loss stays at its initial level, {level:.3g}, up to lr {lr:.1e}"
-    diverges = len(curve) < np.size(lrs) or deviations[-3:].mean() > _ALARM
+    diverges = ends_broken or deviations[-3:].mean() > _ALARM
     if diverges and lr > rates[-1] / _CLEAR_OF_DIVERGENCE:
         lr = float(rates[-1]) / _CLEAR_OF_DIVERGENCE
         reason += f", but diverges at {rates[-1]:.1e}; a hundredth of that keeps a margin"
@@ -93,15 +89,7 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     return Suggestion(lr, "flat", reason, confidence, index)
 
 
-def _onset(deviations: FloatArray) -> int | None:
-    """Return the first index of the deviations that raise the alarm, or None."""
-    onsets = [_one_sided(deviations), _one_sided(-deviations)]
-    found = [onset for onset in onsets if onset is not None]
-    # The first alarm counts, even if its onset is the later one.
-    return min(found)[1] if found else None
-
-
-def _one_sided(deviations: FloatArray) -> tuple[int, int] | None:
+def _alarm(deviations: FloatArray) -> tuple[int, int] | None:
     """Return the index of the alarm and the one at which the sum that raised it began."""
     total, began = 0.0, 0
     for index, deviation in enumerate(deviations.tolist()):

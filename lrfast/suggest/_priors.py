@@ -82,31 +82,25 @@ def typical_rate(
         0.027
 
     Reference:
-        Brown et al., "Language Models are Few-Shot Learners", arXiv:2005.14165, table 2.1; He et
-        al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385; Chen et al.,
-        "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675, section 5; You et al.,
-        "Large Batch Training of Convolutional Networks", arXiv:1708.03888, for the weights.
+        GPT-3: arXiv:2005.14165, table 2.1; ResNet: arXiv:1512.03385; Lion: arXiv:2302.06675,
+        section 5; LARS, for the weights: arXiv:1708.03888.
     """
     check_count("parameters", parameters)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1, got {momentum!r}")
     if weight_rms is not None and not (math.isfinite(weight_rms) and weight_rms >= 0):
         raise ValueError(f"weight_rms must be None, or finite and 0 or more, got {weight_rms!r}")
-    larger = _larger_weights(parameters, weight_rms) if weight_rms else 1.0
+    larger = 1.0
+    if weight_rms:
+        usual = _RMS * (_ADAM_PARAMETERS / parameters) ** _RMS_EXPONENT
+        ratio = min(max(weight_rms / usual, 1 / _FARTHEST_RMS), _FARTHEST_RMS)
+        larger = ratio**_WEIGHTS_EXPONENT
     if optimizer == "SGD":
         return larger * _SGD * (1 - momentum)
     if optimizer not in _ADAPTIVE:
         return None
     rate: float = _ADAM * (_ADAM_PARAMETERS / parameters) ** _ADAM_EXPONENT
     return larger * rate * _ADAPTIVE[optimizer] * (1 - momentum)
-
-
-def _larger_weights(parameters: int, weight_rms: float) -> float:
-    """Return the factor for weights that are larger or smaller than usual."""
-    usual = _RMS * (_ADAM_PARAMETERS / parameters) ** _RMS_EXPONENT
-    ratio = min(max(weight_rms / usual, 1 / _FARTHEST_RMS), _FARTHEST_RMS)
-    factor: float = ratio**_WEIGHTS_EXPONENT
-    return factor
 
 
 def rate_scale(
@@ -144,9 +138,8 @@ def rate_scale(
         0.5
 
     Reference:
-        McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv:1812.06162, equation
-        2.7; Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
-        arXiv:2205.10287, for the root.
+        McCandlish et al., arXiv:1812.06162, equation 2.7; the root: Malladi et al.,
+        arXiv:2205.10287.
     """
     counts = {"batch_size": batch_size, "parameters": parameters, "targets": targets}
     for name, count in counts.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
 
 from lrfast._utils.validation import check_key
@@ -13,19 +11,8 @@ from lrfast.suggest._fastai import minimum, slide, steep, valley
 from lrfast.suggest._flat import flat
 from lrfast.suggest._suggestion import Rule
 
-_SMOOTHED: Final[Mapping[str, Rule]] = MappingProxyType(
-    {"steep": steep, "minimum": minimum, "valley": valley, "slide": slide}
-)
-_RAW: Final[Mapping[str, Rule]] = MappingProxyType(
-    {
-        "longest_descent": longest_descent,
-        "last_decreasing": last_decreasing,
-        "flat": flat,
-        "cyclic": cyclic,
-        "auto": auto,
-    }
-)
-_RULES: Final[Mapping[str, Rule]] = MappingProxyType({**_SMOOTHED, **_RAW})
+_RAW: Final[tuple[Rule, ...]] = (longest_descent, last_decreasing, flat, cyclic, auto)
+_RULES: Final[tuple[Rule, ...]] = (steep, minimum, valley, slide, *_RAW)
 
 
 def names() -> tuple[str, ...]:
@@ -35,7 +22,7 @@ def names() -> tuple[str, ...]:
         >>> names()[:4]
         ('steep', 'minimum', 'valley', 'slide')
     """
-    return tuple(_RULES)
+    return tuple(rule.__name__ for rule in _RULES)
 
 
 def get(name: str) -> Rule:
@@ -51,7 +38,7 @@ def get(name: str) -> Rule:
         >>> get("valley").__name__
         'valley'
     """
-    return check_key("name", name, _RULES)
+    return check_key("name", name, {rule.__name__: rule for rule in _RULES})
 
 
 def reads_raw(name: str) -> bool:
@@ -60,4 +47,4 @@ def reads_raw(name: str) -> bool:
     Args:
         name: One of `names`.
     """
-    return name in _RAW
+    return any(rule.__name__ == name for rule in _RAW)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, until_nonfinite
+from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, too_few, until_nonfinite
 
 _MOST_POINTS: Final = 400  # longer curves are read as means over as many blocks
 FEWEST_POINTS: Final = 10
@@ -93,10 +93,8 @@ def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     """Return the shape of a raw curve, or why it has none."""
     rates, curve = until_nonfinite(lrs, losses)
     ends_broken = len(curve) < np.size(lrs)
-    if len(curve) < FEWEST_POINTS:
-        return (
-            f"too few points: {len(curve)} with a finite loss, {FEWEST_POINTS} or more are needed"
-        )
+    if reason := too_few(curve, FEWEST_POINTS):
+        return reason
     given = np.log(rates)
     log_rates, curve = _blocks(given), _blocks(np.clip(curve, -_HUGEST, _HUGEST))
     quarter = max(len(curve) // 4, 5)
@@ -131,10 +129,8 @@ def noise_reason(shape: Shape) -> str | None:
     """Return why the fall may be nothing but noise, or None if it is clear."""
     if shape.significance >= _SIGNIFICANT:
         return None
-    return (
-        f"noise is larger than the drop: losses scatter by {shape.noise:.2g} and drop by "
-        f"{shape.fall:.2g}"
-    )
+    noise, fall = f"{shape.noise:.2g}", f"{shape.fall:.2g}"
+    return f"noise is larger than the drop: losses scatter by {noise} and drop by {fall}"
 
 
 def _blocks(values: FloatArray) -> FloatArray:

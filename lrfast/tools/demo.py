@@ -23,7 +23,7 @@ from lrfast._utils.tables import Table
 from lrfast.finetune import FineTuner, Recipe, accuracy
 from lrfast.finetune._history import Stage
 from lrfast.range_test import RangeTest
-from lrfast.schedules._plot import plot_schedule
+from lrfast.schedules._schedule import plot_schedule
 
 LABELS_PER_DIGIT = 10
 JUDGED_PER_DIGIT = 200

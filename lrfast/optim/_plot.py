@@ -1,94 +1,35 @@
-"""Figures of schedules."""
+"""Figure of the values that an optimizer's schedules will give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from lrfast._utils.figures import FloatArray, finish, line_style, step_panels
+from lrfast.optim._optimizer import FusedOptimizer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-IntArray = npt.NDArray[np.int64]
-
 _MOST_LABELS = 14  # lines that a legend names
 _DECADES = 30.0  # between largest and smallest rate, from which on a linear axis hides the latter
 
 
-class DrawnSchedule(Protocol):
-    """The part of a :class:`lrfast.schedules.Schedule` that is drawn."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def total_steps(self) -> int: ...
-    def values(self, steps: IntArray, /) -> FloatArray: ...
-    def momentum(self, steps: IntArray, /) -> FloatArray | None: ...
-    def weight_decay(self, steps: IntArray, /) -> FloatArray | None: ...
-
-
-class Planner(Protocol):
-    """The part of an lrfast optimizer that is asked what its schedules will do."""
-
-    param_groups: list[dict[str, Any]]
-
-    @property
-    def schedules(self) -> Sequence[DrawnSchedule | None]: ...
-    @property
-    def schedule_step(self) -> int: ...
-    def planned(self, steps: int | None = None) -> Any: ...
-
-
-def plot_schedule(
-    schedule: DrawnSchedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
-) -> Figure:
-    """Return a figure of a schedule, and of the momentum and weight decay that it sets.
-
-    Args:
-        schedule: The schedule.
-        path: Where to save the figure too; the suffix names the format.
-        rates: Learning rates of the param groups that it multiplies, body first; (1.0,) draws the
-            multiplier itself.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    steps = np.arange(schedule.total_steps)
-    channels = {"momentum": schedule.momentum, "weight decay, multiplier": schedule.weight_decay}
-    others = {name: v for name, values in channels.items() if (v := values(steps)) is not None}
-    figure, panels = step_panels(1 + len(others))
-    multipliers = schedule.values(steps)
-    for group, rate in enumerate(rates):
-        style = line_style(group, len(rates), len(steps))
-        panels[0].plot(steps, rate * multipliers, **style, label=f"group {group}")
-    if len(set(rates)) > 1:
-        panels[0].set_yscale("log")
-        panels[0].legend(fontsize="small")
-    panels[0].set_ylabel("learning rate" if rates != (1.0,) else "multiplier")
-    for axes, (name, values) in zip(panels[1:], others.items(), strict=True):
-        axes.plot(steps, values, "k--")
-        axes.set_ylabel(name)
-    panels[0].set_title(schedule.name)
-    return finish(figure, path)
-
-
 def plot_schedules(
-    optimizer: Planner, steps: int | None = None, path: str | Path | None = None
+    optimizer: FusedOptimizer, steps: int | None = None, path: str | Path | None = None
 ) -> Figure:
-    """Return a figure of the learning rate, momentum and weight decay planned for every group.
+    """Return a figure of the learning rate, momentum and decay that every group will have.
 
     Groups that share a curve share a line. A vertical line marks the step that comes next.
 
     Args:
         optimizer: An lrfast optimizer with a schedule.
-        steps: How many to draw, 1 or more; None: up to the end of the longest schedule.
-        path: Where to save the figure too; the suffix names the format.
+        steps: Steps to draw, 1 or more; None, the default: to the end of the longest schedule.
+        path: File to save the figure to, in the format of its suffix; default None.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -107,9 +48,9 @@ def plot_schedules(
         str(group.get("name", index)) + (" (frozen)" if group.get("frozen") else "")
         for index, group in enumerate(optimizer.param_groups)
     ]
-    channels = {"learning rate": planned.rates, "momentum": planned.momenta}
-    channels["weight decay"] = planned.weight_decays
-    shown = {label: values for label, values in channels.items() if not np.isnan(values).all()}
+    labels = ("learning rate", "momentum", "weight decay")
+    channels = zip(labels, (planned.rates, planned.momenta, planned.weight_decays), strict=True)
+    shown = {label: values for label, values in channels if not np.isnan(values).all()}
     figure, panels = step_panels(len(shown), width=10.0)
     for axes, (label, values) in zip(panels, shown.items(), strict=True):
         _draw_groups(axes, planned.steps, values, names)
@@ -124,7 +65,9 @@ def plot_schedules(
     return finish(figure, path)
 
 
-def _draw_groups(axes: Axes, steps: IntArray, values: FloatArray, names: list[str]) -> None:
+def _draw_groups(
+    axes: Axes, steps: npt.NDArray[np.int64], values: FloatArray, names: list[str]
+) -> None:
     """Draw one line for each distinct column."""
     groups: dict[bytes, list[int]] = {}
     for index, column in enumerate(values.T):
