@@ -49,6 +49,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"without {', '.join(MISSING)}, so without {left_out}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave all rows but the first of peers' contracts, and of one_row's tests, to the full run."""
+    seen: set[str] = set()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("one_row") or "peers" in item.path.parts:
+            if test in seen:
+                item.add_marker("full")
+            elif item.get_closest_marker("gpu") is None:
+                seen.add(test)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
         return

@@ -21,6 +21,7 @@ from lrfast.integrations import huggingface  # noqa: E402
 from lrfast.integrations.scheduler import DeviceScheduler  # noqa: E402
 
 
+@pytest.mark.one_row
 @pytest.mark.parametrize(
     "options",
     [
@@ -105,6 +106,7 @@ def test_schedules_that_follow_a_metric_stay_trainers(tmp_path: Path) -> None:
     assert type(trainer.lr_scheduler) is torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
+@pytest.mark.one_row
 @pytest.mark.parametrize("at", [4, 8])
 def test_resume_gives_the_same_weights(tmp_path: Path, at: int) -> None:
     """In mid-epoch and between two; with an average of the weights, which is in the checkpoint."""
@@ -259,6 +261,7 @@ def without_an_optimizer(trainer: Any) -> None:
     trainer.optimizer_cls_and_kwargs = (NullOptimizer, {"lr": 1e-3})
 
 
+@pytest.mark.one_row
 @pytest.mark.parametrize("logging_nan_inf_filter", [False, True])
 def test_no_wait_but_trainers_own(tmp_path: Path, logging_nan_inf_filter: bool) -> None:
     """8 steps: 2 per step for the filter, 2 per log, 1 per epoch for the sampler's seed."""

@@ -45,6 +45,9 @@ CASES = [
     *(("accelerate", "fsdp"), ("lightning", "ddp"), ("lightning", "fsdp")),
     *(("ignite", "ddp"), ("fastai", "ddp")),
 ]
+# Each launch takes as long as a hundred other tests. What two processes do without a trainer is
+# shown by optim/test_sharded_ranks.py and range_test/test_ranks.py.
+pytestmark = pytest.mark.full
 EACH = pytest.mark.parametrize(("library", "kind"), CASES)
 
 
@@ -168,7 +171,7 @@ def test_torchrun_starts_it() -> None:
     check_processes(run_script(*torchrun, str(EXAMPLES / "torchrun_ddp.py"), "--steps", "6"))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs ray[train], some 400 MB")
 def test_ray_train_starts_it() -> None:
     check_processes(run_script(str(EXAMPLES / "ray_train.py"), "--steps", "6"))

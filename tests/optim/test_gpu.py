@@ -292,7 +292,6 @@ def test_memory_is_flat_over_a_thousand_steps(options: dict[str, Any]) -> None:
 LARGE = 2**31 + 5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "numel"),
     [("cpu", 2**17 + 5), pytest.param("cuda", LARGE, marks=pytest.mark.gpu)],

@@ -65,11 +65,21 @@ def test_every_step_is_torchs_in_float32(case: OptimizerCase, device: torch.devi
                 twin_state[name].copy_(value)
 
 
+# By default one row of each optimizer; all rows make 20 steps against the references above.
+FIRST = {case.ours: case for case in reversed(OPTIMIZERS)}
+
+
 @pytest.mark.parametrize(
     ("case", "dtype", "rtol"),
     [
-        *((case, torch.float64, 1e-12) for case in OPTIMIZERS),
-        *((case, torch.float32, 2e-4) for case in STATEFUL),
+        *(
+            pytest.param(
+                *(case, torch.float64, 1e-12),
+                marks=[] if FIRST[case.ours] is case else pytest.mark.full,
+            )
+            for case in OPTIMIZERS
+        ),
+        *(pytest.param(case, torch.float32, 2e-4, marks=pytest.mark.full) for case in STATEFUL),
     ],
     ids=by_name,
 )

@@ -137,13 +137,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[float], b
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_ranks_see_their_mean_loss(ranks: list[tuple[list[float], bool]]) -> None:
     """ignite sums over the ranks."""
     assert [losses for losses, _ in ranks] == [[2.0] * 8] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_every_rank_puts_its_optimizer_back(ranks: list[tuple[list[float], bool]]) -> None:
     """fastai does on rank 0 only."""
     assert [is_restored for _, is_restored in ranks] == [True, True]

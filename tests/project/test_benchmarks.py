@@ -224,6 +224,7 @@ def test_the_floor_of_training_holds_where_the_update_is_a_good_part() -> None:
     assert line[-1] == ""
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("benchmarks_run")
 def test_a_run_can_be_kept_and_rendered(tmp_path: Path) -> None:
     """One case for each kind of row that is quick to time, from pytest to the page."""

@@ -74,6 +74,7 @@ def only(experiment: Experiment, sides: tuple[Side, ...]) -> Experiment:
     return replace(experiment, tasks=SCHEDULES.tasks[1:2], sides=sides)  # of three layer groups
 
 
+@pytest.mark.one_row
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
 def test_a_small_run_of_all_sides_that_is_not_repeated(
     experiment: Experiment, tmp_path: Path
@@ -240,6 +241,7 @@ def tiny_model() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 16), nn.ReLU(), nn.Linear(16, 5))
 
 
+@pytest.mark.full
 def test_a_small_run_of_the_recipe_that_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

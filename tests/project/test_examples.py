@@ -29,7 +29,7 @@ def load(monkeypatch: pytest.MonkeyPatch, name: str, packages: tuple[str, ...] =
     return importlib.import_module(name)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", NEEDS)
 def test_every_example_runs_and_writes_its_section(
     name: str,
@@ -53,7 +53,7 @@ def test_every_example_runs_and_writes_its_section(
         assert all(f"(plots/{picture})" in text for picture in pictures)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_steepest_point_ruins_what_flat_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     example = load(monkeypatch, "flat_rate")
     plan = example.PLAN

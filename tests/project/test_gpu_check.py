@@ -186,6 +186,7 @@ def test_the_table_of_claims_names_tests_that_exist() -> None:
                 assert f"def {token}(" in file, token
 
 
+@pytest.mark.full
 def test_files_that_need_a_missing_package_are_left_out_alone() -> None:
     script = """
 import importlib.util, sys

@@ -139,6 +139,7 @@ def test_the_order_of_validation_data_with_a_generator_of_their_own(name: str) -
     assert bits(generator.get_state()) == before
 
 
+@pytest.mark.one_row
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("kind", ["adamw", "torch-sgd"])
 def test_a_loader_with_workers(kind: str, persistent: bool) -> None:
