@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
+from lrfast._utils.decode import decode
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast._utils.validation import (
@@ -32,7 +33,6 @@ from lrfast._utils.validation import (
 from lrfast.range_test._lr_find import lr_find
 from lrfast.range_test._peak_rates import PeakRates
 from lrfast.range_test._result import RangeTest
-from lrfast.range_test._serialize import decode
 from lrfast.training._data import LossFunction, device_of
 from lrfast.training._ranks import ranks_of
 

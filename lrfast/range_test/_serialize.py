@@ -8,30 +8,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.validation import (
-    check_bool,
-    check_dict,
-    check_finite,
-    check_float,
-    check_int,
-    check_list,
-    check_str,
-    short_repr,
-)
+from lrfast._utils.decode import decode
+from lrfast._utils.validation import check_finite, check_int, short_repr
 from lrfast.range_test._sweep import Sweep
 
 Result = TypeVar("Result")
 
 _FORMAT = 1
-_WORDS = ("nan", "-nan", "inf", "-inf")
 
 
 def save(result: Any, path: str | Path) -> None:
@@ -80,41 +70,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return f"-{abs(value)}" if math.copysign(1.0, value) < 0 else str(value)
     return value
-
-
-def decode(kind: Any, value: Any, name: str) -> Any:
-    """Return plain data as a value of an annotated type, dataclasses and arrays included."""
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is float:
-        is_word = isinstance(value, str) and value in _WORDS
-        return float(value if is_word else check_float(name, value))
-    if kind is int:
-        return check_int(name, value)
-    if kind is str or origin is Literal:
-        return check_str(name, value, args)
-    if kind is bool:
-        return check_bool(name, value)
-    if origin is UnionType:
-        return None if value is None else decode(args[0], value, name)
-    if origin is MappingProxyType:
-        entries = check_dict(name, value).items()
-        return MappingProxyType({check_str(name, k): decode(args[1], v, name) for k, v in entries})
-    if origin is np.ndarray:
-        rows = check_list(name, value)
-        if rows and isinstance(rows[0], list):
-            return np.stack([decode(kind, row, name) for row in rows])
-        return np.array([decode(float, each, name) for each in rows], dtype=np.float64)
-    if origin is tuple:
-        each = check_list(name, value)
-        kinds = args[:1] * len(each) if args[-1] is Ellipsis else args
-        return tuple(decode(*pair, name) for pair in zip(kinds, each, strict=True))
-    given = check_dict(name, value)
-    unknown = given.keys() - {field.name for field in fields(kind)}
-    if unknown:
-        raise ValueError(f"{name} must be a {kind.__name__}, got {short_repr(sorted(unknown))}")
-    hints = get_type_hints(kind)
-    read = [field.name for field in fields(kind) if field.default is MISSING or field.name in given]
-    return kind(**{key: decode(hints[key], given[key], key) for key in read})
 
 
 def _check(found: dict[str, Any]) -> None:
