@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lrfast._utils.decode import decode_fields, optional
 from lrfast._utils.validation import check_dict, check_float, check_tensor, short_repr
 from lrfast.finetune._metrics import check_monitored, is_better, mode_of
 
@@ -27,11 +28,11 @@ class Best:
         if not is_better(value, self.value, self.mode):
             return
         self.value = value
-        if not self._tensors:
-            self._tensors = {n: t.detach().clone() for n, t in named_tensors(model).items()}
-            return
         for name, values in named_tensors(model).items():
-            self._tensors[name].copy_(values.detach())
+            if name in self._tensors:
+                self._tensors[name].copy_(values.detach())
+            else:
+                self._tensors[name] = values.detach().clone()
 
     def restore(self, model: nn.Module) -> None:
         """Write the copy into the model's tensors."""
@@ -47,19 +48,15 @@ class Best:
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """Load what :meth:`state_dict` returned; if it is of another model, nothing changes."""
-        check_dict("the best model", state, ["value", "tensors"])
-        saved, own = check_dict("tensors", state["tensors"]), named_tensors(model)
+        checks = {"value": optional(check_float), "tensors": check_dict}
+        value, saved = decode_fields("the best model", state, checks).values()
+        own = named_tensors(model)
         if saved and saved.keys() != own.keys():
             raise ValueError(
                 f"tensors must be {short_repr(list(own))}, got {short_repr(list(saved))}"
             )
         for name, values in saved.items():
-            if check_tensor(name, values, own[name].dtype).shape != own[name].shape:
-                raise ValueError(
-                    f"{name} must be {short_repr(own[name])}, got {short_repr(values)}"
-                )
-        if (value := state["value"]) is not None:
-            check_float("value", value)
+            check_like(name, values, own[name], own[name].dtype)
         if (value is None) != (not saved):
             raise ValueError("the best model must hold a value and its tensors, or neither")
         self.value = value
@@ -69,3 +66,10 @@ class Best:
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers by name, those outside the state dict included."""
     return dict(chain(model.named_parameters(), model.named_buffers()))
+
+
+def check_like(name: str, values: Any, own: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor of a checkpoint if it has the shape of the model's, and the type if any."""
+    if check_tensor(name, values, dtype).shape != own.shape:
+        raise ValueError(f"{name} must be {short_repr(own)}, got {short_repr(values)}")
+    return values  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrfast._utils.decode import decode_fields, optional
 from lrfast._utils.validation import (
     check_choice,
     check_count,
@@ -202,10 +203,8 @@ class EarlyStop(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
-        check_dict("state", state, ["best", "waited"])
-        waited = check_int("waited", state["waited"])
-        self.best = None if state["best"] is None else check_float("best", state["best"])
-        self.waited = waited
+        checks = {"best": optional(check_float), "waited": check_int}
+        self.best, self.waited = decode_fields("state", state, checks).values()
 
 
 class Observe(Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from lrfast._utils.validation import (
     check_dict,
     check_finite,
     check_list,
-    check_tensor,
     load_untrusted,
     short_repr,
 )
-from lrfast.finetune._best_model import named_tensors
+from lrfast.finetune._best_model import check_like, named_tensors
 from lrfast.finetune._callbacks import Tuner
 from lrfast.finetune._history import History
 from lrfast.finetune._stage_state import ResumePoint, Run
@@ -55,10 +55,10 @@ def pack(tuner: Tuner, run: Run | None, driver: ScheduleDriver | None) -> dict[s
     if driver is not None:
         _write_base_rates(driver, optimizer["param_groups"])
     model = tuner.model.state_dict()
-    now = ResumePoint.take(tuner.model, tuner.loaders)
     return {
         "format": _FORMAT,
         "kind": _kind(tuner),
+        **ResumePoint.take(tuner.model, tuner.loaders).to_dict(),
         "model": model,
         "buffers": {n: t for n, t in tuner.model.named_buffers() if n not in model},
         "requires_grad": {n: p.requires_grad for n, p in tuner.model.named_parameters()},
@@ -67,8 +67,6 @@ def pack(tuner: Tuner, run: Run | None, driver: ScheduleDriver | None) -> dict[s
         "best": None if tuner.best is None else tuner.best.state_dict(),
         "callbacks": [callback.state_dict() for callback in tuner.callbacks],
         "history": History(tuner.finished_stages()).to_dict(),
-        "random": now.random.to_dict(),
-        "modes": now.modes,
         "run": None if run is None else run.to_dict(),
     }
 
@@ -94,9 +92,7 @@ def _rollback_on_error(tuner: Tuner) -> Iterator[None]:
     before = Snapshot(
         *(tuner.model, tuner.optimizer), others=others, loaders=tuner.loaders, on_host=True
     )
-    stages, best = list(tuner.history.stages), None if tuner.best is None else vars(tuner.best)
-    kept = None if best is None else dict(best)
-    optimizer = tuner.optimizer
+    stages, best, optimizer = list(tuner.history.stages), copy(tuner.best), tuner.optimizer
     try:
         with (
             rollback_on_error(optimizer) if isinstance(optimizer, FusedOptimizer) else nullcontext()
@@ -105,8 +101,7 @@ def _rollback_on_error(tuner: Tuner) -> Iterator[None]:
     except BaseException:
         before.restore()
         tuner.history.stages[:] = stages
-        if best is not None and kept is not None:
-            best.update(kept)
+        tuner.best = best
         raise
 
 
@@ -119,7 +114,7 @@ def _unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
     own = named_tensors(tuner.model)
     with torch.no_grad():
         for name, values in data["buffers"].items():
-            own[name].copy_(_like(name, values, own[name]))
+            own[name].copy_(check_like(name, values, own[name]))
     for name, parameter in tuner.model.named_parameters():
         parameter.requires_grad_(check_bool("requires_grad", data["requires_grad"][name]))
         parameter.grad = None
@@ -151,8 +146,7 @@ def _check_run(tuner: Tuner, run: Run) -> Run:
         raise ValueError(
             f"frozen must say so of {groups} param groups, got {short_repr(run.frozen)}"
         )
-    modes = len(run.moment.modes)
-    if modes != modules:
+    if (modes := len(run.moment.modes)) != modules:
         raise ValueError(f"modes must be of {modules} modules, got {modes}")
     return run
 
@@ -162,13 +156,7 @@ def _check_tensors(model: nn.Module, saved: Any) -> None:
     own = model.state_dict()
     for name, values in check_dict("model", saved, own).items():
         if isinstance(own.get(name), Tensor):
-            _like(name, values, own[name])
-
-
-def _like(name: str, values: Any, own: Tensor) -> Tensor:
-    if check_tensor(name, values).shape != own.shape:
-        raise ValueError(f"{name} must be {short_repr(own)}, got {short_repr(values)}")
-    return values  # type: ignore[no-any-return]
+            check_like(name, values, own[name])
 
 
 def _kind(tuner: Tuner) -> dict[str, Any]:

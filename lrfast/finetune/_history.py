@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from lrfast._utils.atomic_write import replacing
+from lrfast._utils.decode import Check, decode_fields, encode, list_of, optional
 from lrfast._utils.public import public_in
-from lrfast._utils.validation import (
-    check_dict,
-    check_finite,
-    check_float,
-    check_list,
-    check_str,
-    check_tensor,
-)
+from lrfast._utils.validation import check_dict, check_finite, check_float, check_str, check_tensor
 from lrfast.finetune._plot import plot_history
 
 if TYPE_CHECKING:
@@ -58,15 +53,7 @@ class Stage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the stage as numbers, strings, lists and tensors, for checkpoints."""
-        return {
-            "name": self.name,
-            "losses": torch.from_numpy(self.losses),
-            "rates": torch.from_numpy(self.rates),
-            "momentum": None if self.momentum is None else torch.from_numpy(self.momentum),
-            "epochs": [dict(row) for row in self.epochs],
-            "outcome": self.outcome,
-            "seconds": self.seconds,
-        }
+        return {name: encode(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Stage:
@@ -78,22 +65,11 @@ class Stage:
         Raises:
             ValueError: If it does not describe a stage.
         """
-        check_dict("a stage", data, [field.name for field in fields(cls)])
-        losses, rates = floats("losses", data["losses"]), floats("rates", data["rates"], 2)
-        momentum = data["momentum"]
-        if momentum is not None:
-            momentum = floats("momentum", momentum)
-        if len({len(each) for each in (losses, rates, momentum) if each is not None}) > 1:
+        found = decode_fields("a stage", data, _STAGE)
+        arrays = (found["losses"], found["rates"], found["momentum"])
+        if len({len(each) for each in arrays if each is not None}) > 1:
             raise ValueError("losses, rates and momentum must be as many, got different numbers")
-        return cls(
-            name=check_str("name", data["name"]),
-            losses=losses,
-            rates=rates,
-            momentum=momentum,
-            epochs=tuple(epoch_row(row) for row in check_list("epochs", data["epochs"])),
-            outcome=check_str("outcome", data["outcome"]),
-            seconds=check_finite("seconds", data["seconds"]),
-        )
+        return cls(**found | {"epochs": tuple(found["epochs"])})
 
 
 @public_in("lrfast.history")
@@ -120,8 +96,7 @@ class History:
     @property
     def epochs(self) -> list[dict[str, float]]:
         """Validation after each epoch; "step" counts from the start of the first stage."""
-        rows = []
-        offset = 0
+        rows, offset = [], 0
         for stage in self.stages:
             rows += [row | {"step": row["step"] + offset} for row in stage.epochs]
             offset += len(stage.losses)
@@ -136,9 +111,8 @@ class History:
         groups = max((stage.rates.shape[1] for stage in self.stages), default=0)
         with replacing(path, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(
-                ["stage", "step", "loss", "momentum", *(f"lr_{g}" for g in range(groups))]
-            )
+            lrs = [f"lr_{group}" for group in range(groups)]
+            writer.writerow(["stage", "step", "loss", "momentum", *lrs])
             step = 0
             for stage in self.stages:
                 for k, loss in enumerate(stage.losses.tolist()):
@@ -148,7 +122,7 @@ class History:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all stages as numbers, strings, lists and tensors, for checkpoints."""
-        return {"stages": [stage.to_dict() for stage in self.stages]}
+        return {"stages": encode(self.stages)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> History:
@@ -160,8 +134,8 @@ class History:
         Raises:
             ValueError: If it does not describe a history.
         """
-        stages = check_dict("a history", data, ["stages"])["stages"]
-        return cls([Stage.from_dict(stage) for stage in check_list("stages", stages)])
+        stages = list_of(lambda _, stage: Stage.from_dict(stage))
+        return cls(**decode_fields("a history", data, {"stages": stages}))
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw losses, learning rates and validation over the steps; needs matplotlib.
@@ -186,3 +160,16 @@ def epoch_row(row: Any) -> dict[str, float]:
     """Return a checkpoint's row of an epoch: numbers by name, "step" among them."""
     found = check_dict("an epoch", row, ["step"])
     return {check_str("a measure's name", name): check_float(name, found[name]) for name in found}
+
+
+epoch_rows: Final[Check] = list_of(lambda _, row: epoch_row(row))
+
+_STAGE: Final[dict[str, Check]] = {
+    "name": check_str,
+    "losses": floats,
+    "rates": partial(floats, dims=2),
+    "momentum": optional(floats),
+    "epochs": epoch_rows,
+    "outcome": check_str,
+    "seconds": check_finite,
+}

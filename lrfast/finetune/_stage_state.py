@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lrfast._utils.decode import Check, decode_fields, encode, list_of, optional
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import (
     check_bool,
@@ -22,7 +23,7 @@ from lrfast._utils.validation import (
     check_list,
     check_str,
 )
-from lrfast.finetune._history import Stage, epoch_row, floats
+from lrfast.finetune._history import FloatArray, Stage, epoch_rows, floats
 from lrfast.groups import Rates, spread
 from lrfast.schedules import Schedule
 from lrfast.training._data import num_batches
@@ -44,9 +45,12 @@ class ResumePoint:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ResumePoint:
         """Return the states and modes that a checkpoint holds."""
-        check_dict("a moment", data, ["random", "modes"])
-        modes = [check_bool("modes", mode) for mode in check_list("modes", data["modes"])]
-        return cls(RandomStates.from_dict(data["random"]), modes)
+        checks = {"random": _random, "modes": list_of(check_bool)}
+        return cls(**decode_fields("a moment", data, checks))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the states and modes as numbers, strings, lists and tensors."""
+        return {"random": self.random.to_dict(), "modes": self.modes}
 
     def restore(self, model: nn.Module, loaders: Iterable[object]) -> None:
         """Set generators and modules to the states and modes."""
@@ -93,8 +97,8 @@ class Run:
     used: int = 0
     step: int = 0
     applied: int = 0
-    losses: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    factors: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    losses: FloatArray = field(default_factory=lambda: np.empty(0))
+    factors: FloatArray = field(default_factory=lambda: np.empty(0))
     rows: list[dict[str, float]] = field(default_factory=list)
     frozen: list[tuple[int, list[bool]]] = field(default_factory=list)
     seconds: float = 0.0
@@ -136,8 +140,7 @@ class Run:
         steps = np.arange(len(self.losses))
         values = {schedule: schedule.values(steps) for schedule in self.schedules}
         factors = [values[schedule] for schedule in self.of_groups(len(own_rates))]
-        rates = np.stack(factors, axis=1) * np.asarray(own_rates)[None, :]
-        rates *= self.factors[:, None]
+        rates = np.stack(factors, axis=1) * np.asarray(own_rates) * self.factors[:, None]
         ends = [first for first, _ in self.frozen[1:]] + [len(steps)]
         for (first, frozen), end in zip(self.frozen, ends, strict=False):  # none before epoch 0
             rates[first:end, frozen] = math.nan
@@ -154,17 +157,8 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Return the interrupted run as numbers, strings, lists and tensors, for checkpoints."""
         assert self.moment is not None
-        plain = {name: getattr(self, name) for name in _PLAIN}
-        return plain | {
-            "schedules": [schedule.to_dict() for schedule in self.schedules],
-            "losses": torch.from_numpy(self.losses),
-            "factors": torch.from_numpy(self.factors),
-            "rows": [dict(row) for row in self.rows],
-            "frozen": [[first, list(flags)] for first, flags in self.frozen],
-            "order": None if self.order is None else self.order.to_dict(),
-            "random": self.moment.random.to_dict(),
-            "modes": self.moment.modes,
-        }
+        saved = {name: encode(getattr(self, name)) for name in (*_RUN, "factors")}
+        return saved | self.moment.to_dict()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Run:
@@ -176,75 +170,66 @@ class Run:
         Raises:
             ValueError: If it does not describe a run.
         """
-        check_dict("a run", data, (*_PLAIN, "schedules", "losses", "rows", "frozen", "order"))
-        order = data["order"]
-        losses = floats("losses", data["losses"])
-        factors = floats("factors", data["factors"]) if "factors" in data else np.ones(len(losses))
-        if len(factors) != len(losses):
-            raise ValueError(f"factors must be {len(losses)}, one per loss, got {len(factors)}")
-        plain = _plain(data)
-        if len(losses) > plain["step"]:
-            raise ValueError(
-                f"losses must be {plain['step']} at most, one per step, got {len(losses)}"
-            )
-        return cls(
-            schedules=tuple(
-                Schedule.from_dict(each) for each in check_list("schedules", data["schedules"], 1)
-            ),
-            losses=losses,
-            factors=factors,
-            rows=[epoch_row(row) for row in check_list("rows", data["rows"])],
-            frozen=[_frozen(entry, len(losses)) for entry in check_list("frozen", data["frozen"])],
-            order=None if order is None else RandomStates.from_dict(order),
-            moment=ResumePoint.from_dict(data),
-            **plain,
-        )
+        run = decode_fields("a run", data, _RUN)
+        losses, steps = len(run["losses"]), run["step"]
+        factors = floats("factors", data["factors"]) if "factors" in data else np.ones(losses)
+        if len(factors) != losses:
+            raise ValueError(f"factors must be {losses}, one per loss, got {len(factors)}")
+        _check_counts({name: run[name] for name in _COUNTS})
+        if losses > steps:
+            raise ValueError(f"losses must be {steps} at most, one per step, got {losses}")
+        for first, _ in run["frozen"]:
+            check_int("frozen", first, most=losses)
+        schedules, moment = tuple(run.pop("schedules")), ResumePoint.from_dict(data)
+        return cls(schedules=schedules, factors=factors, moment=moment, **run)
 
     def resumed(self) -> Run:
         """Return a copy, with lists of its own, marked as a continuation."""
         return replace(self, is_resumed=True, rows=list(self.rows), frozen=list(self.frozen))
 
 
-_MAX_RUN = 2**31  # steps: 16 GiB of losses
-_PLAIN = (
-    *("name", "epochs", "epoch_steps", "timetable", "precompute", "epoch", "used", "step"),
-    *("applied", "seconds", "has_ended_pass"),
-)
-
-
-def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checked numbers, strings and flags of a run."""
-    counts = {
-        name: check_int(name, data[name], least, _MAX_RUN)
-        for name, least in (
-            *(("epochs", 1), ("epoch_steps", 1)),
-            *(("epoch", 0), ("used", 0), ("step", 0), ("applied", 0)),
-        )
-    }
+def _check_counts(counts: dict[str, int]) -> None:
+    """Check that the numbers of epochs, batches and steps of a run go together."""
     if counts["epochs"] * counts["epoch_steps"] > _MAX_RUN:
         raise ValueError(f"epochs must be of {_MAX_RUN} steps in all at most, got {counts}")
     most = counts["epoch"] * counts["epoch_steps"] + counts["used"]  # an update has a batch or more
     if counts["step"] > most:
         raise ValueError(f"step must be {most} at most after the batches used, got {counts}")
-    timetable = check_dict("timetable", data["timetable"])
-    return counts | {
-        "name": check_str("name", data["name"]),
-        "timetable": {
-            check_int("timetable", epoch): check_int("timetable", group, least=-_MAX_RUN)
-            for epoch, group in timetable.items()
-        },
-        "precompute": check_bool("precompute", data["precompute"]),
-        "seconds": check_finite("seconds", data["seconds"]),
-        "has_ended_pass": check_bool("has_ended_pass", data["has_ended_pass"]),
-    }
 
 
-def _frozen(entry: Any, losses: int) -> tuple[int, list[bool]]:
-    first, flags = check_list("frozen", entry, least=2)
-    return (
-        check_int("frozen", first, most=losses),
-        [check_bool("frozen", each) for each in check_list("frozen", flags)],
-    )
+def _timetable(name: str, value: Any) -> dict[int, int]:
+    found = check_dict(name, value)
+    return {check_int(name, k): check_int(name, v, least=-_MAX_RUN) for k, v in found.items()}
+
+
+def _frozen(name: str, entry: Any) -> tuple[int, list[bool]]:
+    first, flags = check_list(name, entry, least=2)
+    return first, list_of(check_bool)(name, flags)
+
+
+def _random(name: str, value: Any) -> RandomStates:
+    return RandomStates.from_dict(value)
+
+
+_MAX_RUN = 2**31  # steps: 16 GiB of losses
+_count: Final = partial(check_int, most=_MAX_RUN)
+_COUNTS: Final[dict[str, Check]] = {
+    "epochs": partial(_count, least=1),
+    "epoch_steps": partial(_count, least=1),
+    **dict.fromkeys(("epoch", "used", "step", "applied"), _count),
+}
+_RUN: Final[dict[str, Check]] = _COUNTS | {
+    "name": check_str,
+    "schedules": list_of(lambda _, each: Schedule.from_dict(each), least=1),
+    "timetable": _timetable,
+    "precompute": check_bool,
+    "losses": floats,
+    "rows": epoch_rows,
+    "frozen": list_of(_frozen),
+    "seconds": check_finite,
+    "has_ended_pass": check_bool,
+    "order": optional(_random),
+}
 
 
 def cycle_ends(schedule: Schedule, total_steps: int) -> npt.NDArray[np.int64]:
