@@ -27,10 +27,7 @@ class StageData:
 
 
 def precompute(
-    model: nn.Module,
-    train: Iterable[Any],
-    valid: Iterable[Any] | None,
-    amp: torch.dtype | None,
+    model: nn.Module, train: Iterable[Any], valid: Iterable[Any] | None, amp: torch.dtype | None
 ) -> StageData:
     """Run the frozen body over the data, once and in evaluation mode.
 

@@ -176,8 +176,7 @@ class FineTuner:
             groups = list(groups)
         self.groups = layer_groups(model, groups)
         param_groups = discriminative(
-            *(model, 0.0, weight_decay, None, groups, no_decay),
-            split_norms=norm_mode == "adapt",
+            *(model, 0.0, weight_decay, None, groups, no_decay), split_norms=norm_mode == "adapt"
         )
         self.optimizer = _make_optimizer(optimizer, param_groups, max_grad_norm, ema_decay)
         if amp not in (None, torch.bfloat16, torch.float16):
@@ -546,9 +545,7 @@ class FineTuner:
         return Recipe(self, numbers)
 
     def resume(
-        self,
-        epochs: int | None = None,
-        schedule: Schedule | Sequence[Schedule] | None = None,
+        self, epochs: int | None = None, schedule: Schedule | Sequence[Schedule] | None = None
     ) -> Stage:
         """Continue the stage that was interrupted, or that :meth:`load` read.
 
