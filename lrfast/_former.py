@@ -12,7 +12,7 @@ _MOVED = {
     "bench._result": "tools.bench._result",
     "finetune._best": "finetune._best_model",
     "finetune._recipe_plan": "finetune._recipe._plan",
-    "finetune._recipe_rates": "finetune._recipe._rates",
+    "finetune._recipe_rates": "finetune._recipe._report",
     "finetune._recipe_table": "finetune._recipe._report",
     "finetune._run": "finetune._stage_state",
     "groups._group": "groups._layer_group",
@@ -28,7 +28,7 @@ _MOVED = {
 _RENAMED = {
     "_utils.async_copy.Mirror": "AsyncHostCopy",
     "finetune._recipe._plan.Numbers": "RecipeConfig",
-    "finetune._recipe._rates.Choice": "RateChoice",
+    "finetune._recipe._report.Choice": "RateChoice",
     "finetune._stage_state.Moment": "ResumePoint",
 }
 

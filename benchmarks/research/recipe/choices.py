@@ -11,7 +11,7 @@ from torch import nn
 from lrfast import demo
 from lrfast.demo import Digits, Task
 from lrfast.finetune import FineTuner
-from lrfast.finetune._recipe._rates import read
+from lrfast.finetune._recipe._recipe import suggested
 
 EPOCHS = sum(demo.EPOCHS)
 
@@ -54,10 +54,10 @@ CHOICES = (
 
 def accuracies(body: nn.Module, task: Task, draw: int) -> Iterator[tuple[str, float]]:
     """Yields the name of each choice and the validation accuracy that it reaches."""
-    before = read(_tuner(body, task, draw).lr_find(adaptive=True), "all layers")[0]
+    before = suggested(_tuner(body, task, draw).lr_find(adaptive=True), "all layers")[0]
     head_tuner = _tuner(body, task, draw)
     head_tuner.freeze()
-    head = read(head_tuner.lr_find(adaptive=True), "the head")[0]
+    head = suggested(head_tuner.lr_find(adaptive=True), "the head")[0]
     for choice in CHOICES:
         tuner = _tuner(body, task, draw)
         if choice.head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -48,18 +49,18 @@ class RecipeConfig:
             )
         self._check_features(tuner)
         if self.cycle_mult is not None:
-            self._check_cycles(tuner)
+            self._check_cycles(tuner, self.cycle_mult)
 
     @property
     def cycles(self) -> int:
         """Cycles of the last stage; 0 if its epochs are not whole cycles."""
         if self.cycle_mult is None:
             return 1
-        count = length = 0
-        while length < self.epochs[1]:
-            length += cycle_length(1, self.cycle_mult, count)
-            count += 1
-        return count if length == self.epochs[1] else 0
+        left, cycles = self.epochs[1], 0
+        while left > 0:
+            left -= cycle_length(1, self.cycle_mult, cycles)
+            cycles += 1
+        return cycles if left == 0 else 0
 
     def _check_features(self, tuner: Tuner) -> None:
         if self.feature_epochs == 0 and not isinstance(self.feature_epochs, bool):
@@ -75,15 +76,14 @@ class RecipeConfig:
                 f"targets), got {type(tuner.model).__name__} and loss_fn={tuner.loss_fn}"
             )
 
-    def _check_cycles(self, tuner: Tuner) -> None:
-        assert self.cycle_mult is not None
-        check_at_least_1("cycle_mult", self.cycle_mult)
+    def _check_cycles(self, tuner: Tuner, mult: float) -> None:
+        check_at_least_1("cycle_mult", mult)
         if self.cycles == 0:
-            lengths = [cycle_length(1, self.cycle_mult, k) for k in range(4)]
-            sums = ", ".join(str(sum(lengths[: k + 1])) for k in range(4))
+            lengths = [cycle_length(1, mult, k) for k in range(4)]
+            sums = ", ".join(map(str, accumulate(lengths)))
             raise ValueError(
                 f"epochs[1] must hold whole cycles ({sums} and so on for "
-                f"cycle_mult={self.cycle_mult:g}), got {self.epochs[1]}"
+                f"cycle_mult={mult:g}), got {self.epochs[1]}"
             )
         if tuner.valid is None:
             raise ValueError("cycle_mult needs validation data to see overfitting, got valid=None")
@@ -128,58 +128,29 @@ class PlannedStage:
 def plan(tuner: Tuner, numbers: RecipeConfig) -> tuple[PlannedStage, ...]:
     """Return the stages that follow from the arguments; nothing runs."""
     body = tuple(group.name for group in tuner.groups[:-1])
-    has_norms = next(statistics_layers(tuner.model), None) is not None
-    moving = "statistics move" if has_norms else "none"
-    stages = []
-    if numbers.feature_epochs:
+    norms = ("statistics kept", "statistics move", "all train")
+    if next(statistics_layers(tuner.model), None) is None:
+        norms = ("none", "none", "none")
+    schedules, source, stages = ("one cycle", "one cycle"), "range test on the head", []
+    if epochs := numbers.feature_epochs:
         data = tuner.train if numbers.plain is None else numbers.plain
-        stages.append(
-            PlannedStage(
-                name="head on features",
-                epochs=numbers.feature_epochs,
-                steps=numbers.feature_epochs * -(-epoch_batches(data) // tuner.accumulate),
-                frozen=body,
-                norms="statistics kept" if has_norms else "none",
-                schedule="one cycle",
-                rates="range test on the head",
-                reason="the frozen body need not be computed twice while nothing is augmented",
-            )
-        )
+        steps = epochs * -(-epoch_batches(data) // tuner.accumulate)
+        reason = "the frozen body need not be computed twice while nothing is augmented"
+        words = (norms[0], "one cycle", source, reason)
+        stages.append(PlannedStage("head on features", epochs, steps, body, *words))
+        source = "as before"
     head, whole = numbers.epochs
-    is_cycled = numbers.cycle_mult is not None
-    stages.append(
-        PlannedStage(
-            name="head",
-            epochs=head,
-            steps=head * tuner.epoch_steps,
-            frozen=body,
-            norms=moving,
-            schedule=f"{head} x cosine of 1 epoch" if is_cycled else "one cycle",
-            rates="as before" if numbers.feature_epochs else "range test on the head",
-            reason="a new head's first gradients would spoil what is pretrained",
-        )
-    )
-    stages.append(
-        PlannedStage(
-            name="all layers",
-            epochs=whole,
-            steps=whole * tuner.epoch_steps,
-            frozen=(),
-            norms="all train" if has_norms else "none",
-            schedule=_restarts(numbers) if is_cycled else "one cycle",
-            rates=_top_in_words(numbers),
-            reason="earlier layers hold what tasks share, and move less than the head",
-        )
-    )
-    return tuple(stages)
-
-
-def _restarts(numbers: RecipeConfig) -> str:
-    return f"{numbers.cycles} cosines, each {numbers.cycle_mult:g} times as long, until overfitting"
-
-
-def _top_in_words(numbers: RecipeConfig) -> str:
+    if (mult := numbers.cycle_mult) is not None:
+        restarts = f"{numbers.cycles} cosines, each {mult:g} times as long, until overfitting"
+        schedules = (f"{head} x cosine of 1 epoch", restarts)
+    reason = "a new head's first gradients would spoil what is pretrained"
+    words = (norms[1], schedules[0], source, reason)
+    stages.append(PlannedStage("head", head, head * tuner.epoch_steps, body, *words))
     source = "range test on all, before training"
     if numbers.top == "head":
         source = f"the head's over {numbers.head_drop:g}, within a range test on all"
-    return f"{source}; first group {numbers.spread:g} times lower"
+    source += f"; first group {numbers.spread:g} times lower"
+    reason = "earlier layers hold what tasks share, and move less than the head"
+    words = (norms[2], schedules[1], source, reason)
+    stages.append(PlannedStage("all layers", whole, whole * tuner.epoch_steps, (), *words))
+    return tuple(stages)

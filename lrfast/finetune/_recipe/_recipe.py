@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING
 
 from lrfast.finetune._callbacks import EarlyStop, Tuner
 from lrfast.finetune._history import Stage
-from lrfast.finetune._recipe import _rates as rates
-from lrfast.finetune._recipe import _report as tables
 from lrfast.finetune._recipe._plan import PlannedStage, RecipeConfig, plan
-from lrfast.finetune._recipe._rates import RateChoice
-from lrfast.finetune._recipe._report import AppliedStage
+from lrfast.finetune._recipe._report import AppliedStage, RateChoice, applied_table, planned_table
 from lrfast.finetune._stage_state import group_rates
 from lrfast.range_test import RangeTest
 
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 _GOOD_ENDS = ("completed", "stopped")
+_HEAD, _BEFORE = "the head", "all layers before training"  # range tests
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,13 @@ class Recipe:
 
     def describe(self) -> str:
         """Return the plan: one line per stage, under a heading."""
-        return tables.planned_table(self.stages).text()
+        return planned_table(self.stages).text()
 
     def report(self) -> str:
         """Return planned against applied: one line per stage that ran, then the reasons."""
         if not self.applied:
             return "No stage has run yet."
-        table = tables.applied_table(self.applied)
-        return "\n".join([table.text(), *self._notes()])
+        return "\n".join([applied_table(self.applied).text(), *self._notes()])
 
     def __str__(self) -> str:
         return self.describe()
@@ -123,17 +120,16 @@ class Recipe:
         from rich.console import Group
         from rich.text import Text
 
-        shown = [tables.planned_table(self.stages).rich("Planned")]
-        if self.applied:
-            shown.append(tables.applied_table(self.applied).rich("Applied"))
-        notes = self._notes() if self.applied else []
-        return Group(*shown, *map(Text, notes))
+        shown = [planned_table(self.stages).rich("Planned")]
+        if not self.applied:
+            return Group(*shown)
+        return Group(*shown, applied_table(self.applied).rich("Applied"), *map(Text, self._notes()))
 
     def _repr_html_(self) -> str:
-        shown = tables.planned_table(self.stages).html()
+        shown = planned_table(self.stages).html()
         if self.applied:
             notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
-            shown += tables.applied_table(self.applied).html() + notes
+            shown += applied_table(self.applied).html() + notes
         return f"<div>{shown}</div>"
 
     def _notes(self) -> list[str]:
@@ -144,8 +140,8 @@ class Recipe:
         notes += [f"Rates of {each.plan.name}: {each.choice.reason}." for each in self.applied]
         left, last = self.next_stage, self.applied[-1]
         if left is not None and last.stage.outcome not in _GOOD_ENDS:
-            reason = f"{last.plan.name} is {last.stage.outcome}"
-            notes.append(f"{left.name} was not run because {reason}.")
+            outcome = last.stage.outcome
+            notes.append(f"{left.name} was not run because {last.plan.name} is {outcome}.")
         return notes
 
     @contextmanager
@@ -169,50 +165,81 @@ class Recipe:
         history = self._tuner.history.stages
         if self._begun is None or len(history) == self._begun.stages:
             return None
-        is_interrupted = history[-1].outcome == "interrupted"
-        return self._tuner.resume() if is_interrupted else history[-1]
+        return self._tuner.resume() if history[-1].outcome == "interrupted" else history[-1]
 
     def _begin(self, planned: PlannedStage) -> Stage:
-        tuner = self._tuner
+        tuner, numbers = self._tuner, self._numbers
         choice = self._choose(planned)
-        spread = choice.rates
         if planned.trains_all:
             tuner.unfreeze()
         else:
             tuner.freeze()
         groups = tuner.optimizer.param_groups
-        own = group_rates(tuner.optimizer, spread, len(tuner.groups))
+        own = group_rates(tuner.optimizer, choice.rates, len(tuner.groups))
         peaks = tuple(
             math.nan if group.get("frozen") else rate
             for group, rate in zip(groups, own, strict=True)
         )
         before = {} if tuner.valid is None else tuner.validate()
         self._begun = _Begun(choice, peaks, before, len(tuner.history.stages))
-        mult = self._numbers.cycle_mult
-        if mult is None or planned.on_features:
-            return tuner.fit_one_cycle(planned.epochs, spread, precompute=planned.on_features)
+        epochs, mult, is_plain = planned.epochs, numbers.cycle_mult, planned.on_features
+        if mult is None or is_plain:
+            return tuner.fit_one_cycle(epochs, choice.rates, precompute=is_plain)
         if planned.trains_all:
-            return tuner.fit_sgdr(self._numbers.cycles, 1, spread, cycle_mult=mult)
-        return tuner.fit_sgdr(planned.epochs, 1, spread, cycle_mult=1.0)
+            return tuner.fit_sgdr(numbers.cycles, 1, choice.rates, cycle_mult=mult)
+        return tuner.fit_sgdr(epochs, 1, choice.rates, cycle_mult=1.0)
 
     def _choose(self, planned: PlannedStage) -> RateChoice:
         """Return the learning rates of a stage; runs range tests that have not run yet."""
-        numbers, tuner = self._numbers, self._tuner
-        if not self.applied and numbers.top == "before":
+        numbers, tuner, is_before = self._numbers, self._tuner, self._numbers.top == "before"
+        if not self.applied and is_before:
             tuner.unfreeze()
-            self._test("all layers before training")
+            self._test(_BEFORE)
         if not planned.trains_all:
             tuner.freeze()
-            return rates.head_choice(self._test("the head"))
-        if numbers.top == "before":
-            return rates.before_choice(self._test("all layers before training"), numbers.spread)
-        tuner.unfreeze()
-        head = rates.head_choice(self.tests["the head"]).last
-        test = self._test("all layers")
-        return rates.dropped_choice(head, numbers.head_drop, test, numbers.spread)
+            head, reason = suggested(self._test(_HEAD), _HEAD)
+            return RateChoice(head, head, reason)
+        if is_before:
+            top, reason = suggested(self._test(_BEFORE), _BEFORE)
+        else:
+            tuner.unfreeze()
+            head, _ = suggested(self._test(_HEAD), _HEAD)
+            top, reason = _limited(head, numbers.head_drop, self._test("all layers"))
+        if numbers.spread > 1:
+            reason += f"; the first group's is {numbers.spread:g} times lower"
+        return RateChoice(top / numbers.spread, top, reason)
 
     def _test(self, what: str) -> RangeTest:
         """Return the range test on what trains now, which runs once."""
         if what not in self.tests:
             self.tests[what] = self._tuner.lr_find(vary="same", adaptive=True)
         return self.tests[what]
+
+
+def suggested(test: RangeTest, what: str) -> tuple[float, str]:
+    """Return the learning rate that a range test suggests, and the reason.
+
+    Without a suggestion it is a tenth of that of the lowest loss, which is method "minimum".
+    """
+    found, fallback = test.suggestion, test.suggestions["minimum"]
+    if found.lr is not None:
+        return found.lr, f"the range test on {what} suggests {found.lr:.1e}"
+    if fallback.lr is None:
+        raise ValueError(
+            f"recipe finds no rate in the range test on {what}: {found.reason}; {fallback.reason}"
+        )
+    return fallback.lr, (
+        f"the range test on {what} has no suggestion ({found.reason}), so it is a tenth of the lr "
+        f"at its lowest loss, {fallback.lr:.1e}"
+    )
+
+
+def _limited(head: float, drop: float, test: RangeTest) -> tuple[float, str]:
+    """Return the head's learning rate over ``drop``, limited by a second range test."""
+    top, limit = head / drop, test.suggestions["minimum"].lr
+    reason = f"the head's own lr over {drop:g} is {top:.1e}"
+    if limit is None:
+        return top, f"{reason}, and the second range test names no limit"
+    if limit < top:
+        reason = f"the loss gets worse from {10 * limit:.1e} on, and the head stays at a tenth"
+    return min(top, limit), reason

@@ -5,12 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast.finetune._history import Stage
 from lrfast.finetune._recipe._plan import PlannedStage
-from lrfast.finetune._recipe._rates import RateChoice
+
+
+@dataclass(frozen=True)
+class RateChoice:
+    """Learning rates of a stage, with the reason in words."""
+
+    first: float
+    last: float
+    reason: str
+
+    @property
+    def rates(self) -> slice | float:
+        """The learning rates as fit methods take them: a geometric spread, or one for all."""
+        return self.last if self.first == self.last else slice(self.first, self.last)
 
 
 @public_in("lrfast.finetune")
@@ -51,16 +65,10 @@ def planned_table(stages: Sequence[PlannedStage]) -> Table:
     columns = ("stage", "epochs", "steps", "frozen", "batch norm", "schedule", "rates", "reason")
     rows = [
         (
-            stage.name,
-            str(stage.epochs),
-            str(stage.steps),
-            _names(stage.frozen),
-            stage.norms,
-            stage.schedule,
-            stage.rates,
-            stage.reason,
+            *(each.name, str(each.epochs), str(each.steps), _names(each.frozen)),
+            *(each.norms, each.schedule, each.rates, each.reason),
         )
-        for stage in stages
+        for each in stages
     ]
     return Table(columns, rows)
 
@@ -73,15 +81,10 @@ def applied_table(stages: Sequence[AppliedStage]) -> Table:
     )
     rows = [
         (
-            each.plan.name,
-            str(each.plan.steps),
-            str(len(each.stage.losses)),
-            _rates(each.rates),
-            _rates(each.peaks),
-            _measures(each.before),
-            _measures(each.after),
-            each.stage.outcome,
-            f"{each.stage.seconds:.1f}",
+            *(each.plan.name, str(each.plan.steps), str(len(each.stage.losses))),
+            *(_rates(each.rates), _rates(each.peaks)),
+            *(_measures(each.before), _measures(each.after)),
+            *(each.stage.outcome, f"{each.stage.seconds:.1f}"),
         )
         for each in stages
     ]
@@ -96,13 +99,8 @@ def _names(names: Sequence[str]) -> str:
 
 def _rates(rates: Sequence[float]) -> str:
     """Return the learning rates of the groups, equal neighbours together, of many the ends."""
-    parts: list[tuple[str, int]] = []
-    for rate in rates:
-        shown = "frozen" if math.isnan(rate) else f"{rate:.1e}"
-        if parts and parts[-1][0] == shown:
-            parts[-1] = (shown, parts[-1][1] + 1)
-        else:
-            parts.append((shown, 1))
+    names = ("frozen" if math.isnan(rate) else f"{rate:.1e}" for rate in rates)
+    parts = [(shown, len(list(equal))) for shown, equal in groupby(names)]
     if len(parts) > 6:
         return f"{parts[0][0]} to {parts[-1][0]} ({len(rates)} groups)"
     return ", ".join(f"{count} x {shown}" if count > 1 else shown for shown, count in parts)
