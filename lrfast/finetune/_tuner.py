@@ -1,7 +1,4 @@
-"""FineTuner: layer groups, an optimizer, schedules, validation and checkpoints in one object.
-
-The file is long because the class is one; half of it is documentation.
-"""
+"""FineTuner: layer groups, an optimizer, schedules, validation and checkpoints in one object."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from lrfast._utils.validation import (
     check_choice,
     check_count,
     check_fraction,
+    check_key,
     check_positive,
     is_int,
 )
@@ -54,6 +52,8 @@ from lrfast.training._step import Training
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
+_RANGE_TEST_OPTIONS = ("scaler", "accumulate", "capture", "progress")
+
 # fastai states the last learning rate as a fraction of the peak, one_cycle of the first one.
 _FASTAI_PEAK_OVER_LAST = 1e5
 
@@ -69,14 +69,13 @@ class FineTuner:
         loss_fn: ``loss_fn(outputs, targets)``, a mean over the batch.
         compute_loss: Instead of it: ``compute_loss(model, batch)`` returns the loss. With neither,
             the model returns its loss: as it is, as ``.loss``, as ``["loss"]`` or first.
-        optimizer: Called with param groups (default :class:`lrfast.AdamW`): an optimizer class of
-            lrfast or torch.optim, or a function such as
+        optimizer: Called with param groups: an optimizer class of lrfast (default
+            :class:`lrfast.AdamW`) or torch.optim, or a function such as
             ``functools.partial(lrfast.SGD, momentum=0.9)``.
         metrics: Functions ``(outputs, targets) -> scalar tensor``, means over the batch, by name
             (default: none); they need ``loss_fn``.
-        groups: Explicit layer groups as :func:`lrfast.layer_groups` takes them; None (default):
-            automatic ones.
-        weight_decay: Of all groups, 0 or more; None (default) leaves it to the optimizer.
+        groups: Layer groups as :func:`lrfast.layer_groups` takes them; None (default): automatic.
+        weight_decay: Of all groups, 0 or more; None (default): the optimizer's.
         no_decay: Parameters without weight decay, as :func:`lrfast.discriminative` takes them: True
             for those of normalisation layers, biases and vectors, or a list of patterns; None
             (default): none. A layer group may then make several param groups, each with a column
@@ -84,15 +83,14 @@ class FineTuner:
         norm_mode: What normalisation layers with running statistics do in frozen layer groups, see
             :func:`lrfast.set_norm_mode`: "train" (default) updates the statistics, "keep" keeps
             and uses them, "adapt" trains the layers too.
-        amp: torch.bfloat16 or torch.float16: dtype of forward passes under autocast. float16
-            scales losses, and skips steps whose gradients are not finite; a skipped step counts
-            neither in the schedule nor in the history. None (default): no autocast.
+        amp: dtype of forward passes under autocast, torch.bfloat16 or torch.float16; None
+            (default): no autocast. float16 scales losses, and skips steps whose gradients are not
+            finite, which count neither in the schedule nor in the history.
         accumulate: Batches per update, 1 (default) or more. The last update of an epoch takes what
             is left; an update's loss is the mean over its batches.
-        max_grad_norm: Norm that gradients are clipped to, above 0; None (default): as the
-            optimizer was made.
+        max_grad_norm: Norm that gradients are clipped to, above 0; None (default): the optimizer's.
         ema_decay: Decay, in [0, 1), of an EMA of the weights, kept by an lrfast optimizer; None
-            (default): as the optimizer was made.
+            (default): the optimizer's.
         validate_ema: Whether validation, and the best model, use the EMA of the weights if there
             is one (default True); buffers, such as those of batch norm, are not averaged.
         keep_best: "valid_loss" or the name of a metric: a copy of the model with its best value is
@@ -101,10 +99,9 @@ class FineTuner:
             (default): the lowest loss, the highest metric.
         callbacks: Called on the way, in this order, see :class:`Callback` (default: none).
         capture: Whether updates, and those of range tests, run as a CUDA graph, see
-            :func:`lrfast.capture` (default False); needs an lrfast optimizer. If an epoch's last
-            batch is smaller, it runs eagerly.
-        progress: Whether to show steps, learning rate and smoothed loss in a terminal or a
-            notebook (default True).
+            :func:`lrfast.capture` (default False); needs an lrfast optimizer. An epoch's smaller
+            last batch runs eagerly.
+        progress: Whether to show progress in a terminal or a notebook (default True).
 
     Attributes:
         history: All stages so far, a :class:`lrfast.History`.
@@ -113,8 +110,7 @@ class FineTuner:
         callbacks: The callbacks, a list that may be changed.
 
     Raises:
-        ValueError: If an argument is out of range, the model has no parameters or ``train`` has no
-            batch.
+        ValueError: If an argument is out of range, or model or ``train`` are empty.
         TypeError: If ``train`` has no length.
 
     Example:
@@ -174,10 +170,9 @@ class FineTuner:
         self.norm_mode: NormPolicy = norm_mode
         if isinstance(groups, Iterator):
             groups = list(groups)
-        self.groups = layer_groups(model, groups)
-        param_groups = discriminative(
-            *(model, 0.0, weight_decay, None, groups, no_decay), split_norms=norm_mode == "adapt"
-        )
+        self.groups, adapts = layer_groups(model, groups), norm_mode == "adapt"
+        rates = (0.0, weight_decay, None)
+        param_groups = discriminative(model, *rates, groups, no_decay, split_norms=adapts)
         self.optimizer = _make_optimizer(optimizer, param_groups, max_grad_norm, ema_decay)
         if amp not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
@@ -194,11 +189,10 @@ class FineTuner:
         check_choice("norm_mode", self.norm_mode, get_args(NormPolicy))
         if self.metrics and self.loss_fn is None:
             raise ValueError("metrics need loss_fn(outputs, targets), got none")
-        if self.best is not None and self.valid is None:
-            raise ValueError("keep_best needs validation data, got valid=None")
-        if self.best is not None and self.best.monitor not in ("valid_loss", *self.metrics):
-            known = ", ".join(["valid_loss", *self.metrics])
-            raise ValueError(f"keep_best must be one of {known}, got {self.best.monitor!r}")
+        if self.best is not None:
+            if self.valid is None:
+                raise ValueError("keep_best needs validation data, got valid=None")
+            check_key("keep_best", self.best.monitor, {"valid_loss": None, **self.metrics})
         if self.capture:
             check_optimizer(self.optimizer)
         make_compute_loss(self.loss_fn, self.compute_loss)
@@ -246,22 +240,12 @@ class FineTuner:
         freeze_to(self.optimizer, n, train_norms=self.norm_mode == "adapt")
 
     def lr_find(self, **options: Any) -> RangeTest:
-        """Run a range test on the training data with what is frozen now; leaves no trace.
-
-        It may also be called by a callback.
+        """Return a range test on the training data with what is frozen now; leaves no trace.
 
         Args:
             **options: Those of :func:`lrfast.lr_find`, such as ``num_iter``.
-
-        Returns:
-            The range test.
         """
-        given: dict[str, Any] = {
-            "scaler": self.scaler,
-            "accumulate": self.accumulate,
-            "capture": self.capture,
-            "progress": self.progress,
-        }
+        given = {name: getattr(self, name) for name in _RANGE_TEST_OPTIONS}
         loss_fn = self.loss_fn if self.amp is None else None
         if loss_fn is None:
             given["compute_loss"] = self._compute_loss()
@@ -282,18 +266,17 @@ class FineTuner:
     ) -> Stage:
         """Train with any schedule.
 
-        A loss that is not finite ends training at that step. Ctrl-C ends it after the current
-        step; :meth:`resume` then continues as if there had been no interruption. The same holds
-        for any exception between two steps, as in a callback. An exception within a step does not
-        undo that step's random draws and running statistics, and the step is made again.
+        A loss that is not finite ends training at that step. After Ctrl-C, or an exception between
+        two steps, as in a callback, :meth:`resume` continues as if there had been no interruption.
+        An exception within a step does not undo its random draws and running statistics, and the
+        step is made again.
 
         Args:
             epochs: Passes over the training data, 1 or more.
-            schedule: Multiplies the groups' learning rates; its step 0 is the first step of this
-                call. One for all layer groups, or a list with one for each; the history then shows
-                the momentum of the last one.
-            lr: Learning rates of the layer groups, as for :meth:`fit_one_cycle`; None (default)
-                keeps them.
+            schedule: Multiplies the learning rates from this call's first step on. One for all
+                layer groups, or a list with one for each; the history shows the last one's
+                momentum.
+            lr: Learning rates, as ``max_lr`` of :meth:`fit_one_cycle`; None (default) keeps them.
             timetable: Unfreezing schedule: the first layer group that trains from the start of an
                 epoch on, by the epoch's index, such as ``{0: -1, 1: -2, 2: 0}``. None (default):
                 what is frozen stays frozen.
@@ -303,7 +286,7 @@ class FineTuner:
                 dataset that does not augment, or a list of batches.
 
         Returns:
-            The stage's record, which is in :attr:`history` too.
+            The stage's record, as in :attr:`history`.
 
         Raises:
             ValueError: If an argument is out of range, or nothing trains.
@@ -334,12 +317,10 @@ class FineTuner:
         momentum: tuple[float, float] | None = (0.95, 0.85),
         **options: Any,
     ) -> Stage:
-        """Train with the one-cycle policy, each layer group up to its own peak learning rate.
-
-        The schedule is :func:`lrfast.schedules.one_cycle`.
+        """Train with :func:`lrfast.schedules.one_cycle`, each group up to its peak learning rate.
 
         Args:
-            epochs: Passes over the training data, 1 or more.
+            epochs: As for :meth:`fit`.
             max_lr: Peak learning rate: a float for all groups, ``slice(first, last)`` for a
                 geometric spread, ``slice(last)`` for a tenth of it in all but the last group, or a
                 list.
@@ -350,7 +331,7 @@ class FineTuner:
             **options: ``timetable`` and ``precompute``, as for :meth:`fit`.
 
         Returns:
-            The stage's record, which is in :attr:`history` too.
+            The stage's record, as in :attr:`history`.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -371,20 +352,17 @@ class FineTuner:
         final_div: float = 1e5,
         **options: Any,
     ) -> Stage:
-        """Train at constant learning rates, then let them fall along half a cosine.
-
-        The schedule is :func:`lrfast.schedules.flat_cosine`: the last step is made at the last
-        learning rate.
+        """Train with :func:`lrfast.schedules.flat_cosine`, the last step at the last learning rate.
 
         Args:
-            epochs: Passes over the training data, 1 or more.
-            lr: Learning rates of the layer groups, as for :meth:`fit_one_cycle`.
+            epochs: As for :meth:`fit`.
+            lr: Learning rates, as ``max_lr`` of :meth:`fit_one_cycle`.
             pct_start: Fraction of the steps at constant learning rates, in [0, 1] (default 0.75).
             final_div: First over last learning rate, 1 or more (default 100,000).
             **options: ``timetable`` and ``precompute``, as for :meth:`fit`.
 
         Returns:
-            The stage's record, which is in :attr:`history` too.
+            The stage's record, as in :attr:`history`.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -414,14 +392,14 @@ class FineTuner:
         Args:
             cycles: Cycles, 1 or more.
             cycle_len: Epochs of the first cycle, 1 or more.
-            max_lr: Learning rates at the start of each cycle, as for :meth:`fit_one_cycle`.
+            max_lr: Learning rates at each cycle's start, as for :meth:`fit_one_cycle`.
             cycle_mult: Length of a cycle over that of the one before, 1 or more (default 2);
                 lengths are rounded to whole epochs.
             eta_min: Last over first learning rate of a cycle, in [0, 1] (default 0).
             **options: ``timetable`` and ``precompute``, as for :meth:`fit`.
 
         Returns:
-            The stage's record, which is in :attr:`history` too.
+            The stage's record, as in :attr:`history`.
 
         Raises:
             ValueError: If an argument is out of range.
@@ -447,23 +425,21 @@ class FineTuner:
     ) -> tuple[Stage, Stage]:
         """Train the head only, then everything: fastai's two stages, with its defaults.
 
-        The first stage freezes the body and goes up to ``slice(base_lr)`` for 99 % of its steps.
-        The second one goes up to ``slice(base_lr / 2 / lr_mult, base_lr / 2)``. Both end at a
-        100000th of the peak, which the last step here reaches.
+        The first stage freezes the body and goes up to ``slice(base_lr)`` for 99 % of its steps,
+        the second one to ``slice(base_lr / 2 / lr_mult, base_lr / 2)``. Both end at a 100000th of
+        the peak.
 
         Args:
             epochs: Epochs of the second stage, 1 or more.
             base_lr: Peak learning rate of the head in the first stage, above 0 (default 0.002).
             freeze_epochs: Epochs of the first stage, 1 (default) or more.
-            lr_mult: Head's over body's peak learning rate in the second stage, above 0 (default
-                100).
-            pct_start: Fraction of the second stage's steps spent going up, in [0, 1] (default
-                0.3).
+            lr_mult: Head's over body's peak in the second stage, above 0 (default 100).
+            pct_start: As for :meth:`fit_one_cycle`, of the second stage.
             div: Peak over first learning rate of the second stage, in [1, 100000] (default 5).
             **options: Those of :meth:`fit_one_cycle`, for both stages.
 
         Returns:
-            The records of the two stages, which are in :attr:`history` too.
+            The two stages' records, as in :attr:`history`.
 
         Raises:
             ValueError: If an argument is out of range, or there is one layer group only.
@@ -499,8 +475,7 @@ class FineTuner:
     ) -> Recipe:
         """Return a plan: the head, then all layers, at learning rates that range tests suggest.
 
-        Nothing runs before the plan does. Printed, it shows its stages; its ``report()`` compares
-        them with what was done.
+        Nothing runs before the plan does.
 
         Args:
             epochs: Epochs of the head's stage and of all layers', 1 or more each (default (2, 4)).
@@ -513,8 +488,7 @@ class FineTuner:
             feature_epochs: Epochs of the head, before all others, on features that the frozen body
                 computes once, 0 (default) or more; the model must be an nn.Sequential, see
                 :meth:`fit`.
-            plain: Training data without augmentation for these epochs; None (default): the
-                tuner's.
+            plain: Training data without augmentation for them; None (default): the tuner's.
             cycle_mult: None (default): each stage is one cycle. 1 or more: warm restarts, each
                 ``cycle_mult`` times as long as the one before, until validation gets worse from
                 cycle to cycle; ``epochs[1]`` holds whole cycles, such as 7 = 1 + 2 + 4. The head's
@@ -625,11 +599,11 @@ class FineTuner:
 
         It works between stages, from a callback and after an interruption. The file holds model,
         optimizer with schedule, scaler, EMA of the weights, best model, what is frozen, history,
-        callbacks, random states and the place in the data; it is written atomically.
+        callbacks, random states and the place in the data.
 
         Args:
-            path: The file; an existing one is replaced. A process that is killed while it writes
-                leaves a ``.name.*.tmp`` beside it, and the old file as it was.
+            path: The file, replaced atomically. A process that is killed while it writes leaves a
+                ``.name.*.tmp`` beside it.
         """
         run, driver = self._interrupted, None
         if self._loop is not None:
@@ -645,8 +619,7 @@ class FineTuner:
         Raises:
             ValueError: If it was saved by a tuner with other groups, optimizer or options, or is
                 broken; nothing has changed then.
-            MemoryError: If the host has no memory for a copy of the present state, which it keeps
-                until all is loaded.
+            MemoryError: If the host has no memory for a copy of the present state.
         """
         if self._loop is not None:
             raise ValueError("load must wait until the stage has ended, got a call while it runs")
