@@ -69,7 +69,6 @@ SHOWN_AS = {
     "lrfast.range_test._plot.DrawnTest": "lrfast.RangeTest",
     "lrfast.schedules._plot.DrawnSchedule": "lrfast.schedules.Schedule",
     "lrfast.schedules._plot.Planner": "lrfast.optim.FusedOptimizer",
-    "lrfast.finetune._plot.DrawnHistory": "lrfast.History",
 }
 
 # Pages that stand at the root of the repository, where people look for them.

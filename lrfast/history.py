@@ -1,6 +1,6 @@
 """Histories of fine-tuning runs."""
 
-from lrfast.finetune._history import FloatArray as FloatArray
+from lrfast._utils.figures import FloatArray as FloatArray
 from lrfast.finetune._history import History, Stage
 from lrfast.finetune._history import epoch_row as epoch_row
 from lrfast.finetune._history import floats as floats

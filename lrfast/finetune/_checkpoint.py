@@ -71,23 +71,9 @@ def pack(tuner: Tuner, run: Run | None, driver: ScheduleDriver | None) -> dict[s
     }
 
 
-def unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
-    """Bring a tuner to the saved state and return the stage under way; if it fails, roll back."""
-    with _rollback_on_error(tuner):
-        try:
-            return _unpack(tuner, data)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(
-                "path must be a checkpoint that FineTuner.save wrote, got one that is broken: "
-                f"{type(error).__name__}: {str(error)[:500]}"
-            ) from error
-
-
 @contextmanager
 def _rollback_on_error(tuner: Tuner) -> Iterator[None]:
-    """Restore the tuner from a copy in the host's memory if the block raises."""
+    """Restore the tuner from a copy in the host's memory if the block raises, and say why."""
     others = [*tuner.callbacks, *([] if tuner.scaler is None else [tuner.scaler])]
     before = Snapshot(
         *(tuner.model, tuner.optimizer), others=others, loaders=tuner.loaders, on_host=True
@@ -98,11 +84,23 @@ def _rollback_on_error(tuner: Tuner) -> Iterator[None]:
             rollback_on_error(optimizer) if isinstance(optimizer, FusedOptimizer) else nullcontext()
         ):
             yield
-    except BaseException:
+    except BaseException as error:
         before.restore()
         tuner.history.stages[:] = stages
         tuner.best = best
-        raise
+        kinds = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
+        if not isinstance(error, kinds) or is_out_of_memory(error):
+            raise
+        raise ValueError(
+            "path must be a checkpoint that FineTuner.save wrote, got one that is broken: "
+            f"{type(error).__name__}: {str(error)[:500]}"
+        ) from error
+
+
+def unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
+    """Bring a tuner to the saved state and return the stage under way; if it fails, roll back."""
+    with _rollback_on_error(tuner):
+        return _unpack(tuner, data)
 
 
 def _unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:

@@ -35,8 +35,13 @@ def precompute(
     generators are as before.
     """
     body, head = split_body_head(model)
-    run = _feature_extractor(model, body, amp)
-    loaders = [train, valid]
+    device, loaders = device_of(model), [train, valid]
+
+    def run(batch: Any) -> Features:
+        inputs, targets = split_pair(to_device(batch, device))
+        with torch.no_grad(), autocast(model, amp):
+            return body(inputs).detach(), targets
+
     before = RandomStates.take(loaders)
     try:
         with eval_mode(model):
@@ -75,49 +80,29 @@ def split_body_head(model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
     if True not in trains:
         raise ValueError("precompute needs a head that trains, got a model frozen throughout")
     first = trains.index(True)
-    frozen = [i for i in range(first) if any(True for _ in parts[i].parameters())]
+    frozen = [i for i in range(first) if next(parts[i].parameters(), None) is not None]
     if not frozen:
         raise ValueError("precompute needs a frozen body, got none; call freeze() first")
     between = range(frozen[-1] + 1, first)
-    first = next((i for i in between if _has_dropout(parts[i])), first)
+    first = next((i for i in between if any(map(_is_dropout, parts[i].modules()))), first)
     body_ids = {id(p) for part in parts[:first] for p in part.parameters()}
-    for part in parts[first:]:
-        if any(id(p) in body_ids for p in part.parameters()):
-            raise ValueError("precompute needs a head that shares no parameter with the body")
+    if any(id(p) in body_ids for part in parts[first:] for p in part.parameters()):
+        raise ValueError("precompute needs a head that shares no parameter with the body")
     return nn.Sequential(*parts[:first]), nn.Sequential(*parts[first:])
 
 
 def _chain(module: nn.Module) -> list[nn.Module] | None:
     """Return the modules of nested Sequentials in the order in which they run."""
-    if not isinstance(module, nn.Sequential) or _has_hooks(module):
+    if not isinstance(module, nn.Sequential) or module._forward_hooks or module._forward_pre_hooks:
         return None
     if type(module).forward is not nn.Sequential.forward:
         return None
-    parts: list[nn.Module] = []
-    for child in module:  # not children(), which leaves out a module's second turn
-        parts += _chain(child) or [child]
-    return parts
+    # Not children(), which leaves out a module's second turn.
+    return [part for child in module for part in _chain(child) or [child]]
 
 
-def _has_dropout(module: nn.Module) -> bool:
-    return any("Drop" in type(part).__name__ for part in module.modules())
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _feature_extractor(
-    model: nn.Module, body: nn.Module, amp: torch.dtype | None
-) -> Callable[[Any], Features]:
-    device = device_of(model)
-
-    def run(batch: Any) -> Features:
-        inputs, targets = split_pair(to_device(batch, device))
-        with torch.no_grad(), autocast(model, amp):
-            return body(inputs).detach(), targets
-
-    return run
+def _is_dropout(module: nn.Module) -> bool:
+    return "Drop" in type(module).__name__
 
 
 def _features(data: Iterable[Any], run: Callable[[Any], Features], name: str) -> Iterable[Any]:

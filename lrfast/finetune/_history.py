@@ -10,21 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import Check, decode_fields, encode, list_of, optional
+from lrfast._utils.figures import FloatArray, finish, line_style, new_figure
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_dict, check_finite, check_float, check_str, check_tensor
-from lrfast.finetune._plot import plot_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["History", "Stage"]
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @public_in("lrfast.history")
@@ -147,6 +142,46 @@ class History:
             The figure.
         """
         return plot_history(self, path)
+
+
+def plot_history(history: History, path: str | Path | None = None) -> Figure:
+    """Draw a fine-tuning run: losses and validation above, learning rates below.
+
+    Args:
+        history: ``tuner.history``.
+        path: Where to save the figure too; the suffix names the format.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure = new_figure(8.0, 6.0)
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step")
+    losses.set_ylabel("loss")
+    losses.set_title("Fine-tuning")
+    if not history.stages:
+        return finish(figure, path)
+    losses.plot(history.losses, color="0.6", linewidth=1, label="training loss")
+    rows = [(row["step"], row["valid_loss"]) for row in history.epochs if "valid_loss" in row]
+    if rows:
+        losses.plot(*zip(*rows, strict=True), "C3o-", markersize=3, label="validation loss")
+    start = 0
+    for stage in history.stages:
+        steps = start + np.arange(len(stage.losses))
+        for group in range(stage.rates.shape[1]):
+            label = f"group {group}" if start == 0 else None
+            style = line_style(group, stage.rates.shape[1], len(steps))
+            rates.plot(steps, stage.rates[:, group], **style, label=label)
+        losses.axvline(start, color="0.8", linewidth=0.8)
+        start += len(stage.losses)
+    rates.set_yscale("log")
+    losses.legend(fontsize="small")
+    rates.legend(fontsize="small")
+    return finish(figure, path)
 
 
 def floats(name: str, value: Any, dims: int = 1) -> FloatArray:

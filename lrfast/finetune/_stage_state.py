@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrfast._utils.decode import Check, decode_fields, encode, list_of, optional
+from lrfast._utils.figures import FloatArray
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import (
     check_bool,
@@ -23,7 +24,7 @@ from lrfast._utils.validation import (
     check_list,
     check_str,
 )
-from lrfast.finetune._history import FloatArray, Stage, epoch_rows, floats
+from lrfast.finetune._history import Stage, epoch_rows, floats
 from lrfast.groups import Rates, spread
 from lrfast.schedules import Schedule
 from lrfast.training._data import num_batches
@@ -144,15 +145,8 @@ class Run:
         ends = [first for first, _ in self.frozen[1:]] + [len(steps)]
         for (first, frozen), end in zip(self.frozen, ends, strict=False):  # none before epoch 0
             rates[first:end, frozen] = math.nan
-        return Stage(
-            name=self.name,
-            losses=self.losses,
-            rates=rates,
-            momentum=self.schedules[-1].momentum(steps),
-            epochs=tuple(self.rows),
-            outcome=outcome,
-            seconds=self.seconds,
-        )
+        momentum, rows = self.schedules[-1].momentum(steps), tuple(self.rows)
+        return Stage(self.name, self.losses, rates, momentum, rows, outcome, self.seconds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the interrupted run as numbers, strings, lists and tensors, for checkpoints."""
