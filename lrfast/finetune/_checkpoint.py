@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.param_groups import set_momentum
@@ -104,15 +104,24 @@ def unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
 
 
 def _unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
-    _check_kind(_kind(tuner), check_dict("kind", check_dict("path", data)["kind"]))
+    kind = check_dict("kind", check_dict("path", data)["kind"])
+    for name, own in _kind(tuner).items():
+        if kind.get(name) != own:
+            raise ValueError(
+                f"the checkpoint must be of a tuner with the same {name}: "
+                f"wanted {short_repr(own, 300)}, got {short_repr(kind.get(name), 300)}"
+            )
     run = None if data["run"] is None else _check_run(tuner, Run.from_dict(data["run"]))
     resume_point = ResumePoint.from_dict(data)
-    _check_tensors(tuner.model, data["model"])
+    tensors = tuner.model.state_dict()
+    for name, values in check_dict("model", data["model"], tensors).items():
+        if isinstance(tensors.get(name), Tensor):  # all shapes, before torch loads those that fit
+            check_like(name, values, tensors[name])
     tuner.model.load_state_dict(data["model"])
-    own = named_tensors(tuner.model)
+    tensors = named_tensors(tuner.model)
     with torch.no_grad():
         for name, values in data["buffers"].items():
-            own[name].copy_(check_like(name, values, own[name]))
+            tensors[name].copy_(check_like(name, values, tensors[name]))
     for name, parameter in tuner.model.named_parameters():
         parameter.requires_grad_(check_bool("requires_grad", data["requires_grad"][name]))
         parameter.grad = None
@@ -149,14 +158,6 @@ def _check_run(tuner: Tuner, run: Run) -> Run:
     return run
 
 
-def _check_tensors(model: nn.Module, saved: Any) -> None:
-    """Check all shapes before torch loads the tensors that fit."""
-    own = model.state_dict()
-    for name, values in check_dict("model", saved, own).items():
-        if isinstance(own.get(name), Tensor):
-            check_like(name, values, own[name])
-
-
 def _kind(tuner: Tuner) -> dict[str, Any]:
     """Return what must be the same in the tuner that loads."""
     names = {parameter: name for name, parameter in tuner.model.named_parameters()}
@@ -176,15 +177,6 @@ def _kind(tuner: Tuner) -> dict[str, Any]:
         "keep_best": None if tuner.best is None else [tuner.best.monitor, tuner.best.mode],
         "callbacks": [type(callback).__qualname__ for callback in tuner.callbacks],
     }
-
-
-def _check_kind(own: dict[str, Any], saved: dict[str, Any]) -> None:
-    for name, value in own.items():
-        if saved.get(name) != value:
-            raise ValueError(
-                f"the checkpoint must be of a tuner with the same {name}: "
-                f"wanted {short_repr(value, 300)}, got {short_repr(saved.get(name), 300)}"
-            )
 
 
 def _write_base_rates(driver: ScheduleDriver, packed: Iterable[dict[str, Any]]) -> None:

@@ -281,9 +281,8 @@ class FineTuner:
                 epoch on, by the epoch's index, such as ``{0: -1, 1: -2, 2: 0}``. None (default):
                 what is frozen stays frozen.
             precompute: Whether to train only the head, on features that the frozen body computes
-                once, in evaluation mode, without the randomness of training (default False). The
-                model must be an nn.Sequential of body and head, the data a DataLoader over a
-                dataset that does not augment, or a list of batches.
+                once, in evaluation mode (default False). The model must be an nn.Sequential of body
+                and head, the data a DataLoader over a dataset that does not augment, or a list.
 
         Returns:
             The stage's record, as in :attr:`history`.
@@ -292,8 +291,7 @@ class FineTuner:
             ValueError: If an argument is out of range, or nothing trains.
             TypeError: If ``schedule`` is no schedule, or ``precompute`` does not fit the model.
         """
-        epochs = check_count("epochs", epochs)
-        per_group = self._group_schedules(schedule)
+        epochs, per_group = check_count("epochs", epochs), self._group_schedules(schedule)
         plan = _checked_timetable(timetable or {}, epochs, len(self.groups))
         if 0 not in plan:
             self._check_trains()
@@ -407,8 +405,7 @@ class FineTuner:
         Reference:
             Loshchilov & Hutter, arXiv:1608.03983.
         """
-        check_count("cycles", cycles)
-        steps = self.epoch_steps
+        cycles, steps = check_count("cycles", cycles), self.epoch_steps
         length = check_count("cycle_len", cycle_len) * steps
         schedule = schedules.sgdr(length, cycle_mult, cycles, eta_min, unit=steps)
         return self.fit(schedule.total_steps // steps, schedule, max_lr, **options)
@@ -485,14 +482,12 @@ class FineTuner:
             head_drop: For ``top="head"``, 1 or more (default 10).
             spread: Head's over first layer group's learning rate in the second stage, 1 or more
                 (default 3).
-            feature_epochs: Epochs of the head, before all others, on features that the frozen body
-                computes once, 0 (default) or more; the model must be an nn.Sequential, see
-                :meth:`fit`.
+            feature_epochs: Epochs of the head, before all others, as with ``precompute`` of
+                :meth:`fit`, 0 (default) or more.
             plain: Training data without augmentation for them; None (default): the tuner's.
-            cycle_mult: None (default): each stage is one cycle. 1 or more: warm restarts, each
-                ``cycle_mult`` times as long as the one before, until validation gets worse from
-                cycle to cycle; ``epochs[1]`` holds whole cycles, such as 7 = 1 + 2 + 4. The head's
-                last one epoch.
+            cycle_mult: None (default): each stage is one cycle. 1 or more: warm restarts until
+                validation gets worse, each ``cycle_mult`` times as long as the one before;
+                ``epochs[1]`` holds whole cycles, such as 7 = 1 + 2 + 4. The head's last one epoch.
 
         Returns:
             The plan.
@@ -524,16 +519,14 @@ class FineTuner:
         """Continue the stage that was interrupted, or that :meth:`load` read.
 
         The whole stage is then, bit for bit, what it would have been without the interruption, if
-        the device computes deterministically and data are drawn from generators that torch knows
-        of, or from Python's and numpy's global ones; random numbers within workers that persist
-        over epochs start anew.
+        the device is deterministic and data are drawn from torch's generators or Python's and
+        numpy's global ones; random numbers within workers that persist over epochs start anew.
 
         Args:
             epochs: Epochs of the whole stage, at least as many as have begun; None (default): as
-                planned. With another number ``schedule`` must cover it.
-            schedule: Schedule of the whole stage, whose values from the step of the interruption on
-                are used; without ``epochs`` it must be the planned one. None (default): the
-                planned one.
+                planned.
+            schedule: Schedule of the whole stage, used from the interrupted step on; needed with
+                another number of ``epochs``. None (default): the planned one.
 
         Returns:
             The record of the whole stage; in :attr:`history` it replaces the interrupted one.
@@ -541,9 +534,8 @@ class FineTuner:
         Raises:
             ValueError: If there is no interrupted stage, or an argument does not fit it.
         """
-        if self._interrupted is None:
+        if (run := self._interrupted) is None:
             raise ValueError("resume needs an interrupted stage, got none; call load(path) first")
-        run = self._interrupted
         if run.epoch_steps != self.epoch_steps:
             raise ValueError(
                 f"train must have {run.epoch_steps} steps per epoch as when the stage began, "
@@ -581,6 +573,8 @@ class FineTuner:
         Raises:
             ValueError: If there are no validation data.
         """
+        if self.valid is None:
+            raise ValueError("valid must be given to the FineTuner to validate, got None")
         with self._ema_weights():
             return self._validate(self.model, self.valid)
 
@@ -699,9 +693,7 @@ class FineTuner:
                 self.best.consider(self.model, found)
         return found
 
-    def _validate(self, model: nn.Module, valid: Iterable[Any] | None) -> dict[str, float]:
-        if valid is None:
-            raise ValueError("valid must be given to the FineTuner to validate, got None")
+    def _validate(self, model: nn.Module, valid: Iterable[Any]) -> dict[str, float]:
         compute_loss = make_compute_loss(self.loss_fn, self.compute_loss)
         with autocast(model, self.amp):
             return evaluate(model, valid, compute_loss, self.loss_fn, self.metrics)
@@ -719,24 +711,21 @@ class FineTuner:
 
     def _compute_loss(self) -> ComputeLoss:
         """Return the loss function, with its forward pass under autocast."""
-        compute_loss, amp = make_compute_loss(self.loss_fn, self.compute_loss), self.amp
-        if amp is None:
-            return compute_loss
+        compute_loss = make_compute_loss(self.loss_fn, self.compute_loss)
 
         def cast_loss(model: nn.Module, batch: Any) -> Tensor:
-            with autocast(model, amp):
+            with autocast(model, self.amp):
                 return compute_loss(model, batch)
 
         return cast_loss
 
     def _group_schedules(self, schedule: Schedule | Sequence[Schedule]) -> tuple[Schedule, ...]:
         """Return one schedule for all param groups, or one for each of them."""
-        given = [schedule] if isinstance(schedule, Schedule) else schedule
-        for each in given if isinstance(given, Sequence) else [given]:
+        given = schedule if isinstance(schedule, Sequence) else [schedule]
+        for each in given:
             if not isinstance(each, Schedule):
-                raise TypeError(
-                    f"schedule must be made by lrfast.schedules, got {type(each).__name__}"
-                )
+                kind = type(each).__name__
+                raise TypeError(f"schedule must be made by lrfast.schedules, got {kind}")
         if isinstance(schedule, Schedule):
             return (schedule,)
         if len(given) != len(self.groups):
@@ -744,8 +733,9 @@ class FineTuner:
                 f"schedule must be one schedule or one per layer group: there are "
                 f"{len(self.groups)} groups, got {len(given)} schedules"
             )
-        groups = enumerate(self.optimizer.param_groups)
-        return tuple(given[group.get("layer", i)] for i, group in groups)
+        return tuple(
+            given[group.get("layer", i)] for i, group in enumerate(self.optimizer.param_groups)
+        )
 
     def _check_trains(self) -> None:
         groups = [group for group in self.optimizer.param_groups if not group.get("frozen")]

@@ -109,8 +109,7 @@ class Recipe:
             return "No stage has run yet."
         return "\n".join([applied_table(self.applied).text(), *self._notes()])
 
-    def __str__(self) -> str:
-        return self.describe()
+    __str__ = describe
 
     def __repr__(self) -> str:
         names = ", ".join(f"{stage.name}: {stage.steps} steps" for stage in self.stages)

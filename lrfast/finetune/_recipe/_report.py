@@ -64,10 +64,7 @@ def planned_table(stages: Sequence[PlannedStage]) -> Table:
     """Return a table of what is planned, one row per stage."""
     columns = ("stage", "epochs", "steps", "frozen", "batch norm", "schedule", "rates", "reason")
     rows = [
-        (
-            *(each.name, str(each.epochs), str(each.steps), _names(each.frozen)),
-            *(each.norms, each.schedule, each.rates, each.reason),
-        )
+        [_names(cell) if isinstance(cell, tuple) else str(cell) for cell in vars(each).values()]
         for each in stages
     ]
     return Table(columns, rows)
