@@ -145,37 +145,32 @@ class History:
 
 
 def plot_history(history: History, path: str | Path | None = None) -> Figure:
-    """Draw a fine-tuning run: losses and validation above, learning rates below.
+    """Return a figure of a fine-tuning run: losses above, learning rates below.
 
     Args:
         history: ``tuner.history``.
         path: Where to save the figure too; the suffix names the format.
-
-    Returns:
-        The figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
     figure = new_figure(8.0, 6.0)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    rates.set_ylabel("learning rate")
-    rates.set_xlabel("step")
-    losses.set_ylabel("loss")
-    losses.set_title("Fine-tuning")
+    losses.set(title="Fine-tuning", ylabel="loss")
+    rates.set(xlabel="step", ylabel="learning rate")
     if not history.stages:
         return finish(figure, path)
     losses.plot(history.losses, color="0.6", linewidth=1, label="training loss")
-    rows = [(row["step"], row["valid_loss"]) for row in history.epochs if "valid_loss" in row]
-    if rows:
-        losses.plot(*zip(*rows, strict=True), "C3o-", markersize=3, label="validation loss")
+    measured = [(row["step"], row["valid_loss"]) for row in history.epochs if "valid_loss" in row]
+    if measured:
+        losses.plot(*zip(*measured, strict=True), "C3o-", markersize=3, label="validation loss")
     start = 0
     for stage in history.stages:
         steps = start + np.arange(len(stage.losses))
-        for group in range(stage.rates.shape[1]):
+        for group, column in enumerate(stage.rates.T):
             label = f"group {group}" if start == 0 else None
             style = line_style(group, stage.rates.shape[1], len(steps))
-            rates.plot(steps, stage.rates[:, group], **style, label=label)
+            rates.plot(steps, column, **style, label=label)
         losses.axvline(start, color="0.8", linewidth=0.8)
         start += len(stage.losses)
     rates.set_yscale("log")
