@@ -180,24 +180,14 @@ def plot_history(history: History, path: str | Path | None = None) -> Figure:
 
 
 def floats(name: str, value: Any, dims: int = 1) -> FloatArray:
-    """Return a float64 tensor of a checkpoint as an array.
-
-    Args:
-        name: The tensor's name, for errors.
-        value: The tensor.
-        dims: Its number of dimensions (default 1).
-    """
+    """Return a float64 tensor of a checkpoint as an array."""
     tensor = check_tensor(name, value, torch.float64, dims)
     array: FloatArray = tensor.detach().cpu().contiguous().numpy()
     return array
 
 
 def epoch_row(row: Any) -> dict[str, float]:
-    """Return a checkpoint's row of an epoch, checked.
-
-    Args:
-        row: Numbers by name, "step" among them.
-    """
+    """Return a checkpoint's row of an epoch: numbers by name, "step" among them."""
     found = check_dict("an epoch", row, ["step"])
     return {check_str("a measure's name", name): check_float(name, found[name]) for name in found}
 

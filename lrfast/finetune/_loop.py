@@ -47,19 +47,15 @@ class Loop:
         self.should_stop = False
         self._training = training
         self._loaders = loaders
-        self._curve = LossCurve(
-            max(run.total_steps - len(run.losses), 1), device_of(training.model)
-        )
+        steps_left = max(run.total_steps - len(run.losses), 1)
+        self._curve = LossCurve(steps_left, device_of(training.model))
         self._epoch_start = len(run.losses)  # losses before the epoch, counted where a sync is due
         self._groups = training.optimizer.param_groups
         schedules = run.of_groups(len(self._groups))
-        self.driver: ScheduleDriver = attach_schedule(
-            *(training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied),
-            scaled=True,
-        )
-        self.own_rates = [
-            self.driver.base_hyperparameters(index)[0] for index in range(len(self._groups))
-        ]
+        plan = (training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied)
+        self.driver: ScheduleDriver = attach_schedule(*plan, scaled=True)
+        base = self.driver.base_hyperparameters
+        self.own_rates = [base(index)[0] for index in range(len(self._groups))]
         self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
         scale = self.driver.loss_factor()
         self._late_scale = None if scale is None else AsyncHostCopy(scale)
@@ -75,10 +71,8 @@ class Loop:
         self._began = time.perf_counter()
 
     def __enter__(self) -> Loop:
-        run = self.run
-        self._bar = Progress(
-            f"training, {run.name}", run.total_steps, done=run.step, shown=self._shows_progress
-        )
+        run, shown = self.run, self._shows_progress
+        self._bar = Progress(f"training, {run.name}", run.total_steps, done=run.step, shown=shown)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -89,8 +83,7 @@ class Loop:
 
     def now(self, model: nn.Module) -> Run:
         """Return the run with all that is needed to resume it; synchronises."""
-        stopped_at = self._curve.status().stopped_at
-        count = len(self._curve) if stopped_at is None else stopped_at + 1
+        count = self._num_losses(self._curve.status())
         losses = self._curve.losses[:count].cpu().numpy()
         factors = self._curve.lrs[:count].cpu().nan_to_num(nan=1.0).numpy()  # NaN: no factor
         return replace(
@@ -133,14 +126,15 @@ class Loop:
     def end_epoch(self, measures: dict[str, float]) -> tuple[dict[str, float], str]:
         """Advance the run to the next epoch; return this one's row and the curve's outcome."""
         run, status = self.run, self._curve.status()  # synchronises, as validation does
-        stopped_at = status.stopped_at
-        count = len(self._curve) if stopped_at is None else stopped_at + 1
-        self._epoch_start = len(run.losses) + count
+        self._epoch_start = len(run.losses) + self._num_losses(status)
         row = {"step": float(self._epoch_start)} | measures
         run.rows.append(row)
         run.epoch, run.used = run.epoch + 1, 0
         run.order, run.has_ended_pass = None, False
         return dict(row), status.outcome
+
+    def _num_losses(self, status: CurveStatus) -> int:
+        return len(self._curve) if status.stopped_at is None else status.stopped_at + 1
 
     def _batches(self) -> Iterator[Any]:
         """Begin an epoch of the data, or return to the batch at which one was interrupted."""

@@ -333,9 +333,6 @@ class FineTuner:
 
         Raises:
             ValueError: If an argument is out of range.
-
-        Reference:
-            Smith & Topin, arXiv:1708.07120; Howard & Ruder, arXiv:1801.06146.
         """
         total_steps = check_count("epochs", epochs) * self.epoch_steps
         schedule = schedules.one_cycle(total_steps, pct_start, div, final_div, momentum)
@@ -380,12 +377,10 @@ class FineTuner:
         eta_min: float = 0.0,
         **options: Any,
     ) -> Stage:
-        """Train with warm restarts: cosines from the peak learning rates down, one after another.
+        """Train with warm restarts: :func:`lrfast.schedules.sgdr`, in cycles of whole epochs.
 
         With an :class:`EarlyStop` ``(patience=1, at="cycle")`` among the callbacks it trains until
-        the end of a cycle is no better than that of the one before. The schedule is
-        :func:`lrfast.schedules.sgdr` with whole epochs as its unit: the last step is made at the
-        lowest learning rate.
+        the end of a cycle is no better than that of the one before.
 
         Args:
             cycles: Cycles, 1 or more.
@@ -401,9 +396,6 @@ class FineTuner:
 
         Raises:
             ValueError: If an argument is out of range.
-
-        Reference:
-            Loshchilov & Hutter, arXiv:1608.03983.
         """
         cycles, steps = check_count("cycles", cycles), self.epoch_steps
         length = check_count("cycle_len", cycle_len) * steps
@@ -478,7 +470,7 @@ class FineTuner:
             epochs: Epochs of the head's stage and of all layers', 1 or more each (default (2, 4)).
             top: Source of the head's learning rate in the second stage: "before" (default), a
                 range test on all layers before anything trains; "head", the first stage's over
-                ``head_drop``, within what a range test on all layers after that stage allows.
+                ``head_drop``, limited by a range test on all layers after that stage.
             head_drop: For ``top="head"``, 1 or more (default 10).
             spread: Head's over first layer group's learning rate in the second stage, 1 or more
                 (default 3).
@@ -633,8 +625,7 @@ class FineTuner:
             scaler=self.scaler,
             captures=self.capture,
         )
-        is_clipped = isinstance(self.optimizer, FusedOptimizer)
-        max_grad_norm = None if is_clipped else self.max_grad_norm
+        max_grad_norm = None if isinstance(self.optimizer, FusedOptimizer) else self.max_grad_norm
         self._interrupted = self._partial = None
         with Interrupts() as interrupts:
             self._loop = loop = Loop(
