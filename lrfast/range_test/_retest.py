@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.decode import decode
+from lrfast._utils.decode import Check, decode, decode_fields
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast._utils.validation import (
@@ -36,7 +36,7 @@ from lrfast.range_test._result import RangeTest
 from lrfast.training._data import LossFunction, device_of
 from lrfast.training._ranks import ranks_of
 
-_COUNTERS: Final = {
+_COUNTERS: Final[dict[str, Check]] = {
     "epoch": check_int,
     "best": check_float,
     "stale": check_int,
@@ -273,7 +273,7 @@ class Retest:
             )
         log = tuple(RetestEntry.from_dict(each) for each in check_list("log", state_dict["log"]))
         elapsed = check_finite("elapsed", state_dict["elapsed"])
-        counters = {name: check(name, state_dict[name]) for name, check in _COUNTERS.items()}
+        counters = decode_fields("state_dict", state_dict, _COUNTERS)
         self._log = log
         for name, value in counters.items():
             setattr(self, f"_{name}", value)
