@@ -24,7 +24,7 @@ struct TorchMemory {
 
   // Queued from pinned memory that torch's allocator keeps until the copy has run, so that the host
   // never waits and a later edit cannot overtake it. Not to be captured: a graph would copy from
-  // that memory again when it is somebody else's (pytorch#119153).
+  // that memory again when it is another tensor's (pytorch#119153).
   static void upload(at::Tensor& buffer, const void* rows, int64_t size) {
     if (size == 0) return;
     at::Tensor pinned = at::empty({size}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from lrfast.suggest._curve import FloatArray, until_nonfinite, validated
 from lrfast.suggest._shape import FEWEST_POINTS, Shape, noise_reason, read_shape
-from lrfast.suggest._suggestion import Suggestion, declined
+from lrfast.suggest._suggestion import Suggestion, no_suggestion
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ def auto(
         raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
     shape = read_shape(lrs, losses)
     if isinstance(shape, str):
-        return declined("auto", shape, _other_range(rates, curve))
+        return no_suggestion("auto", shape, _other_range(rates, curve))
     same = (float(rates[0]), float(rates[-1]))
     doubt = noise_reason(shape)
     if doubt and not shape.diverges:
-        return declined("auto", f"{doubt}; use more points or repeats", same)
+        return no_suggestion("auto", f"{doubt}; use more points or repeats", same)
     if shape.rises_by(0.5) is None and shape.falls_at_its_end:
         reason = f"the loss still decreases at the last learning rate, {rates[-1]:.1e}"
-        return declined("auto", reason, (same[0], same[1] * _WIDER))
+        return no_suggestion("auto", reason, (same[0], same[1] * _WIDER))
     lr, reason = answer(shape, typical, scale, constants)
     if doubt:
         reason = f"{doubt}, but it clearly diverges; as a guess, {reason}"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrfast.suggest._shape import Shape, noise_reason, read_shape
-from lrfast.suggest._suggestion import Suggestion, declined
+from lrfast.suggest._suggestion import Suggestion, no_suggestion
 
 _CLEARLY: Final = 0.2  # fraction of the steepest slope that a clear fall has at least
 _ONSET: Final = 0.1  # fraction of the fall at which the loss starts to fall, or to rise
@@ -34,7 +34,7 @@ def longest_descent(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """
     shape = _clear_shape(lrs, losses)
     if isinstance(shape, str):
-        return declined("longest_descent", shape)
+        return no_suggestion("longest_descent", shape)
     begin, end = _longest_run(np.diff(shape.smooth) < 0)
     first, last = shape.rate(begin), shape.rate(end)
     reason = f"the loss decreases steadily from lr {first:.1e} to {last:.1e}"
@@ -64,7 +64,7 @@ def last_decreasing(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """
     shape = _clear_shape(lrs, losses)
     if isinstance(shape, str):
-        return declined("last_decreasing", shape)
+        return no_suggestion("last_decreasing", shape)
     slopes = np.diff(shape.smooth) / np.diff(shape.log_rates)
     until = slopes[: max(shape.lowest, 1)]
     index = int(np.flatnonzero(until <= _CLEARLY * until.min())[-1])
@@ -96,12 +96,12 @@ def cyclic(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """
     shape = _clear_shape(lrs, losses)
     if isinstance(shape, str):
-        return declined("cyclic", shape)
+        return no_suggestion("cyclic", shape)
     up = shape.rises_by(_ONSET)
     if up is None:
         last = shape.rate(len(shape.smooth) - 1)
         reason = f"the loss has not increased up to the last learning rate, {last:.1e}"
-        return declined("cyclic", reason)
+        return no_suggestion("cyclic", reason)
     base, lr = shape.rate(shape.falls_by(_ONSET)), shape.rate(up)
     reason = f"the loss starts to decrease at lr {base:.1e} and to increase at {lr:.1e}"
     return _answer("cyclic", reason, shape, lr, base)

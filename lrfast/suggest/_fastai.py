@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from lrfast._utils.validation import is_int
 from lrfast.suggest._curve import FloatArray, confidence, decline_reason, until_nonfinite
-from lrfast.suggest._suggestion import Suggestion, declined
+from lrfast.suggest._suggestion import Suggestion, no_suggestion
 
 
 def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
@@ -34,7 +34,7 @@ def steep(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """
     rates, curve = until_nonfinite(lrs, losses)
     if refusal := decline_reason(curve):
-        return declined("steep", refusal)
+        return no_suggestion("steep", refusal)
     index = int(np.argmin(np.diff(curve) / np.diff(np.log(rates))))
     lr = float(rates[index])
     reason = f"the loss decreases fastest per decade at lr {lr:.1e}"
@@ -62,7 +62,7 @@ def minimum(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """
     rates, curve = until_nonfinite(lrs, losses)
     if refusal := decline_reason(curve):
-        return declined("minimum", refusal)
+        return no_suggestion("minimum", refusal)
     index = int(np.argmin(curve))
     lowest = float(rates[index])
     reason = f"the loss is lowest at lr {lowest:.1e}; a tenth of that keeps a margin to divergence"
@@ -95,11 +95,11 @@ def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """
     rates, curve = until_nonfinite(lrs, losses)
     if refusal := decline_reason(curve):
-        return declined("valley", refusal)
+        return no_suggestion("valley", refusal)
     length, end = _longest_decline(curve)
     index = end - length + length // 3 + length // 6
     if index < 0:
-        return declined("valley", "the loss decreases only from the first point to the second")
+        return no_suggestion("valley", "the loss decreases only from the first point to the second")
     lr = float(rates[index])
     reason = (
         f"the longest valley has {length} points and ends at lr {rates[end]:.1e}, "
@@ -149,7 +149,7 @@ def slide(
         raise ValueError(f"adjust must be finite and positive, got {adjust!r}; 1.0 adjusts nothing")
     rates, curve = until_nonfinite(lrs, losses)
     if refusal := decline_reason(curve, needed=lr_diff + 1):
-        return declined("slide", refusal)
+        return no_suggestion("slide", refusal)
     slope = np.gradient(curve)
     changes = np.abs(slope[lr_diff:] - slope[:-lr_diff]) > loss_threshold
     index = left = len(changes) - 1

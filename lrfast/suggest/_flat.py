@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lrfast.suggest._curve import MEDIAN_ABS_DIFFERENCE, FloatArray, too_few, until_nonfinite
-from lrfast.suggest._suggestion import Suggestion, declined
+from lrfast.suggest._suggestion import Suggestion, no_suggestion
 
 _FEWEST_POINTS: Final = 20
 
@@ -58,7 +58,7 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     """
     rates, curve = until_nonfinite(lrs, losses)
     if reason := too_few(curve, _FEWEST_POINTS):
-        return declined("flat", reason)
+        return no_suggestion("flat", reason)
     quarter = len(curve) // 4
     level = float(np.mean(curve[:quarter]))
     differences = np.abs(np.diff(curve[: 2 * quarter]))
@@ -72,11 +72,11 @@ def flat(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     onset = min(alarms)[1] if alarms else len(curve) if ends_broken else None
     if onset is None:
         reason = f"the loss has not changed up to the last learning rate, {rates[-1]:.1e}"
-        return declined("flat", reason, (float(rates[0]), float(rates[-1] * _WIDER)))
+        return no_suggestion("flat", reason, (float(rates[0]), float(rates[-1] * _WIDER)))
     if onset < quarter:
         first = f"{rates[onset]:.1e}"
         reason = f"the loss changes from lr {first} on, too early to know its initial level"
-        return declined("flat", reason, (float(rates[0] / _WIDER), float(rates[-1])))
+        return no_suggestion("flat", reason, (float(rates[0] / _WIDER), float(rates[-1])))
     lr = float(rates[onset - 1])
     reason = f"the loss stays at its initial level, {level:.3g}, up to lr {lr:.1e}"
     diverges = ends_broken or deviations[-3:].mean() > _ALARM
