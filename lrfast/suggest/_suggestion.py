@@ -38,6 +38,8 @@ class Suggestion:
 Rule = Callable[[ArrayLike, ArrayLike], Suggestion]
 
 
-def no_suggestion(rule: str, reason: str, next_range: tuple[float, float] | None = None) -> Suggestion:
+def no_suggestion(
+    rule: str, reason: str, next_range: tuple[float, float] | None = None
+) -> Suggestion:
     """Return the result without a learning rate."""
     return Suggestion(None, rule, reason, 0.0, next_range=next_range)
