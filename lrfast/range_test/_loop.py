@@ -12,7 +12,7 @@ from lrfast.curve import LossCurve
 from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
 from lrfast.range_test._sweep import Sweep
 from lrfast.training._captured import CapturedTrainStep
-from lrfast.training._data import DataSize, close, device_of, to_device_async
+from lrfast.training._data import DataSize, device_of, to_device_async
 from lrfast.training._step import Training, TrainStep, kind_of_step
 
 # Points that are not judged: two losses do not show the noise, and losses of 1e-5 and then 1e-4, of
@@ -87,7 +87,7 @@ class SweepLoop:
                 step.record_only(next(batches))
         finally:
             bar.close()
-            close(batches)
+            batches.close()
             step.release()
             driver.detach()
         return self.curve

@@ -19,7 +19,7 @@ from lrfast.optim._scheduling import set_rate
 from lrfast.range_test._result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
-from lrfast.training._data import close, device_of
+from lrfast.training._data import device_of
 from lrfast.training._snapshot import Snapshot
 from lrfast.training._step import Training, kind_of_step
 
@@ -173,7 +173,7 @@ class _RaceRunner:
                     break
         finally:
             bar.close()
-            close(batches)
+            batches.close()
             driver.detach()
         final = _final(tuple(losses))
         if final < (math.inf if self._best is None else _final(self._best)):

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import tee
 from typing import Any
 
@@ -67,15 +68,12 @@ def make_compute_loss(
         )
     if compute_loss is not None:
         return compute_loss
-    if loss_fn is None:
-        return _own_loss
-    supervised = loss_fn
+    return _own_loss if loss_fn is None else partial(_supervised_loss, loss_fn)
 
-    def loss_of_outputs(model: nn.Module, batch: Any) -> Tensor:
-        inputs, targets = split_targets(batch)
-        return supervised(model(*inputs), targets)
 
-    return loss_of_outputs
+def _supervised_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
+    inputs, targets = split_targets(batch)
+    return loss_fn(model(*inputs), targets)
 
 
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -181,11 +179,8 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in nested dicts, lists and tuples, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from tensors_in(item)
 
 
@@ -275,12 +270,6 @@ def iterate_once(data: Iterable[Any]) -> Generator[Any, None, None]:
     finally:
         if not getattr(data, "persistent_workers", False):
             end_workers(iterator)
-
-
-def close(iterator: Iterator[Any]) -> None:
-    """Close an iterator that is a generator, so that the data it iterates over end, too."""
-    if isinstance(iterator, Generator):
-        iterator.close()
 
 
 def end_workers(iterator: object) -> None:
