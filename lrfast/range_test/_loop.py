@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 
 from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
 from lrfast.optim._schedule_driver import attach_schedule
 from lrfast.range_test._sweep import Sweep
 from lrfast.training._captured import CapturedTrainStep
-from lrfast.training._data import DataSize, device_of, to_device_async
+from lrfast.training._data import DataSize, device_of
 from lrfast.training._step import Training, kind_of_step
 
 # Points that are not judged: two losses do not show the noise, and losses of 1e-5 and then 1e-4, of
@@ -46,8 +47,10 @@ class SweepLoop:
     def __post_init__(self) -> None:
         self._lrs = self.sweep.table()[:, self.sweep.reference]
         device = device_of(self.training.model)
-        planned = np.append(self._lrs, [np.nan] * self.lag)
-        rates = None if self.training.step_fn else to_device_async(planned, device)
+        planned = torch.from_numpy(np.append(self._lrs, [np.nan] * self.lag))
+        if device.type == "cuda":
+            planned = planned.pin_memory().to(device, non_blocking=True)
+        rates = None if self.training.step_fn else planned
         self.curve = LossCurve(
             len(planned), device, beta=self.beta, stop=self.stop, grace=_GRACE, rates=rates
         )

@@ -143,7 +143,13 @@ def make_sweep(
         return Sweep(mode, num_iter, (swept,) * count, trained[0])
     if vary == "ratio":
         reference = max(trained, key=lambda i: rates[i])
-        ratios = _ratios(rates, reference)
+        highest = rates[reference]
+        if not (math.isfinite(highest) and highest > 0):
+            raise ValueError(
+                "optimizer must have a trained param group with a finite rate above 0, for the "
+                f"sweep scales its groups' rates; got {rates}"
+            )
+        ratios = [rate / highest for rate in rates]
         ranges = [(swept[0] * ratio, swept[1] * ratio) for ratio in ratios]
         return Sweep(mode, num_iter, tuple(ranges), reference)
     moving = _moving_group(vary, trained, count)
@@ -162,16 +168,6 @@ def _moving_group(vary: Any, trained: list[int], count: int) -> int:
             f"vary must be the index of a group that trains, one of {trained}, got {vary}"
         )
     return moving
-
-
-def _ratios(rates: list[float], reference: int) -> list[float]:
-    highest = rates[reference]
-    if not (math.isfinite(highest) and highest > 0):
-        raise ValueError(
-            "optimizer must have a trained param group with a finite rate above 0, for the sweep "
-            f"scales its groups' rates; got {rates}"
-        )
-    return [rate / highest for rate in rates]
 
 
 def _trained_groups(model: nn.Module, optimizer: Optimizer) -> list[int]:

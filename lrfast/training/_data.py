@@ -7,11 +7,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import tee
+from itertools import count, tee
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -47,14 +45,6 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
-
-
-def to_device_async(values: npt.NDArray[np.float64], device: torch.device) -> Tensor:
-    """Return host values as a tensor on the device, without a synchronisation."""
-    tensor = torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def make_compute_loss(
@@ -167,9 +157,9 @@ def mean_over_batches(
     rows = 0
     with torch.no_grad(), closing(iterate_once(batches)) as present:
         for batch in present:
-            values, count = measure(batch)
-            total = count * values if total is None else total + count * values
-            rows += count
+            values, weight = measure(batch)
+            total = weight * values if total is None else total + weight * values
+            rows += weight
     if total is None:
         raise ValueError("valid must yield at least one batch, got none")
     return total / rows
@@ -273,18 +263,14 @@ def iterate_once(data: Iterable[Any]) -> Generator[Any, None, None]:
 
 
 def end_workers(iterator: object) -> None:
-    """End the workers of a DataLoader's iterator, if it has some.
-
-    Otherwise they live as long as it does: the traceback of an exception may keep it.
-    """
+    """End the workers of a DataLoader's iterator, which an exception's traceback may keep."""
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
         iterator._shutdown_workers()
 
 
 def cycle_data(data: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches of a loader again and again; DataExhausted if it yields them only once."""
-    passes = 0
-    while True:
+    for passes in count():
         empty = True
         for batch in iterate_once(data):
             empty = False
@@ -295,4 +281,3 @@ def cycle_data(data: Iterable[Any]) -> Iterator[Any]:
             raise DataExhausted(
                 "data ended and cannot be iterated again; pass a loader or a list of batches"
             )
-        passes += 1

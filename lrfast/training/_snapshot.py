@@ -117,7 +117,7 @@ class TensorStore:
                 self.save_parameter(parameter)
             for buffer in module.buffers(recurse=False):
                 self.save(buffer)
-            # The tables too: `self.mean = new` in a forward pass rebinds a buffer.
+            # The tables, too (a scripted module's are none): `self.mean = new` rebinds a buffer.
             self.save(module._parameters)
             self.save(module._buffers)
 

@@ -58,12 +58,12 @@ class CaptureSpec:
 
     @property
     def device(self) -> torch.device:
-        """The optimizer's."""
+        """Device of the optimizer's parameters."""
         device: torch.device = self.parameters()[0].device
         return device
 
     def parameters(self) -> list[Tensor]:
-        """Return the optimizer's."""
+        """Return the optimizer's parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def graph_constants(self) -> tuple[object, ...]:

@@ -153,7 +153,7 @@ class CapturedStep:
             copy_in(self._batch, batch)
         except BatchMismatch as other:
             if self._should_run_eager(batch, f"batch{other}"):
-                return self._finish(self._run_eager(batch))
+                return self._finish(self._run_eager())
         self._eager_batch = None
         if self._graph is None:
             return self._finish(self._spec.run(self._batch))
@@ -225,7 +225,7 @@ class CapturedStep:
         self._capture_again(batch, change)
         return False
 
-    def _run_eager(self, batch: Any) -> Tensor:
+    def _run_eager(self) -> Tensor:
         """Make an eager step, and keep the gradients that the graph knows in their places."""
         gradients = [(param, param.grad) for param in self._spec.parameters()]
         loss = self._spec.run(self._eager_batch)
@@ -262,11 +262,11 @@ class CapturedStep:
         self._modules = rollback.modules()
         self._modes = list(map(_mode, self._modules))
         change = self._sync_tables()  # makes the states that the warm-up showed to be needed
-        if change is None and spec.device.type == "cuda":
-            self._record(engine, rollback)
         if change is not None:
             self._engine = None
             raise ValueError(f"train_step must not change what it is captured with: {change}")
+        if spec.device.type == "cuda":
+            self._record(engine, rollback)
         optimizer._captured_by = self
         self._captures += 1
 
@@ -275,8 +275,6 @@ class CapturedStep:
         spec = self._spec
         scaler = [] if spec.scaler is None else [spec.scaler]
         rollback = _Rollback(spec.optimizer, [*spec.others, *scaler], spec.generators)
-        parameters = spec.parameters()
-        given: set[int] = set()
         try:
             muted = nullcontext() if spec.recorder is None else spec.recorder.muted()
             with muted, rollback.track_modules(), _side_stream(spec.device):
@@ -285,14 +283,14 @@ class CapturedStep:
                         self._recording = engine.begin_recording()
                     loss = spec.run(self._batch)
                 engine.end_recording()
-            given = {id(param) for param in parameters if param.grad is not None}
+            given = [param for param in spec.parameters() if param.grad is not None]
         except BaseException:
             engine.forget_recording(self._recording)
             raise
         finally:
             rollback.restore()
-        for param in parameters:
-            if id(param) in given and param.grad is None:
+        for param in given:
+            if param.grad is None:
                 param.grad = torch.zeros_like(param)
         engine.mark_gradients(self._recording)
         self._loss = torch.zeros_like(loss)
