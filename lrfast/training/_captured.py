@@ -38,7 +38,7 @@ class CapturedTrainStep(UpdateFirst):
     def release(self) -> None:
         """Let the graph go."""
         self._captured.release()
-        del self._captured  # which holds this object, and its batch memory
+        del self._captured  # a circle, which would keep the memory of a batch
 
     def _record_and_update(self, micro_batches: list[Any]) -> Tensor:
         loss = self._eager.record(micro_batches)
