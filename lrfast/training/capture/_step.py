@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from lrfast.curve import LossCurve
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.training._data import StepFunction
-from lrfast.training._snapshot import GlobalRandom, Snapshot
+from lrfast.training._snapshot import GlobalRandom, Snapshot, Stateful
 from lrfast.training.capture._spec import CaptureSpec
 from lrfast.training.capture._static_batch import BatchMismatch, copy_in, make_static
 
@@ -152,8 +152,9 @@ class CapturedStep:
         try:
             copy_in(self._batch, batch)
         except BatchMismatch as other:
-            if self._should_run_eager(batch, f"batch{other}"):
+            if self._recaptures and self._is_new_kind(batch):
                 return self._finish(self._run_eager())
+            self._capture_again(batch, f"batch{other}")
         self._eager_batch = None
         if self._graph is None:
             return self._finish(self._spec.run(self._batch))
@@ -214,15 +215,13 @@ class CapturedStep:
             )
         self._capture(batch)
 
-    def _should_run_eager(self, batch: Any, change: str) -> bool:
-        """Whether a batch of another kind is the first of its kind; captures it if it is not."""
-        if self._recaptures:
-            try:
-                copy_in(self._eager_batch, batch)
-            except BatchMismatch:
-                self._eager_batch = make_static(batch, self._spec.device)
-                return True
-        self._capture_again(batch, change)
+    def _is_new_kind(self, batch: Any) -> bool:
+        """Keep the batch for an eager step; whether its kind is not that of the one before."""
+        try:
+            copy_in(self._eager_batch, batch)
+        except BatchMismatch:
+            self._eager_batch = make_static(batch, self._spec.device)
+            return True
         return False
 
     def _run_eager(self) -> Tensor:
@@ -273,8 +272,7 @@ class CapturedStep:
     def _warm_up(self, engine: Engine) -> _Rollback:
         """Make some steps on a side stream and undo them, but for the fact of gradients."""
         spec = self._spec
-        scaler = [] if spec.scaler is None else [spec.scaler]
-        rollback = _Rollback(spec.optimizer, [*spec.others, *scaler], spec.generators)
+        rollback = _Rollback(spec)
         try:
             muted = nullcontext() if spec.recorder is None else spec.recorder.muted()
             with muted, rollback.track_modules(), _side_stream(spec.device):
@@ -335,17 +333,12 @@ def _side_stream(device: torch.device) -> Iterator[None]:
 class _Rollback(Snapshot):
     """A snapshot of an optimizer, of tensors and other state, and of every module called."""
 
-    def __init__(
-        self,
-        optimizer: FusedOptimizer,
-        others: Sequence[object],
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        stateful = [other for other in others if not isinstance(other, Tensor)]
-        super().__init__(nn.Module(), optimizer, others=stateful)
+    def __init__(self, spec: CaptureSpec) -> None:
+        stateful = [each for each in (*spec.others, spec.scaler) if isinstance(each, Stateful)]
+        super().__init__(nn.Module(), spec.optimizer, others=stateful)
         with torch.no_grad():
-            self._store.save([other for other in others if isinstance(other, Tensor)])
-        self._store.save(list(generators))
+            self._store.save([each for each in spec.others if isinstance(each, Tensor)])
+        self._store.save(list(spec.generators))
 
     @contextmanager
     def track_modules(self) -> Iterator[None]:
