@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 
 from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
-from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
+from lrfast.optim._schedule_driver import attach_schedule
 from lrfast.range_test._sweep import Sweep
 from lrfast.training._captured import CapturedTrainStep
-from lrfast.training._data import DataSize, close, device_of, to_device_async
-from lrfast.training._step import Training, TrainStep, kind_of_step
+from lrfast.training._data import DataSize, device_of
+from lrfast.training._step import Training, kind_of_step
 
 # Points that are not judged: two losses do not show the noise, and losses of 1e-5 and then 1e-4, of
 # a model that fits its data already, are no divergence.
@@ -28,52 +30,49 @@ _MAX_STEPS_PER_POINT = 4
 _POINTS_BETWEEN_AGREEMENTS = 10
 
 
+@dataclass
 class SweepLoop:
     """One sweep: records the losses of a training at the sweep's learning rates, and one with lag.
 
-    ``stop`` and ``beta`` are the curve's; ``data_size`` is known once it has run.
+    ``data_size`` is known once it has run.
     """
 
-    def __init__(
-        self,
-        training: Training,
-        sweep: Sweep,
-        beta: float,
-        stop: float | None,
-        lag: int,
-        *,
-        progress: bool,
-    ) -> None:
-        self._training = training
-        self._sweep = sweep
-        self._lag = lag
-        self._progress = progress and training.ranks.is_first
-        self._lrs = sweep.table()[:, sweep.reference]
-        device = device_of(training.model)
-        planned = np.append(self._lrs, [np.nan] * lag)
+    training: Training
+    sweep: Sweep
+    beta: float  # the curve's, as stop is
+    stop: float | None
+    lag: int
+    progress: bool
+
+    def __post_init__(self) -> None:
+        self._lrs = self.sweep.table()[:, self.sweep.reference]
+        device = device_of(self.training.model)
+        planned = torch.from_numpy(np.append(self._lrs, [np.nan] * self.lag))
+        if device.type == "cuda":
+            planned = planned.pin_memory().to(device, non_blocking=True)
+        rates = None if self.training.step_fn else planned
         self.curve = LossCurve(
-            len(planned),
-            device,
-            beta=beta,
-            stop=stop,
-            grace=_GRACE,
-            rates=None if training.step_fn else to_device_async(planned, device),
+            len(planned), device, beta=self.beta, stop=self.stop, grace=_GRACE, rates=rates
         )
         self.data_size = DataSize()
 
     def run(self) -> LossCurve:
         """Train through the learning rates and return the curve."""
-        training, parts = self._training, self._sweep.parts()
+        training, parts = self.training, self.sweep.parts()
         optimizer = training.optimizer
         if not training.model.training:
             training.model.train()
         for group, (own_rate, _) in zip(optimizer.param_groups, parts, strict=True):
             group["lr"] = own_rate
         schedules = [schedule for _, schedule in parts]
-        driver = attach_schedule(optimizer, schedules, self._sweep.num_iter, self.curve.stop_flag)
-        step = self._make_step(driver)
+        driver = attach_schedule(optimizer, schedules, self.sweep.num_iter, self.curve.stop_flag)
+        kind = CapturedTrainStep if training.captures else kind_of_step(training)
+        step = kind(training, self.curve, driver)
+        if training.step_fn is not None:
+            step.lr = partial(driver.last_rate, self.sweep.reference)
         batches = training.micro_batches()
-        bar = Progress("range test", len(self._lrs), shown=self._progress)
+        shown = self.progress and training.ranks.is_first
+        bar = Progress("range test", len(self._lrs), shown=shown)
         try:
             for number in self._steps():
                 micro_batches = next(batches)
@@ -83,22 +82,14 @@ class SweepLoop:
                 if self._has_ended(number, bar):
                     return self.curve
                 step.update()
-            if self._lag:
+            if self.lag:
                 step.record_only(next(batches))
         finally:
             bar.close()
-            close(batches)
+            batches.close()
             step.release()
             driver.detach()
         return self.curve
-
-    def _make_step(self, driver: ScheduleDriver) -> TrainStep:
-        training = self._training
-        kind = CapturedTrainStep if training.captures else kind_of_step(training)
-        if training.step_fn is None:
-            return kind(training, self.curve, driver)
-        lr = partial(driver.last_rate, self._sweep.reference)
-        return kind(training, self.curve, driver, lr=lr)
 
     def _steps(self) -> Iterator[int]:
         """Yield the steps until each learning rate has its point: more if some are skipped."""
@@ -108,18 +99,16 @@ class SweepLoop:
             for _ in range(missing):
                 yield step
                 step += 1
-            may_skip = self._training.scaler is not None or self._training.step_fn is not None
+            may_skip = self.training.scaler is not None or self.training.step_fn is not None
             missing = count - len(self.curve) if may_skip else 0
 
     def _has_ended(self, step: int, bar: Progress) -> bool:
-        ranks, curve = self._training.ranks, self.curve
+        ranks, curve = self.training.ranks, self.curve
         is_late = curve.device.type != "cpu" and not ranks.is_alone
         if is_late and step % _POINTS_BETWEEN_AGREEMENTS:
             return False
         status = curve.status() if is_late else curve.poll()
         place = min(step, len(self._lrs) - 1)
-        bar.show(
-            place + 1,
-            lambda: {"lr": f"{self._lrs[place]:.1e}", "loss": f"{status.smoothed:.4g}"},
-        )
+        lr = self._lrs[place]
+        bar.show(place + 1, lambda: {"lr": f"{lr:.1e}", "loss": f"{status.smoothed:.4g}"})
         return status.outcome != "running"

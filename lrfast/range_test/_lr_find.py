@@ -152,7 +152,16 @@ def lr_find(
         Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
     """
     began = time.perf_counter()
-    _check_options(stop, lag, repeats, verify, accumulate, valid)
+    if stop is not None and not (math.isfinite(stop) and stop > 1):
+        raise ValueError(f"stop must be None, or finite and above 1, got {stop}")
+    if lag not in (0, 1):
+        raise ValueError(f"lag must be 0 or 1, got {lag!r}")
+    check_count("repeats", repeats)
+    if not is_int(verify) or verify == 1 or verify < 0:
+        raise ValueError(f"verify must be a whole number of steps, 2 or more, or 0, got {verify!r}")
+    check_count("accumulate", accumulate)
+    if valid is not None and lag:
+        raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")
     if step_fn is not None:
         clashes = {
             "loss_fn": loss_fn is not None,
@@ -182,27 +191,15 @@ def lr_find(
         check_captures(training)
     if scaler is not None and training.takes_closure:
         raise ValueError("scaler must be left out for an optimizer that needs a closure")
-    loaders = [
-        each for each in (data, valid, judge) if isinstance(each, torch.utils.data.DataLoader)
-    ]
     kept = [*others, *([] if scaler is None else [scaler])]
+    loaders = [data, valid, judge]
     _check_memory(bytes_needed(model, optimizer), snapshot)
     on_host = snapshot == "host"
     with preserved(model, optimizer, others=kept, loaders=loaders, on_host=on_host) as saved:
-        search = _Search(
-            training=training,
-            sweep=sweep,
-            saved=saved,
-            loaders=loaders,
-            beta=beta,
-            stop=stop,
-            lag=lag,
-            repeats=repeats,
-            adaptive=adaptive,
-            verify=verify,
-            progress=progress,
-        )
-        result = search.run()
+        search = _Search(training, saved, loaders, beta, stop, lag, repeats, progress)
+        result = search.run(sweep, adaptive)
+        if verify:
+            result = search.add_race(result, verify)
     for note in result.notes:
         _log.info(note)
     return replace(result, seconds=time.perf_counter() - began, snapshot_bytes=saved.nbytes)
@@ -213,33 +210,27 @@ class _Search:
     """The sweeps of one call of ``lr_find``, within its snapshot."""
 
     training: Training
-    sweep: Sweep
     saved: Snapshot
     loaders: Sequence[Any]
     beta: float
     stop: float | None
     lag: int
     repeats: int
-    adaptive: bool
-    verify: int
     progress: bool
 
-    def run(self) -> RangeTest:
-        """Sweep as often as it takes, and race."""
+    def run(self, sweep: Sweep, adaptive: bool) -> RangeTest:
+        """Sweep as often as it takes."""
         weights = weight_stats(self.training.optimizer)
-        result = self._run_sweep(self.sweep, weights)
+        result = self._run_sweep(sweep, weights)
         notes: list[str] = []
-        for _ in range(_MAX_SWEEPS - 1 if self.adaptive else 0):
+        for _ in range(_MAX_SWEEPS - 1 if adaptive else 0):
             answer = result.suggestions["auto"]
             if answer.lr is not None or answer.next_range is None:
                 break
             notes.append(f"swept again: {answer.reason}")
             self.saved.restore()
             result = self._run_sweep(_next_sweep(result.sweep, answer.next_range), weights)
-        notes += result.notes
-        if self.verify:
-            result = self._add_race(result)
-        return replace(result, notes=tuple(notes))
+        return replace(result, notes=(*notes, *result.notes))
 
     def _run_sweep(self, sweep: Sweep, weights: WeightStats) -> RangeTest:
         recordings = []
@@ -247,22 +238,19 @@ class _Search:
             if repeat:
                 self.saved.restore()
                 _reseed(repeat, self.loaders)
-            loop = SweepLoop(
-                *(self.training, sweep, self.beta, self.stop, self.lag), progress=self.progress
-            )
+            loop = SweepLoop(self.training, sweep, self.beta, self.stop, self.lag, self.progress)
             recordings.append(_analysis.read(loop.run(), self.lag))
         prior = rate_prior(self.training.optimizer, sweep.reference, loop.data_size, weights)
         result = _analysis.summarise(sweep, recordings, self.beta, prior)
         return replace(result, notes=self._notes(result))
 
-    def _add_race(self, result: RangeTest) -> RangeTest:
-        """The result with the winner of a race, as rule "verified"."""
+    def add_race(self, result: RangeTest, steps: int) -> RangeTest:
+        """Return the result with the winner of a race, as rule "verified"."""
         first = _first_candidate(result)
-        if first.lr is None:
-            outcome, verdict = None, replace(first, rule="verified")
-        else:
+        outcome, verdict = None, replace(first, rule="verified")
+        if first.lr is not None:
             outcome, verdict = race(
-                *(self.training, result.sweep, self.saved, first, self.verify, self.progress)
+                self.training, result.sweep, self.saved, first, steps, self.progress
             )
         suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
         return replace(result, suggestions=suggestions, race=outcome)
@@ -325,23 +313,3 @@ def _check_memory(needed: dict[torch.device, int], where: str) -> None:
                 f"the snapshot needs {size} bytes of {device}, which has {free} left; "
                 "pass snapshot='host'"
             )
-
-
-def _check_options(
-    stop: float | None,
-    lag: int,
-    repeats: int,
-    verify: int,
-    accumulate: int,
-    valid: Iterable[Any] | None,
-) -> None:
-    if stop is not None and not (math.isfinite(stop) and stop > 1):
-        raise ValueError(f"stop must be None, or finite and above 1, got {stop}")
-    if lag not in (0, 1):
-        raise ValueError(f"lag must be 0 or 1, got {lag!r}")
-    check_count("repeats", repeats)
-    if not is_int(verify) or verify == 1 or verify < 0:
-        raise ValueError(f"verify must be a whole number of steps, 2 or more, or 0, got {verify!r}")
-    check_count("accumulate", accumulate)
-    if valid is not None and lag:
-        raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from lrfast.optim._scheduling import set_rate
 from lrfast.range_test._result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
-from lrfast.training._data import close, device_of
+from lrfast.training._data import device_of
 from lrfast.training._snapshot import Snapshot
 from lrfast.training._step import Training, kind_of_step
 
@@ -29,6 +29,7 @@ _FACTOR = 10.0**0.25
 _MAX_CANDIDATES = 8
 _JUDGED_UPDATES = 10  # whose batches judge at most, if there are no validation data
 _DIVERGED = 4.0  # times the best loss, as in the sweep
+_ROUNDS = (0.5, 1.0)  # shares of the steps after which a candidate is judged
 
 
 def race(
@@ -47,8 +48,9 @@ def race(
     # learning rate that diverges the next run might.
     began = time.perf_counter()
     runner = _RaceRunner(training, sweep, snapshot, steps, progress)
-    assert first.lr is not None
-    ran = {0: runner.run(first.lr)}  # by the rate's place, in factors from the first one
+    lr = first.lr
+    assert lr is not None
+    ran = {0: runner.run(lr)}  # by the learning rate's place, in factors from the first one
     for stride, most in ((2, _MAX_CANDIDATES - 2), (1, _MAX_CANDIDATES)):
         while len(ran) < most:
             best = _best(ran)
@@ -56,18 +58,16 @@ def race(
             if not untried:
                 break
             for place in untried:
-                ran[place] = runner.run(first.lr * _FACTOR**place)
+                ran[place] = runner.run(lr * _FACTOR**place)
     best = _winner(ran, runner.initial)
     candidates = tuple(
-        Candidate(
-            first.lr * _FACTOR**place,
-            first.rule if place == 0 else "neighbour",
-            losses,
-            place == best,
-        )
+        Candidate(lr * _FACTOR**place, "neighbour" if place else first.rule, losses, place == best)
         for place, losses in sorted(ran.items())
     )
-    result = Race(candidates, steps, runner.judged_by, time.perf_counter() - began)
+    judged_by: Literal["validation", "training"] = (
+        "training" if training.judge_data is None else "validation"
+    )
+    result = Race(candidates, steps, judged_by, time.perf_counter() - began)
     return result, _verdict(result, runner.initial)
 
 
@@ -104,9 +104,9 @@ def _winner(ran: Mapping[int, tuple[float, ...]], initial: float) -> int:
     return min([best, *eligible], key=lambda place: (around(place), place))
 
 
-def _final(losses: tuple[float, ...]) -> float:
+def _final(losses: Sequence[float]) -> float:
     """The loss that judges a run; one that was dropped or diverged is worse than any other."""
-    finished = len(losses) == len(_RaceRunner.ROUNDS) and math.isfinite(losses[-1])
+    finished = len(losses) == len(_ROUNDS) and math.isfinite(losses[-1])
     return losses[-1] if finished else math.inf
 
 
@@ -122,61 +122,56 @@ def _verdict(race: Race, initial: float) -> Suggestion:
     return Suggestion(winner.lr, "verified", reason, 0.5 if winner in ends else 1.0)
 
 
+@dataclass
 class _RaceRunner:
     """Runs the candidates: from one state, on the same batches, under one judge."""
 
-    ROUNDS = (0.5, 1.0)  # shares of the steps after which a candidate is judged
+    training: Training
+    sweep: Sweep
+    snapshot: Snapshot
+    steps: int
+    progress: bool
 
-    def __init__(
-        self, training: Training, sweep: Sweep, snapshot: Snapshot, steps: int, progress: bool
-    ) -> None:
-        self._training = replace(training, valid=None)  # which belongs to the sweep
-        self._sweep = sweep
-        self._snapshot = snapshot
-        self._steps = steps
-        self._progress = progress and training.ranks.is_first
-        self._best: tuple[float, ...] | None = None
-        self.judged_by: Literal["validation", "training"] = (
-            "training" if training.judge_data is None else "validation"
-        )
-        snapshot.restore()
+    def __post_init__(self) -> None:
+        self.training = replace(self.training, valid=None)  # which belongs to the sweep
+        self._best: tuple[float, ...] = ()  # of the best run so far
+        self.snapshot.restore()
         self._judges = self._judging_batches()
         self.initial = self._judge()
 
     def run(self, lr: float) -> tuple[float, ...]:
         """Train one candidate and return its loss after each round it took part in."""
-        training = self._training
-        self._snapshot.restore()
+        training = self.training
+        self.snapshot.restore()
         training.model.train()
         groups = training.optimizer.param_groups
-        for group, rate in zip(groups, self._sweep.rates_at(lr), strict=True):
+        for group, rate in zip(groups, self.sweep.rates_at(lr), strict=True):
             set_rate(group, rate)
-        curve = LossCurve(self._steps, device_of(training.model), stop=_DIVERGED)
-        schedule = _one_cycle(training.optimizer, self._steps)
-        driver = attach_schedule(training.optimizer, schedule, self._steps, curve.stop_flag)
+        curve = LossCurve(self.steps, device_of(training.model), stop=_DIVERGED)
+        schedule = _one_cycle(training.optimizer, self.steps)
+        driver = attach_schedule(training.optimizer, schedule, self.steps, curve.stop_flag)
         train_step = kind_of_step(training)(training, curve, driver)
         batches = training.micro_batches()
         losses: list[float] = []
         made = 0
-        bar = Progress(f"race, rate {lr:.1e}", self._steps, shown=self._progress)
+        shown = self.progress and training.ranks.is_first
+        bar = Progress(f"race, rate {lr:.1e}", self.steps, shown=shown)
         try:
-            for share in self.ROUNDS:
-                until = round(share * self._steps)
+            for share in _ROUNDS:
+                until = round(share * self.steps)
                 for step, micro_batches in enumerate(islice(batches, until - made), made + 1):
                     train_step.record(micro_batches)
                     train_step.update()
                     bar.show(step, lambda: {"loss": f"{curve.poll().smoothed:.4g}"})
                 made = until
-                loss = self._judge() if curve.status().outcome == "running" else math.inf
-                losses.append(loss)
+                losses.append(self._judge() if curve.status().outcome == "running" else math.inf)
                 if self._is_lost(losses):
                     break
         finally:
             bar.close()
-            close(batches)
+            batches.close()
             driver.detach()
-        final = _final(tuple(losses))
-        if final < (math.inf if self._best is None else _final(self._best)):
+        if _final(losses) < _final(self._best):
             self._best = tuple(losses)
         return tuple(losses)
 
@@ -184,18 +179,18 @@ class _RaceRunner:
         """Whether a run has diverged, or has come less than half as far as the best by now."""
         if not math.isfinite(losses[-1]):
             return True
-        if self._best is None:
+        if not self._best:
             return False
         best = self._best[len(losses) - 1]
         return losses[-1] - best > 0.5 * (self.initial - best) > 0
 
     def _judging_batches(self) -> Iterable[Any]:
         """The validation data, or some batches that follow those of the runs."""
-        if self._training.judge_data is not None:
-            return self._training.judge_data
-        count = min(max(self._steps // 10, 1), _JUDGED_UPDATES)
-        following = islice(self._training.micro_batches(), self._steps, self._steps + count)
+        if self.training.judge_data is not None:
+            return self.training.judge_data
+        count = min(max(self.steps // 10, 1), _JUDGED_UPDATES)
+        following = islice(self.training.micro_batches(), self.steps, self.steps + count)
         return [batch for micro_batches in following for batch in micro_batches]
 
     def _judge(self) -> float:
-        return self._training.validation_loss(self._judges).item()
+        return self.training.validation_loss(self._judges).item()

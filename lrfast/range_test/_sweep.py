@@ -134,23 +134,26 @@ def make_sweep(
             )
         starts = _per_group("start_lr", start_lr, count)
         ends = _per_group("end_lr", end_lr, count)
-        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            _check_range(start, end, f"[{index}]")
-        reference = max(trained, key=lambda index: ends[index])
-        ranges = [(float(s), float(e)) for s, e in zip(starts, ends, strict=True)]
-        return Sweep(mode, num_iter, tuple(ranges), reference)
-    _check_range(start_lr, end_lr, "")
-    start_lr, end_lr = float(start_lr), float(end_lr)  # type: ignore[arg-type]
+        bounds = enumerate(zip(starts, ends, strict=True))
+        ranges = [_checked_range(start, end, f"[{index}]") for index, (start, end) in bounds]
+        return Sweep(mode, num_iter, tuple(ranges), max(trained, key=lambda i: ends[i]))
+    swept = _checked_range(start_lr, end_lr)
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     if vary == "same":
-        return Sweep(mode, num_iter, ((start_lr, end_lr),) * count, trained[0])
+        return Sweep(mode, num_iter, (swept,) * count, trained[0])
     if vary == "ratio":
-        reference = max(trained, key=lambda index: rates[index])
-        ratios = _ratios(rates, reference)
-        return Sweep(mode, num_iter, tuple((start_lr * r, end_lr * r) for r in ratios), reference)
+        reference = max(trained, key=lambda i: rates[i])
+        highest = rates[reference]
+        if not (math.isfinite(highest) and highest > 0):
+            raise ValueError(
+                "optimizer must have a trained param group with a finite rate above 0, for the "
+                f"sweep scales its groups' rates; got {rates}"
+            )
+        ratios = [rate / highest for rate in rates]
+        ranges = [(swept[0] * ratio, swept[1] * ratio) for ratio in ratios]
+        return Sweep(mode, num_iter, tuple(ranges), reference)
     moving = _moving_group(vary, trained, count)
-    ranges = [(rate, rate) for rate in rates]
-    ranges[moving] = (start_lr, end_lr)
+    ranges = [swept if index == moving else (rate, rate) for index, rate in enumerate(rates)]
     return Sweep(mode, num_iter, tuple(ranges), moving)
 
 
@@ -165,16 +168,6 @@ def _moving_group(vary: Any, trained: list[int], count: int) -> int:
             f"vary must be the index of a group that trains, one of {trained}, got {vary}"
         )
     return moving
-
-
-def _ratios(rates: list[float], reference: int) -> list[float]:
-    highest = rates[reference]
-    if not (math.isfinite(highest) and highest > 0):
-        raise ValueError(
-            "optimizer must have a trained param group with a finite rate above 0, for the sweep "
-            f"scales its groups' rates; got {rates}"
-        )
-    return [rate / highest for rate in rates]
 
 
 def _trained_groups(model: nn.Module, optimizer: Optimizer) -> list[int]:
@@ -212,7 +205,7 @@ def _per_group(name: str, rates: Any, count: int) -> list[Any]:
     return list(rates)
 
 
-def _check_range(start: Any, end: Any, which: str) -> None:
+def _checked_range(start: Any, end: Any, which: str = "") -> tuple[float, float]:
     for name, value in (("start_lr", start), ("end_lr", end)):
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(f"{name}{which} must be a number, got {value!r}")
@@ -222,3 +215,4 @@ def _check_range(start: Any, end: Any, which: str) -> None:
         raise ValueError(
             f"end_lr{which} must be above start_lr{which}, got {end} with start_lr{which} {start}"
         )
+    return float(start), float(end)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.training._step import Training, TrainStep
+from lrfast.training._step import Training, TrainStep, UpdateFirst
 from lrfast.training.capture import CapturedStep
 from lrfast.training.capture._spec import CaptureSpec
-from lrfast.training.capture._step import capture_spec
-
-_WARMUP = 3  # steps before the recording
 
 
-class CapturedTrainStep(TrainStep):
+@dataclass
+class CapturedTrainStep(UpdateFirst):
     """One update of a training in a CUDA graph, its loss recorded before it.
 
     ``record`` makes the update, too, which the device leaves out after a bad loss. The first
@@ -24,35 +23,22 @@ class CapturedTrainStep(TrainStep):
     eagerly. The loss that is returned is overwritten by the next one.
     """
 
-    _captured: CapturedStep | None = None
+    def __post_init__(self) -> None:
+        optimizer, scaler = self.training.optimizer, self.training.scaler
+        assert isinstance(optimizer, FusedOptimizer) and isinstance(self.curve, LossCurve)
+        recorder = _CurveRecorder(self.curve)
+        self._eager = TrainStep(self.training, recorder, self.driver, self.lr, self.max_grad_norm)
+        spec = CaptureSpec(self._record_and_update, optimizer, scaler=scaler, recorder=recorder)
+        self._captured = CapturedStep(spec, "auto")
 
     def record(self, micro_batches: list[Any]) -> Tensor:
         """Record the loss of the micro-batches, make the update, and return the loss."""
-        if self._captured is None:
-            optimizer, scaler = self._training.optimizer, self._training.scaler
-            assert isinstance(optimizer, FusedOptimizer) and isinstance(self._curve, LossCurve)
-            recorder = _CurveRecorder(self._curve)
-            self._eager = TrainStep(
-                self._training,
-                recorder,
-                self._driver,
-                lr=self._lr,
-                max_grad_norm=self._max_grad_norm,
-            )
-            spec = CaptureSpec(
-                self._record_and_update, optimizer, None, scaler, [], [], _WARMUP, recorder
-            )
-            self._captured = capture_spec(spec, micro_batches, "auto")
         return self._captured(micro_batches)
-
-    def update(self) -> None:
-        """Do nothing: the graph holds the update."""
 
     def release(self) -> None:
         """Let the graph go."""
-        if self._captured is not None:
-            self._captured.release()
-            self._captured = None
+        self._captured.release()
+        del self._captured  # a circle, which would keep the memory of a batch
 
     def _record_and_update(self, micro_batches: list[Any]) -> Tensor:
         loss = self._eager.record(micro_batches)
@@ -72,9 +58,8 @@ def check_optimizer(optimizer: object) -> None:
 def check_captures(training: Training) -> None:
     """Check that a training's updates can be captured; TypeError or ValueError if not."""
     check_optimizer(training.optimizer)
-    clashes = {"step_fn": training.step_fn, "valid": training.valid}
-    for name, given in clashes.items():
-        if given is not None:
+    for name in ("step_fn", "valid"):
+        if getattr(training, name) is not None:
             raise ValueError(f"{name} must be left out with capture=True")
     if not training.ranks.is_alone:
         raise ValueError("capture must be False where several processes train together")

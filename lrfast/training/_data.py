@@ -6,11 +6,10 @@ import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import tee
+from functools import partial
+from itertools import count, tee
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -48,14 +47,6 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def to_device_async(values: npt.NDArray[np.float64], device: torch.device) -> Tensor:
-    """Return host values as a tensor on the device, without a synchronisation."""
-    tensor = torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 def make_compute_loss(
     loss_fn: LossFunction | None, compute_loss: ComputeLoss | None
 ) -> ComputeLoss:
@@ -67,15 +58,12 @@ def make_compute_loss(
         )
     if compute_loss is not None:
         return compute_loss
-    if loss_fn is None:
-        return _own_loss
-    supervised = loss_fn
+    return _own_loss if loss_fn is None else partial(_supervised_loss, loss_fn)
 
-    def loss_of_outputs(model: nn.Module, batch: Any) -> Tensor:
-        inputs, targets = split_targets(batch)
-        return supervised(model(*inputs), targets)
 
-    return loss_of_outputs
+def _supervised_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
+    inputs, targets = split_targets(batch)
+    return loss_fn(model(*inputs), targets)
 
 
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -169,9 +157,9 @@ def mean_over_batches(
     rows = 0
     with torch.no_grad(), closing(iterate_once(batches)) as present:
         for batch in present:
-            values, count = measure(batch)
-            total = count * values if total is None else total + count * values
-            rows += count
+            values, weight = measure(batch)
+            total = weight * values if total is None else total + weight * values
+            rows += weight
     if total is None:
         raise ValueError("valid must yield at least one batch, got none")
     return total / rows
@@ -181,11 +169,8 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in nested dicts, lists and tuples, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from tensors_in(item)
 
 
@@ -277,25 +262,15 @@ def iterate_once(data: Iterable[Any]) -> Generator[Any, None, None]:
             end_workers(iterator)
 
 
-def close(iterator: Iterator[Any]) -> None:
-    """Close an iterator that is a generator, so that the data it iterates over end, too."""
-    if isinstance(iterator, Generator):
-        iterator.close()
-
-
 def end_workers(iterator: object) -> None:
-    """End the workers of a DataLoader's iterator, if it has some.
-
-    Otherwise they live as long as it does: the traceback of an exception may keep it.
-    """
+    """End the workers of a DataLoader's iterator, which an exception's traceback may keep."""
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
         iterator._shutdown_workers()
 
 
 def cycle_data(data: Iterable[Any]) -> Iterator[Any]:
     """Yield the batches of a loader again and again; DataExhausted if it yields them only once."""
-    passes = 0
-    while True:
+    for passes in count():
         empty = True
         for batch in iterate_once(data):
             empty = False
@@ -306,4 +281,3 @@ def cycle_data(data: Iterable[Any]) -> Iterator[Any]:
             raise DataExhausted(
                 "data ended and cannot be iterated again; pass a loader or a list of batches"
             )
-        passes += 1

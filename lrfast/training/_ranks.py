@@ -50,7 +50,10 @@ class Ranks:
 
 def ranks_of(model: nn.Module, group: dist.ProcessGroup | None) -> Ranks:
     """Return the processes that train a model: ``group``, or those of its copies or shards."""
-    if group is None and isinstance(model, _data_parallel_classes()):
+    # Importing FSDP takes a second; a model can be of its class only if it has been imported.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    copied = (DistributedDataParallel, *([fsdp.FullyShardedDataParallel] if fsdp else []))
+    if group is None and isinstance(model, copied):
         group = cast("dist.ProcessGroup", model.process_group)
     if group is None:
         meshes = (getattr(param, "device_mesh", None) for param in model.parameters())
@@ -59,9 +62,3 @@ def ranks_of(model: nn.Module, group: dist.ProcessGroup | None) -> Ranks:
             # A mesh of several dimensions is taken to be all processes.
             group = mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD
     return Ranks(group)
-
-
-def _data_parallel_classes() -> tuple[type[nn.Module], ...]:
-    # Importing FSDP takes a second; a model can be of its class only if it has been imported.
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return (DistributedDataParallel, *([fsdp.FullyShardedDataParallel] if fsdp else []))

@@ -1,19 +1,15 @@
 """Snapshot of a training set-up, which restores it exactly, so that a range test leaves no trace.
 
-A `Snapshot` copies everything that torch training changes, in memory and each tensor on its own
-device, and writes it back *into the same tensors*: addresses, views, tied weights and captured
-graphs stay valid. `restore` may be called repeatedly. There is no host-device synchronisation,
-except in the `state_dict` of objects passed as `others`.
+It is written back *into the same tensors*: addresses, views, tied weights and captured graphs stay
+valid. There is no host-device synchronisation, except in the `state_dict` of objects in `others`.
 
 Left out:
 
-* An optimizer's state beyond `state` and `param_groups` is the optimizer's own business: it offers
-  `_engine_snapshot` and `_engine_restore` (see `Engine`).
-* Extra Python state of modules (counters, caches, anything that is not a parameter, a buffer or the
-  train/eval flag) is out of scope, and so are hooks and swapped submodules. Shapes, dtypes and
+* An optimizer's state beyond `state` and `param_groups`, unless it is an `Engine`.
+* Other Python state of modules (counters, caches), hooks and swapped submodules. Shapes, dtypes and
   devices are taken to stay as they are.
-* In optimizer state, dicts, lists, tuples, tensors, generators and immutable values are restored;
-  objects of other types are kept by reference.
+* In optimizer state, objects that are no dicts, lists, tuples, tensors, generators or immutable
+  values are kept by reference.
 * Iterators in use and the random state of workers that are already running cannot be restored.
   Workers that a sweep started are dropped, also with `persistent_workers=True`.
 """
@@ -23,7 +19,7 @@ from __future__ import annotations
 import copy
 import random
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -58,22 +54,13 @@ class Stateful(Protocol):
 
     def state_dict(self) -> Any:
         """Return the state."""
-        ...
 
     def load_state_dict(self, state_dict: Any, /) -> object:
         """Restore the state."""
-        ...
 
 
 def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, int]:
-    """Return how much a snapshot of the two would take now, in bytes per device.
-
-    Args:
-        model: as for `Snapshot`.
-        optimizer: as for `Snapshot`.
-
-    Returns:
-        Bytes of parameters, buffers, gradients and optimizer states, by their device.
+    """Return how much a `Snapshot` of the two would take now, in bytes per device.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -118,24 +105,19 @@ class TensorStore:
         self._on_host = on_host
         self._saved: dict[int, tuple[Any, Any]] = {}
         self._gradients: dict[int, tuple[Tensor, Tensor | None, bool]] = {}
-        self._modes: dict[int, tuple[nn.Module, bool]] = {}
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The modules that were saved."""
-        return [module for module, _ in self._modes.values()]
+        self.modes: dict[int, tuple[nn.Module, bool]] = {}  # by the module's id
 
     def save_modules(self, model: nn.Module) -> None:
         """Copy a module and those in it, with the gradients of their parameters."""
         for module in model.modules():
-            if id(module) in self._modes:
+            if id(module) in self.modes:
                 continue
-            self._modes[id(module)] = (module, module.training)
+            self.modes[id(module)] = (module, module.training)
             for parameter in module.parameters(recurse=False):
                 self.save_parameter(parameter)
             for buffer in module.buffers(recurse=False):
                 self.save(buffer)
-            # The tables too: `self.mean = new` in a forward pass rebinds a buffer.
+            # The tables, too (a scripted module's are none): `self.mean = new` rebinds a buffer.
             self.save(module._parameters)
             self.save(module._buffers)
 
@@ -150,21 +132,17 @@ class TensorStore:
         """Copy `value` and everything in it; values of other types are ignored."""
         if id(value) in self._saved:
             return
-        items: Iterable[Any] = ()
         if isinstance(value, Tensor):
             self._saved[id(value)] = (value, self._copy(dense_view(value)))
         elif isinstance(value, torch.Generator):
             self._saved[id(value)] = (value, value.get_state())
         elif isinstance(value, dict):
             self._saved[id(value)] = (value, dict(value))
-            items = value.values()
         elif isinstance(value, list):
             self._saved[id(value)] = (value, value[:])
-            items = value
-        elif isinstance(value, tuple):
-            items = value
-        for item in items:
-            self.save(item)
+        if isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                self.save(item)
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if not self._on_host or tensor.device.type == "cpu":
@@ -191,7 +169,7 @@ class TensorStore:
         for parameter, grad, requires_grad in self._gradients.values():
             parameter.grad = grad
             parameter.requires_grad = requires_grad
-        for module, mode in self._modes.values():
+        for module, mode in self.modes.values():
             module.training = mode
 
     @property
@@ -278,8 +256,7 @@ class Snapshot:
             with torch.no_grad():
                 self._store.save_modules(model)
                 self._take_optimizer(optimizer)
-                self._take_others(others)
-            self._take_loaders(loaders)
+            self._take_others(others, loaders)
             self._random = GlobalRandom.take()
         except (MemoryError, RuntimeError) as error:
             # The error would keep what there is of the copies for as long as it lives.
@@ -302,7 +279,8 @@ class Snapshot:
             self._store.save_parameter(parameter)
         self._engine_state = self._engine._engine_snapshot() if self._engine else None
 
-    def _take_others(self, others: Sequence[object]) -> None:
+    @torch.no_grad()
+    def _take_others(self, others: Sequence[object], loaders: Sequence[object]) -> None:
         self._others: list[tuple[Stateful, Any]] = []
         for other in others:
             if isinstance(other, torch.amp.GradScaler):
@@ -310,27 +288,19 @@ class Snapshot:
                 self._store.save(vars(other))
             elif isinstance(other, Stateful):
                 self._others.append((other, copy.deepcopy(other.state_dict())))
-
-    def _take_loaders(self, loaders: Sequence[object]) -> None:
         self._iterators: list[tuple[DataLoader[Any], Any]] = []
         for loader in loaders:
             if isinstance(loader, DataLoader):
                 # Persistent workers, once started, no longer draw a seed at each epoch.
                 self._iterators.append((loader, loader._iterator))
-                for generator in generators_of(loader):
-                    self._store.save(generator)
+                self._store.save(generators_of(loader))
 
     def restore(self) -> None:
         """Restore everything; may be called again later.
 
-        If the `load_state_dict` of an object in `others` raises, the rest is restored nevertheless,
-        other objects included, and the exception goes on.
-
-        Returns:
-            None.
-
         Raises:
-            Exception: whatever a `load_state_dict` or `_engine_restore` raises.
+            Exception: whatever a `load_state_dict` or `_engine_restore` raises; the rest is
+                restored nevertheless, other objects included.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -363,9 +333,6 @@ class Snapshot:
 
         Random states, a few kB of host memory, are not counted.
 
-        Returns:
-            The number of bytes.
-
         Example:
             >>> model = torch.nn.Linear(2, 1)
             >>> Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1)).nbytes
@@ -386,19 +353,7 @@ def preserved(
 ) -> Iterator[Snapshot]:
     """Take a snapshot on entry and restore it on exit, also after an exception or Ctrl-C.
 
-    Args:
-        model: as for `Snapshot`.
-        optimizer: as for `Snapshot`.
-        others: as for `Snapshot`. Default: none.
-        loaders: as for `Snapshot`. Default: none.
-        on_host: as for `Snapshot`. Default: on the device.
-
-    Returns:
-        A context manager that yields the snapshot.
-
-    Raises:
-        TypeError: an argument is not of the type that `Snapshot` takes.
-        ValueError: a parameter or buffer of `model` is lazy.
+    Arguments and errors are those of `Snapshot`, which it yields.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)

@@ -7,7 +7,7 @@ differ in what is recorded, and in whether the update comes before it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -62,10 +62,10 @@ class Training:
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         return closure is not None and closure.default is inspect.Parameter.empty
 
-    def micro_batches(self) -> Iterator[list[Any]]:
+    def micro_batches(self) -> Generator[list[Any], None, None]:
         """Yield the micro-batches of one update after another, without end."""
         batches = accumulation_windows(cycle_data(self.data), self.accumulate)
-        return repeat(next(batches)) if self.same_batch else batches
+        yield from repeat(next(batches)) if self.same_batch else batches
 
     def data_size(self, micro_batches: list[Any]) -> DataSize:
         """Return how much data the training learns from, by the micro-batches of one update."""
@@ -115,38 +115,24 @@ class Training:
             return self.loss(batches)
 
 
+@dataclass
 class TrainStep:
     """One update of a training, its loss recorded before it, which a bad loss must not reach.
 
     ``record`` and ``update`` are called in turn; the caller leaves the update out after a bad loss.
-
-    Args:
-        training: What trains.
-        curve: Records the losses, on the training's device.
-        driver: Schedules the optimizer's steps.
-        lr: Returns the learning rate to record with a loss; None: the planned one, or none.
-        max_grad_norm: For an optimizer that does not clip by itself; None: no clipping.
     """
 
-    def __init__(
-        self,
-        training: Training,
-        curve: LossCurve | _CurveRecorder,
-        driver: ScheduleDriver,
-        *,
-        lr: Callable[[], Rate] = lambda: None,
-        max_grad_norm: float | None = None,
-    ) -> None:
-        self._training = training
-        self._curve = curve
-        self._driver = driver
-        self._lr = lr
-        self._max_grad_norm = max_grad_norm
+    training: Training
+    curve: LossCurve | _CurveRecorder  # on the training's device
+    driver: ScheduleDriver
+    # Returns the learning rate to record with a loss; None: the planned one, or none.
+    lr: Callable[[], Rate] = lambda: None
+    max_grad_norm: float | None = None  # for an optimizer that does not clip by itself
 
     def record(self, micro_batches: list[Any]) -> Tensor:
         """Set the gradients, record the loss of the micro-batches, and return it."""
-        loss = self._training.backward(micro_batches)
-        self._curve.record(loss, self._lr(), skip=self._training.found_inf())
+        loss = self.training.backward(micro_batches)
+        self.curve.record(loss, self.lr(), skip=self.training.found_inf())
         return loss
 
     def update(self) -> None:
@@ -155,21 +141,21 @@ class TrainStep:
 
     def _step(self) -> None:
         """Clip, and let the optimizer step under its schedule, by the scaler if there is one."""
-        training = self._training
-        if self._max_grad_norm is not None:
+        training = self.training
+        if self.max_grad_norm is not None:
             params = [p for group in training.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(params, self._max_grad_norm)
-        self._driver.before_step()
+            torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm)
+        self.driver.before_step()
         if training.scaler is None:
             training.optimizer.step()
         else:
             training.scaler.step(training.optimizer)
             training.scaler.update()
-        self._driver.after_step()
+        self.driver.after_step()
 
     def record_only(self, micro_batches: list[Any]) -> None:
         """Record the loss of the micro-batches without an update."""
-        self._curve.record(self._training.loss(micro_batches))
+        self.curve.record(self.training.loss(micro_batches))
 
     def release(self) -> None:
         """Let go of what the updates have needed."""
@@ -187,13 +173,13 @@ class ValidatedStep(UpdateFirst):
 
     def record(self, micro_batches: list[Any]) -> Tensor:
         """Make the update, record the validation loss, and return it."""
-        training = self._training
+        training = self.training
         assert training.valid is not None
         training.backward(micro_batches)
         skip = training.found_inf()
         self._step()
         loss = training.validation_loss(training.valid)
-        self._curve.record(loss, skip=skip)
+        self.curve.record(loss, skip=skip)
         return loss
 
 
@@ -205,7 +191,7 @@ class ClosureStep(UpdateFirst):
 
     def record(self, micro_batches: list[Any]) -> Tensor:
         """Make the update, record its loss, and return it."""
-        training = self._training
+        training = self.training
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
@@ -213,12 +199,12 @@ class ClosureStep(UpdateFirst):
                 losses.append(training.backward(micro_batches))
             return losses[-1]
 
-        self._driver.before_step()
+        self.driver.before_step()
         training.optimizer.step(closure)  # type: ignore[arg-type]
-        self._driver.after_step()
+        self.driver.after_step()
         valid = training.valid
         loss = losses[0] if valid is None else training.validation_loss(valid)
-        self._curve.record(loss)
+        self.curve.record(loss)
         return loss
 
 
@@ -230,18 +216,16 @@ class UserStep(UpdateFirst):
 
     def record(self, micro_batches: list[Any]) -> Tensor:
         """Make the update, record its loss with the learning rate that it used, and return it."""
-        step_fn, device = self._training.step_fn, self._curve.device
+        step_fn, device = self.training.step_fn, self.curve.device
         assert step_fn is not None
 
         def driven(batch: Any) -> Tensor:
-            self._driver.before_step()
+            self.driver.before_step()
             loss = check_loss(step_fn(batch), needs_grad=False)
-            self._driver.after_step()
-            return self._training.ranks.mean(loss.detach().to(device))
+            self.driver.after_step()
+            return self.training.ranks.mean(loss.detach().to(device))
 
-        return record_call(
-            driven, micro_batches[0], self._curve, self._lr, self._driver.steps_applied
-        )
+        return record_call(driven, micro_batches[0], self.curve, self.lr, self.driver.steps_applied)
 
     def record_only(self, micro_batches: list[Any]) -> None:
         """Make one update more, which is all that a whole step can do."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lrfast._utils.validation import is_int
 from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.training._data import StepFunction, check_loss
@@ -20,11 +22,11 @@ class CaptureSpec:
 
     train_step: StepFunction
     optimizer: FusedOptimizer
-    curve: LossCurve | None
-    scaler: torch.amp.GradScaler | None
-    others: list[object]
-    generators: list[torch.Generator]
-    warmup: int
+    curve: LossCurve | None = None
+    scaler: torch.amp.GradScaler | None = None
+    others: Sequence[object] = ()
+    generators: Sequence[torch.Generator] = ()
+    warmup: int = 3
     recorder: _CurveRecorder | None = None  # the curve's, or used by train_step itself
 
     def __post_init__(self) -> None:
@@ -43,7 +45,7 @@ class CaptureSpec:
         return record_call(self.train_step, batch, self.recorder, self._rates, count)
 
     def _rates(self) -> Tensor | None:
-        """The rates that the step used, unless the curve has planned ones."""
+        """The learning rates that the step used, unless the curve has planned ones."""
         assert self.curve is not None and self.recorder is not None
         takes = self.recorder.takes_rates
         return self.optimizer.last_rates[: self.curve.width] if takes else None
@@ -56,12 +58,12 @@ class CaptureSpec:
 
     @property
     def device(self) -> torch.device:
-        """The optimizer's."""
+        """Device of the optimizer's parameters."""
         device: torch.device = self.parameters()[0].device
         return device
 
     def parameters(self) -> list[Tensor]:
-        """Return the optimizer's."""
+        """Return the optimizer's parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def graph_constants(self) -> tuple[object, ...]:
@@ -84,7 +86,7 @@ class CaptureSpec:
                 "optimizer must have no step hooks, which a graph would not call; remove them"
             )
         warmup = self.warmup
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
+        if not is_int(warmup) or warmup < 1:
             raise ValueError(f"warmup must be a whole number of steps, 1 or more, got {warmup!r}")
         if not (self.scaler is None or isinstance(self.scaler, torch.amp.GradScaler)):
             got = type(self.scaler).__name__
@@ -95,25 +97,25 @@ class CaptureSpec:
                     f"others[{index}] must be a tensor or have state_dict and load_state_dict, got "
                     f"{type(other).__name__}"
                 )
-        self._check_devices()
-
-    def _check_devices(self) -> None:
         devices = list(dict.fromkeys(param.device for param in self.parameters()))
         if len(devices) != 1:
             got = ", ".join(map(str, devices))
             raise ValueError(f"optimizer must have all parameters on one device, got {got}")
         if any(hasattr(param, "_local_tensor") for param in self.parameters()):
             raise ValueError("optimizer must hold whole parameters, got some that processes share")
-        curve, groups = self.curve, len(self.optimizer.param_groups)
-        if curve is None or self.recorder is None:
-            return
+        if self.curve is not None:
+            self._check_curve(self.curve)
+
+    def _check_curve(self, curve: LossCurve) -> None:
         if not isinstance(curve, LossCurve):
             raise TypeError(f"curve must be a lrfast.LossCurve, got {type(curve).__name__}")
+        groups = len(self.optimizer.param_groups)
+        assert self.recorder is not None
         if self.recorder.takes_rates and curve.width not in (1, groups):
             raise ValueError(
                 f"curve must have width 1 or one rate per param group, {groups}, got {curve.width}"
             )
-        if curve.device != devices[0]:
+        if curve.device != self.device:
             raise ValueError(
-                f"curve must be on the optimizer's device {devices[0]}, got {curve.device}"
+                f"curve must be on the optimizer's device {self.device}, got {curve.device}"
             )

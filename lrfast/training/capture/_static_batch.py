@@ -1,4 +1,4 @@
-"""Static batch: the tensors that a CUDA graph reads its inputs from, which stay in place."""
+"""Static batches: the tensors that a CUDA graph reads its inputs from, which stay in place."""
 
 from __future__ import annotations
 
@@ -14,30 +14,19 @@ class BatchMismatch(ValueError):
     """A batch is not of the kind that was captured; the message says where and how."""
 
 
-class StaticBatch:
-    """A copy of a batch, with the same containers, that later batches are copied into."""
-
-    def __init__(self, example: Any, device: torch.device) -> None:
-        self.value = _made_static(example, device)
-
-    def copy_in(self, batch: Any) -> None:
-        """Copy a batch's tensors, asynchronously from a GPU or pinned memory, if it is alike."""
-        with torch.no_grad():
-            _copy_in(self.value, batch)
-
-
-def _made_static(value: Any, device: torch.device) -> Any:
+def make_static(value: Any, device: torch.device) -> Any:
+    """Return a copy of a batch, with the same containers, that later batches are copied into."""
     if isinstance(value, Tensor):
         return torch.empty_like(value, device=device, requires_grad=False).copy_(value.detach())
     if isinstance(value, Mapping):
         made = copy.copy(value)
         for key, item in value.items():
-            made[key] = _made_static(item, device)  # type: ignore[index]
+            made[key] = make_static(item, device)  # type: ignore[index]
         return made
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_made_static(item, device) for item in value))
+        return type(value)(*(make_static(item, device) for item in value))
     if isinstance(value, list | tuple):
-        return type(value)(_made_static(item, device) for item in value)
+        return type(value)(make_static(item, device) for item in value)
     if value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype):
         return value
     raise TypeError(
@@ -46,13 +35,21 @@ def _made_static(value: Any, device: torch.device) -> Any:
     )
 
 
-def _copy_in(static: Any, given: Any) -> None:
+def copy_in(static: Any, given: Any) -> None:
+    """Copy a batch's tensors, asynchronously from a GPU or pinned memory, if it is alike."""
+    pairs: list[tuple[Any, Any, Any]] = []
     if isinstance(static, Tensor):
-        _copy_tensor(static, given)
-        return
-    if type(static) is not type(given):
+        if not isinstance(given, Tensor):
+            raise BatchMismatch(f": it was a tensor, got {type(given).__name__}")
+        if given.shape != static.shape or given.dtype != static.dtype:
+            raise BatchMismatch(
+                f": it was {_kind(static)}, got {_kind(given)}; a loader with drop_last=True gives "
+                "batches of one size"
+            )
+        static.copy_(given.detach(), non_blocking=True)
+    elif type(static) is not type(given):
         raise BatchMismatch(f": it was {type(static).__name__}, got {type(given).__name__}")
-    if isinstance(static, Mapping):
+    elif isinstance(static, Mapping):
         if static.keys() != given.keys():
             raise BatchMismatch(f": its keys were {list(static)}, got {list(given)}")
         pairs = [(key, static[key], given[key]) for key in static]
@@ -60,26 +57,13 @@ def _copy_in(static: Any, given: Any) -> None:
         if len(static) != len(given):
             raise BatchMismatch(f": its length was {len(static)}, got {len(given)}")
         pairs = list(zip(range(len(static)), static, given, strict=True))
-    elif static is given or (static == given) is True:
-        return
-    else:
+    elif not (static is given or (static == given) is True):
         raise BatchMismatch(f": it is no tensor and was {static!r}, got {given!r}")
     for key, own, item in pairs:
         try:
-            _copy_in(own, item)
+            copy_in(own, item)
         except BatchMismatch as error:
             raise BatchMismatch(f"[{key!r}]{error}") from None
-
-
-def _copy_tensor(static: Tensor, given: Any) -> None:
-    if not isinstance(given, Tensor):
-        raise BatchMismatch(f": it was a tensor, got {type(given).__name__}")
-    if given.shape != static.shape or given.dtype != static.dtype:
-        raise BatchMismatch(
-            f": it was {_kind(static)}, got {_kind(given)}; a loader with drop_last=True gives "
-            "batches of one size"
-        )
-    static.copy_(given, non_blocking=True)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -12,19 +12,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from operator import attrgetter
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lrfast.curve import LossCurve
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.training._data import StepFunction
-from lrfast.training._snapshot import GlobalRandom
-from lrfast.training.capture._rollback import Rollback
+from lrfast.training._snapshot import GlobalRandom, Snapshot, Stateful
 from lrfast.training.capture._spec import CaptureSpec
-from lrfast.training.capture._static_batch import BatchMismatch, StaticBatch
+from lrfast.training.capture._static_batch import BatchMismatch, copy_in, make_static
 
 if TYPE_CHECKING:
     from lrfast._C import Engine
@@ -52,12 +51,10 @@ def capture(
 
     ``train_step(batch)`` does what a step of the training loop does: zeroing, forward, backward,
     ``optimizer.step()`` once (or a scaler's), and returns the loss. It must neither read a value
-    back from the device nor depend on one. It runs ``warmup`` times and is then recorded, none of
-    which leaves a trace in parameters, gradients, buffers, optimizer, scaler, curve or random
-    numbers; gradients that are None before and not after a step become zeros.
-
-    The first call of what is returned is the first step that counts. On the CPU calls run
-    ``train_step`` eagerly, with the same checks.
+    back from the device nor depend on one. Warm-up and recording leave no trace in parameters,
+    gradients, buffers, optimizer, scaler, curve or random numbers; gradients that are None before
+    and not after a step become zeros. On the CPU calls run ``train_step`` eagerly, with the same
+    checks.
 
     Args:
         train_step: Called with a batch of the example's kind; returns a scalar.
@@ -78,7 +75,7 @@ def capture(
             captured.
 
     Returns:
-        The captured step.
+        The captured step, whose first call is the first step that counts.
 
     Raises:
         TypeError, ValueError: If an argument is not of that kind, or ``train_step`` does not step
@@ -102,13 +99,6 @@ def capture(
     spec = CaptureSpec(train_step, optimizer, curve, scaler, list(others), list(generators), warmup)
     if recapture not in ("error", "auto"):
         raise ValueError(f"recapture must be 'error' or 'auto', got {recapture!r}")
-    return capture_spec(spec, example_batch, recapture)
-
-
-def capture_spec(
-    spec: CaptureSpec, example_batch: object, recapture: Literal["error", "auto"]
-) -> CapturedStep:
-    """Check the parts of a training step and capture it."""
     step = CapturedStep(spec, recapture)
     step._capture(example_batch)
     return step
@@ -128,7 +118,7 @@ class CapturedStep:
         self._engine: Engine | None = None  # None: nothing is captured
         self._recording = 0  # its number with the engine
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._eager_batch: StaticBatch | None = None  # of another kind, as the call before had it
+        self._eager_batch: Any = None  # of another kind, as the call before had it, or None
         self._is_released = False
         self._captures = 0
         self._flag: Tensor | None = None  # the curve's
@@ -160,13 +150,14 @@ class CapturedStep:
         if change is not None:
             self._capture_again(batch, change)
         try:
-            self._batch.copy_in(batch)
+            copy_in(self._batch, batch)
         except BatchMismatch as other:
-            if self._should_run_eager(batch, f"batch{other}"):
-                return self._finish(self._run_eager(batch))
+            if self._recaptures and self._is_new_kind(batch):
+                return self._finish(self._run_eager())
+            self._capture_again(batch, f"batch{other}")
         self._eager_batch = None
         if self._graph is None:
-            return self._finish(self._spec.run(self._batch.value))
+            return self._finish(self._spec.run(self._batch))
         self._graph.replay()
         return self._finish(None)
 
@@ -182,12 +173,7 @@ class CapturedStep:
     def __enter__(self) -> CapturedStep:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _drop(self) -> None:
@@ -203,7 +189,7 @@ class CapturedStep:
         """Bring the engine's tables up to date; return what a graph cannot follow."""
         spec, optimizer, engine = self._spec, self._spec.optimizer, self._engine
         if engine is None:
-            return "the last capture has failed"
+            return "the last capture has failed"  # or there was none yet, with "auto"
         if optimizer._engine is not engine:
             return "the optimizer's state was loaded or restored"
         if list(map(_mode, self._modules)) != self._modes:
@@ -229,24 +215,19 @@ class CapturedStep:
             )
         self._capture(batch)
 
-    def _should_run_eager(self, batch: Any, change: str) -> bool:
-        """Whether a batch of another kind is the first of its kind; captures it if it is not."""
-        if self._recaptures:
-            try:
-                if self._eager_batch is None:
-                    raise BatchMismatch
-                self._eager_batch.copy_in(batch)
-            except BatchMismatch:
-                self._eager_batch = StaticBatch(batch, self._spec.device)
-                return True
-        self._capture_again(batch, change)
+    def _is_new_kind(self, batch: Any) -> bool:
+        """Keep the batch for an eager step; whether its kind is not that of the one before."""
+        try:
+            copy_in(self._eager_batch, batch)
+        except BatchMismatch:
+            self._eager_batch = make_static(batch, self._spec.device)
+            return True
         return False
 
-    def _run_eager(self, batch: Any) -> Tensor:
+    def _run_eager(self) -> Tensor:
         """Make an eager step, and keep the gradients that the graph knows in their places."""
-        assert self._eager_batch is not None
         gradients = [(param, param.grad) for param in self._spec.parameters()]
-        loss = self._spec.run(self._eager_batch.value)
+        loss = self._spec.run(self._eager_batch)
         for param, grad in gradients:
             param.grad = grad
         return loss
@@ -267,7 +248,7 @@ class CapturedStep:
         spec.check()  # groups may have been added since
         self._drop()
         self._flag = None if spec.curve is None else spec.curve.stop_flag
-        self._batch = StaticBatch(batch, spec.device)
+        self._batch = make_static(batch, spec.device)
         engine = optimizer._engine or optimizer._make_engine()
         if self._flag is not None:
             engine.watch(self._flag)
@@ -277,49 +258,43 @@ class CapturedStep:
         rollback = self._warm_up(engine)
         self._engine, self._eager_batch = engine, None
         self._graph_constants = spec.graph_constants()
-        self._modules = rollback.modules
+        self._modules = rollback.modules()
         self._modes = list(map(_mode, self._modules))
         change = self._sync_tables()  # makes the states that the warm-up showed to be needed
-        if change is None and spec.device.type == "cuda":
-            self._record(engine, rollback)
         if change is not None:
             self._engine = None
             raise ValueError(f"train_step must not change what it is captured with: {change}")
+        if spec.device.type == "cuda":
+            self._record(engine, rollback)
         optimizer._captured_by = self
         self._captures += 1
 
-    def _warm_up(self, engine: Engine) -> Rollback:
+    def _warm_up(self, engine: Engine) -> _Rollback:
         """Make some steps on a side stream and undo them, but for the fact of gradients."""
         spec = self._spec
-        rollback = Rollback(
-            spec.optimizer,
-            [*spec.others, *([] if spec.scaler is None else [spec.scaler])],
-            spec.generators,
-        )
-        parameters = spec.parameters()
-        given: set[int] = set()
+        rollback = _Rollback(spec)
         try:
             muted = nullcontext() if spec.recorder is None else spec.recorder.muted()
             with muted, rollback.track_modules(), _side_stream(spec.device):
                 for number in range(spec.warmup):
                     if number == spec.warmup - 1:
                         self._recording = engine.begin_recording()
-                    loss = spec.run(self._batch.value)
+                    loss = spec.run(self._batch)
                 engine.end_recording()
-            given = {id(param) for param in parameters if param.grad is not None}
+            given = [param for param in spec.parameters() if param.grad is not None]
         except BaseException:
             engine.forget_recording(self._recording)
             raise
         finally:
             rollback.restore()
-        for param in parameters:
-            if id(param) in given and param.grad is None:
+        for param in given:
+            if param.grad is None:
                 param.grad = torch.zeros_like(param)
         engine.mark_gradients(self._recording)
         self._loss = torch.zeros_like(loss)
         return rollback
 
-    def _record(self, engine: Engine, rollback: Rollback) -> None:
+    def _record(self, engine: Engine, rollback: _Rollback) -> None:
         random = replace(GlobalRandom.take(), cuda=[])  # a graph's registered ones stay
         graph = torch.cuda.CUDAGraph()
         for generator in self._spec.generators:
@@ -328,7 +303,7 @@ class CapturedStep:
         try:
             # Other threads, such as a loader's that pins memory, may go on.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._loss = self._spec.run(self._batch.value)
+                self._loss = self._spec.run(self._batch)
             engine.end_recording()
         except BaseException:
             engine.forget_recording(self._recording)
@@ -353,3 +328,33 @@ def _side_stream(device: torch.device) -> Iterator[None]:
             yield
     finally:
         main.wait_stream(side)
+
+
+class _Rollback(Snapshot):
+    """A snapshot of an optimizer, of tensors and other state, and of every module called."""
+
+    def __init__(self, spec: CaptureSpec) -> None:
+        stateful = [each for each in (*spec.others, spec.scaler) if isinstance(each, Stateful)]
+        super().__init__(nn.Module(), spec.optimizer, others=stateful)
+        with torch.no_grad():
+            self._store.save([each for each in spec.others if isinstance(each, Tensor)])
+        self._store.save(list(spec.generators))
+
+    @contextmanager
+    def track_modules(self) -> Iterator[None]:
+        """Copy modules when they are called for the first time, before they run."""
+
+        def see(module: nn.Module, inputs: Any) -> None:
+            if id(module) not in self._store.modes:
+                with torch.no_grad():
+                    self._store.save_modules(module)
+
+        handle = register_module_forward_pre_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def modules(self) -> list[nn.Module]:
+        """Return the modules that were called, and all within them."""
+        return [module for module, _ in self._store.modes.values()]

@@ -127,7 +127,7 @@ TRAINING = [
     Fault(
         "the-snapshot-forgets-modes",
         "lrfast/training",
-        "        for module, mode in self._modes.values():\n            module.training = mode\n",
+        "        for module, mode in self.modes.values():\n            module.training = mode\n",
         "",
         "test_snapshot_model.py",
     ),
@@ -259,7 +259,7 @@ FINETUNE = [
     Fault(
         "a-stage-is-not-clipped",
         "lrfast/training",
-        "torch.nn.utils.clip_grad_norm_(params, self._max_grad_norm)",
+        "torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm)",
         'torch.nn.utils.clip_grad_norm_(params, float("inf"))',
         "test_tuner_options.py",
     ),
