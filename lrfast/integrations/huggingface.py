@@ -31,7 +31,7 @@ from lrfast.schedules import Schedule
 from lrfast.training._snapshot import GlobalRandom
 
 __all__ = [
-    *("LRFindCallback", "LateLogs", "lr_find", "optimizer_cls_and_kwargs", "schedule_of", "use"),
+    *("LRFindCallback", "LateLogs", "lr_find", "optimizer_cls_and_kwargs", "schedule_of", "use")
 ]
 
 _FOLLOWS_A_METRIC = ("reduce_lr_on_plateau", "greedy")

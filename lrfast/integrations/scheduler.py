@@ -52,9 +52,7 @@ class DeviceScheduler(LRScheduler):
     optimizer: FusedOptimizer
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule | None] | None = None
     ) -> None:
         # Not torch's constructor: it would put a wrapper around optimizer.step, and set rates.
         self.optimizer = fused_optimizer(optimizer)

@@ -64,10 +64,7 @@ class SchedulingMixin(torch.optim.Optimizer):
     _captured_by: object = None  # the captured step that makes this optimizer's steps
 
     def set_schedule(
-        self,
-        schedule: Schedule | Sequence[Schedule | None] | None,
-        *,
-        step: int | None = None,
+        self, schedule: Schedule | Sequence[Schedule | None] | None, *, step: int | None = None
     ) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.
 
