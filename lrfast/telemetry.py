@@ -1,5 +1,5 @@
 """Norms and learning rates that an optimizer records."""
 
-from lrfast.optim._telemetry import Telemetry
+from lrfast.optim._optimizer import Telemetry
 
 __all__ = ["Telemetry"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -66,7 +66,10 @@ def check_loaded_groups(optimizer: SchedulingMixin, rule: str) -> None:
         for index, group in enumerate(optimizer.param_groups):
             check_group(index, group)
         extension().check_groups(rule, optimizer.param_groups)
-        _check_betas(chain.from_iterable(g.get("betas", ()) for g in optimizer.param_groups))
+        for beta in chain.from_iterable(g.get("betas", ()) for g in optimizer.param_groups):
+            # Its powers must not overflow; reading one on a GPU would synchronise.
+            if not isinstance(beta, Tensor) or beta.is_cpu:
+                check_finite("betas", float(beta), least=0.0, most=1.0)
     except KeyError as error:
         raise ValueError(f"state_dict must hold all hyperparameters: {error.args[0]}") from error
     except RuntimeError as error:  # of a value that is true and false
@@ -113,13 +116,6 @@ def _check_states(
                     )
             elif value is not None and (name in moments or not isinstance(value, int | float)):
                 raise ValueError(f"{where} must be a tensor or None, got {short_repr(value)}")
-
-
-def _check_betas(betas: Iterable[Any]) -> None:
-    """Check betas, whose powers must not overflow; those on a GPU would synchronise."""
-    for beta in betas:
-        if not isinstance(beta, Tensor) or beta.is_cpu:
-            check_finite("betas", float(beta), least=0.0, most=1.0)
 
 
 def _check_copies(where: str, group: dict[Any, Any]) -> None:

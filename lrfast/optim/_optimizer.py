@@ -6,9 +6,9 @@ Tensors of optimizer state are made and owned here, in ``self.state``; the engin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -17,18 +17,42 @@ from torch.optim import optimizer as torch_optimizer
 
 from lrfast._utils.dynamo import disable_dynamo
 from lrfast._utils.extension import extension
+from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_choice, check_dict
 from lrfast.optim import _checkpoint, _state
 from lrfast.optim._checkpoint import ENGINE_ENTRY
 from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
-from lrfast.optim._options import Options, StepOptions, check_group
+from lrfast.optim._options import Options, Schedules, StepOptions, check_group
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
 from lrfast.optim._shards import find_shards
-from lrfast.optim._telemetry import Telemetry
-from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
     import lrfast._C as _C
+
+
+@public_in("lrfast.telemetry")
+@dataclass(frozen=True)
+class Telemetry:
+    """Norms and learning rates of past steps, oldest first: float64 [steps, groups] on the CPU.
+
+    Args:
+        first_step: Number of the oldest recorded step, counted from 0.
+        rates: Learning rates that the steps used.
+        grad_norms: Norms of the gradients, unscaled, before clipping.
+        update_norms: Norms of the changes of the weights.
+        weight_norms: Norms of the weights after the steps.
+    """
+
+    first_step: int
+    rates: Tensor
+    grad_norms: Tensor
+    update_norms: Tensor
+    weight_norms: Tensor
+
+    @property
+    def update_ratios(self) -> Tensor:
+        """Update norms over weight norms, about 1e-3 if training goes well."""
+        return self.update_norms / self.weight_norms
 
 
 class FusedOptimizer(SchedulingMixin):
@@ -45,9 +69,7 @@ class FusedOptimizer(SchedulingMixin):
     _rule: ClassVar[str]
     _options: Options
 
-    def _set_up(
-        self, schedule: Schedule | Sequence[Schedule | None] | None, options: StepOptions
-    ) -> None:
+    def _set_up(self, schedule: Schedules, options: StepOptions) -> None:
         self._engine = None
         self._options = Options(**options)
         self._schedules = []
@@ -77,7 +99,8 @@ class FusedOptimizer(SchedulingMixin):
             or torch_optimizer._global_optimizer_post_hooks
         )
         if hooks:
-            return self._step_with_hooks(closure)
+            hooked = torch.optim.Optimizer.profile_hook_step(_step_without_hooks)
+            return hooked(self) if closure is None else hooked(self, closure)
         return _step_without_hooks(self, closure)
 
     # torch.optim wraps step() to run hooks and to mark it for its profiler, at 5 us per call; the
@@ -133,13 +156,11 @@ class FusedOptimizer(SchedulingMixin):
         records = [] if self._engine is None else self._engine.records()
         steps = self._clock()[1]
         first = max(self._clock_at_start[1], steps - capacity)
-        fields: Iterable[Tensor]
         if records:
-            slots = torch.arange(first, steps) % capacity
-            fields = records[0].cpu()[slots].unbind(-1)
+            kept = records[0].cpu()[torch.arange(first, steps) % capacity]
         else:
-            fields = torch.zeros(4, 0, len(self.param_groups), dtype=torch.float64)
-        return Telemetry(first, *fields)
+            kept = torch.zeros(0, len(self.param_groups), 4, dtype=torch.float64)
+        return Telemetry(first, *kept.unbind(-1))
 
     @contextmanager
     def ema_parameters(self) -> Iterator[None]:
@@ -296,10 +317,6 @@ class FusedOptimizer(SchedulingMixin):
         if missing is not None:
             raise RuntimeError(f"{len(missing)} parameters have no usable optimizer state")
 
-    def _step_with_hooks(self, closure: Callable[[], Any] | None) -> Any:
-        hooked = torch.optim.Optimizer.profile_hook_step(_step_without_hooks)
-        return hooked(self) if closure is None else hooked(self, closure)
-
     def _make_engine(self) -> _C.Engine:
         engine: _C.Engine = extension().Engine(self._rule, find_shards)
         self._send_schedules(engine)
@@ -343,8 +360,14 @@ class FusedOptimizer(SchedulingMixin):
 
     def _choose_dtypes(self) -> None:
         """Convert existing moments to ``state_dtype``, if that is given."""
-        if self._options.state_dtype is not None:
-            _state.choose_dtypes(self, lambda param: self._options.state_dtype_of(param, []))
+        if self._options.state_dtype is None:
+            return
+        for param, state in self.state.items():
+            if isinstance(param, Tensor):  # torch loads states of unknown parameters, too
+                dtype = self._options.state_dtype_of(param, [])
+                for name in state.keys() - _state.NOT_MOMENTS:
+                    if isinstance(state[name], Tensor):
+                        state[name] = state[name].to(dtype)
 
     def _watch(self, flag: Tensor | None) -> None:
         """Let steps change nothing while ``flag``, one float64 on the device, is not 0."""
@@ -377,8 +400,7 @@ def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     assert isinstance(optimizer, FusedOptimizer)
     counts = [] if optimizer._engine is None else optimizer._engine.private_counts()
     _state.clear_unstarted_momentum(optimizer, counts, state)
-    entry = optimizer._entry()
-    if entry:
+    if entry := optimizer._entry():
         state[ENGINE_ENTRY] = entry
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -13,6 +14,7 @@ import torch
 from lrfast._utils.extension import extension
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_count, short_repr
+from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
     import lrfast._C as _C
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 _ALWAYS_SAVED = {"betas", "eps", "alpha", "lr_decay", "momentum_decay"}
 _TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "amsgrad"}
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16)
+
+# One for all groups; one, or None, per group; or none at all.
+Schedules = Schedule | Sequence[Schedule | None] | None
 
 
 class StepOptions(TypedDict, total=False):
@@ -90,14 +95,10 @@ class Options:
 
     def encode(self) -> _C.EngineOptions:
         """Return the options in the engine's form."""
+        decay = -1.0 if self.ema_decay is None else self.ema_decay
+        flags = (self.skip_nonfinite, self.zero_grads, decay, self.stochastic_rounding)
         options: _C.EngineOptions = extension().EngineOptions(
-            self.max_grad_norm or 0.0,
-            self.skip_nonfinite,
-            self.zero_grads,
-            -1.0 if self.ema_decay is None else self.ema_decay,
-            self.stochastic_rounding,
-            self.seed,
-            self.telemetry,
+            self.max_grad_norm or 0.0, *flags, self.seed, self.telemetry
         )
         return options
 

@@ -7,9 +7,8 @@ synchronise.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,24 +21,22 @@ from lrfast.optim._scheduling import set_rate
 from lrfast.schedules import Schedule
 
 
-class ScheduleDriver(ABC):
+class ScheduleDriver(Protocol):
     """Schedules at work on an optimizer."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+    _optimizer: Optimizer
 
-    @abstractmethod
     def before_step(self) -> None:
         """Set the learning rates of the next step."""
+        return
 
-    @abstractmethod
     def after_step(self) -> None:
         """Go on to the next step of the schedules, unless the optimizer's was skipped.
 
         Synchronises only if one of torch's fused optimizers stepped under a scaler.
         """
+        return
 
-    @abstractmethod
     def last_rate(self, group: int) -> float | Tensor:
         """Return a group's last learning rate; a tensor is float64 [1] on the device."""
 
@@ -47,19 +44,16 @@ class ScheduleDriver(ABC):
         """Return the loss schedule's factor, float64 [1] on the device; None: there is none."""
         return None
 
-    @abstractmethod
     def steps_applied(self) -> Tensor:
         """Return the count of steps applied so far, one int64, which the next step may change."""
 
-    @abstractmethod
     def base_hyperparameters(self, group: int) -> tuple[float, float | None]:
         """Return a group's base learning rate, and its momentum if the driver writes it."""
 
-    @abstractmethod
     def rearm_stop_flag(self) -> None:
         """Obey the stop flag again, after another driver had the optimizer for a while."""
+        return
 
-    @abstractmethod
     def detach(self) -> None:
         """Restore every group's learning rate and momentum."""
 
@@ -79,16 +73,11 @@ def attach_schedule(
     *,
     scaled: bool = False,
 ) -> ScheduleDriver:
-    """Attach a schedule to an optimizer for one run.
+    """Attach a schedule, for all groups or one per group, to an optimizer for one run.
 
-    Args:
-        optimizer: Of lrfast or torch.optim.
-        schedule: Multiplies each group's own learning rate; one for all groups, or one per group.
-        total_steps: Most steps of the schedule that will be made; its last value then holds.
-        stop_flag: One float64 on the device; lrfast optimizers change nothing while it is not 0.
-        start: The schedule's step that the next step makes.
-        scaled: Whether the factor of the optimizer's loss schedule multiplies the learning rates;
-            otherwise it is ignored until the driver is detached.
+    After ``total_steps`` its last value holds. ``start`` is its step that the next step makes.
+    lrfast optimizers change nothing while ``stop_flag``, one float64 on the device, is not 0, and
+    ignore the factor of their loss schedule until the driver is detached, unless ``scaled``.
     """
     if isinstance(optimizer, FusedOptimizer):
         return _DeviceDriver(optimizer, schedule, stop_flag, start, scaled)
@@ -106,7 +95,7 @@ class _DeviceDriver(ScheduleDriver):
         start: int,
         scaled: bool,
     ) -> None:
-        super().__init__(optimizer)
+        self._optimizer = optimizer
         optimizer._loss_factor_paused = not scaled  # sent to the engine with the schedule
         self._stop_flag = stop_flag
         optimizer._attach(optimizer._one_per_group(schedule), start)
@@ -114,12 +103,6 @@ class _DeviceDriver(ScheduleDriver):
 
     def rearm_stop_flag(self) -> None:
         self._optimizer._watch(self._stop_flag)
-
-    def before_step(self) -> None:
-        pass
-
-    def after_step(self) -> None:
-        pass
 
     def last_rate(self, group: int) -> Tensor:
         return self._optimizer.last_rates[group : group + 1]
@@ -151,7 +134,7 @@ class _HostDriver(ScheduleDriver):
         total_steps: int,
         start: int,
     ) -> None:
-        super().__init__(optimizer)
+        self._optimizer = optimizer
         groups = optimizer.param_groups
         self._own_rates = [float(group["lr"]) for group in groups]
         self._own_momenta = [momentum_of(group) for group in groups]
@@ -188,9 +171,6 @@ class _HostDriver(ScheduleDriver):
 
     def base_hyperparameters(self, group: int) -> tuple[float, float | None]:
         return self._own_rates[group], self._own_momenta[group]
-
-    def rearm_stop_flag(self) -> None:
-        pass
 
     def _note_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._has_stepped = True

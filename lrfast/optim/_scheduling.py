@@ -15,6 +15,7 @@ from torch import Tensor
 from lrfast._utils.param_groups import momentum_of
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_count, check_list
+from lrfast.optim._options import Schedules
 from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -63,9 +64,7 @@ class SchedulingMixin(torch.optim.Optimizer):
     _loaded_clock: tuple[int, int] | None = None  # right after a state dict was loaded
     _captured_by: object = None  # the captured step that makes this optimizer's steps
 
-    def set_schedule(
-        self, schedule: Schedule | Sequence[Schedule | None] | None, *, step: int | None = None
-    ) -> None:
+    def set_schedule(self, schedule: Schedules, *, step: int | None = None) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.
 
         The schedule multiplies ``param_groups[i]["lr"]``, which stays as set. It is evaluated on
@@ -134,18 +133,11 @@ class SchedulingMixin(torch.optim.Optimizer):
                 raise ValueError("steps must be given for an optimizer without a schedule")
             steps = max(schedule.total_steps for schedule in schedules if schedule)
         moments = np.arange(check_count("steps", steps))
-        columns = [
-            _planned(group, schedule, moments)
-            for group, schedule in zip(self.param_groups, schedules, strict=True)
-        ]
-        rates, momenta, decays = (
-            np.stack(channel, axis=1) for channel in zip(*columns, strict=True)
-        )
-        return Planned(moments, rates, momenta, decays)
+        pairs = zip(self.param_groups, schedules, strict=True)
+        columns = [_planned(group, schedule, moments) for group, schedule in pairs]
+        return Planned(moments, *np.stack(columns, axis=2))
 
-    def _one_per_group(
-        self, schedule: Schedule | Sequence[Schedule | None] | None
-    ) -> list[Schedule | None]:
+    def _one_per_group(self, schedule: Schedules) -> list[Schedule | None]:
         """Return the given schedules, checked, as a list with one entry per group."""
         count = len(self.param_groups)
         if isinstance(schedule, str):
@@ -174,8 +166,7 @@ class SchedulingMixin(torch.optim.Optimizer):
         if self._loaded_clock != self._clock():
             return 0  # steps have been made since
         stands = self.schedule_step
-        differs = difference(schedules, self._padded_schedules())
-        if differs:
+        if differs := difference(schedules, self._padded_schedules()):
             raise ValueError(
                 "step must say where another schedule than the one just loaded begins (0 to start "
                 f"it, {stands} to go on where that one stands), got None; set against loaded: "
@@ -266,8 +257,7 @@ class SchedulingMixin(torch.optim.Optimizer):
         """Refuse a saved schedule that differs from the attached one."""
         if saved is None or not any(self._schedules) or len(saved) != len(self.param_groups):
             return  # torch refuses another number of groups
-        differs = difference(saved, self._padded_schedules())
-        if differs:
+        if differs := difference(saved, self._padded_schedules()):
             raise ValueError(
                 'schedule must be "saved" or "own" where the saved one and the attached one '
                 f"differ, got None; saved against own: {differs}"
@@ -305,8 +295,8 @@ def saved_schedules(entry: dict[str, Any]) -> list[Schedule | None] | None:
     saved = entry.get("schedules")
     if saved is None:
         return None
-    each = check_list("schedules", saved)
-    return [None if entry is None else Schedule.from_dict(entry) for entry in each]
+    packed = check_list("schedules", saved)
+    return [None if each is None else Schedule.from_dict(each) for each in packed]
 
 
 def _planned(
@@ -314,11 +304,8 @@ def _planned(
 ) -> tuple[Floats, Floats, Floats]:
     """Return learning rates, momenta and weight decays of one group."""
     momentum = momentum_of(group)
-    own = (
-        float(group["lr"]),
-        math.nan if momentum is None else momentum,
-        float(group.get("weight_decay", math.nan)),
-    )
+    decay = float(group.get("weight_decay", math.nan))
+    own = (float(group["lr"]), math.nan if momentum is None else momentum, decay)
     rates, momenta, decays = (np.full(len(steps), value) for value in own)
     if schedule is None:
         return rates, momenta, decays
@@ -337,8 +324,7 @@ def difference(these: Sequence[Schedule | None], others: Sequence[Schedule | Non
         if one == other:
             continue
         if one is None or other is None:
-            names = ["none" if each is None else each.name for each in (one, other)]
-            text = f"{names[0]} against {names[1]}"
+            text = " against ".join("none" if each is None else each.name for each in (one, other))
         else:
             text = one.difference(other).replace("\n", ", ")
         lines.setdefault(text, []).append(str(group))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -21,8 +21,7 @@ def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
     if hasattr(param, "_local_tensor"):  # a DTensor's state is a DTensor, for its checkpoints
         return torch.zeros_like(param, dtype=dtype)
     strides = extension().layout_strides(param)
-    zeros = torch.empty_strided(param.shape, strides, dtype=dtype, device=param.device)
-    return zeros.zero_()
+    return torch.empty_strided(param.shape, strides, dtype=dtype, device=param.device).zero_()
 
 
 def as_engine_state(name: str, value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -65,19 +64,6 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
                 continue
             if value.dtype.itemsize > loaded[name].dtype.itemsize:
                 loaded[name] = value.to(param.device, copy=True)
-
-
-def choose_dtypes(
-    optimizer: torch.optim.Optimizer, dtype_of: Callable[[Tensor], torch.dtype]
-) -> None:
-    """Convert the existing moments to the dtype of each parameter's states."""
-    for param, state in optimizer.state.items():
-        if not isinstance(param, Tensor):  # torch loads states of unknown parameters, too
-            continue
-        chosen = dtype_of(param)
-        for name, value in state.items():
-            if isinstance(value, Tensor) and name not in NOT_MOMENTS:
-                state[name] = value.to(chosen)
 
 
 def clear_unstarted_momentum(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from typing_extensions import Unpack
 
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._options import StepOptions
+from lrfast.optim._options import Schedules, StepOptions
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.nadam import NAdam
 from lrfast.optim.rmsprop import RMSprop
 from lrfast.optim.sgd import SGD
-from lrfast.schedules import Schedule
 
 _CLASSES: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.SGD: SGD,
@@ -30,7 +27,7 @@ _NOT_TAKEN = ("step", "_opt_called")
 
 def wrap(
     optimizer: torch.optim.Optimizer,
-    schedule: Schedule | Sequence[Schedule | None] | None = None,
+    schedule: Schedules = None,
     **options: Unpack[StepOptions],
 ) -> FusedOptimizer:
     """Take over the groups, states and hooks of a torch.optim optimizer.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._options import StepOptions
-from lrfast.schedules import Schedule
+from lrfast.optim._options import Schedules, StepOptions
 
 
 class Adagrad(FusedOptimizer, torch.optim.Adagrad):
@@ -38,8 +36,7 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
 
     Example:
         >>> import torch, lrfast
-        >>> parameters = torch.nn.Linear(2, 1).parameters()
-        >>> optimizer = lrfast.Adagrad(parameters, lr=0.01)
+        >>> optimizer = lrfast.Adagrad(torch.nn.Linear(2, 1).parameters(), lr=0.01)
 
     Reference:
         Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
@@ -61,7 +58,7 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        schedule: Schedules = None,
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(

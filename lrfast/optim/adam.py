@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._options import StepOptions
-from lrfast.schedules import Schedule
+from lrfast.optim._options import Schedules, StepOptions
 
 
 class Adam(FusedOptimizer, torch.optim.Adam):
@@ -23,8 +21,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
     Args:
         params: Parameters or param groups.
         lr: Learning rate, 0 or more; default 1e-3.
-        betas: Decays of the averages of the gradient and of its square, in [0, 1); default
-            (0.9, 0.999).
+        betas: Decays of the averages of gradient and square, in [0, 1); default (0.9, 0.999).
         eps: Added to the denominator, 0 or more; default 1e-8.
         weight_decay: L2 penalty, 0 or more; default 0.
         amsgrad: Whether to divide by the largest average so far; default False.
@@ -70,7 +67,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        schedule: Schedules = None,
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
@@ -84,14 +81,12 @@ class Adam(FusedOptimizer, torch.optim.Adam):
 class AdamW(FusedOptimizer, torch.optim.AdamW):
     """Adam with decoupled weight decay; every argument is torch.optim.AdamW's.
 
-    While a schedule cycles beta1, bias correction uses the product of the betas used so far; torch
-    uses a power of the current beta.
+    Bias correction is that of :class:`Adam`.
 
     Args:
         params: Parameters or param groups.
         lr: Learning rate, 0 or more; default 1e-3.
-        betas: Decays of the averages of the gradient and of its square, in [0, 1); default
-            (0.9, 0.999).
+        betas: Decays of the averages of gradient and square, in [0, 1); default (0.9, 0.999).
         eps: Added to the denominator, 0 or more; default 1e-8.
         weight_decay: Decoupled weight decay, 0 or more; default 0.01.
         amsgrad: Whether to divide by the largest average so far; default False.
@@ -137,7 +132,7 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        schedule: Schedules = None,
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._options import StepOptions
-from lrfast.schedules import Schedule
+from lrfast.optim._options import Schedules, StepOptions
 
 
 class Lion(FusedOptimizer, torch.optim.Optimizer):
@@ -22,8 +20,7 @@ class Lion(FusedOptimizer, torch.optim.Optimizer):
     Args:
         params: Parameters or param groups.
         lr: Learning rate, 0 or more; default 1e-4.
-        betas: The momentum's weight in the step, and its decay afterwards, in [0, 1); default
-            (0.9, 0.99).
+        betas: Momentum's weight in the step and decay after it, in [0, 1); default (0.9, 0.99).
         weight_decay: Decoupled weight decay, 0 or more; default 0.
         maximize: Whether to maximise the loss; default False.
         foreach: Ignored; accepted for compatibility with torch.optim.
@@ -38,8 +35,7 @@ class Lion(FusedOptimizer, torch.optim.Optimizer):
 
     Example:
         >>> import torch, lrfast
-        >>> parameters = torch.nn.Linear(2, 1).parameters()
-        >>> optimizer = lrfast.Lion(parameters, lr=1e-4, weight_decay=0.1)
+        >>> optimizer = lrfast.Lion(torch.nn.Linear(2, 1).parameters(), lr=1e-4, weight_decay=0.1)
 
     Reference:
         Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675.
@@ -59,7 +55,7 @@ class Lion(FusedOptimizer, torch.optim.Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        schedule: Schedules = None,
         **options: Unpack[StepOptions],
     ) -> None:
         if isinstance(lr, Tensor) and lr.numel() != 1:
@@ -71,15 +67,9 @@ class Lion(FusedOptimizer, torch.optim.Optimizer):
                 raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
         if not weight_decay >= 0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
+        super().__init__(params, {
+            "lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize,
+            "foreach": foreach, "capturable": capturable, "differentiable": differentiable,
             "fused": fused,
-        }
-        super().__init__(params, defaults)
+        })  # fmt: skip
         self._set_up(schedule, options)

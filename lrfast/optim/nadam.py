@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._options import StepOptions
-from lrfast.schedules import Schedule
+from lrfast.optim._options import Schedules, StepOptions
 
 
 class NAdam(FusedOptimizer, torch.optim.NAdam):
@@ -20,13 +18,11 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
     Args:
         params: Parameters or param groups.
         lr: Learning rate, 0 or more; default 2e-3.
-        betas: Decays of the averages of the gradient and of its square, in [0, 1); default
-            (0.9, 0.999).
+        betas: Decays of the averages of gradient and square, in [0, 1); default (0.9, 0.999).
         eps: Added to the denominator, 0 or more; default 1e-8.
         weight_decay: Weight decay, 0 or more; default 0.
         momentum_decay: Speed at which the momentum grows to beta1, 0 or more; default 4e-3.
-        decoupled_weight_decay: Whether the decay is AdamW's instead of an L2 penalty; default
-            False.
+        decoupled_weight_decay: Whether the decay is AdamW's, not an L2 penalty; default False.
         foreach: Ignored; accepted for compatibility with torch.optim.
         maximize: Whether to maximise the loss; default False.
         capturable: Ignored; accepted for compatibility with torch.optim.
@@ -39,8 +35,7 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
 
     Example:
         >>> import torch, lrfast
-        >>> parameters = torch.nn.Linear(2, 1).parameters()
-        >>> optimizer = lrfast.NAdam(parameters, lr=2e-3)
+        >>> optimizer = lrfast.NAdam(torch.nn.Linear(2, 1).parameters(), lr=2e-3)
 
     Reference:
         Dozat, "Incorporating Nesterov Momentum into Adam", 2016.
@@ -62,7 +57,7 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
-        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        schedule: Schedules = None,
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(

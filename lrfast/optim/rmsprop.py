@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._options import StepOptions
-from lrfast.schedules import Schedule
+from lrfast.optim._options import Schedules, StepOptions
 
 
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):
@@ -37,8 +35,7 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
 
     Example:
         >>> import torch, lrfast
-        >>> parameters = torch.nn.Linear(2, 1).parameters()
-        >>> optimizer = lrfast.RMSprop(parameters, lr=0.01, centered=True)
+        >>> optimizer = lrfast.RMSprop(torch.nn.Linear(2, 1).parameters(), lr=0.01, centered=True)
 
     Reference:
         Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012.
@@ -60,7 +57,7 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         maximize: bool = False,
         differentiable: bool = False,
         *,
-        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        schedule: Schedules = None,
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._options import StepOptions
-from lrfast.schedules import Schedule
+from lrfast.optim._options import Schedules, StepOptions
 
 
 class SGD(FusedOptimizer, torch.optim.SGD):
@@ -36,8 +34,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
 
     Example:
         >>> import torch, lrfast
-        >>> parameters = torch.nn.Linear(2, 1).parameters()
-        >>> optimizer = lrfast.SGD(parameters, lr=0.1, momentum=0.9)
+        >>> optimizer = lrfast.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1, momentum=0.9)
 
     Reference:
         Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
@@ -58,7 +55,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        schedule: Schedule | Sequence[Schedule | None] | None = None,
+        schedule: Schedules = None,
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
