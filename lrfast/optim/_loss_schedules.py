@@ -40,8 +40,9 @@ class LossSchedule(ABC):
     """A factor of all learning rates that follows a measured value: base of Plateau and Greedy.
 
     An optimizer has one at most, as its ``loss_schedule``; it is part of the optimizer's state
-    dict, copies and pickles. If the optimizer's state is loaded first, a Plateau or Greedy created
-    afterwards adopts the loaded state.
+    dict, copies and pickles. One created after the optimizer's state was loaded adopts it. It
+    multiplies whatever schedule the optimizer has, also in the stages of a fine-tuner; a range test
+    ignores it.
     """
 
     _ARGUMENTS: ClassVar[tuple[str, ...]] = (
@@ -122,21 +123,17 @@ class LossSchedule(ABC):
             self._state[name].fill_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return kind, arguments and counts, in a form that ``torch.save`` can write.
-
-        The optimizer's state dict holds the same.
-        """
+        """Return kind, arguments and counts, which the optimizer's state dict holds, too."""
         return self.identity | {name: value.clone() for name, value in self._state.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state.
+        """Load a state; nothing has changed if it raises.
 
         Args:
             state_dict: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If it is of another kind or other arguments, or an entry is missing or
-                invalid; nothing has changed then.
+            ValueError: If it is of another kind or arguments, or an entry is missing or invalid.
         """
         self.check_state_dict(state_dict)
         self._restore(state_dict)
@@ -151,13 +148,13 @@ class LossSchedule(ABC):
             )
 
     def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Check that :meth:`load_state_dict` can load a state dict.
+        """Check that a state dict can be loaded; arguments and errors of :meth:`load_state_dict`.
 
         Args:
-            state_dict: The state dict.
+            state_dict: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If it cannot.
+            ValueError: As :meth:`load_state_dict` does.
         """
         check_dict("state_dict", state_dict)
         if (difference := self._difference(state_dict)) is not None:
@@ -166,8 +163,7 @@ class LossSchedule(ABC):
                 f"state_dict must be of a {own}, got one of a {saved}; detach() the optimizer's "
                 "loss_schedule to take the saved one, or leave the saved one out"
             )
-        missing = sorted(self._state.keys() - state_dict.keys())
-        if missing:
+        if missing := sorted(self._state.keys() - state_dict.keys()):
             raise ValueError(
                 f"state_dict must be what {type(self).__name__}.state_dict returned, got one "
                 f"without {missing}"
@@ -222,25 +218,21 @@ class LossSchedule(ABC):
 
     def _difference(self, saved: Mapping[str, Any]) -> tuple[str, str] | None:
         """Return kind and differing arguments of this and a saved one; None if they are equal."""
-        own = self.identity
-        _check_arguments(saved.get("arguments", {}))
+        own, given = self.identity, _check_arguments(saved.get("arguments", {}))
         if saved.get("kind", own["kind"]) != own["kind"]:
             return own["kind"], check_str("kind", saved["kind"])
         arguments = own["arguments"]
-        differing = {
-            name: value
-            for name, value in saved.get("arguments", {}).items()
-            if arguments.get(name) != value
-        }
+        differing = [name for name, value in given.items() if arguments.get(name) != value]
         if not differing:
             return None
-        named = [
-            ", ".join(
-                f"{short_repr(name)[1:-1]}={short_repr(given.get(name))}" for name in differing
+
+        def named(values: dict[str, Any]) -> str:
+            each = (
+                f"{short_repr(name)[1:-1]}={short_repr(values.get(name))}" for name in differing
             )
-            for given in (arguments, differing)
-        ]
-        return f"{own['kind']}({named[0]})", f"{own['kind']}({named[1]})"
+            return f"{own['kind']}({', '.join(each)})"
+
+        return named(arguments), named(given)
 
     def _on_device(self, value: Tensor | float) -> Tensor:
         device = self._state["best"].device
@@ -264,9 +256,7 @@ class LossSchedule(ABC):
         """Return the limit below which a value is better; values are negated for mode "max"."""
         if self.threshold_mode == "abs":
             return best - self.threshold
-        if self.mode == "min":
-            return best * (1 - self.threshold)
-        return -(-best * (1 + self.threshold))
+        return best * (1 - self.threshold if self.mode == "min" else 1 + self.threshold)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -277,20 +267,17 @@ class LossSchedule(ABC):
 class Plateau(LossSchedule):
     """Cuts all learning rates by a factor if a measured value has stopped improving.
 
-    ``counting`` chooses the rules. "torch": as ReduceLROnPlateau of torch and timm, a cut comes
-    once the value has been bad more than ``patience`` times; "keras": as ReduceLROnPlateau of Keras
-    (and optax), at the ``patience``-th time, one observation earlier, and the observation at which
-    a cool-down ends counts.
+    With ``counting="torch"``, as in ReduceLROnPlateau of torch and timm, a cut comes once the value
+    has been bad more than ``patience`` times; with "keras", as in that of Keras (and optax), at the
+    ``patience``-th time, and the observation at which a cool-down ends counts.
 
-    The factor multiplies whatever schedule the optimizer has, also in the stages of a fine-tuner;
-    a range test ignores it. Factor and counts are part of the optimizer's state dict.
+    See :class:`LossSchedule` for the factor beside schedules, fine-tuners and state dicts.
 
     Args:
         optimizer: An lrfast optimizer; its groups' ``lr`` and its schedule stay as they are.
         mode: "min", the default, if smaller is better, "max" if larger is.
         factor: Factor of a cut, in (0, 1); default 0.1.
-        patience: Bad observations that are tolerated, 0 or more, with "keras" 1 or more; default
-            10.
+        patience: Bad observations tolerated, 0 or more, with "keras" 1 or more; default 10.
         threshold: Least improvement over the best, 0 or more; default 1e-4.
         threshold_mode: "rel", the default: a fraction of the best; "abs": an amount.
         cooldown: Observations after a cut that are not counted, 0 or more; default 0.
@@ -313,8 +300,7 @@ class Plateau(LossSchedule):
         [0.05]
 
     Reference:
-        torch 2.13, ``torch.optim.lr_scheduler.ReduceLROnPlateau``; Keras 3,
-        ``keras.callbacks.ReduceLROnPlateau``.
+        torch 2.13 and Keras 3, ``ReduceLROnPlateau``.
     """
 
     _ARGUMENTS = (*LossSchedule._ARGUMENTS, "counting")
@@ -375,8 +361,7 @@ class Greedy(LossSchedule):
     rate, so that ratios between groups stay; there is no least change (``eps``); and the mean over
     the window recovers once a NaN has left it.
 
-    The factor multiplies whatever schedule the optimizer has, also in the stages of a fine-tuner;
-    a range test ignores it. Factor and counts are part of the optimizer's state dict.
+    See :class:`LossSchedule` for the factor beside schedules, fine-tuners and state dicts.
 
     Args:
         optimizer: An lrfast optimizer; its groups' ``lr`` and its schedule stay as they are.
@@ -409,8 +394,7 @@ class Greedy(LossSchedule):
 
     Reference:
         Subramanian & Ganapathiraman, "Zeroth Order GreedyLR: An Adaptive Learning Rate Scheduler
-        for Deep Neural Network Training", 2023; arXiv:2512.14527; transformers,
-        ``transformers.optimization.GreedyLR``.
+        for Deep Neural Network Training", 2023; arXiv:2512.14527; transformers' GreedyLR.
     """
 
     _ARGUMENTS = (*LossSchedule._ARGUMENTS, "warmup", "max_factor", "reset_start")
@@ -468,11 +452,8 @@ class Greedy(LossSchedule):
         state["raises"].add_(is_raise & (higher > scale))
         state["cuts"].add_(is_cut & (lower < scale))
         scale.copy_(torch.where(is_raise, higher, torch.where(is_cut, lower, scale)))
-        for name, begins, length in (
-            ("warmup", is_raise, self.warmup),
-            ("cooldown", is_cut, self.cooldown),
-        ):
-            state[name].sub_(1).clamp_(min=0).masked_fill_(begins, length)
+        for name, begins in (("warmup", is_raise), ("cooldown", is_cut)):
+            state[name].sub_(1).clamp_(min=0).masked_fill_(begins, getattr(self, name))
         state["good"].copy_(good.masked_fill_(is_raise, 0.0))
         state["bad"].copy_(bad.masked_fill_(is_cut, 0.0))
         stuck = state["stuck"].masked_fill_(is_raise, 0.0)

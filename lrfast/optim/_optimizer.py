@@ -164,10 +164,9 @@ class FusedOptimizer(SchedulingMixin):
 
     @contextmanager
     def ema_parameters(self) -> Iterator[None]:
-        """Give the model the EMA of its weights for the ``with`` block.
+        """Give the model the EMA of its weights for the ``with`` block, in place.
 
-        Values are exchanged in place, so that addresses stay. Parameters that were never updated
-        have no EMA and stay as they are.
+        Parameters that were never updated have no EMA and stay as they are.
 
         Yields:
             None.
