@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
+from lrfast._utils.validation import check_choice
 
 __all__ = ["CurveStatus", "LossCurve"]
 
@@ -104,11 +105,8 @@ class LossCurve:
         _check_beta(beta)
         if stop is not None and not (math.isfinite(stop) and stop > 1):
             raise ValueError(f"stop must be above 1, or None, got {stop}")
-        self.capacity = capacity
-        self.width = width
-        self.beta = beta
-        self.stop = stop
-        self.grace = grace
+        self.capacity, self.width = capacity, width
+        self.beta, self.stop, self.grace = beta, stop, grace
         self._losses = torch.full((capacity,), math.nan, dtype=torch.float64, device=device)
         self._planned = rates is not None
         self._rates = _rate_rows(rates, capacity, width, device)
@@ -168,20 +166,18 @@ class LossCurve:
     def _row(self, lr: float | Sequence[float] | Tensor | None) -> Tensor | None:
         """Return learning rates for the engine: [width] on the device; None: the planned ones."""
         if self._planned:
-            if lr is not None:
-                raise ValueError(
-                    f"lr must be None where rates are planned, got {type(lr).__name__}"
-                )
-            return None
+            if lr is None:
+                return None
+            raise ValueError(f"lr must be None where rates are planned, got {type(lr).__name__}")
         if lr is None:
             return self._no_rate
         if isinstance(lr, Tensor):
             return lr
         values = [lr] if isinstance(lr, int | float) else list(lr)
         rates = torch.tensor(values, dtype=torch.float64, device="cpu")
-        if self.device.type == "cuda":
-            rates = rates.pin_memory().to(self.device, non_blocking=True)
-        return rates
+        if self.device.type != "cuda":
+            return rates
+        return rates.pin_memory().to(self.device, non_blocking=True)
 
     def __len__(self) -> int:
         """Number of recorded losses. Synchronises once a step may have been skipped."""
@@ -229,10 +225,9 @@ class LossCurve:
 
         Args:
             method: "ema", the default: the bias-corrected exponential moving average; "sma": the
-                mean of a centred window; "median": its median, without NaN; "savgol": the value of
-                the polynomial that fits a window best (Savitzky-Golay); "none": the raw losses. The
-                windows of "sma" and "median" narrow towards both ends; at the ends of "savgol" the
-                polynomial of the first or last full window goes on.
+                mean of a centred window; "median": its median, without NaN, both of windows that
+                narrow towards the ends; "savgol": the polynomial that fits a window best
+                (Savitzky-Golay), at the ends that of the last full one; "none": the raw losses.
             beta: Decay of the EMA, in [0, 1); None, the default: the curve's own.
             window: Odd width in losses; default 5, for "savgol" 11, which must be above ``order``
                 and at most ``len(self)``.
@@ -253,9 +248,7 @@ class LossCurve:
     def _smooth(self, method: Smoother, given: Mapping[str, Any], width: str) -> Tensor:
         """Return smoothed losses; ``width`` is the name of the window's parameter."""
         takes = {"ema": ("beta",), "sma": (width,), "median": (width,), "savgol": (width, "order")}
-        if method != "none" and method not in takes:
-            names = "'ema', 'sma', 'median', 'savgol' or 'none'"
-            raise ValueError(f"method must be {names}, got {method!r}")
+        check_choice("method", method, (*takes, "none"))
         taken = takes.get(method, ())
         for name, value in given.items():
             if value is not None and name not in taken:
@@ -263,24 +256,20 @@ class LossCurve:
                 raise ValueError(f"{name} is not for method {method!r}, which takes {known}")
         if method == "none":
             return self.losses
-        smoothed: Tensor
+        defaults = {"beta": self.beta, width: 11 if method == "savgol" else 5, "order": 2}
+        values = [defaults[name] if given[name] is None else given[name] for name in taken]
         if method == "ema":
-            beta = self.beta if given["beta"] is None else given["beta"]
-            _check_beta(beta)
-            smoothed = extension().smooth_ema(self.losses, beta)
-            return smoothed
-        window = given[width]
-        if window is None:
-            window = 11 if method == "savgol" else 5
-        if window < 1 or window % 2 == 0:
-            raise ValueError(f"{width} must be odd and 1 or more, got {window}")
-        if method == "savgol":
-            order = 2 if given["order"] is None else given["order"]
-            smoothed = extension().savitzky_golay(self.losses, window, order)
-        elif method == "median":
-            smoothed = extension().running_median(self.losses, window)
-        else:
-            smoothed = extension().moving_average(self.losses, window)
+            _check_beta(values[0])
+        elif values[0] < 1 or values[0] % 2 == 0:
+            raise ValueError(f"{width} must be odd and 1 or more, got {values[0]}")
+        engine = extension()
+        smooth = {
+            "ema": engine.smooth_ema,
+            "sma": engine.moving_average,
+            "median": engine.running_median,
+            "savgol": engine.savitzky_golay,
+        }[method]
+        smoothed: Tensor = smooth(self.losses, *values)
         return smoothed
 
     def derivative(
@@ -304,10 +293,10 @@ class LossCurve:
             wrt: The variable x: "log_lr", the default, the natural logarithm of the (first)
                 learning rate; "step"; or "lr".
             window: Steps to either side, 1 or more; default 1.
-            beta: Decay of the EMA, as in :meth:`smoothed`; 0: raw losses.
-            method: Smoother of the losses, as in :meth:`smoothed`.
-            smooth_window: Window of the smoother, as in :meth:`smoothed`.
-            order: Degree of the smoother's polynomial, as in :meth:`smoothed`.
+            beta: As in :meth:`smoothed`; 0: raw losses.
+            method: As in :meth:`smoothed`.
+            smooth_window: The ``window`` of :meth:`smoothed`.
+            order: As in :meth:`smoothed`.
 
         Raises:
             ValueError: If an argument is out of range, or fewer than 2 losses are recorded.
@@ -319,15 +308,12 @@ class LossCurve:
             raise ValueError(f"window must be 1 or more, got {window}")
         if (count := len(self)) < 2:
             raise ValueError(f"a derivative needs 2 losses or more, got {count}")
-        rates = self._rates[:count, 0]
+        check_choice("wrt", wrt, ("log_lr", "step", "lr"))
+        x = self._rates[:count, 0].contiguous()
         if wrt == "step":
             x = torch.arange(count, dtype=torch.float64, device=self.device)
         elif wrt == "log_lr":
-            x = rates.log()
-        elif wrt == "lr":
-            x = rates.contiguous()
-        else:
-            raise ValueError(f"wrt must be 'log_lr', 'step' or 'lr', got {wrt!r}")
+            x = x.log()
         given = {"beta": beta, "smooth_window": smooth_window, "order": order}
         smoothed = self._smooth(method, given, "smooth_window")
         slopes: Tensor = extension().derivative(smoothed, x, window)
@@ -338,19 +324,18 @@ class LossCurve:
         return _read_status(self._state.cpu())
 
     def poll(self) -> CurveStatus:
-        """Return the curve's state as of a recent loss, without a synchronisation.
+        """Return the state as of a recent loss, on the CPU the last one, without a synchronisation.
 
-        On the CPU that is the last loss. On a GPU each call queues a copy and returns the newest
-        one that has arrived.
+        On a GPU each call queues a copy and returns the newest one that has arrived.
         """
         return _read_status(self._mirror.latest())
 
 
 class _CurveRecorder:
-    """Recording of a curve's losses from within a step that a CUDA graph may replay."""
+    """Recording of a curve's losses from within a step that a CUDA graph may replay.
 
-    # A replay launches again what record() launched once; begin() and end() are the host's part,
-    # around each step.
+    A replay launches again what ``record`` launched; ``begin`` and ``end`` are the host's part.
+    """
 
     def __init__(self, curve: LossCurve) -> None:
         self._curve = curve
