@@ -34,11 +34,7 @@ def fused_optimizer(optimizer: Optimizer) -> FusedOptimizer:
 
 
 class LRFinderBase:
-    """Base of the LR-finder callbacks: keeps results and applies the suggested learning rate.
-
-    Args:
-        rule: Name of the suggestion method; None: that of :attr:`RangeTest.rule`.
-    """
+    """Base of the LR-finder callbacks: keeps results and applies the suggested learning rate."""
 
     def __init__(self, rule: str | None = None) -> None:
         if rule is not None and rule != "verified":
@@ -54,11 +50,7 @@ class LRFinderBase:
 
 
 class StepClipper:
-    """Clips within an optimizer's step, for trainers that ask for the norm before the step.
-
-    Args:
-        optimizer: The optimizer whose step clips.
-    """
+    """Clips within an optimizer's step, for trainers that ask for the norm before the step."""
 
     def __init__(self, optimizer: FusedOptimizer) -> None:
         self._optimizer = optimizer
@@ -72,10 +64,9 @@ class StepClipper:
         return all(id(param) in held for param in params if param.requires_grad)
 
     def clip(self, max_norm: float) -> Tensor:
-        """Let the next step clip, and return the tensor that it fills with the norm before.
+        """Let the next step clip, and return the tensor [] that it fills with the norm before.
 
-        The tensor is one float32 on the device. An infinite ``max_norm`` leaves the optimizer's
-        own ``max_grad_norm``.
+        An infinite ``max_norm`` leaves the optimizer's own ``max_grad_norm``.
         """
         own = self._optimizer.max_grad_norm
         limit = max_norm if math.isfinite(max_norm) else own
@@ -86,6 +77,5 @@ class StepClipper:
         return self._norm
 
     def _take(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        norm = self._optimizer.grad_norm
-        if norm is not None:
+        if (norm := self._optimizer.grad_norm) is not None:
             self._norm.copy_(norm)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from accelerate import Accelerator, DistributedType
@@ -57,19 +58,19 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
         )
     clipper = StepClipper(fused)
     plain = accelerator.clip_grad_norm_
-    covered: dict[int, bool] = {}  # by the first parameter: walking over a model takes long
+    covered: dict[int | None, bool] = {}  # by the first parameter: walking over a model takes long
 
     def clip_grad_norm_(
         parameters: Iterable[Tensor] | Tensor, max_norm: float, norm_type: float = 2
     ) -> Any:
         rest = iter([parameters] if isinstance(parameters, Tensor) else parameters)
-        first = next(rest, None)
-        if first is not None and id(first) not in covered:
-            listed = list(rest)
-            covered[id(first)] = clipper.covers([first, *listed])
-            rest = iter(listed)
-        if first is None or norm_type != 2 or not covered[id(first)]:
-            return plain([*([] if first is None else [first]), *rest], max_norm, norm_type)
+        listed = list(islice(rest, 1))
+        first = id(listed[0]) if listed else None
+        if first not in covered:
+            listed += rest
+            covered[first] = bool(listed) and clipper.covers(listed)
+        if norm_type != 2 or not covered[first]:
+            return plain([*listed, *rest], max_norm, norm_type)
         return clipper.clip(max_norm)
 
     accelerator.clip_grad_norm_ = clip_grad_norm_
@@ -89,11 +90,11 @@ def step_can_clip(accelerator: Accelerator) -> bool:
 def in_parallel(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """Return a model in DDP if there are several processes, as ``prepare`` wraps it.
 
-    The accelerator does not keep it. The model keeps the first process's weights.
+    The accelerator does not keep it.
 
     Args:
         accelerator: Its settings are used.
-        model: The model, not prepared.
+        model: The model, not prepared; it gets the first process's weights.
     """
     if accelerator.num_processes == 1 or isinstance(model, DistributedDataParallel):
         return model
@@ -107,12 +108,10 @@ def in_parallel(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 def undisturbed(accelerator: Accelerator) -> Iterator[None]:
     """Restore an accelerator's gradient state after the ``with`` block.
 
-    A prepared loader registers there as in use, and unregisters only at its end, which a range test
-    seldom reaches.
-
     Yields:
         None.
     """
+    # A loader registers there as in use until its end, which a range test seldom reaches.
     state = accelerator.gradient_state
     references, syncs = list(state.dataloader_references), state.sync_gradients
     try:

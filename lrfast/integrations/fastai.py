@@ -57,9 +57,9 @@ def lr_find(learner: Learner, **options: Any) -> RangeTest:
         loss: Tensor = learner.loss_func(model(*batch[:inputs]), *batch[inputs:])
         return loss
 
-    settings = {"compute_loss": compute_loss}
     model, data = _in_parallel(learner)
-    return range_test.lr_find(model, learner.opt.opt, data, **(settings | options))
+    options = {"compute_loss": compute_loss} | options
+    return range_test.lr_find(model, learner.opt.opt, data, **options)
 
 
 def _in_parallel(learner: Learner) -> tuple[nn.Module, Any]:

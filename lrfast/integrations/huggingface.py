@@ -85,14 +85,11 @@ def use(
         if has_own_groups or options:
             given = ", ".join(["lr, decay"] * has_own_groups + list(options))
             raise ValueError(f"{given} must be left out where the trainer has its optimizer")
-    clips = clip and step_can_clip(trainer.accelerator)
-    maker = _Maker(trainer, schedule, clips)
+    maker = _Maker(trainer, schedule, clip and step_can_clip(trainer.accelerator))
     trainer.create_scheduler = maker.create_scheduler
     if trainer.optimizer is None:
-        groups = None
-        if has_own_groups:
-            rate = trainer.args.learning_rate if lr is None else lr
-            groups = _layer_groups(trainer, rate, decay)
+        rate = trainer.args.learning_rate if lr is None else lr
+        groups = _layer_groups(trainer, rate, decay) if has_own_groups else None
         trainer.create_optimizer = partial(maker.create_optimizer, optimizer, groups, options)
     return trainer
 
@@ -182,16 +179,15 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
             loss: Tensor = trainer.compute_loss(model, dict(batch))
         return loss
 
-    settings = {
+    options = {
         "compute_loss": compute_loss,
         "accumulate": trainer.args.gradient_accumulation_steps,
         "scaler": accelerator.scaler,
         "progress": not trainer.args.disable_tqdm,
-    }
-    inner = inner_optimizer(trainer.optimizer)
+    } | options
     with undisturbed(accelerator):
         loader = _unused_loader(trainer)
-        return range_test.lr_find(model, inner, loader, **(settings | options))
+        return range_test.lr_find(model, inner_optimizer(trainer.optimizer), loader, **options)
 
 
 class LRFindCallback(LRFinderBase, TrainerCallback):  # type: ignore[misc]
@@ -218,27 +214,24 @@ class LRFindCallback(LRFinderBase, TrainerCallback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         LRFinderBase.__init__(self, rule)
-        self._trainer = trainer
-        self._epochs = frozenset(epochs)
-        self._options = options
+        self._trainer, self._epochs, self._options = trainer, frozenset(epochs), options
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Run and apply a range test, unless the epoch is resumed within."""
-        if (state.epoch or 0) not in self._epochs:
-            return
-        optimizer = fused_optimizer(self._trainer.optimizer)
-        self._take(lr_find(self._trainer, **self._options), optimizer)
+        if (state.epoch or 0) in self._epochs:
+            optimizer = fused_optimizer(self._trainer.optimizer)
+            self._take(lr_find(self._trainer, **self._options), optimizer)
 
 
 class LateLogs(TrainerCallback):  # type: ignore[misc]
     """Logs what Trainer logs, late and without a synchronisation.
 
-    At a logging step, Trainer reads the loss and the gradient norm, and synchronises for both. This
-    postpones the log (``control.should_log``), queues copies, and logs them at the first step that
-    finds them arrived; "measured_at" is the step that they belong to. The learning rate is the
-    device's own; each of several processes logs its own loss.
+    Trainer reads loss and gradient norm at a logging step, and synchronises for both. This queues
+    copies (``control.should_log`` becomes False) and logs them at the first step that finds them
+    arrived; "measured_at" is the step that they belong to. The learning rate is the device's own;
+    each of several processes logs its own loss.
 
     Args:
         trainer: Trains with an lrfast optimizer, see :func:`use`. Its ``training_step`` is wrapped
@@ -270,9 +263,9 @@ class LateLogs(TrainerCallback):  # type: ignore[misc]
         if control.should_log and self._sum is not None:
             control.should_log = False
             optimizer = fused_optimizer(self._trainer.optimizer)
-            norm = optimizer.grad_norm
-            values = [self._sum / self._since, optimizer.last_rates[0]]
-            self._reader.put(state.global_step, values + ([] if norm is None else [norm]))
+            norms = [] if optimizer.grad_norm is None else [optimizer.grad_norm]
+            values = [self._sum / self._since, optimizer.last_rates[0], *norms]
+            self._reader.put(state.global_step, values)
             self._sum, self._since = None, 0
         self._log(wait=False)
         return control
@@ -298,9 +291,7 @@ class _Maker:
     def __init__(
         self, trainer: Trainer, schedule: Schedule | Callable[[int], Schedule] | None, clips: bool
     ) -> None:
-        self._trainer = trainer
-        self._schedule = schedule
-        self._clips = clips
+        self._trainer, self._schedule, self._clips = trainer, schedule, clips
         self._clipping: FusedOptimizer | None = None
         self._make_optimizer: Callable[..., Optimizer] = trainer.create_optimizer
         self._make_scheduler: Callable[..., LRScheduler] = trainer.create_scheduler

@@ -57,10 +57,8 @@ class LRFindHandler(LRFinderBase):
         **options: Any,
     ) -> None:
         super().__init__(rule)
-        self._model = model
-        self._optimizer = optimizer
-        self._loss_of = output_transform
-        self._options = options
+        self._model, self._optimizer = model, optimizer
+        self._loss_of, self._options = output_transform, options
 
     def attach(self, engine: Engine) -> LRFindHandler:
         """Return itself, after registering for the engine's start."""

@@ -66,7 +66,7 @@ class ClipInStep(Callback):  # type: ignore[misc]
                 ``DeepSpeedStrategy``.
         """
         algorithm = trainer.gradient_clip_algorithm
-        if algorithm is not None and algorithm != "norm":
+        if algorithm not in (None, "norm"):
             raise ValueError(f"gradient_clip_algorithm must be 'norm', got {str(algorithm)!r}")
         optimizers = [fused_optimizer(each) for each in trainer.optimizers]
         if not trainer.gradient_clip_val:
@@ -122,9 +122,7 @@ class LRFindCallback(LRFinderBase, Callback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         LRFinderBase.__init__(self, rule)
-        self._epochs = frozenset(epochs)
-        self._data = data
-        self._options = options
+        self._epochs, self._data, self._options = frozenset(epochs), data, options
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run and apply a range test, if the epoch is one of those asked for.
@@ -138,16 +136,15 @@ class LRFindCallback(LRFinderBase, Callback):  # type: ignore[misc]
             return
         _check_setup(trainer, pl_module)
         optimizer = inner_optimizer(trainer.optimizers[0])
-        settings: dict[str, Any] = {
+        options: dict[str, Any] = {
             "compute_loss": _loss_of(trainer, pl_module),
             "accumulate": trainer.accumulate_grad_batches,
             "scaler": getattr(trainer.precision_plugin, "scaler", None),
             "progress": trainer.progress_bar_callback is not None,
-        }
-        model: nn.Module = trainer.strategy.model
+        } | self._options
         data = _loader_of(trainer) if self._data is None else self._data
         with _silent(pl_module):
-            result = range_test.lr_find(model, optimizer, data, **(settings | self._options))
+            result = range_test.lr_find(trainer.strategy.model, optimizer, data, **options)
         self._take(result, optimizer)
 
 
@@ -174,15 +171,11 @@ class GradualUnfreezing(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze this epoch's layer groups, also if a checkpoint is resumed within the epoch."""
-        self._apply(trainer, pl_module)
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze this epoch's layer groups."""
-        self._apply(trainer, pl_module)
-
-    def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            inner = inner_optimizer(optimizer)
+        for inner in map(inner_optimizer, trainer.optimizers):
             self.timetable.apply(inner, trainer.current_epoch)
             if self._norm_mode != "train":
                 set_norm_mode(pl_module, inner, self._norm_mode)
@@ -191,10 +184,9 @@ class GradualUnfreezing(Callback):  # type: ignore[misc]
 class StepMonitor(Callback):  # type: ignore[misc]
     """Logs each group's learning rate and the gradient norm, without a synchronisation.
 
-    Lightning's ``LearningRateMonitor`` reads ``param_groups``, which hold the learning rate that
-    the schedule multiplies. Values are logged every ``trainer.log_every_n_steps`` steps, with the
-    step they belong to, once they have arrived on the host: "lr-name" or "lr-0" and, if the step
-    finds the norm, "grad_norm".
+    Lightning's ``LearningRateMonitor`` reads ``param_groups``, which hold what the schedule
+    multiplies. "lr-name" or "lr-0" and, if the step finds the norm, "grad_norm" of every
+    ``trainer.log_every_n_steps``-th step are logged once they have arrived on the host.
 
     Example:
         >>> StepMonitor().state_key
@@ -213,9 +205,8 @@ class StepMonitor(Callback):  # type: ignore[misc]
         if step != self._seen and step % trainer.log_every_n_steps == 0:
             self._seen = step
             optimizer = fused_optimizer(trainer.optimizers[0])
-            norm = optimizer.grad_norm
-            rates = list(optimizer.last_rates.unbind())
-            self._reader.put(step, rates + ([] if norm is None else [norm]))
+            norms = [] if optimizer.grad_norm is None else [optimizer.grad_norm]
+            self._reader.put(step, [*optimizer.last_rates, *norms])
         self._log(trainer, wait=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -252,8 +243,7 @@ def _loss_of(trainer: Trainer, module: LightningModule) -> Any:
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        given = (batch, 0) if takes_index else (batch,)
-        output: Any = trainer.strategy.training_step(*given)
+        output: Any = trainer.strategy.training_step(batch, *([0] if takes_index else []))
         loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
         return loss
 
@@ -263,10 +253,8 @@ def _loss_of(trainer: Trainer, module: LightningModule) -> Any:
 def _loader_of(trainer: Trainer) -> DataLoader[Any]:
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
-        raise TypeError(
-            f"data must be given where the trainer has not one DataLoader, got "
-            f"{type(loader).__name__}"
-        )
+        got = type(loader).__name__
+        raise TypeError(f"data must be given where the trainer has not one DataLoader, got {got}")
     # With persistent workers a loader has one iterator, which is the trainer's.
     own = copy.copy(loader)
     own._iterator = None
@@ -276,13 +264,9 @@ def _loader_of(trainer: Trainer) -> DataLoader[Any]:
 @contextmanager
 def _silent(module: LightningModule) -> Iterator[None]:
     """Drop a module's logs, and reset its metrics."""
-
-    def drop(*args: Any, **kwargs: Any) -> None:
-        pass
-
     names = ("log", "log_dict")
     for name in names:
-        object.__setattr__(module, name, drop)
+        object.__setattr__(module, name, lambda *args, **kwargs: None)
     try:
         yield
     finally:

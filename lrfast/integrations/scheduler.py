@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -12,8 +11,8 @@ from lrfast._utils.validation import check_dict, check_int
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer
 from lrfast.optim._checkpoint import check_entry
+from lrfast.optim._options import Schedules
 from lrfast.optim._scheduling import saved_schedules
-from lrfast.schedules import Schedule
 
 __all__ = ["DeviceScheduler"]
 
@@ -51,9 +50,7 @@ class DeviceScheduler(LRScheduler):
 
     optimizer: FusedOptimizer
 
-    def __init__(
-        self, optimizer: Optimizer, schedule: Schedule | Sequence[Schedule | None] | None = None
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, schedule: Schedules = None) -> None:
         # Not torch's constructor: it would put a wrapper around optimizer.step, and set rates.
         self.optimizer = fused_optimizer(optimizer)
         if schedule is not None:
@@ -94,7 +91,7 @@ class DeviceScheduler(LRScheduler):
         return counts | {"optimizer": self.optimizer._entry()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a count, also of one of torch's schedulers.
+        """Load a count, also of one of torch's schedulers; nothing has changed if it raises.
 
         The optimizer loads the schedule, unless its own checkpoint held one.
 
@@ -102,8 +99,8 @@ class DeviceScheduler(LRScheduler):
             state_dict: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If it holds no count, or the optimizer's checkpoint held no schedule and the
-                attached one differs from the saved one; nothing has changed then.
+            ValueError: If it holds no count, or a schedule for the optimizer that differs from the
+                attached one.
         """
         check_dict("state_dict", state_dict, ["last_epoch"])
         last_epoch = check_int("last_epoch", state_dict["last_epoch"])

@@ -41,10 +41,7 @@ def points(result: RangeTest) -> pd.DataFrame:
 
 def suggestions(result: RangeTest) -> pd.DataFrame:
     """Return "lr" (NaN: no suggestion), "confidence" and "reason" of each suggestion method."""
-    rows = {
-        rule: (answer.lr, answer.confidence, answer.reason)
-        for rule, answer in result.suggestions.items()
-    }
     names = ["lr", "confidence", "reason"]
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=names)
+    rows = [[getattr(answer, name) for name in names] for answer in result.suggestions.values()]
+    frame = pd.DataFrame(rows, index=list(result.suggestions), columns=names)
     return frame.astype({"lr": float}).rename_axis("rule")

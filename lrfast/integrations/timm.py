@@ -18,9 +18,10 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from lrfast import optim, schedules
+from lrfast import schedules
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer
+from lrfast.optim._wrap import TWINS
 from lrfast.schedules import Schedule
 
 __all__ = ["create_optimizer_v2", "create_schedule", "register"]
@@ -41,18 +42,10 @@ def register() -> list[str]:
     known = default_registry.list_optimizers()
     for name in known:
         info = default_registry.get_optimizer_info(name)
-        fused = _fused_class(info.opt_class)
+        fused = TWINS.get(info.opt_class)
         if fused is not None and _PREFIX + name not in known:
             default_registry.register(replace(info, name=_PREFIX + name, opt_class=fused))
     return [name for name in default_registry.list_optimizers() if name.startswith(_PREFIX)]
-
-
-def _fused_class(cls: object) -> type[FusedOptimizer] | None:
-    """Return lrfast's class for one of torch.optim."""
-    if not isinstance(cls, type) or not cls.__module__.startswith("torch.optim"):
-        return None
-    fused = getattr(optim, cls.__name__, None)
-    return fused if isinstance(fused, type) and issubclass(fused, FusedOptimizer) else None
 
 
 def create_optimizer_v2(

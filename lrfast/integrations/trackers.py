@@ -73,8 +73,7 @@ class Tracking(Callback):
     """
 
     def __init__(self, log: Log, every: int = 10) -> None:
-        self._log = log
-        self._every = check_count("every", every)
+        self._log, self._every = log, check_count("every", every)
         self._reader = AsyncHostQueue()
         self._before = 0  # steps of earlier stages
 
@@ -86,16 +85,13 @@ class Tracking(Callback):
         """Queue copies every so many steps, and log those that have arrived."""
         if step % self._every == 0:
             optimizer = tuner.optimizer
-            values = [loss]
-            if isinstance(optimizer, FusedOptimizer):
-                values += optimizer.last_rates.unbind()
-            self._reader.put(self._before + step, values)
+            rates = optimizer.last_rates if isinstance(optimizer, FusedOptimizer) else ()
+            self._reader.put(self._before + step, [loss, *rates])
         self._send(wait=False)
 
     def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
         """Log the validation's results."""
-        found = {name: value for name, value in row.items() if name != "step"}
-        if found:
+        if found := {name: value for name, value in row.items() if name != "step"}:
             self._log(found, self._before + int(row["step"]))
 
     def on_fit_end(self, tuner: FineTuner) -> None:
@@ -109,8 +105,6 @@ class Tracking(Callback):
 
 def log_range_test(result: RangeTest, log: Log) -> None:
     """Log a range test, point by point: "range_test/lr", "/loss" and "/smoothed"."""
-    for point, (lr, loss, smoothed) in enumerate(
-        zip(result.lrs.tolist(), result.losses.tolist(), result.smoothed.tolist(), strict=True)
-    ):
-        values = {"lr": lr, "loss": loss, "smoothed": smoothed}
-        log({f"range_test/{name}": value for name, value in values.items()}, point)
+    columns = {"lr": result.lrs, "loss": result.losses, "smoothed": result.smoothed}
+    for point in range(len(result.lrs)):
+        log({f"range_test/{name}": float(each[point]) for name, each in columns.items()}, point)

@@ -13,7 +13,7 @@ from lrfast.optim.nadam import NAdam
 from lrfast.optim.rmsprop import RMSprop
 from lrfast.optim.sgd import SGD
 
-_CLASSES: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
+TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.SGD: SGD,
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
@@ -57,9 +57,9 @@ def wrap(
     """
     if isinstance(optimizer, FusedOptimizer):
         raise TypeError(f"optimizer must be one of torch.optim, got lrfast's {_name(optimizer)}")
-    cls = _CLASSES.get(type(optimizer))
+    cls = TWINS.get(type(optimizer))
     if cls is None:
-        known = ", ".join(known.__name__ for known in _CLASSES)
+        known = ", ".join(known.__name__ for known in TWINS)
         raise TypeError(f"optimizer must be a torch.optim {known}, got {_name(optimizer)}")
     wrapped = cls.__new__(cls)
     taken = {name: value for name, value in vars(optimizer).items() if name not in _NOT_TAKEN}
