@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import lrfast
 from lrfast import schedules
 from lrfast.plot import plot_range_test, plot_schedules
-from lrfast.tools.bench._traffic import bytes_moved
+from lrfast.tools.bench._contenders import bytes_moved
 
 FOLDER = Path(__file__).parent / "images"
 LINES = ("-", "--", "-.", ":")

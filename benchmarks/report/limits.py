@@ -18,7 +18,7 @@ from benchmarks.report import results
 from benchmarks.report.results import rows_of
 from benchmarks.speed import model_sets
 from lrfast import _C
-from lrfast.tools.bench._traffic import bytes_moved
+from lrfast.tools.bench._contenders import bytes_moved
 
 PAGE = ROOT / "docs" / "performance.md"
 

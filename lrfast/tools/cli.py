@@ -20,7 +20,11 @@ def main() -> None:
         import typer
     except ImportError:
         if sys.argv[1:] == ["doctor"]:
-            sys.exit(_plain_doctor())
+            from lrfast.tools.doctor import diagnose
+
+            diagnosis = diagnose()
+            sys.stdout.write(diagnosis.table() + "\n")
+            sys.exit(int(not diagnosis.is_healthy))
         sys.exit(
             "the command line needs typer and rich: install them with `pip install 'lrfast[cli]'`"
         )
@@ -97,10 +101,9 @@ def _built_in(target: str, optimizer: str, device: str, one_cycle: bool) -> tupl
     made = cls(problem.model.parameters(), lr=1e-3)
     scheduler = None
     if one_cycle:
-        cycles = any(name in made.defaults for name in ("momentum", "betas"))
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            made, 1e-2, total_steps=1000, cycle_momentum=cycles
-        )
+        cycles = not made.defaults.keys().isdisjoint(("momentum", "betas"))
+        one_cycle_lr = torch.optim.lr_scheduler.OneCycleLR
+        scheduler = one_cycle_lr(made, 1e-2, total_steps=1000, cycle_momentum=cycles)
     return problem.model, made, problem.batch, problem.loss_fn, scheduler
 
 
@@ -133,8 +136,7 @@ def _print_bench(result: BenchResult) -> None:
     table = Table(titles, rows, chosen=update, right=range(1, len(titles)))
     console = Console()
     console.print(table.rich(result.header()))
-    for line in result.summary():
-        console.print(line, highlight=False)
+    console.print(*result.summary(), sep="\n", highlight=False)
 
 
 def _print_doctor() -> int:
@@ -148,17 +150,9 @@ def _print_doctor() -> int:
     colours = {"ok": "green", "note": "yellow", "broken": "bold red"}
     table = Table("", "", "found", box=None)
     for finding in diagnosis.findings:
-        text = escape(finding.found)
+        colour, text = colours[finding.status], escape(finding.found)
         if finding.advice:
-            text += f"\n[{colours[finding.status]}]->[/] {escape(finding.advice)}"
-        table.add_row(f"[{colours[finding.status]}]{finding.status}[/]", finding.name, text)
+            text += f"\n[{colour}]->[/] {escape(finding.advice)}"
+        table.add_row(f"[{colour}]{finding.status}[/]", finding.name, text)
     Console().print(table)
-    return int(not diagnosis.is_healthy)
-
-
-def _plain_doctor() -> int:
-    from lrfast.tools.doctor import diagnose
-
-    diagnosis = diagnose()
-    sys.stdout.write(diagnosis.table() + "\n")
     return int(not diagnosis.is_healthy)

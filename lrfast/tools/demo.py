@@ -53,9 +53,7 @@ class Batches:
     """Batches of digits, shuffled for each pass by a generator of its own."""
 
     def __init__(self, digits: Digits, size: int, seed: int | None = None, passes: int = 1) -> None:
-        self._digits = digits
-        self._size = size
-        self._passes = passes
+        self._digits, self._size, self._passes = digits, size, passes
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -69,8 +67,7 @@ class Batches:
             if self._generator is not None:
                 order = torch.randperm(len(self._digits), generator=self._generator)
             for index in order.split(self._size):
-                batch = self._digits.take(index)
-                yield batch.images, batch.classes
+                yield self._digits.images[index], self._digits.classes[index]
 
 
 def load_digits() -> Digits:
@@ -93,20 +90,12 @@ def load_digits() -> Digits:
 def make_model() -> nn.Sequential:
     """Return a CNN of three blocks and a head for five classes: four layer groups."""
 
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2))
 
-    return nn.Sequential(
-        nn.Sequential(*block(1, 16)),
-        nn.Sequential(*block(16, 32)),
-        nn.Sequential(*block(32, 64)),
-        nn.Sequential(nn.Flatten(), nn.Linear(64 * 9, 5)),
-    )
+    blocks = [block(1, 16), block(16, 32), block(32, 64)]
+    return nn.Sequential(*blocks, nn.Sequential(nn.Flatten(), nn.Linear(64 * 9, 5)))
 
 
 @dataclass(frozen=True)
@@ -133,14 +122,9 @@ def make_task(digits: Digits, seed: int) -> Task:
 def make_tuner(model: nn.Module, train: Batches, valid: Digits) -> FineTuner:
     """Return a fine-tuner that trains with lrfast.AdamW."""
     return FineTuner(
-        model,
-        train,
-        Batches(valid, 500),
-        loss_fn=nn.functional.cross_entropy,
-        optimizer=optim.AdamW,
-        metrics={"accuracy": accuracy},
-        progress=False,
-    )
+        model, train, Batches(valid, 500), loss_fn=nn.functional.cross_entropy,
+        optimizer=optim.AdamW, metrics={"accuracy": accuracy}, progress=False,
+    )  # fmt: skip
 
 
 def pretrain(digits: Digits) -> tuple[FineTuner, RangeTest, Stage]:
@@ -209,7 +193,8 @@ def run(out: Path, console: Console) -> None:
     console.rule("Pretraining on the digits 0 to 4")
     pretrained, test, stage = pretrain(digits)
     body = pretrained.model
-    _show_choice(console, test)
+    console.print(f"Range test: {len(test.lrs)} steps, {test.outcome}, {test.seconds:.1f} s.")
+    console.print(f"Rate {test.rates()[-1]:.1e}: {test.suggestion.reason}.")
     _show_stage(console, "all layers", pretrained, stage)
     console.rule(f"Fine-tuning on 5 to 9, {LABELS_PER_DIGIT} labels each")
     tuner, plan = fine_tune(transplant(body, 0), make_task(digits, 0), 0)
@@ -219,9 +204,9 @@ def run(out: Path, console: Console) -> None:
     for name, found in plan.tests.items():
         found.plot(out / f"range_test_{name.replace(' ', '_')}.png")
     tuner.history.plot(out / "history.png")
-    full = tuner.history.stages[-1]
+    steps = len(tuner.history.stages[-1].losses)
     rates = [group["lr"] for group in tuner.optimizer.param_groups]
-    plot_schedule(schedules.one_cycle(len(full.losses)), out / "schedule.png", rates)
+    plot_schedule(schedules.one_cycle(steps), out / "schedule.png", rates)
     console.rule(f"Same number of steps, {len(SEEDS)} draws of the labels")
     _show_comparison(console, compare(digits, body, SEEDS))
     console.print(f"Plots are in {out}. All of it took {time.perf_counter() - began:.0f} s.")
@@ -237,31 +222,22 @@ def _show_table(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _show_choice(console: Console, test: RangeTest) -> None:
-    console.print(f"Range test: {len(test.lrs)} steps, {test.outcome}, {test.seconds:.1f} s.")
-    console.print(f"Rate {test.rates()[-1]:.1e}: {test.suggestion.reason}.")
-
-
 def _show_stage(console: Console, title: str, tuner: FineTuner, stage: Stage) -> None:
-    columns = (
-        *("stage", "steps", "peak rates", "training loss"),
-        *("validation loss", "accuracy", "seconds"),
-    )
     rates = [
         f"{group.name}: {'frozen' if math.isnan(peak) else f'{peak:.1e}'}"
         for group, peak in zip(tuner.groups, stage.rates.max(axis=0).tolist(), strict=True)
     ]
     last = stage.epochs[-1]
-    row = (
-        title,
-        str(len(stage.losses)),
-        "\n".join(rates),
-        f"{stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}",
-        f"{last['valid_loss']:.3f}",
-        f"{last['accuracy']:.1%}",
-        f"{stage.seconds:.1f}",
-    )
-    console.print(Table(columns, [row], right=(4, 5, 6)).rich())
+    cells = {
+        "stage": title,
+        "steps": str(len(stage.losses)),
+        "peak rates": "\n".join(rates),
+        "training loss": f"{stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}",
+        "validation loss": f"{last['valid_loss']:.3f}",
+        "accuracy": f"{last['accuracy']:.1%}",
+        "seconds": f"{stage.seconds:.1f}",
+    }
+    console.print(Table(list(cells), [list(cells.values())], right=(4, 5, 6)).rich())
 
 
 def _show_comparison(console: Console, results: dict[str, list[float]]) -> None:

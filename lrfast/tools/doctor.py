@@ -109,15 +109,12 @@ def diagnose() -> Diagnosis:
 
 
 def _python(engine: ModuleType | None) -> Finding:
-    version = platform.python_version()
+    found = f"{platform.python_version()}, whose dicts"
     if sys.version_info < (3, 14) if engine is None else engine.has_dict_versions:
-        return Finding("Python", "ok", f"{version}, whose dicts tell at once whether they changed")
-    return Finding(
-        "Python",
-        "note",
-        f"{version}, whose dicts do not tell whether they changed: a step looks everything up",
-        "for the fastest small steps run Python 3.13 or older",
-    )
+        return Finding("Python", "ok", f"{found} tell at once whether they changed")
+    found += " do not tell whether they changed: a step looks everything up"
+    advice = "for the fastest small steps run Python 3.13 or older"
+    return Finding("Python", "note", found, advice)
 
 
 def _torch() -> Finding:
@@ -152,16 +149,15 @@ def _files() -> str:
 
 def _build(engine: ModuleType) -> Finding:
     found = f"against torch {engine.torch_version} by {engine.compiler}"
-    if engine.has_cuda:
-        listed = ", ".join(f"sm_{arch}" for arch in engine.cuda_architectures)
-        found += f", CUDA {_toolkit_version(engine.cuda_toolkit)}, for {listed}"
-    else:
-        found += ", without CUDA"
+    if not engine.has_cuda:
+        return Finding("build", "ok", f"{found}, without CUDA")
+    major, minor = divmod(engine.cuda_toolkit // 10, 100)
+    found += f", CUDA {major}.{minor}, for {_listed(engine.cuda_architectures)}"
     return Finding("build", "ok", found)
 
 
-def _toolkit_version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
+def _listed(architectures: list[int]) -> str:
+    return ", ".join(f"sm_{arch}" for arch in architectures)
 
 
 def _processor(engine: ModuleType) -> Finding:
@@ -180,11 +176,9 @@ def _step(device: str) -> Finding:
     except Exception as error:
         advice = _REBUILD if device == "cpu" else _REBUILD_CUDA
         return Finding(name, "broken", f"{type(error).__name__}: {error}", advice)
-    if not difference < 1e-5:
-        return Finding(
-            name, "broken", f"{difference:.1e} off torch's", "report it, with this table"
-        )
-    return Finding(name, "ok", "AdamW's results are torch's")
+    if difference < 1e-5:
+        return Finding(name, "ok", "AdamW's results are torch's")
+    return Finding(name, "broken", f"{difference:.1e} off torch's", "report it, with this table")
 
 
 def _difference_to_torch(device: str) -> float:
@@ -212,9 +206,8 @@ def _gpus(engine: ModuleType | None) -> Iterator[Finding]:
         if engine is None:
             yield Finding(name, "note", f"{found}; nothing to run on it until the engine loads")
         elif not engine.has_cuda:
-            yield Finding(
-                name, "broken", f"{found}; but lrfast is built without CUDA", _REBUILD_CUDA
-            )
+            found += "; but lrfast is built without CUDA"
+            yield Finding(name, "broken", found, _REBUILD_CUDA)
         else:
             yield _architecture(name, found, (major, minor), engine.cuda_architectures)
             yield _step(f"cuda:{index}")
@@ -227,11 +220,9 @@ def _architecture(
     major, minor = device
     if any(a // 10 == major and a % 10 <= minor for a in architectures):
         return Finding(name, "ok", found)
-    listed = ", ".join(f"sm_{arch}" for arch in architectures)
-    advice = (
-        f'in lrfast\'s source folder run `TORCH_CUDA_ARCH_LIST="{major}.{minor}" '
-        f"{_BUILD.format('1')}`"
-    )
+    listed = _listed(architectures)
+    build = f'TORCH_CUDA_ARCH_LIST="{major}.{minor}" {_BUILD.format("1")}'
+    advice = f"in lrfast's source folder run `{build}`"
     if major * 10 + minor > max(architectures, default=0):
         wait = "the driver compiles its first step, if PTX is built in"
         return Finding(name, "note", f"{found}, newer than {listed}: {wait}", advice)
@@ -252,22 +243,18 @@ def _tools(engine: ModuleType | None) -> Iterator[Finding]:
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
     if nvcc is None:
-        yield Finding(
-            "CUDA toolkit",
-            "note",
-            "no nvcc on PATH or under CUDA_HOME; only a build needs it",
-            f"to build kernels install CUDA {torch.version.cuda} and set CUDA_HOME",
-        )
+        found = "no nvcc on PATH or under CUDA_HOME; only a build needs it"
+        advice = f"to build kernels install CUDA {torch.version.cuda} and set CUDA_HOME"
+        yield Finding("CUDA toolkit", "note", found, advice)
         return
-    release = next((w for w in _answer([nvcc, "--version"]).split() if w.startswith("V")), "?")
-    matches = release[1:].split(".")[0] == torch.version.cuda.split(".")[0]
-    advice = f"kernels are built with CUDA {torch.version.cuda.split('.')[0]} only: set CUDA_HOME"
-    yield Finding(
-        "CUDA toolkit",
-        "ok" if matches else "note",
-        f"{release[1:]} in {nvcc}",
-        None if matches else advice,
-    )
+    words = _answer([nvcc, "--version"]).split()
+    release = next((word[1:] for word in words if word.startswith("V")), "")
+    found, major = f"{release} in {nvcc}", torch.version.cuda.split(".")[0]
+    if release.split(".")[0] == major:
+        yield Finding("CUDA toolkit", "ok", found)
+    else:
+        advice = f"kernels are built with CUDA {major} only: set CUDA_HOME"
+        yield Finding("CUDA toolkit", "note", found, advice)
 
 
 def _answer(command: list[str]) -> str:
@@ -283,18 +270,13 @@ def _packages() -> Iterator[Finding]:
     for name in NEEDED:
         if _version(name) is None:
             yield Finding(name, "broken", "not installed", f"run `pip install {name}`")
-    missing: dict[str, list[str]] = {}
-    present = []
-    for name, (_, extra) in OPTIONAL.items():
-        version = _version(name)
-        if version is None:
-            missing.setdefault(extra, []).append(name)
-        else:
-            present.append(f"{name} {version}")
-    if present:
+    versions = {name: _version(name) for name in OPTIONAL}
+    if present := [f"{name} {version}" for name, version in versions.items() if version]:
         yield Finding("packages", "ok", ", ".join(present))
-    for extra, names in missing.items():
-        use = OPTIONAL[names[0]][0]
+    for use, extra in dict.fromkeys(OPTIONAL.values()):
+        names = [name for name in OPTIONAL if OPTIONAL[name][1] == extra and not versions[name]]
+        if not names:
+            continue
         found = f"{', '.join(names)} not installed: {use} cannot be had"
         yield Finding(f"for {extra}", "note", found, f"run `pip install 'lrfast[{extra}]'`")
 

@@ -11,7 +11,7 @@ from cases import OPTIMIZERS, OptimizerCase, by_name
 
 from benchmarks.provenance import RESULTS
 from benchmarks.report import limits
-from lrfast.tools.bench._traffic import bytes_moved
+from lrfast.tools.bench._contenders import bytes_moved
 
 
 def test_the_page_is_up_to_date() -> None:

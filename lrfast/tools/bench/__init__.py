@@ -7,29 +7,14 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast._utils.validation import check_positive
-from lrfast.optim._state import NOT_MOMENTS
-from lrfast.tools.bench._contenders import (
-    LRFAST,
-    TORCH,
-    Contender,
-    Extras,
-    Subject,
-    make_contenders,
-)
+from lrfast.tools.bench._contenders import LRFAST, TORCH, Extras, Subject, make_contenders
 from lrfast.tools.bench._result import UPDATE, BenchResult, Quartiles
-from lrfast.tools.bench._timing import FORWARD, Gradients, Loss, Samples, assert_same, measure
-from lrfast.tools.bench._traffic import bytes_moved
-from lrfast.training._data import (
-    ComputeLoss,
-    LossFunction,
-    check_loss,
-    make_compute_loss,
-    to_device,
-)
+from lrfast.tools.bench._timing import FORWARD, Gradients, Samples, assert_same, make_loss, measure
+from lrfast.training._data import ComputeLoss, LossFunction, make_compute_loss
 
 __all__ = ["BenchResult", "bench"]
 
@@ -84,7 +69,7 @@ def bench(
     check_positive("seconds", seconds)
     if batch is None and (loss_fn is not None or compute_loss is not None):
         raise ValueError("batch must be given where a loss is, got None")
-    loss = None if batch is None else _loss_of(batch, make_compute_loss(loss_fn, compute_loss))
+    loss = None if batch is None else make_loss(batch, make_compute_loss(loss_fn, compute_loss))
     subject = Subject.of(model, optimizer, scheduler, Extras(max_grad_norm, ema_decay))
     params = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
     devices = {param.device for param in params}
@@ -99,7 +84,7 @@ def bench(
         clips, zeroes = subject.extras.max_grad_norm is not None, subject.extras.zero_grads
         gradients = Gradients(contenders, loss, refills=clips or zeroes)
         difference = assert_same(contenders, gradients)
-        moved, held = _bytes(contenders[LRFAST], clips, zeroes)
+        moved, held = contenders[LRFAST].traffic(clips, zeroes)
         for contender in contenders.values():
             contender.set_schedule()
         measured = measure(contenders, gradients, seconds, moved, held)
@@ -116,27 +101,6 @@ def bench(
         difference=difference,
         rounds=len(measured.host[TORCH]["step"]),
     )
-
-
-def _loss_of(batch: Any, compute_loss: ComputeLoss) -> Loss:
-    def loss(model: nn.Module) -> Tensor:
-        device = next(model.parameters()).device
-        return check_loss(compute_loss(model, to_device(batch, device)))
-
-    return loss
-
-
-def _bytes(contender: Contender, clips: bool, zeroes: bool) -> tuple[int, int]:
-    """Return the bytes that lrfast's update moves, and those of its tensors."""
-    moved = held = 0
-    for param in contender.params:
-        state = contender.optimizer.state[param]
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        moments = sum(value.nbytes for n, value in tensors.items() if n not in NOT_MOMENTS)
-        average = tensors["ema"].nbytes if "ema" in tensors else 0
-        moved += bytes_moved(param.nbytes, moments, average, takes_norm=clips, zeroes=zeroes)
-        held += 2 * param.nbytes + moments + average
-    return moved, held
 
 
 def _quartiles(samples: Samples) -> dict[str, Quartiles]:

@@ -108,8 +108,7 @@ class BenchResult:
         rows: list[tuple[str, ...]] = [("microseconds", *names)]
         parts = dict.fromkeys(part for name in names for part in self.times[name])
         rows += [(part, *(self._cell(name, part) for name in names)) for part in parts]
-        on_gpu = self.times != self.host_times
-        if on_gpu:
+        if self.times != self.host_times:  # on a GPU
             cells = (f"{self.host_times[name][UPDATE][1]:,.1f}" for name in names)
             rows.append(("update, host's time", *cells))
         if self.bandwidth is not None:
@@ -128,10 +127,8 @@ class BenchResult:
         what = "faster" if self.ratio >= 1 else "slower"
         factor = max(self.ratio, 1 / self.ratio)
         verb = "saves" if self.saved_us >= 0 else "costs"
-        lines = [
-            f"lrfast's update is {factor:.2f} times {what} and {verb} {abs(self.saved_us):,.1f} us "
-            "per step."
-        ]
+        saved = f"{verb} {abs(self.saved_us):,.1f} us per step"
+        lines = [f"lrfast's update is {factor:.2f} times {what} and {saved}."]
         best = min((name for name in self.times if name != LRFAST), key=self.median)
         if best != TORCH:
             ratio = self.median(best) / self.median(LRFAST)
@@ -141,17 +138,12 @@ class BenchResult:
                 f"The update is {self.update_share:.0%} of a training step; with lrfast a whole "
                 f"step takes {1 / (self.step_ratio or 1):.0%} of its time."
             )
-        if self.bandwidth is not None:
-            lines.append(
-                f"It moves {self.bytes_moved / 1e6:,.1f} MB; memory here does "
-                f"{self.bandwidth / 1e9:,.1f} GB/s."
-            )
-        else:
-            lines.append(
-                f"It moves {self.bytes_moved / 1e6:,.3f} MB: too little for the memory's bandwidth "
-                "to matter."
-            )
-        return lines
+        megabytes = self.bytes_moved / 1e6
+        if self.bandwidth is None:
+            reach = "too little for the memory's bandwidth to matter"
+            return [*lines, f"It moves {megabytes:,.3f} MB: {reach}."]
+        rate = self.bandwidth / 1e9
+        return [*lines, f"It moves {megabytes:,.1f} MB; memory here does {rate:,.1f} GB/s."]
 
     def table(self) -> str:
         """Return header, rows and summary as plain text."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lrfast.tools.bench._contenders import LRFAST, TORCH, Contender
+from lrfast.training._data import ComputeLoss, check_loss, to_device
 
 FORWARD = "forward + backward"
 ROUNDS = (9, 300)  # fewest and most that are timed
@@ -30,6 +31,16 @@ Mark = tuple[float, Any]  # the host's time, and the GPU's event
 Samples = dict[str, list[float]]  # seconds of each part
 
 
+def make_loss(batch: Any, compute_loss: ComputeLoss) -> Loss:
+    """Return the loss of a model on the batch, which follows the model to its device."""
+
+    def loss(model: nn.Module) -> Tensor:
+        device = next(model.parameters()).device
+        return check_loss(compute_loss(model, to_device(batch, device)))
+
+    return loss
+
+
 class Gradients:
     """Equal gradients for all contenders: the batch's, or random ones without a batch."""
 
@@ -37,24 +48,20 @@ class Gradients:
         self.loss = loss
         self._refills = refills  # whether a step changes them
         params = contenders[TORCH].params
-        self._source: list[Tensor | None]
-        if loss is None:
-            self._source = [_random_like(param, seed) for seed, param in enumerate(params)]
-        else:
+        if loss is not None:
             loss(contenders[TORCH].model).backward()
-            self._source = [_copy(p.grad) for p in params]
-        self._held: dict[str, list[Tensor | None]] = {
-            name: [_copy(source) for source in self._source] for name in contenders
-        }
+        self._source = [
+            _random_like(param, seed) if loss is None else _copy(param.grad)
+            for seed, param in enumerate(params)
+        ]
+        self._held = {name: list(map(_copy, self._source)) for name in contenders}
 
     def give(self, name: str, contender: Contender) -> None:
         """Set a contender's gradients to their first values."""
         held = self._held[name]
         if self._refills:
-            torch._foreach_copy_(
-                [grad for grad in held if grad is not None],
-                [source for source in self._source if source is not None],
-            )
+            given = [[g for g in each if g is not None] for each in (held, self._source)]
+            torch._foreach_copy_(given[0], given[1])
         for param, grad in zip(contender.params, held, strict=True):
             param.grad = grad
 
@@ -154,8 +161,7 @@ def measure(
         _wait(device)
         spent.append(time.perf_counter() - begin)
     fewest, most = ROUNDS
-    count = int(min(max(seconds / min(spent), fewest), most))
-    rounds = [round_() for _ in range(count)]
+    rounds = [round_() for _ in range(int(min(max(seconds / min(spent), fewest), most)))]
     _wait(device)
     return _evaluate(rounds, held)
 
@@ -167,8 +173,8 @@ def _evaluate(rounds: list[dict[str, list[tuple[str, Mark]]]], held: int) -> Mea
             device = measured.device.setdefault(name, {})
             host = measured.host.setdefault(name, {})
             for (_, before), (part, after) in itertools.pairwise(marks):
-                host.setdefault(part, []).append(after[0] - before[0])
                 spent = after[0] - before[0]
+                host.setdefault(part, []).append(spent)
                 if after[1] is not None:
                     spent = before[1].elapsed_time(after[1]) / 1e3
                 device.setdefault(part, []).append(spent)
