@@ -59,7 +59,7 @@ nitpick_ignore_regex = [
     # What a public class is made of and nobody makes by hand.
     (
         "py:class",
-        r"lrfast\.(\w+\.)+(Choice|Constants|Moment|Numbers|RandomStates)",
+        r"lrfast\.(\w+\.)+(Constants|RandomStates|RateChoice|RecipeConfig|ResumePoint)",
     ),
 ]
 # Private types in signatures, and where what they can do is documented.
@@ -69,6 +69,7 @@ SHOWN_AS = {
     "lrfast.range_test._plot.DrawnTest": "lrfast.RangeTest",
     "lrfast.schedules._plot.DrawnSchedule": "lrfast.schedules.Schedule",
     "lrfast.schedules._plot.Planner": "lrfast.optim.FusedOptimizer",
+    "lrfast.finetune._callbacks.Tuner": "lrfast.FineTuner",
 }
 
 # Pages that stand at the root of the repository, where people look for them.
