@@ -74,7 +74,7 @@ class DeviceScheduler(LRScheduler):
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """Return the learning rate of each group at the counted step."""
-        schedules = self.optimizer._padded_schedules()
+        schedules = self.optimizer.schedules
         factors = {each: each.at(self.last_epoch) for each in set(schedules) if each is not None}
         return [
             rate if schedule is None else rate * factors[schedule]

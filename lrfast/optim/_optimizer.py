@@ -202,11 +202,8 @@ class FusedOptimizer(SchedulingMixin):
     def state_dict(self) -> dict[str, Any]:
         """Return torch.optim's state dict, with the schedules and step counts if there are any."""
         # As a hook before the user's, which then see all of it and may replace it.
-        handle = self.register_state_dict_post_hook(_complete_state_dict, prepend=True)
-        try:
+        with self.register_state_dict_post_hook(_complete_state_dict, prepend=True):
             return super().state_dict()
-        finally:
-            handle.remove()
 
     def load_state_dict(
         self, state_dict: dict[str, Any], *, schedule: Literal["saved", "own"] | None = None
@@ -240,31 +237,25 @@ class FusedOptimizer(SchedulingMixin):
         # The user's pre-hooks run first and may replace the dict; the post-hooks see it loaded.
         given: list[dict[str, Any]] = []
 
-        def check_and_note(state: dict[str, Any]) -> None:
+        def check_and_note(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
             _checkpoint.check_state_dict(self, self._rule, state)
             if schedule is None:
                 self._check_saved_schedules(saved_schedules(state.get(ENGINE_ENTRY, {})))
             given.append(state)
 
-        handles = [
-            self.register_load_state_dict_pre_hook(lambda _, state: check_and_note(state)),
-            self.register_load_state_dict_post_hook(
-                lambda _: self._complete_load(given[0], schedule == "own"), prepend=True
-            ),
-        ]
-        try:
-            with _checkpoint.rollback_on_error(self):
-                super().load_state_dict(check_dict("state_dict", state_dict))
-        finally:
-            for handle in handles:
-                handle.remove()
+        def complete(_: torch.optim.Optimizer) -> None:
+            # What torch's own does not restore.
+            _checkpoint.check_loaded_groups(self, self._rule)
+            _state.restore_dtypes(self, given[0])
+            self._choose_dtypes()
+            self._load_entry(given[0].get(ENGINE_ENTRY, {}), schedule == "own")
 
-    def _complete_load(self, state_dict: dict[str, Any], keeps_own: bool) -> None:
-        """Restore what torch's load_state_dict does not: dtypes, schedules and their step."""
-        _checkpoint.check_loaded_groups(self, self._rule)
-        _state.restore_dtypes(self, state_dict)
-        self._choose_dtypes()
-        self._load_entry(state_dict.get(ENGINE_ENTRY, {}), keeps_own)
+        with (
+            self.register_load_state_dict_pre_hook(check_and_note),
+            self.register_load_state_dict_post_hook(complete, prepend=True),
+            _checkpoint.rollback_on_error(self),
+        ):
+            super().load_state_dict(check_dict("state_dict", state_dict))
 
     def _entry(self) -> dict[str, Any]:
         """Return lrfast's entry of a state dict. Synchronises the device."""

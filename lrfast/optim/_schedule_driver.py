@@ -20,6 +20,8 @@ from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import set_rate
 from lrfast.schedules import Schedule
 
+_OneOrMore = Schedule | Sequence[Schedule]  # for all groups, or one per group
+
 
 class ScheduleDriver(Protocol):
     """Schedules at work on an optimizer."""
@@ -66,7 +68,7 @@ class ScheduleDriver(Protocol):
 
 def attach_schedule(
     optimizer: Optimizer,
-    schedule: Schedule | Sequence[Schedule],
+    schedule: _OneOrMore,
     total_steps: int,
     stop_flag: Tensor | None = None,
     start: int = 0,
@@ -90,7 +92,7 @@ class _DeviceDriver(ScheduleDriver):
     def __init__(
         self,
         optimizer: FusedOptimizer,
-        schedule: Schedule | Sequence[Schedule],
+        schedule: _OneOrMore,
         stop_flag: Tensor | None,
         start: int,
         scaled: bool,
@@ -114,8 +116,7 @@ class _DeviceDriver(ScheduleDriver):
     def steps_applied(self) -> Tensor:
         engine = self._optimizer._engine
         clocks = [] if engine is None else engine.clocks()
-        start = self._optimizer._clock_at_start[0]
-        return clocks[0][0] if clocks else torch.tensor(start)
+        return clocks[0][0] if clocks else torch.tensor(self._optimizer._clock_at_start[0])
 
     def base_hyperparameters(self, group: int) -> tuple[float, float | None]:
         return float(self._optimizer.param_groups[group]["lr"]), None
@@ -128,11 +129,7 @@ class _DeviceDriver(ScheduleDriver):
 
 class _HostDriver(ScheduleDriver):
     def __init__(
-        self,
-        optimizer: Optimizer,
-        schedule: Schedule | Sequence[Schedule],
-        total_steps: int,
-        start: int,
+        self, optimizer: Optimizer, schedule: _OneOrMore, total_steps: int, start: int
     ) -> None:
         self._optimizer = optimizer
         groups = optimizer.param_groups

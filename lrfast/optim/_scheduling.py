@@ -105,7 +105,8 @@ class SchedulingMixin(torch.optim.Optimizer):
     @property
     def schedules(self) -> list[Schedule | None]:
         """The attached schedules, one entry per group; None for a group without one."""
-        return self._padded_schedules()
+        missing = len(self.param_groups) - len(self._schedules)  # of groups that were added since
+        return (self._schedules + [None] * missing)[: len(self.param_groups)]
 
     def planned(self, steps: int | None = None) -> Planned:
         """Return learning rates, momenta and weight decays of every group over the steps.
@@ -127,13 +128,12 @@ class SchedulingMixin(torch.optim.Optimizer):
             >>> planned.rates.shape, float(planned.rates.max())
             ((100, 1), 0.5)
         """
-        schedules = self._padded_schedules()
         if steps is None:
-            if not any(schedules):
+            if not any(self.schedules):
                 raise ValueError("steps must be given for an optimizer without a schedule")
-            steps = max(schedule.total_steps for schedule in schedules if schedule)
+            steps = max(schedule.total_steps for schedule in self.schedules if schedule)
         moments = np.arange(check_count("steps", steps))
-        pairs = zip(self.param_groups, schedules, strict=True)
+        pairs = zip(self.param_groups, self.schedules, strict=True)
         columns = [_planned(group, schedule, moments) for group, schedule in pairs]
         return Planned(moments, *np.stack(columns, axis=2))
 
@@ -155,10 +155,9 @@ class SchedulingMixin(torch.optim.Optimizer):
                 f"groups, got {len(schedules)} schedules"
             )
         for entry in schedules:
-            if entry is not None and not isinstance(entry, Schedule):
-                raise TypeError(
-                    f"schedule must be made by lrfast.schedules, got {type(entry).__name__}"
-                )
+            if not isinstance(entry, Schedule | None):
+                got = type(entry).__name__
+                raise TypeError(f"schedule must be made by lrfast.schedules, got {got}")
         return schedules
 
     def _step_of_loaded(self, schedules: list[Schedule | None]) -> int:
@@ -166,7 +165,7 @@ class SchedulingMixin(torch.optim.Optimizer):
         if self._loaded_clock != self._clock():
             return 0  # steps have been made since
         stands = self.schedule_step
-        if differs := difference(schedules, self._padded_schedules()):
+        if differs := difference(schedules, self.schedules):
             raise ValueError(
                 "step must say where another schedule than the one just loaded begins (0 to start "
                 f"it, {stands} to go on where that one stands), got None; set against loaded: "
@@ -197,10 +196,8 @@ class SchedulingMixin(torch.optim.Optimizer):
 
     def _scheduled_rates(self) -> list[float]:
         clock = self.schedule_step
-        return [
-            float(group["lr"]) * (1.0 if schedule is None else schedule.at(clock))
-            for group, schedule in zip(self.param_groups, self._padded_schedules(), strict=True)
-        ]
+        factors = [1.0 if schedule is None else schedule.at(clock) for schedule in self.schedules]
+        return [float(g["lr"]) * f for g, f in zip(self.param_groups, factors, strict=True)]
 
     @property
     def _loss_factor(self) -> Tensor | None:
@@ -218,8 +215,7 @@ class SchedulingMixin(torch.optim.Optimizer):
         """Return a state dict's entries about the schedules. Synchronises the device."""
         entry: dict[str, Any] = {}
         if any(self._schedules):
-            schedules = self._padded_schedules()
-            entry["schedules"] = [each.to_dict() if each else None for each in schedules]
+            entry["schedules"] = [each.to_dict() if each else None for each in self.schedules]
             entry["schedule_step"] = self.schedule_step
         if self._loss_schedule is not None:
             entry["loss_schedule"] = self._loss_schedule.state_dict()
@@ -257,7 +253,7 @@ class SchedulingMixin(torch.optim.Optimizer):
         """Refuse a saved schedule that differs from the attached one."""
         if saved is None or not any(self._schedules) or len(saved) != len(self.param_groups):
             return  # torch refuses another number of groups
-        if differs := difference(saved, self._padded_schedules()):
+        if differs := difference(saved, self.schedules):
             raise ValueError(
                 'schedule must be "saved" or "own" where the saved one and the attached one '
                 f"differ, got None; saved against own: {differs}"
@@ -273,17 +269,12 @@ class SchedulingMixin(torch.optim.Optimizer):
             self._set_schedule_step(step)
 
     def _send_schedules(self, engine: _C.Engine) -> None:
-        distinct = list(dict.fromkeys(s for s in self._padded_schedules() if s is not None))
+        distinct = list(dict.fromkeys(s for s in self.schedules if s is not None))
         engine.set_schedules(
             [schedule.encode() for schedule in distinct],
-            [-1 if s is None else distinct.index(s) for s in self._padded_schedules()],
+            [-1 if s is None else distinct.index(s) for s in self.schedules],
         )
         engine.scale_rates(self._loss_factor)
-
-    def _padded_schedules(self) -> list[Schedule | None]:
-        """Return one entry per group; groups added after set_schedule have None."""
-        missing = len(self.param_groups) - len(self._schedules)
-        return (self._schedules + [None] * missing)[: len(self.param_groups)]
 
 
 # Schedules, clock of an engine yet to be made, the loss schedule and a copy of its state.

@@ -54,9 +54,7 @@ class ShardedState:
             raise TypeError(f"optimizer must be one of lrfast's, got {type(optimizer).__name__}")
         if schedule is not None:
             check_choice("schedule", schedule, ("saved", "own"))
-        self._schedule = schedule
-        self._model = model
-        self._optimizer = optimizer
+        self._model, self._optimizer, self._schedule = model, optimizer, schedule
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sharded states of both. Synchronises the device."""
@@ -87,10 +85,8 @@ class ShardedState:
         check_entry(self._optimizer, entry)
         if self._schedule is None:
             self._optimizer._check_saved_schedules(saved_schedules(entry))
+        model, states = state_dict["model"], state_dict["optimizer"]
         set_state_dict(
-            self._model,
-            self._optimizer,
-            model_state_dict=state_dict["model"],
-            optim_state_dict=state_dict["optimizer"],
+            self._model, self._optimizer, model_state_dict=model, optim_state_dict=states
         )
         self._optimizer._load_entry(entry, keeps_own=self._schedule == "own")

@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 
 class Shards:
-    """Ownership of an optimizer's parameters among the processes of one device mesh.
-
-    Args:
-        mesh: The mesh of the DTensors among the parameters.
-    """
+    """Ownership of an optimizer's parameters among the processes of one device mesh."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self._coordinate = mesh.get_coordinate() or [0] * mesh.ndim
-        self._groups = _groups(mesh)
+        # Their all-reduces, one after another, cover the mesh; None is all processes.
+        self._groups: list[ProcessGroup | None] = [None]
+        if mesh.ndim == 1 or mesh.size() != torch.distributed.get_world_size():
+            self._groups = [mesh.get_group(dim) for dim in range(mesh.ndim)]
 
     def counts(self, param: Tensor) -> bool:
         """Return whether this process is the first of those that hold the same elements."""
@@ -50,15 +49,8 @@ def find_shards(param_groups: list[dict[str, Any]]) -> Shards | None:
         return None
     meshes = list(dict.fromkeys(param.device_mesh for param in shared))
     if len(meshes) > 1:
+        got = ", ".join(map(str, meshes))
         raise ValueError(
-            "the DTensors of one optimizer must lie on one mesh, got parameters on "
-            + ", ".join(map(str, meshes))
+            f"the DTensors of one optimizer must lie on one mesh, got parameters on {got}"
         )
     return Shards(meshes[0]) if meshes[0].size() > 1 else None
-
-
-def _groups(mesh: DeviceMesh) -> list[ProcessGroup | None]:
-    """Return the process groups whose all-reduces, one after another, cover the mesh."""
-    if mesh.ndim > 1 and mesh.size() == torch.distributed.get_world_size():
-        return [None]  # all processes
-    return [mesh.get_group(dim) for dim in range(mesh.ndim)]

@@ -53,9 +53,8 @@ OPTIM = [
     Fault(
         "schedules-of-the-wrong-groups",
         "lrfast/optim",
-        "[-1 if s is None else distinct.index(s) for s in self._padded_schedules()],",
-        "[-1 if s is None else len(distinct) - 1 - distinct.index(s) "
-        "for s in self._padded_schedules()],",
+        "[-1 if s is None else distinct.index(s) for s in self.schedules],",
+        "[-1 if s is None else len(distinct) - 1 - distinct.index(s) for s in self.schedules],",
         "test_live_schedules.py",
     ),
     Fault(
