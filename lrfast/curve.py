@@ -130,11 +130,10 @@ class LossCurve:
             loss: One element, floating point, on the curve's device.
             lr: Learning rate or rates, [width]; a tensor must be float64 on the curve's device.
                 None, the default: the planned ones, or NaN if none are planned.
-            skip: One element, floating point, on the curve's device, such as a GradScaler's
-                ``found_inf``; default None. If it is not 0, a finite loss is not recorded; an
-                infinite or NaN one is, and sets the flag. The device decides, so that from the
-                first ``skip`` on ``len(curve)`` and all that depends on it synchronise, and losses
-                past the capacity are dropped instead of raising.
+            skip: One element like ``loss``, such as a GradScaler's ``found_inf``; default None.
+                Unless it is 0, a finite loss is not recorded; an infinite or NaN one is, and sets
+                the flag. As the device decides, from the first ``skip`` on ``len(curve)`` and what
+                depends on it synchronise, and losses past the capacity are dropped.
 
         Raises:
             IndexError: If the curve is full, and no ``skip`` was ever passed.
@@ -404,14 +403,14 @@ def _rate_rows(
     rates: Tensor | npt.ArrayLike | None, capacity: int, width: int, device: torch.device | str
 ) -> Tensor:
     """Return a new tensor, float64 [capacity, width], of planned learning rates or NaN."""
+    rows = torch.full((capacity, width), math.nan, dtype=torch.float64, device=device)
     if rates is None:
-        return torch.full((capacity, width), math.nan, dtype=torch.float64, device=device)
+        return rows
     planned = torch.as_tensor(rates, dtype=torch.float64)
     shape = tuple(planned.shape)
     if shape != (capacity, width) and (shape != (capacity,) or width != 1):
         wanted = f"[{capacity}] or [{capacity}, 1]" if width == 1 else f"[{capacity}, {width}]"
         raise ValueError(f"rates must have shape {wanted}, got {list(shape)}")
-    rows = torch.empty((capacity, width), dtype=torch.float64, device=device)
     return rows.copy_(planned.detach().reshape(capacity, width))
 
 

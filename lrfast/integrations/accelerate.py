@@ -26,8 +26,8 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
     """Let ``accelerator.clip_grad_norm_`` clip within the optimizer's step, in the same pass.
 
     It then changes no gradient, and returns one float32 on the device that the step fills with the
-    norm: read it afterwards. Parameters that the optimizer does not hold are clipped by Accelerate
-    itself. Under FSDP 2 the norm is over all shards, with one collective.
+    norm. Parameters that the optimizer does not hold are clipped by Accelerate itself. Under FSDP 2
+    the norm is over all shards, with one collective.
 
     Args:
         accelerator: Its method is replaced, on this object only.

@@ -58,11 +58,10 @@ def use(
         optimizer: Class of the optimizer, if the trainer has none; default AdamW.
         lr: Learning rate or rates of the layer groups, as in :func:`lrfast.discriminative`; None,
             the default: ``args.learning_rate`` for all.
-        decay: Factor from one layer group to the one before it, with ``lr`` for the last; default
-            None.
-        schedule: Multiplies the learning rates; a function, such as
-            ``lrfast.schedules.one_cycle``, is called with the number of updates. None, the default:
-            ``args.lr_scheduler_type``; types that follow a metric stay Trainer's own.
+        decay: Factor from a layer group to the one before, ``lr`` for the last; default None.
+        schedule: Multiplies the learning rates, or a function of the number of updates, such as
+            ``lrfast.schedules.one_cycle``. None, the default: ``args.lr_scheduler_type``; types
+            that follow a metric stay Trainer's own.
         clip: Whether the step clips to ``args.max_grad_norm`` and finds the norm that Trainer logs,
             over all shards under FSDP 2; default True. Under FSDP 1 Trainer clips itself.
         **options: Other arguments of the optimizer, such as ``ema_decay``, but ``max_grad_norm``.
@@ -323,10 +322,8 @@ class _Maker:
             self._clipping = given
         follows_steps = _kind_of(args) not in _FOLLOWS_A_METRIC
         if trainer.lr_scheduler is None and (self._schedule is not None or follows_steps):
-            made = self._schedule
-            if made is None:
-                made = schedule_of(args, num_training_steps)
-            elif not isinstance(made, Schedule):
+            made = self._schedule or partial(schedule_of, args)
+            if not isinstance(made, Schedule):
                 made = made(num_training_steps)
             trainer.lr_scheduler = DeviceScheduler(given, made)
             trainer._created_lr_scheduler = True  # the next train() starts a new one
