@@ -67,8 +67,6 @@ SHOWN_AS = {
     "lrfast.optim._scheduling.SchedulingMixin": "lrfast.optim.FusedOptimizer",
     "lrfast.optim._options.StepOptions": "lrfast.optim.Options",
     "lrfast.range_test._plot.DrawnTest": "lrfast.RangeTest",
-    "lrfast.schedules._plot.DrawnSchedule": "lrfast.schedules.Schedule",
-    "lrfast.schedules._plot.Planner": "lrfast.optim.FusedOptimizer",
     "lrfast.finetune._callbacks.Tuner": "lrfast.FineTuner",
 }
 
