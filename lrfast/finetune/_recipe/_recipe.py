@@ -220,9 +220,10 @@ def suggested(test: RangeTest, what: str) -> tuple[float, str]:
 
     Without a suggestion it is a tenth of that of the lowest loss, which is method "minimum".
     """
-    found, fallback = test.suggestion, test.suggestions["minimum"]
+    found = test.suggestion
     if found.lr is not None:
         return found.lr, f"the range test on {what} suggests {found.lr:.1e}"
+    fallback = test.suggestions["minimum"]
     if fallback.lr is None:
         raise ValueError(
             f"recipe finds no rate in the range test on {what}: {found.reason}; {fallback.reason}"
