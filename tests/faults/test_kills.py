@@ -20,7 +20,7 @@ SEEDS = 2
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-W", "ignore", str(HELPERS / "killed_runs.py"), str(folder)]
-    options: Any = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
+    options: Any = {"cwd": ROOT, "capture_output": True, "text": True}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run([*command, str(SEEDS)], env=environment, **options)

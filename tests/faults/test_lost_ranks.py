@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from processes import HANGS_AFTER_S
 from tiny import OPTIMIZERS, cross_entropy, make_batches, make_model, trace
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -22,8 +23,6 @@ import lrfast
 from lrfast import lr_find
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
-
-TIMEOUT_S = 120
 
 
 def dying(rank: int, at: int) -> Any:
@@ -99,10 +98,10 @@ def work(rank: int, what: str, folder: str) -> None:
 def test_the_other_process_gets_an_error(what: str, tmp_path: Path) -> None:
     context = torch.multiprocessing.spawn(work, (what, str(tmp_path)), nprocs=2, join=False)
     assert context is not None
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + HANGS_AFTER_S
     try:
         while not context.join(timeout=1):
-            assert time.monotonic() < deadline, f"no end within {TIMEOUT_S} s"
+            assert time.monotonic() < deadline, f"no end within {HANGS_AFTER_S} s"
     finally:
         for process in context.processes:
             process.kill()

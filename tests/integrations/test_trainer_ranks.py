@@ -26,7 +26,6 @@ from trainers import EXAMPLES, check_processes, load, quieten
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
-TIMEOUT_S = 300
 CLOSE = {"rtol": 1e-4, "atol": 5e-7}
 # Launches, for starting a process and importing a library takes seconds.
 LAUNCHES: dict[str, dict[str, Any]] = {
@@ -73,7 +72,7 @@ def ranks(
         load("transformers" if each == "huggingface" else each)
     if name not in launched:
         folder = tmp_path_factory.mktemp("ranks")
-        launched[name] = spawn(trainer_ranks.work, 2, folder, TIMEOUT_S, LAUNCHES[name])
+        launched[name] = spawn(trainer_ranks.work, 2, folder, LAUNCHES[name])
     return [seen[library][kind] for seen in launched[name]]
 
 
@@ -159,7 +158,6 @@ def run_script(*command: str) -> str:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -17,7 +17,6 @@ import lrfast
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
 WORLDS = (2, 4)
-TIMEOUT_S = 240
 # float64 throughout: what differs is the order in which gradients are averaged.
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 EACH_WORLD = pytest.mark.parametrize("world", WORLDS)
@@ -32,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def worlds(folder: Path) -> dict[int, list[dict[Any, Any]]]:
     return {
-        world: spawn(sharded_runs.work, world, folder, TIMEOUT_S) for world in WORLDS
+        world: spawn(sharded_runs.work, world, folder) for world in WORLDS
     }  # four read what two have saved
 
 

@@ -24,7 +24,6 @@ from lrfast import RangeTest, lr_find
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
 KINDS = ("adamw", "torch-sgd")
-TIMEOUT_S = 60
 # Name: options, and what one rank's loss is multiplied by in its eighth training step.
 CASES: dict[str, tuple[dict[str, Any], dict[int, float]]] = {
     "plain": ({}, {}),
@@ -159,7 +158,7 @@ def work(rank: int, world: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    return spawn(work, 2, tmp_path_factory.mktemp("ranks"), TIMEOUT_S)
+    return spawn(work, 2, tmp_path_factory.mktemp("ranks"))
 
 
 def training(seen: dict[str, Any]) -> list[float]:
