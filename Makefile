@@ -15,7 +15,7 @@ CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cuh' -o 
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-full test-all coverage dist docs pictures lint format sources-check cuda-check \
+.PHONY: help env build demo test test-full test-all sim coverage dist docs pictures lint format sources-check cuda-check \
 	sanitize bench bench-quick peers gpu-check clean distclean
 
 help: ## list the targets
@@ -54,6 +54,11 @@ test-full: build ## what `make test` leaves out: whole products of cases, peers'
 
 test-all: build ## both
 	$(PYTEST) $(PYTEST_ARGS)
+
+# Tests that keep state run over 20 seeds, the others over 2; SIM_SEEDS=1 for one of each. Single
+# tests are handed out, as a file with its seeds takes minutes.
+sim: build ## the GPU tests on simulated devices, without a GPU (SIM_ARGS="-k name" for a part)
+	PYTHONPATH=tests $(BIN)/python -m sim -n $(JOBS) --dist worksteal $(SIM_ARGS)
 
 # pytest-cov, as a process of xdist that takes ten seconds to end is killed with what coverage holds.
 # What C++ programs instantiate several times counts once.

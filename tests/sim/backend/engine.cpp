@@ -1,9 +1,13 @@
-// The engine's launches, in place of bindings/cuda.cpp and cuda/*.cu: the kernels' bodies run on the
-// host, block after block in random order. Names and order are those of cuda/step.cu.
+// The engine's launches, in place of bindings/cuda.cpp and cuda/*.cu: the kernels' bodies run on
+// the host, block after block in random order. Names and order are those of cuda/step.cu.
+#include <setjmp.h>
+#include <signal.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <variant>
@@ -59,10 +63,30 @@ void check_addresses(const Arguments& arguments, at::Device device) {
   }
 }
 
+thread_local sigjmp_buf* fault_exit = nullptr;
+void leave_by_fault(int) { siglongjmp(*fault_exit, 1); }
+
+// Tables that are filled with NaN hold addresses of nothing: an error as on a GPU, not a crash.
+// Nothing that the bodies hold has to be released.
+template <class Run>
+void run_guarded(const Run& run) {
+  constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGFPE};
+  struct sigaction fault = {};
+  struct sigaction before[std::size(kFaults)];
+  fault.sa_handler = &leave_by_fault;
+  for (size_t i = 0; i < std::size(kFaults); ++i) sigaction(kFaults[i], &fault, &before[i]);
+  sigjmp_buf here;
+  fault_exit = &here;
+  const bool is_illegal = sigsetjmp(here, /*savemask=*/1) != 0;
+  if (!is_illegal) run();
+  for (size_t i = 0; i < std::size(kFaults); ++i) sigaction(kFaults[i], &before[i], nullptr);
+  TORCH_CHECK(!is_illegal, "CUDA error: an illegal memory access was encountered");
+}
+
 template <class Arguments, class Run>
 void launch(at::Device device, const char* name, const Arguments& arguments, Run run) {
   check_addresses(arguments, device);
-  sim::simulator().launch(device.index(), name, std::move(run));
+  sim::simulator().launch(device.index(), name, [run] { run_guarded(run); });
 }
 
 bool has_passes(const StepTables& t) {

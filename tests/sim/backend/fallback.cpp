@@ -279,21 +279,21 @@ class Call {
     const bool is_mul = name == "aten::mul" || name == "aten::mul_";
     simulator().launch(device_, is_mul ? "vectorized_elementwise mul" : name,
                        [op = op_, cpu = cpu_, draw = draw_, results, name]() mutable {
-      try {
-        Stack made = *cpu;
-        run_seeded(draw, [&] { call(op, made); });
-        for (Result& result : results) {
-          const at::Tensor found = result.part < 0
-                                       ? made[result.place].toTensor()
-                                       : made[result.place].toTensorVector()[result.part];
-          // What the CPU leaves out stays filled with NaN.
-          if (!found.defined() || found.numel() == 0) continue;
-          if (found.sizes() == result.memory.sizes()) result.memory.copy_(found);
-        }
-      } catch (const std::exception& error) {
-        TORCH_CHECK(false, "launched before, ", name, ": ", error.what());
-      }
-    });
+                         try {
+                           Stack made = *cpu;
+                           run_seeded(draw, [&] { call(op, made); });
+                           for (Result& result : results) {
+                             const at::Tensor found =
+                                 result.part < 0 ? made[result.place].toTensor()
+                                                 : made[result.place].toTensorVector()[result.part];
+                             // What the CPU leaves out stays filled with NaN.
+                             if (!found.defined() || found.numel() == 0) continue;
+                             if (found.sizes() == result.memory.sizes()) result.memory.copy_(found);
+                           }
+                         } catch (const std::exception& error) {
+                           TORCH_CHECK(false, "launched before, ", name, ": ", error.what());
+                         }
+                       });
     answer(std::move(answers));
   }
 

@@ -35,10 +35,10 @@ class PyGraph {
     simulator().end_capture(graph_);
     is_complete_ = true;
     if (!graph_->launches.empty()) return;
-    PyErr_WarnEx(PyExc_UserWarning,
-                 "The CUDA Graph is empty. This usually means that the graph was attempted to be "
-                 "captured on wrong device or stream.",
-                 1);
+    const char* message =
+        "The CUDA Graph is empty. This usually means that the graph was attempted to be captured "
+        "on wrong device or stream.";
+    if (PyErr_WarnEx(PyExc_UserWarning, message, 1) != 0) throw py::error_already_set();
   }
   void register_generator_state(const py::object& generator) {
     generators_.push_back(reinterpret_cast<THPGenerator*>(generator.ptr())->cdata);

@@ -134,7 +134,8 @@ at::Tensor as_strided(const at::Tensor& tensor, Sizes sizes, Sizes strides,
 at::Tensor view(const at::Tensor& tensor, Sizes sizes) {
   const auto found = at::infer_size_dv(ints(sizes), tensor.numel());
   const auto strides = at::detail::computeStride(tensor.sizes(), tensor.strides(), found);
-  TORCH_CHECK(strides.has_value(), "view size is not compatible with input tensor's size and "
+  TORCH_CHECK(strides.has_value(),
+              "view size is not compatible with input tensor's size and "
               "stride");
   return alias_of(tensor, found, *strides, tensor.storage_offset());
 }

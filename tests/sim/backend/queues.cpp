@@ -92,8 +92,8 @@ bool Simulator::run_one() {
   Stream& stream = *ready[chosen];
   const Entry entry = std::move(stream.queue.front());
   stream.queue.pop_front();
-  fingerprint = (fingerprint ^ static_cast<uint64_t>(stream.id * kDevices + stream.device)) *
-                0x100000001b3u;
+  fingerprint =
+      (fingerprint ^ static_cast<uint64_t>(stream.id * kDevices + stream.device)) * 0x100000001b3u;
   if (stream.queue.empty()) busy_.erase(stream.key());
   if (entry.run) {
     const DeviceWork work;

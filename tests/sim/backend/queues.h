@@ -150,9 +150,7 @@ void set_current_stream_id(int device, int64_t id);
 bool is_in_device_work();
 
 inline int device_or_current(int device) { return device < 0 ? current_device() : device; }
-inline c10::Device cuda(int device) {
-  return {c10::kCUDA, static_cast<c10::DeviceIndex>(device)};
-}
+inline c10::Device cuda(int device) { return {c10::kCUDA, static_cast<c10::DeviceIndex>(device)}; }
 inline c10::Stream as_torch(int device, int64_t id) {
   return c10::Stream(c10::Stream::UNSAFE, cuda(device), id);
 }

@@ -121,8 +121,7 @@ void register_generator(Graph& graph, const at::Generator& generator) {
 
 void begin_replay(Registered& registered, Stream& stream) {
   Position& position = impl(registered.generator).position();
-  simulator().push_eagerly(stream,
-                           [base = registered.base, now = position] { *base = now; });
+  simulator().push_eagerly(stream, [base = registered.base, now = position] { *base = now; });
   position.offset += registered.increment;
 }
 

@@ -1,6 +1,6 @@
-// A stand-in for CUDA's random numbers. Not Philox's numbers but its contract: a generator is a seed
-// and an offset, which a launch takes along; a graph's launches read both from the device, where
-// each replay has put them, and so a graph has to know the generators that it draws from.
+// A stand-in for CUDA's random numbers. Not Philox's numbers but its contract: a generator is a
+// seed and an offset, which a launch takes along; a graph's launches read both from the device,
+// where each replay has put them, and so a graph has to know the generators that it draws from.
 #pragma once
 
 #include <ATen/core/Generator.h>
