@@ -56,7 +56,6 @@ def start(text: str) -> None:
     for device in reversed(range(torch.cuda.device_count())):
         torch.cuda.set_stream(torch.cuda.default_stream(device))
     torch.cuda.graph.default_capture_stream = None
-    backend.drain()
     torch.cuda.manual_seed_all(0)
     backend.seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
 

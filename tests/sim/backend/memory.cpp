@@ -12,6 +12,8 @@ namespace {
 constexpr size_t kGranularity = 512;  // torch's, for tests that measure memory
 constexpr int kPoison = 0xff;         // NaN in every floating type, -1 in the integers
 
+constexpr int64_t kReleased = -1;  // the pool of blocks whose graphs are gone
+
 size_t rounded(size_t size) { return (size + kGranularity - 1) / kGranularity * kGranularity; }
 
 char* poisoned(size_t size) {
@@ -120,30 +122,36 @@ void DeviceMemory::keep(Block& block) {
 void DeviceMemory::free(Block& block) {
   block.is_live = false;
   allocated_[block.stream->device] -= static_cast<int64_t>(block.size);
-  if (block.users.empty()) {
+  if (block.users.empty() && block.pool != kReleased) {
     keep(block);
   } else if (simulator().is_capturing_anywhere()) {
     deferred_.push_back(&block);
   } else {
-    for (Stream* user : block.users) block.awaited.push_back(simulator().record_eagerly(*user));
-    block.users.clear();
-    pending_.push_back(&block);
+    await(block);
   }
 }
 
 void DeviceMemory::look_for_free() {
   if (simulator().is_capturing_anywhere()) return;
-  for (Block* block : std::exchange(deferred_, {})) {
-    for (Stream* user : block->users) block->awaited.push_back(simulator().record_eagerly(*user));
-    block->users.clear();
-    pending_.push_back(block);
-  }
+  for (Block* block : std::exchange(deferred_, {})) await(*block);
   pending_.remove_if([&](Block* block) {
     if (!all_done(block->awaited)) return false;
     block->awaited.clear();
     keep(*block);
     return true;
   });
+}
+
+void DeviceMemory::forget_free() {
+  for (auto& [kind, kept] : kept_) {
+    if (std::get<2>(kind) != 0) continue;
+    for (Block* block : std::exchange(kept, {})) {
+      reserved_[block->stream->device] -= static_cast<int64_t>(block->size);
+      char* data = block->data;
+      blocks_.erase(data);
+      std::free(data);
+    }
+  }
 }
 
 void DeviceMemory::record_stream(const void* data, Stream& stream) {
@@ -153,23 +161,32 @@ void DeviceMemory::record_stream(const void* data, Stream& stream) {
   if (std::find(users.begin(), users.end(), &stream) == users.end()) users.push_back(&stream);
 }
 
-// Torch frees the memory of a pool for good, which waits for all that runs.
+// Nothing else is given a pool's memory before torch frees it for good, which waits for all that
+// runs; so it is with what tensors still hold, once they let it go.
 void DeviceMemory::release_pool(int64_t pool) {
   if (--pools_[pool] > 0) return;
   pools_.erase(pool);
-  std::vector<Block*> found;
+  std::vector<Block*> unused;
   for (auto& [kind, kept] : kept_) {
     if (std::get<2>(kind) != pool) continue;
-    found.insert(found.end(), kept.begin(), kept.end());
+    unused.insert(unused.end(), kept.begin(), kept.end());
     kept.clear();
   }
   for (auto& [address, block] : blocks_) {  // in any order, as nothing is queued here
-    if (block->pool == pool) block->pool = 0;
+    if (block->pool == pool) block->pool = kReleased;
   }
-  for (Block* block : found) {
-    block->awaited = simulator().record_all(block->stream->device);
-    pending_.push_back(block);
+  for (Block* block : unused) await(*block);
+}
+
+// Until all that may use a block has run.
+void DeviceMemory::await(Block& block) {
+  if (block.pool == kReleased) {
+    block.awaited = simulator().record_all(block.stream->device);
+    block.pool = 0;
   }
+  for (Stream* user : block.users) block.awaited.push_back(simulator().record_eagerly(*user));
+  block.users.clear();
+  pending_.push_back(&block);
 }
 
 int DeviceMemory::device_of(const void* address) const {
@@ -219,6 +236,16 @@ void PinnedMemory::free(Buffer& buffer) {
   buffer.is_live = false;
   pending_.push_back(&buffer);
   look_for_free();
+}
+
+void PinnedMemory::forget_free() {
+  for (auto& [size, kept] : kept_) {
+    for (Buffer* buffer : std::exchange(kept, {})) {
+      char* data = buffer->data;
+      buffers_.erase(data);
+      std::free(data);
+    }
+  }
 }
 
 // Its next owner may write it at once, which is as bad as this.

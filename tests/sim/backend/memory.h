@@ -33,6 +33,8 @@ class DeviceMemory final : public c10::Allocator {
 
   void record_stream(const void* data, Stream& stream);
   void look_for_free();  // blocks whose streams have gone on far enough
+  // Gives the host back what is in no use and in no graph's pool; while nothing is left to run.
+  void forget_free();
 
   // Pools of graphs live as long as their last graph.
   int64_t new_pool() { return ++last_pool_; }
@@ -52,6 +54,7 @@ class DeviceMemory final : public c10::Allocator {
   Kind kind_of(const Block& block) const;
   void free(Block& block);
   void keep(Block& block);
+  void await(Block& block);
 
   std::map<const char*, std::unique_ptr<Block>> blocks_;  // looked up by address, never walked
   std::map<Kind, std::vector<Block*>> kept_;
@@ -73,6 +76,7 @@ class PinnedMemory final : public c10::Allocator {
   // Notes a copy that was just queued on the stream.
   void record_use(const void* address, Stream& stream);
   void look_for_free();
+  void forget_free();
 
  private:
   friend void free_pinned(void*);

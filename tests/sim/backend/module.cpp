@@ -141,11 +141,10 @@ PYBIND11_MODULE(_backend, m) {
   m.def("reserved", [](int device) { return device_memory().reserved(device); });
   m.def("seed", [](uint64_t seed) {
     const Lock lock(simulator().mutex);
-    simulator().seed(seed);
-  });
-  m.def("drain", [] {
-    const Lock lock(simulator().mutex);
     simulator().drain();
+    device_memory().forget_free();
+    pinned_memory().forget_free();
+    simulator().seed(seed);
   });
   m.def("waits", [] { return simulator().waits; });
   m.def("launches", [] { return simulator().launches; });

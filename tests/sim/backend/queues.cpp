@@ -50,6 +50,7 @@ void Simulator::seed(uint64_t seed) {
   eagerness_ = kEagerness[random_() % 4];
   ++seedings_;
   fingerprint = 0;
+  first_stream_ = last_stream_;
 }
 
 uint64_t Simulator::random(uint64_t bound) { return random_() % bound; }
@@ -92,8 +93,9 @@ bool Simulator::run_one() {
   Stream& stream = *ready[chosen];
   const Entry entry = std::move(stream.queue.front());
   stream.queue.pop_front();
+  const int64_t number = std::max<int64_t>(stream.id - first_stream_, 0);
   fingerprint =
-      (fingerprint ^ static_cast<uint64_t>(stream.id * kDevices + stream.device)) * 0x100000001b3u;
+      (fingerprint ^ static_cast<uint64_t>(number * kDevices + stream.device)) * 0x100000001b3u;
   if (stream.queue.empty()) busy_.erase(stream.key());
   if (entry.run) {
     const DeviceWork work;
@@ -110,9 +112,11 @@ void Simulator::advance() {
 }
 
 void Simulator::drain() {
-  while (!busy_.empty() && run_one()) {
-  }
-  for (const Work& call : on_progress) call();
+  do {
+    while (run_one()) {
+    }
+    for (const Work& call : on_progress) call();
+  } while (!busy_.empty() && run_one());
 }
 
 // ---- launches ----------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Simulator {
   // Everything below is under this lock. Device work runs under it, too.
   std::recursive_mutex mutex;
 
+  // A new order, as in a new process: to be called while nothing is left to run.
   void seed(uint64_t seed);
   // Of a uniform distribution below the bound; for the launches that run in random order.
   uint64_t random(uint64_t bound);
@@ -134,6 +135,7 @@ class Simulator {
   double eagerness_ = 0.3;
   int64_t seedings_ = 0;
   int64_t last_stream_ = 0;
+  int64_t first_stream_ = 0;  // of this seeding
   int64_t last_graph_ = 0;
   int captures_ = 0;
   std::map<int64_t, GraphPtr> open_;
