@@ -142,8 +142,8 @@ def test_13_a_failed_capture_leaves_buffers_as_they_were() -> None:
     def step(batch: Tensor) -> Tensor:
         norm(batch).square().sum().backward()
         optimizer.step()
-        raise OSError
+        raise OSError("the batch is lost")
 
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="lost"):
         lrfast.capture(step, optimizer, torch.randn(4, 3, device=cuda))
     assert norm.running_mean.tolist() == [0.0] * 3 and norm.running_var.tolist() == [1.0] * 3
