@@ -309,6 +309,7 @@ def test_the_mistake_is_found(name: str) -> None:
         try:
             PROGRAMS[name](False)
         except (AssertionError, RuntimeError, UserWarning):
+            start("without what the mistake has left queued")
             return
     pytest.fail(f"{name} shows in none of {len(SEEDS)} seeds")
 

@@ -141,10 +141,20 @@ PYBIND11_MODULE(_backend, m) {
   m.def("reserved", [](int device) { return device_memory().reserved(device); });
   m.def("seed", [](uint64_t seed) {
     const Lock lock(simulator().mutex);
-    simulator().drain();
+    for (bool is_idle = false; !is_idle;) {
+      try {
+        simulator().drain();
+        is_idle = true;
+      } catch (const std::exception&) {  // of a program that is over
+      }
+    }
     device_memory().forget_free();
     pinned_memory().forget_free();
     simulator().seed(seed);
+  });
+  m.def("drain", [] {
+    const Lock lock(simulator().mutex);
+    simulator().drain();
   });
   m.def("waits", [] { return simulator().waits; });
   m.def("launches", [] { return simulator().launches; });
