@@ -51,7 +51,6 @@ def entry_of(nodeid: str, table: dict[str, Any]) -> str | None:
 
 def start(text: str) -> None:
     """Begins an order that the text decides: on idle devices, without what ran before."""
-    gc.collect()
     torch.cuda.set_sync_debug_mode("default")
     for device in reversed(range(torch.cuda.device_count())):
         torch.cuda.set_stream(torch.cuda.default_stream(device))
@@ -62,6 +61,7 @@ def start(text: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _sim_seed(request: pytest.FixtureRequest) -> Iterator[None]:
+    gc.collect()  # or tensors of earlier tests would be freed in the midst of this one
     start(request.node.nodeid)
     yield
     if request.node.get_closest_marker("xfail") is None:

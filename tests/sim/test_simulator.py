@@ -12,7 +12,7 @@ import torch
 from sim.known import FAILING, FINDINGS
 from sim.plugin import backend, start
 
-pytestmark = pytest.mark.sim
+pytestmark = [pytest.mark.sim, pytest.mark.hazard]
 cuda = torch.device("cuda")
 
 # Streams, events, memory that is given out again, a capture, replays and random numbers.
