@@ -1,1 +1,1 @@
-"""A CUDA device without a GPU: streams are queues that run in seeded random order (README.md)."""
+"""A CUDA device without a GPU: streams are queues that run in seeded random order."""
