@@ -15,8 +15,8 @@ CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cuh' -o 
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: help env build demo test test-full test-all faults coverage dist docs pictures lint format \
-	sources-check cuda-check sanitize bench bench-quick peers gpu-check clean distclean
+.PHONY: help env build demo test test-full test-all faults sim coverage dist docs pictures lint \
+	format sources-check cuda-check sanitize bench bench-quick peers gpu-check clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,11 @@ test-all: build ## both
 FAULTS ?= *
 faults: build ## seed faults, one by one, and say which the tests miss (FAULTS="sgd-*" for some)
 	$(BIN)/python -m tests.project.faults $(FAULTS_ARGS) '$(FAULTS)'
+
+# Tests that keep state run over 20 seeds, the others over 2; SIM_SEEDS=1 for one of each. Single
+# tests are handed out, as a file with its seeds takes minutes.
+sim: build ## the GPU tests on simulated devices, without a GPU (SIM_ARGS="-k name" for a part)
+	PYTHONPATH=tests $(BIN)/python -m sim -n $(JOBS) --dist worksteal $(SIM_ARGS)
 
 # pytest-cov, as a process of xdist that takes ten seconds to end is killed with what coverage holds.
 # What C++ programs instantiate several times counts once.

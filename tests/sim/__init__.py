@@ -1,0 +1,1 @@
+"""A CUDA device without a GPU: streams are queues that run in seeded random order (README.md)."""
