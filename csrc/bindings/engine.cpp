@@ -19,7 +19,7 @@ const float* float_on(const std::optional<at::Tensor>& scalar, at::Device device
   if (scalar->device() == device && scalar->scalar_type() == at::kFloat) {
     return scalar->const_data_ptr<float>();
   }
-  held.push_back(scalar->to(device, at::kFloat, /*non_blocking=*/true));
+  held.push_back(scalar->to(device, at::kFloat, may_queue_copy(device)));
   return held.back().const_data_ptr<float>();
 }
 
@@ -238,11 +238,12 @@ void Engine::add_squares() {
   at::Tensor& total = plans_.front().squares;
   for (size_t i = 1; i < plans_.size(); ++i) {
     // The CPU waits for what a GPU has summed; between GPUs nothing does.
-    total.add_(plans_[i].squares.to(total.device(), total.scalar_type(), !total.is_cpu()));
+    total.add_(
+        plans_[i].squares.to(total.device(), total.scalar_type(), may_queue_copy(total.device())));
   }
   if (!shards_.is_none()) shards_.attr("add")(total);
   for (size_t i = 1; i < plans_.size(); ++i) {
-    plans_[i].squares.copy_(total, /*non_blocking=*/!plans_[i].device.is_cpu());
+    plans_[i].squares.copy_(total, may_queue_copy(plans_[i].device));
   }
 }
 

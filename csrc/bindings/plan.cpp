@@ -19,7 +19,7 @@ const double* double_on(const std::optional<at::Tensor>& scalar, at::Device devi
   if (!here.defined()) {
     here = at::empty({1}, at::TensorOptions().dtype(at::kDouble).device(device));
   }
-  here.copy_(scalar->reshape({1}), /*non_blocking=*/true);
+  here.copy_(scalar->reshape({1}), may_queue_copy(device));
   return here.const_data_ptr<double>();
 }
 
@@ -216,7 +216,7 @@ DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans,
     if (before.device == device) clock = before.clock;
   }
   if (!clock.defined() && !previous.empty()) {
-    clock = previous.front().clock.to(device, /*non_blocking=*/true, /*copy=*/true);
+    clock = previous.front().clock.to(device, may_queue_copy(device), /*copy=*/true);
   }
   if (!clock.defined()) {
     clock = at::zeros({3}, at::TensorOptions().dtype(at::kLong).device(device));

@@ -178,7 +178,7 @@ class TensorStore:
         with torch.no_grad():
             for original, copied in self._saved.values():
                 if isinstance(original, Tensor):
-                    dense_view(original).copy_(copied, non_blocking=True)
+                    dense_view(original).copy_(copied, non_blocking=original.is_cuda)
                 elif isinstance(original, torch.Generator):
                     original.set_state(copied)
                 elif isinstance(original, dict):

@@ -79,7 +79,7 @@ def _copy_tensor(static: Tensor, given: Any) -> None:
             f": it was {_kind(static)}, got {_kind(given)}; a loader with drop_last=True gives "
             "batches of one size"
         )
-    static.copy_(given, non_blocking=True)
+    static.copy_(given, non_blocking=static.is_cuda)  # the CPU would read too early
 
 
 def _kind(tensor: Tensor) -> str:
