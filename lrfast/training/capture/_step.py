@@ -282,6 +282,7 @@ class CapturedStep:
         change = self._sync_tables()  # makes the states that the warm-up showed to be needed
         if change is None and spec.device.type == "cuda":
             self._record(engine, rollback)
+            change = self._sync_tables()  # the first replay finds its own gradients
         if change is not None:
             self._engine = None
             raise ValueError(f"train_step must not change what it is captured with: {change}")
