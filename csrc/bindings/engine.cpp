@@ -298,7 +298,7 @@ int64_t Engine::begin_recording() {
   return ++recordings_;
 }
 
-void Engine::end_recording() {
+bool Engine::end_recording() {
   TORCH_CHECK(is_recording(), "end_recording needs a begin_recording before it");
   const int64_t steps = recording_->steps;
   if (steps != 1) recording_.reset();
@@ -306,6 +306,7 @@ void Engine::end_recording() {
                     " calls");
   recording_->is_open = false;
   mark_gradients(recordings_);
+  return recording_->is_captured;
 }
 
 void Engine::forget_recording(int64_t number) {

@@ -34,6 +34,7 @@ struct GraphRecording {
 
   bool is_open = true;   // until the step has run
   int64_t steps = 0;     // must become 1
+  bool is_captured = false;  // whether it went into a graph on every device
   int64_t rebuilds = 0;  // of the engine's tables, when it ran
   bool has_norms = false;
   EngineOptions options;

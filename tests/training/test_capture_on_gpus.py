@@ -30,6 +30,48 @@ def _line(
     return weights, optimizer, step
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("has_captured_before", [False, True])
+@pytest.mark.parametrize("current", [0, 1])
+def test_the_parameters_device_need_not_be_the_current_one(
+    current: int, has_captured_before: bool
+) -> None:
+    if has_captured_before:  # torch keeps the stream of its first capture
+        _, optimizer, step = _line()
+        lrfast.capture(step, optimizer, torch.ones(8))
+    batches = [torch.randn(8) for _ in range(6)]
+    with torch.cuda.device(current):
+        plain, _, eager = _line("cuda:1")
+        weights, optimizer, step = _line("cuda:1")
+        captured = lrfast.capture(step, optimizer, batches[0])
+        assert weights.tolist() == [1.0] * 8
+        for batch in batches:
+            assert captured(batch).item() == eager(batch.to("cuda:1")).item()
+        assert torch.equal(weights, plain)
+        assert torch.cuda.current_device() == current
+
+
+def test_a_step_beside_the_capture_is_an_error_and_undone() -> None:
+    """On a stream of its own, which does not wait for the captured one, a step runs eagerly."""
+    weights, optimizer, step = _line()
+    aside = torch.cuda.Stream()
+    calls = 0
+
+    def train_step(batch: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls <= 1:
+            return step(batch)
+        with torch.cuda.stream(aside):
+            optimizer.step()
+        return torch.zeros((), device="cuda")
+
+    with pytest.raises(RuntimeError, match="must step the optimizer on the current stream"):
+        lrfast.capture(train_step, optimizer, torch.ones(8), warmup=1)
+    torch.cuda.synchronize()
+    assert weights.tolist() == [1.0] * 8 and optimizer._clock() == (0, 0)
+
+
 def test_a_first_replay_after_a_new_capture_finds_its_gradients() -> None:
     losses = []
     for is_captured in (False, True):

@@ -321,16 +321,26 @@ class CapturedStep:
         return rollback
 
     def _record(self, engine: Engine, rollback: Rollback) -> None:
+        device = self._spec.device
         random = replace(GlobalRandom.take(), cuda=[])  # a graph's registered ones stay
         graph = torch.cuda.CUDAGraph()
         for generator in self._spec.generators:
             graph.register_generator_state(generator)
         self._recording = engine.begin_recording()
         try:
-            # Other threads, such as a loader's that pins memory, may go on.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Other threads, such as a loader's that pins memory, may go on. The stream that torch
+            # would take is of the device that was current when it captured for the first time.
+            stream = torch.cuda.Stream(device)
+            with (
+                torch.cuda.device(device),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
                 self._loss = self._spec.run(self._batch.value)
-            engine.end_recording()
+            if not engine.end_recording():
+                raise RuntimeError(
+                    "train_step must step the optimizer on the current stream, got a step that no "
+                    "CUDA graph has captured"
+                )
         except BaseException:
             engine.forget_recording(self._recording)
             self._engine = None
