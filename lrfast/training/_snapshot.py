@@ -36,6 +36,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lrfast._utils.async_copy import note_use
 from lrfast.training._data import end_workers, generators_of, tensors_in
 
 
@@ -178,6 +179,7 @@ class TensorStore:
         with torch.no_grad():
             for original, copied in self._saved.values():
                 if isinstance(original, Tensor):
+                    note_use(copied)  # it may come from another stream, and is dropped at any time
                     dense_view(original).copy_(copied, non_blocking=original.is_cuda)
                 elif isinstance(original, torch.Generator):
                     original.set_state(copied)

@@ -86,3 +86,18 @@ def test_a_first_replay_after_a_new_capture_finds_its_gradients() -> None:
                 optimizer.zero_grad()  # to None, which a graph cannot follow
             losses[-1].append(run(batch).item())
     assert losses[0] == losses[1]
+
+
+def test_copies_of_a_failed_capture_outlive_their_use() -> None:
+    """They are made on the warm-up's stream, read on another and dropped."""
+    norm = nn.BatchNorm1d(3).to("cuda")
+    optimizer = lrfast.SGD(norm.parameters(), lr=0.1)
+
+    def step(batch: Tensor) -> Tensor:
+        norm(batch).square().sum().backward()
+        optimizer.step()
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        lrfast.capture(step, optimizer, torch.randn(4, 3, device="cuda"))
+    assert norm.running_mean.tolist() == [0.0] * 3 and norm.running_var.tolist() == [1.0] * 3
