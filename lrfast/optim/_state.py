@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrfast._utils.async_copy import note_use
 from lrfast._utils.extension import extension
 
 # States that have a dtype of their own; all others are moments of the gradient.
@@ -26,18 +27,20 @@ def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def as_engine_state(name: str, value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a state on its parameter's device, in the engine's memory layout."""
+    """Return a copy of a state on its parameter's device, in the engine's memory layout."""
     if not isinstance(value, Tensor) or value.shape != param.shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"state {name!r} must have its parameter's shape {tuple(param.shape)}, got {got}"
         )
+    note_use(value)
     return zeros_like(param, dtype).copy_(value)
 
 
 def as_scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a number as a tensor [] on its parameter's device, without a synchronisation."""
     if isinstance(value, Tensor):
+        note_use(value)
         return value.detach().reshape(()).to(param.device, dtype)
     return torch.full((), value, dtype=dtype, device=param.device)
 
@@ -77,6 +80,7 @@ def choose_dtypes(
         chosen = dtype_of(param)
         for name, value in state.items():
             if isinstance(value, Tensor) and name not in NOT_MOMENTS:
+                note_use(value)
                 state[name] = value.to(chosen)
 
 
