@@ -225,6 +225,12 @@ void Engine::update_tables() {
   }
 }
 
+StepTables Engine::current_tables(DevicePlan& plan) {
+  const StepTables tables = plan.current_tables(settings_);
+  if (plan.device.is_cuda()) plan.note_stream(settings_, parameters_);
+  return tables;
+}
+
 void Engine::run(at::ArrayRef<StepTables> tables, Phase phase) {
   for (size_t i = 0; i < plans_.size(); ++i) {
     StepTables own = tables[i];
@@ -254,7 +260,7 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
   c10::SmallVector<StepTables, 1> all;  // [plans]
   for (DevicePlan& plan : plans_) {
     StepTables tables = is_capturing(plan.device) ? plan.captured_tables(settings_, is_recording())
-                                                  : plan.current_tables(settings_);
+                                                  : current_tables(plan);
     plan.copy_device_hypers(groups_.device_hypers());
     tables.gradients.scale = float_on(grad_scale, plan.device, held);
     tables.gradients.found_inf = float_on(found_inf, plan.device, held);
@@ -290,7 +296,7 @@ void Engine::build(const py::list& param_groups) {
   if (!groups_.are_held(param_groups, parameters_)) rebuild(param_groups);
   read_groups(param_groups);
   update_tables();
-  for (DevicePlan& plan : plans_) plan.current_tables(settings_);
+  for (DevicePlan& plan : plans_) current_tables(plan);
 }
 
 int64_t Engine::begin_recording() {
@@ -343,7 +349,7 @@ py::object Engine::refresh(int64_t number, const py::list& param_groups, const p
   if (!missing.empty()) return py::cast(missing);
   update_tables();
   for (DevicePlan& plan : plans_) {
-    if (plan.device.is_cuda()) plan.current_tables(settings_);
+    if (plan.device.is_cuda()) current_tables(plan);
   }
   return py::none();
 }
@@ -379,12 +385,19 @@ void Engine::set_options(const EngineOptions& options) {
 
 void Engine::watch(std::optional<at::Tensor> flag) {
   check_number(flag, "flag");
-  settings_.stop_flag = std::move(flag);
+  exchange(settings_.stop_flag, std::move(flag));
 }
 
 void Engine::scale_rates(std::optional<at::Tensor> scale) {
   check_number(scale, "scale");
-  settings_.rate_scale = std::move(scale);
+  exchange(settings_.rate_scale, std::move(scale));
+}
+
+// Takes another number that steps read, which is to be noted for their stream.
+void Engine::exchange(std::optional<at::Tensor>& held, std::optional<at::Tensor> given) {
+  if (held.has_value() == given.has_value() && (!held || held->is_same(*given))) return;
+  held = std::move(given);
+  for (DevicePlan& plan : plans_) plan.forget_stream();
 }
 
 std::vector<at::Tensor> Engine::clocks() const {

@@ -87,11 +87,13 @@ class Engine {
   bool bind(Parameter& param, const py::dict& state);
   MissingStates missing_states(const Parameter& param) const;
   void update_tables();
+  StepTables current_tables(DevicePlan& plan);
   void run(at::ArrayRef<StepTables> tables, Phase phase);
   void add_squares();
   void launch(const std::optional<at::Tensor>& grad_scale,
               const std::optional<at::Tensor>& found_inf);
   void finish_launch();
+  void exchange(std::optional<at::Tensor>& held, std::optional<at::Tensor> given);
 
   RuleInfo rule_;
   py::object find_shards_;
