@@ -174,6 +174,18 @@ class TensorStore:
         copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
         return copy.copy_(tensor, non_blocking=True)
 
+    def on_host(self, apart: Iterable[Tensor] = ()) -> TensorStore:
+        """Return the part on the host, with containers as they are now, no gradients of `apart`."""
+        part, ids = TensorStore(), set(map(id, apart))
+        for key, (original, copied) in self._saved.items():
+            if isinstance(original, dict | list):
+                part._saved[key] = original, original.copy()
+            elif original.device.type == "cpu":
+                part._saved[key] = original, copied
+        part._gradients = {k: held for k, held in self._gradients.items() if k not in ids}
+        part._modes = self._modes
+        return part
+
     def restore(self) -> None:
         """Restore everything, in place."""
         with torch.no_grad():

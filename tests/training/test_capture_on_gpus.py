@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from captures import SGD, Training, make_batches
 from torch import Tensor, nn
 
 import lrfast
@@ -70,6 +71,41 @@ def test_a_step_beside_the_capture_is_an_error_and_undone() -> None:
         lrfast.capture(train_step, optimizer, torch.ones(8), warmup=1)
     torch.cuda.synchronize()
     assert weights.tolist() == [1.0] * 8 and optimizer._clock() == (0, 0)
+
+
+def test_host_state_is_restored_after_the_recording() -> None:
+    """What a step moves on the host moves while it is recorded, too, without a step."""
+    _, optimizer, step = _line()
+    outside = nn.Linear(8, 1).to("cuda")
+    counter = torch.zeros(())  # on the CPU
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(counter)], 0.1), 1)
+
+    def train_step(batch: Tensor) -> Tensor:
+        outside(batch).sum().backward()
+        outside.training = False
+        counter.add_(1)
+        scheduler._step_count += 1
+        optimizer.param_groups[0]["lr"] *= 0.5
+        return step(batch)
+
+    captured = lrfast.capture(
+        train_step, optimizer, torch.ones(8), others=[counter, scheduler], warmup=1
+    )
+    assert counter.item() == 0 and scheduler._step_count == 1
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    assert all(param.grad is None for param in outside.parameters())
+    captured.release()
+
+
+def test_gradients_keep_their_values_until_the_first_replay() -> None:
+    training = Training(SGD, "cuda", zeroing="before")
+    training.head.weight.grad = torch.full_like(training.head.weight, 3.0)
+    step = training.capture()
+    for name, param in training.model.named_parameters():
+        assert param.grad is not None
+        wanted = 3.0 if param is training.head.weight else 0.0
+        assert (param.grad == wanted).all(), name
+    step(make_batches(1, "cuda")[0])
 
 
 def test_a_first_replay_after_a_new_capture_finds_its_gradients() -> None:

@@ -5,6 +5,7 @@ Every module that a step calls is found by a forward hook and copied before its 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
+from lrfast.training._data import tensors_in
 from lrfast.training._snapshot import Snapshot
 
 
@@ -50,6 +52,21 @@ class Rollback(Snapshot):
             yield
         finally:
             handle.remove()
+
+    @contextmanager
+    def undo_recording(self) -> Iterator[None]:
+        """Restore the host's part afterwards: on the device a recording runs nothing.
+
+        Not what lies on a GPU in others, which might be made anew and which the graph knows, nor
+        the optimizer's gradients.
+        """
+        parameters = (param for group in self._tables[2] for param in group["params"])
+        host = self._store.on_host(apart=parameters)
+        yield
+        host.restore()
+        for other, state in self._others:
+            if not any(tensor.is_cuda for tensor in tensors_in(state)):
+                other.load_state_dict(copy.deepcopy(state))
 
     @property
     def modules(self) -> list[nn.Module]:

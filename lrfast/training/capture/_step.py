@@ -327,11 +327,13 @@ class CapturedStep:
         for generator in self._spec.generators:
             graph.register_generator_state(generator)
         self._recording = engine.begin_recording()
+        gradients = [(param, param.grad) for param in self._spec.parameters()]
         try:
             # Other threads, such as a loader's that pins memory, may go on. The stream that torch
             # would take is of the device that was current when it captured for the first time.
             stream = torch.cuda.Stream(device)
             with (
+                rollback.undo_recording(),
                 torch.cuda.device(device),
                 torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
             ):
@@ -348,7 +350,18 @@ class CapturedStep:
             raise
         finally:
             random.put_back()
+        for param, before in gradients:
+            _keep_gradient(param, before)
+        engine.mark_gradients(self._recording)
         self._graph = graph
+
+
+def _keep_gradient(param: Tensor, before: Tensor | None) -> None:
+    """Give a gradient that a recording has put into the graph's memory the values of before."""
+    if param.grad is None or param.grad is before:
+        return
+    with torch.no_grad():
+        param.grad.zero_() if before is None else param.grad.copy_(before)
 
 
 @contextmanager
