@@ -124,6 +124,34 @@ def test_a_first_replay_after_a_new_capture_finds_its_gradients() -> None:
     assert losses[0] == losses[1]
 
 
+def test_casts_are_part_of_the_graph() -> None:
+    """Within an autocast of the user's: weights cast before, or in the warm-up, would stay."""
+
+    def train(capture: bool) -> list[float]:
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 1, bias=False).to("cuda")
+        optimizer = lrfast.SGD(layer.parameters(), lr=0.1, zero_grads=True)
+
+        def step(batch: Tensor) -> Tensor:
+            if not capture:
+                torch.clear_autocast_cache()
+            loss = layer(batch).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        batch = torch.ones(3, 4, device="cuda")
+        run: Any = step
+        with torch.autocast("cuda", torch.bfloat16):
+            layer(batch)
+            if capture:
+                run = lrfast.capture(step, optimizer, batch)
+            assert layer(batch).isfinite().all()  # by no cast in the graph's memory
+            return [run(batch).item() for _ in range(4)]
+
+    assert train(True) == train(False)
+
+
 def test_copies_of_a_failed_capture_outlive_their_use() -> None:
     """They are made on the warm-up's stream, read on another and dropped."""
     norm = nn.BatchNorm1d(3).to("cuda")

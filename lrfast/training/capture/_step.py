@@ -312,6 +312,7 @@ class CapturedStep:
             engine.forget_recording(self._recording)
             raise
         finally:
+            torch.clear_autocast_cache()  # a graph has to cast the weights that it trains itself
             rollback.restore()
         for param in parameters:
             if id(param) in given and param.grad is None:
@@ -349,6 +350,7 @@ class CapturedStep:
             rollback.restore()
             raise
         finally:
+            torch.clear_autocast_cache()  # of casts that lie in the graph's memory
             random.put_back()
         for param, before in gradients:
             _keep_gradient(param, before)
