@@ -40,7 +40,8 @@ class CapturedTrainStep(TrainStep):
                 max_grad_norm=self._max_grad_norm,
             )
             spec = CaptureSpec(
-                self._record_and_update, optimizer, None, scaler, [], [], _WARMUP, recorder
+                *(self._record_and_update, optimizer, None, scaler, [], [], _WARMUP, recorder),
+                records_loss_factor=True,
             )
             self._captured = capture_spec(spec, micro_batches, "auto")
         return self._captured(micro_batches)

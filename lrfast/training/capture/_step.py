@@ -210,6 +210,8 @@ class CapturedStep:
             return "modules have changed between training and evaluation mode"
         if spec.graph_constants() != self._graph_constants:
             return "the scaler's factors or interval have changed"
+        if spec.loss_factor() is not self._loss_factor:
+            return "the optimizer's loss schedule was replaced"
         if self._flag is not None:
             engine.watch(self._flag)
         held = self._recording, optimizer.param_groups, optimizer.state
@@ -277,6 +279,7 @@ class CapturedStep:
         rollback = self._warm_up(engine)
         self._engine, self._eager_batch = engine, None
         self._graph_constants = spec.graph_constants()
+        self._loss_factor = spec.loss_factor()  # held: its address must stay its own
         self._modules = rollback.modules
         self._modes = list(map(_mode, self._modules))
         change = self._sync_tables()  # makes the states that the warm-up showed to be needed
