@@ -14,7 +14,7 @@ from torch import nn
 import lrfast
 from lrfast.curve import _CurveRecorder
 from lrfast.training.capture._spec import CaptureSpec
-from lrfast.training.capture._step import capture_spec
+from lrfast.training.capture._step import _refusal, capture_spec
 
 
 def _add_group(training: Training) -> None:
@@ -186,6 +186,16 @@ def test_a_plateau_that_is_replaced_captures_again(device: torch.device) -> None
     captured(make_batches(1, device)[0])
     assert captured.captures == 2
     assert curve.lrs.tolist() == [1.0, 0.25]
+
+
+def test_cudas_first_complaint_is_told() -> None:
+    """torch ends a capture that has failed with another error."""
+    first = RuntimeError("CUDA error: operation would make the legacy stream depend on a capturing")
+    second = RuntimeError("CUDA error: operation failed due to a previous error during capture\n-")
+    second.__context__ = first
+    assert _refusal(second) == str(first)
+    assert _refusal(RuntimeError("CUDA error: out of memory")) is None
+    assert _refusal(RuntimeError("tables cannot be made while a CUDA graph is captured")) is None
 
 
 def test_two_captured_steps_of_one_optimizer(device: torch.device) -> None:

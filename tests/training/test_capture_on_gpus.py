@@ -152,6 +152,35 @@ def test_casts_are_part_of_the_graph() -> None:
     assert train(True) == train(False)
 
 
+def test_what_cuda_refuses_is_explained() -> None:
+    weights, optimizer, step = _line()
+
+    def train_step(batch: Tensor) -> Tensor:
+        loss = step(batch)
+        if torch.cuda.is_current_stream_capturing():
+            loss.item()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"train_step cannot be captured: CUDA error: .* held"):
+        lrfast.capture(train_step, optimizer, torch.ones(8))
+    torch.cuda.synchronize()
+    assert weights.tolist() == [1.0] * 8
+
+
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # torch's own hint
+def test_a_held_loss_is_let_go_of_before() -> None:
+    """Its part of the backward pass would run on the stream of its own step."""
+    weights, optimizer, step = _line()
+    held = (weights * 2).sum()
+    with pytest.raises(RuntimeError, match=r"delete it, or hold loss\.detach\(\)"):
+        lrfast.capture(step, optimizer, torch.ones(8))
+    torch.cuda.synchronize()
+    assert weights.tolist() == [1.0] * 8
+    del held
+    captured = lrfast.capture(step, optimizer, torch.ones(8))
+    assert captured(torch.ones(8)).item() == 8.0
+
+
 def test_copies_of_a_failed_capture_outlive_their_use() -> None:
     """They are made on the warm-up's stream, read on another and dropped."""
     norm = nn.BatchNorm1d(3).to("cuda")

@@ -54,7 +54,8 @@ def capture(
     ``optimizer.step()`` once (or a scaler's), and returns the loss. It must neither read a value
     back from the device nor depend on one. It runs ``warmup`` times and is then recorded, none of
     which leaves a trace in parameters, gradients, buffers, optimizer, scaler, curve or random
-    numbers; gradients that are None before and not after a step become zeros.
+    numbers; gradients that are None before and not after a step become zeros. On a GPU no loss or
+    output of an earlier step may be held meanwhile, unless it is detached.
 
     The first call of what is returned is the first step that counts. On the CPU calls run
     ``train_step`` eagerly, with the same checks.
@@ -83,6 +84,7 @@ def capture(
     Raises:
         TypeError, ValueError: If an argument is not of that kind, or ``train_step`` does not step
             the optimizer once.
+        RuntimeError: If CUDA refuses to capture ``train_step``.
 
     Example:
         >>> import torch, lrfast
@@ -347,10 +349,16 @@ class CapturedStep:
                     "train_step must step the optimizer on the current stream, got a step that no "
                     "CUDA graph has captured"
                 )
-        except BaseException:
+        except BaseException as error:
             engine.forget_recording(self._recording)
             self._engine = None
             rollback.restore()
+            if (reason := _refusal(error)) is not None:
+                raise RuntimeError(
+                    f"train_step cannot be captured: {reason}. It must read no value back from the "
+                    "device; and a loss or output of an earlier step that is still held keeps the "
+                    "backward pass on that step's stream: delete it, or hold loss.detach()"
+                ) from error
             raise
         finally:
             torch.clear_autocast_cache()  # of casts that lie in the graph's memory
@@ -359,6 +367,18 @@ class CapturedStep:
             _keep_gradient(param, before)
         engine.mark_gradients(self._recording)
         self._graph = graph
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return CUDA's or autograd's first complaint about what a graph cannot hold, or None."""
+    found = None
+    cause: BaseException | None = error
+    while cause is not None:
+        line = str(cause).partition("\n")[0]
+        if line.startswith(("CUDA error:", "During CUDA graph capture")) and "captur" in line:
+            found = line
+        cause = cause.__context__
+    return found
 
 
 def _keep_gradient(param: Tensor, before: Tensor | None) -> None:
