@@ -226,7 +226,8 @@ DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans,
     clock = previous.front().clock.to(device, may_queue_copy(device), /*copy=*/true);
   }
   if (!clock.defined()) {
-    clock = at::zeros({3}, at::TensorOptions().dtype(at::kLong).device(device));
+    const auto words = static_cast<int64_t>(sizeof(Clock) / sizeof(int64_t));
+    clock = at::zeros({words}, at::TensorOptions().dtype(at::kLong).device(device));
     for (int64_t i = 0; i < 2; ++i) clock.narrow(0, i, 1).fill_(initial_clock[i]);
   }
   return plans.emplace_back(device, std::move(clock));

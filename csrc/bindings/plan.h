@@ -66,7 +66,7 @@ class DevicePlan {
   void run(int rule, const StepTables& tables);
 
   const at::Device device;
-  at::Tensor clock;    // [3] int64: a Clock
+  at::Tensor clock;    // [4] int64: a Clock
   at::Tensor rates;    // [groups] float64: the learning rates that the last step used
   at::Tensor squares;  // [groups] float64; undefined while no norm is wanted
   at::Tensor norms;    // [groups + 2] float64, likewise
