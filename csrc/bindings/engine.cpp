@@ -19,7 +19,7 @@ const float* float_on(const std::optional<at::Tensor>& scalar, at::Device device
   if (scalar->device() == device && scalar->scalar_type() == at::kFloat) {
     return scalar->const_data_ptr<float>();
   }
-  held.push_back(scalar->to(device, at::kFloat, /*non_blocking=*/true));
+  held.push_back(scalar->to(device, at::kFloat, may_queue_copy(device)));
   return held.back().const_data_ptr<float>();
 }
 
@@ -225,6 +225,12 @@ void Engine::update_tables() {
   }
 }
 
+StepTables Engine::current_tables(DevicePlan& plan) {
+  const StepTables tables = plan.current_tables(settings_);
+  if (plan.device.is_cuda()) plan.note_stream(settings_, parameters_);
+  return tables;
+}
+
 void Engine::run(at::ArrayRef<StepTables> tables, Phase phase) {
   for (size_t i = 0; i < plans_.size(); ++i) {
     StepTables own = tables[i];
@@ -238,11 +244,12 @@ void Engine::add_squares() {
   at::Tensor& total = plans_.front().squares;
   for (size_t i = 1; i < plans_.size(); ++i) {
     // The CPU waits for what a GPU has summed; between GPUs nothing does.
-    total.add_(plans_[i].squares.to(total.device(), total.scalar_type(), !total.is_cpu()));
+    total.add_(
+        plans_[i].squares.to(total.device(), total.scalar_type(), may_queue_copy(total.device())));
   }
   if (!shards_.is_none()) shards_.attr("add")(total);
   for (size_t i = 1; i < plans_.size(); ++i) {
-    plans_[i].squares.copy_(total, /*non_blocking=*/!plans_[i].device.is_cpu());
+    plans_[i].squares.copy_(total, may_queue_copy(plans_[i].device));
   }
 }
 
@@ -253,7 +260,7 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
   c10::SmallVector<StepTables, 1> all;  // [plans]
   for (DevicePlan& plan : plans_) {
     StepTables tables = is_capturing(plan.device) ? plan.captured_tables(settings_, is_recording())
-                                                  : plan.current_tables(settings_);
+                                                  : current_tables(plan);
     plan.copy_device_hypers(groups_.device_hypers());
     tables.gradients.scale = float_on(grad_scale, plan.device, held);
     tables.gradients.found_inf = float_on(found_inf, plan.device, held);
@@ -289,7 +296,7 @@ void Engine::build(const py::list& param_groups) {
   if (!groups_.are_held(param_groups, parameters_)) rebuild(param_groups);
   read_groups(param_groups);
   update_tables();
-  for (DevicePlan& plan : plans_) plan.current_tables(settings_);
+  for (DevicePlan& plan : plans_) current_tables(plan);
 }
 
 int64_t Engine::begin_recording() {
@@ -297,7 +304,7 @@ int64_t Engine::begin_recording() {
   return ++recordings_;
 }
 
-void Engine::end_recording() {
+bool Engine::end_recording() {
   TORCH_CHECK(is_recording(), "end_recording needs a begin_recording before it");
   const int64_t steps = recording_->steps;
   if (steps != 1) recording_.reset();
@@ -305,6 +312,7 @@ void Engine::end_recording() {
                     " calls");
   recording_->is_open = false;
   mark_gradients(recordings_);
+  return recording_->is_captured;
 }
 
 void Engine::forget_recording(int64_t number) {
@@ -341,7 +349,7 @@ py::object Engine::refresh(int64_t number, const py::list& param_groups, const p
   if (!missing.empty()) return py::cast(missing);
   update_tables();
   for (DevicePlan& plan : plans_) {
-    if (plan.device.is_cuda()) plan.current_tables(settings_);
+    if (plan.device.is_cuda()) current_tables(plan);
   }
   return py::none();
 }
@@ -377,12 +385,19 @@ void Engine::set_options(const EngineOptions& options) {
 
 void Engine::watch(std::optional<at::Tensor> flag) {
   check_number(flag, "flag");
-  settings_.stop_flag = std::move(flag);
+  exchange(settings_.stop_flag, std::move(flag));
 }
 
 void Engine::scale_rates(std::optional<at::Tensor> scale) {
   check_number(scale, "scale");
-  settings_.rate_scale = std::move(scale);
+  exchange(settings_.rate_scale, std::move(scale));
+}
+
+// Takes another number that steps read, which is to be noted for their stream.
+void Engine::exchange(std::optional<at::Tensor>& held, std::optional<at::Tensor> given) {
+  if (held.has_value() == given.has_value() && (!held || held->is_same(*given))) return;
+  held = std::move(given);
+  for (DevicePlan& plan : plans_) plan.forget_stream();
 }
 
 std::vector<at::Tensor> Engine::clocks() const {

@@ -32,13 +32,14 @@ class Engine {
                   const std::optional<at::Tensor>& found_inf);
 
   // For a captured step. build() makes all tables, and no states; the one step between begin_ and
-  // end_recording() is the one that a graph replays; mark_gradients() notes the gradients that a
-  // training step leaves; refresh() brings the tables up to date before a replay. It returns None,
-  // or what step() returns if states are missing, or a sentence that says what a graph cannot
-  // follow. There is one recording at a time, known by its number.
+  // end_recording(), which says whether it went into a graph, is the one that a graph replays;
+  // mark_gradients() notes the gradients that a training step leaves; refresh() brings the tables
+  // up to date before a replay. It returns None, or what step() returns if states are missing, or a
+  // sentence that says what a graph cannot follow. There is one recording at a time, known by its
+  // number.
   void build(const py::list& param_groups);
   int64_t begin_recording();
-  void end_recording();
+  bool end_recording();
   void forget_recording(int64_t number);
   void mark_gradients(int64_t number);
   py::object refresh(int64_t number, const py::list& param_groups, const py::dict& state);
@@ -86,11 +87,13 @@ class Engine {
   bool bind(Parameter& param, const py::dict& state);
   MissingStates missing_states(const Parameter& param) const;
   void update_tables();
+  StepTables current_tables(DevicePlan& plan);
   void run(at::ArrayRef<StepTables> tables, Phase phase);
   void add_squares();
   void launch(const std::optional<at::Tensor>& grad_scale,
               const std::optional<at::Tensor>& found_inf);
   void finish_launch();
+  void exchange(std::optional<at::Tensor>& held, std::optional<at::Tensor> given);
 
   RuleInfo rule_;
   py::object find_shards_;

@@ -19,7 +19,7 @@ const double* double_on(const std::optional<at::Tensor>& scalar, at::Device devi
   if (!here.defined()) {
     here = at::empty({1}, at::TensorOptions().dtype(at::kDouble).device(device));
   }
-  here.copy_(scalar->reshape({1}), /*non_blocking=*/true);
+  here.copy_(scalar->reshape({1}), may_queue_copy(device));
   return here.const_data_ptr<double>();
 }
 
@@ -148,7 +148,6 @@ StepTables DevicePlan::current_tables(StepSettings& settings) {
       settings.schedules.on(device), double_on(settings.rate_scale, device, rate_scale_here_),
       double_on(settings.stop_flag, device, stop_here_), settings.options.max_grad_norm};
   if (inputs_.rows().empty() || inputs_.rows()[0] != now) inputs_.edit().assign(1, now);
-  if (device.is_cuda()) note_stream(settings);
   StepTables tables = fixed_tables(settings);
   visit_arrays(tables, [&](auto& array, auto& address) { address = array.on(device); });
   if (device.is_cuda() && !has_values_) cuda_calls::schedule(tables, device);
@@ -170,17 +169,25 @@ StepTables DevicePlan::captured_tables(const StepSettings& settings, bool is_rec
   return tables;
 }
 
-// Tables that one stream still reads must not be given to another when they are freed.
-void DevicePlan::note_stream(StepSettings& settings) {
+// A plan that is new on a stream notes all, too: its clock comes from the plan before.
+void DevicePlan::note_stream(StepSettings& settings, const std::vector<Parameter>& parameters) {
   const c10::Stream stream = cuda_calls::current_stream(device);
-  if (stream_ && *stream_ != stream) {
-    const auto note = [&](at::Tensor& tensor) {
-      if (tensor.defined()) tensor.record_stream(stream);
-    };
-    StepTables unused{};
-    visit_arrays(unused, [&](auto& array, auto&) { array.visit_on(device, note); });
-    settings.schedules.visit_on(device, note);
-    for (at::Tensor* tensor : memory()) note(*tensor);
+  if (stream_ == stream) return;
+  const auto note = [&](const at::Tensor& tensor) {
+    if (tensor.defined() && tensor.device() == device) tensor.record_stream(stream);
+  };
+  StepTables unused{};
+  visit_arrays(unused, [&](auto& array, auto&) { array.visit_on(device, note); });
+  settings.schedules.visit_on(device, note);
+  for (const at::Tensor* tensor : memory()) note(*tensor);
+  for (const at::Tensor& tensor : {stop_here_, rate_scale_here_}) note(tensor);
+  for (const auto& scalar : {settings.stop_flag, settings.rate_scale}) {
+    if (scalar) note(*scalar);
+  }
+  for (const Parameter& param : parameters) {
+    for (const at::Tensor& tensor : {param.staged_param, param.staged_grad, param.count}) {
+      note(tensor);
+    }
   }
   stream_ = stream;
 }
@@ -216,10 +223,11 @@ DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans,
     if (before.device == device) clock = before.clock;
   }
   if (!clock.defined() && !previous.empty()) {
-    clock = previous.front().clock.to(device, /*non_blocking=*/true, /*copy=*/true);
+    clock = previous.front().clock.to(device, may_queue_copy(device), /*copy=*/true);
   }
   if (!clock.defined()) {
-    clock = at::zeros({3}, at::TensorOptions().dtype(at::kLong).device(device));
+    const auto words = static_cast<int64_t>(sizeof(Clock) / sizeof(int64_t));
+    clock = at::zeros({words}, at::TensorOptions().dtype(at::kLong).device(device));
     for (int64_t i = 0; i < 2; ++i) clock.narrow(0, i, 1).fill_(initial_clock[i]);
   }
   return plans.emplace_back(device, std::move(clock));

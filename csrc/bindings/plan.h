@@ -53,6 +53,10 @@ class DevicePlan {
 
   // The tables, brought up to date, for a launch that runs now.
   StepTables current_tables(StepSettings& settings);
+  // On a GPU, after current_tables(): what another stream has made, parameters' own tensors
+  // included, must not be given away, once it is freed, before this stream has used it.
+  void note_stream(StepSettings& settings, const std::vector<Parameter>& parameters);
+  void forget_stream() { stream_.reset(); }  // so that all is noted again
   // Where the tables will be, for a launch that is captured. What is captured by lrfast.capture
   // (is_recording) may still lack rows: a refresh brings them before the first replay.
   StepTables captured_tables(const StepSettings& settings, bool is_recording);
@@ -62,7 +66,7 @@ class DevicePlan {
   void run(int rule, const StepTables& tables);
 
   const at::Device device;
-  at::Tensor clock;    // [3] int64: a Clock
+  at::Tensor clock;    // [4] int64: a Clock
   at::Tensor rates;    // [groups] float64: the learning rates that the last step used
   at::Tensor squares;  // [groups] float64; undefined while no norm is wanted
   at::Tensor norms;    // [groups + 2] float64, likewise
@@ -75,7 +79,6 @@ class DevicePlan {
   void visit_arrays(StepTables& tables, const Visit& visit);
   std::array<at::Tensor*, 8> memory();
   StepTables fixed_tables(const StepSettings& settings) const;
-  void note_stream(StepSettings& settings);
 
   TorchArray<TensorRow> tensors_;
   TorchArray<void*> grads_;  // [tensors]
@@ -90,7 +93,7 @@ class DevicePlan {
   at::Tensor chunk_squares_;            // [chunks] float64, as squares
   at::Tensor chunk_changes_;            // [chunks, 2] float64, as records
   int64_t elements_ = 0;                // of all its parameters
-  std::optional<c10::Stream> stream_;   // that the memory was last used on; on a GPU
+  std::optional<c10::Stream> stream_;   // that all memory is noted for; on a GPU
   cpu::Scratch scratch_;
 };
 

@@ -1,5 +1,9 @@
 #include "bindings/recording.h"
 
+#include <algorithm>
+
+#include "bindings/device.h"
+
 namespace lrfast::bindings {
 namespace {
 
@@ -55,6 +59,8 @@ void GraphRecording::note_step(const StepSettings& settings, const ParamGroups& 
                                const std::vector<Parameter>& parameters,
                                const std::vector<DevicePlan>& plans) {
   steps += 1;
+  is_captured = std::all_of(plans.begin(), plans.end(),
+                            [](const DevicePlan& plan) { return is_capturing(plan.device); });
   has_norms = settings.wants_norms();
   options = settings.options;
   hypers = addresses_of(groups.device_hypers());

@@ -32,9 +32,10 @@ struct GraphRecording {
   // What has changed for all parameters, or an empty string.
   std::string change_in(const StepSettings& settings, const ParamGroups& groups) const;
 
-  bool is_open = true;   // until the step has run
-  int64_t steps = 0;     // must become 1
-  int64_t rebuilds = 0;  // of the engine's tables, when it ran
+  bool is_open = true;       // until the step has run
+  int64_t steps = 0;         // must become 1
+  bool is_captured = false;  // whether it went into a graph on every device
+  int64_t rebuilds = 0;      // of the engine's tables, when it ran
   bool has_norms = false;
   EngineOptions options;
   std::vector<const void*> hypers;          // tensors in the param groups that are on a GPU

@@ -33,6 +33,10 @@ struct TorchMemory {
   }
 };
 
+// Whether a copy to that device may be queued. The CPU does not wait for its own copies: it would
+// read a GPU's value before that has come, so it takes each by a synchronisation.
+inline bool may_queue_copy(const at::Device& device) { return !device.is_cpu(); }
+
 template <class Row>
 using TorchArray = DeviceArray<Row, TorchMemory>;
 

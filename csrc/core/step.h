@@ -11,6 +11,7 @@
 
 namespace lrfast {
 
+// As the flag is now: each look may find it otherwise.
 LRFAST_HD bool is_stopped(const StepTables& t) {
   const double* stop = t.inputs->stop;
   return stop != nullptr && *stop != 0.0;

@@ -41,10 +41,17 @@ struct ChunkRow {  // elements [index * chunk_size, (index + 1) * chunk_size) of
 };
 
 struct Clock {
-  int64_t applied;      // steps applied since the schedule was set
-  int64_t steps;        // steps applied in all
-  int32_t blocks_done;  // CUDA: blocks of the running kernel that have finished
+  int64_t applied;  // steps applied since the schedule was set
+  int64_t steps;    // steps applied in all
+  // The rest is for CUDA.
+  int32_t blocks_done;    // blocks of the running kernel that have finished
+  int32_t decision;       // a StopDecision, the running kernel's
+  int32_t norms_stopped;  // whether the kernel that took this step's norms was stopped
 };
+
+// Whether a kernel is stopped, as its first block has seen it: another stream may set the flag
+// while others have yet to look, and half an update would be worse than either.
+enum StopDecision : int32_t { kUndecided, kRuns, kIsStopped };
 
 // What the host may exchange between two launches of the same CUDA graph: a graph holds the other
 // addresses by value, and of these only where this row is.

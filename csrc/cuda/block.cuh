@@ -33,6 +33,11 @@ struct CudaBlock {
     __threadfence();
     return before;
   }
+  // What the first block to come here has decided: own, if it is this one.
+  __device__ int32_t decide(int32_t* decision, int32_t own) {
+    const int32_t before = atomicCAS(decision, 0, own);
+    return before == 0 ? own : before;
+  }
 };
 #endif
 
@@ -54,6 +59,10 @@ struct HostBlock {
     body();
   }
   int32_t arrive(int32_t* counter) { return (*counter)++; }
+  int32_t decide(int32_t* decision, int32_t own) {
+    if (*decision == 0) *decision = own;
+    return *decision;
+  }
 };
 
 }  // namespace lrfast::cuda

@@ -37,6 +37,7 @@ struct BlockSums {
 struct NormMemory {  // shared by the block
   BlockSums sums;
   ChunkAddresses at;
+  bool is_stopped;
   bool is_last;
 };
 
@@ -49,6 +50,8 @@ struct StepMemory {  // shared by the block
   BlockSums weights;
   ChunkAddresses at;
   int32_t tensor;  // whose scalars are prepared
+  bool is_stopped;
+  bool is_skipped;  // stopped, or only gradients may change
   bool is_last;
 
   template <class T>
@@ -84,12 +87,25 @@ LRFAST_HD void sum_groups(const StepTables& t, const double* chunks, int width, 
   }
 }
 
+// Whether the kernel is stopped: the same for all its blocks. For one thread of each.
+template <class Block>
+LRFAST_HD bool decide_stop(const StepTables& t, Block& block) {
+  return block.decide(&t.clock->decision, is_stopped(t) ? kIsStopped : kRuns) == kIsStopped;
+}
+
+// What the blocks of a kernel have shared, as the next one wants to find it.
+LRFAST_HD void clear_blocks(Clock& clock) {
+  clock.norms_stopped = 0;
+  clock.decision = kUndecided;
+  clock.blocks_done = 0;
+}
+
 // The first kernel, where a norm is wanted: the squares of all gradients. Blocks are counted in
-// also where the step is stopped: another stream may set the flag while some of them have yet to
-// look.
+// also where the step is stopped.
 template <class Block>
 LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) {
-  const int64_t num_chunks = is_stopped(t) ? 0 : t.num_chunks;
+  block.thread_zero([&] { shared.is_stopped = decide_stop(t, block); });
+  const int64_t num_chunks = shared.is_stopped ? 0 : t.num_chunks;
   for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     const TensorRow& row = t.tensors[chunk.tensor];
@@ -116,14 +132,15 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
              [&](int32_t group, double sum) { t.totals.group_squares[group] = sum; });
   block.thread_zero([&] {
     if (t.phase == Phase::kWhole) finish_norms(t);
-    t.clock->blocks_done = 0;
+    clear_blocks(*t.clock);
+    t.clock->norms_stopped = shared.is_stopped;
   });
 }
 
 // The same once other devices and processes have added their squares.
 template <class Block>
 LRFAST_HD void finish_norms_body(const StepTables& t, Block& block) {
-  if (is_stopped(t)) return;
+  if (t.clock->norms_stopped) return;
   block.thread_zero([&] { finish_norms(t); });
 }
 
@@ -172,7 +189,7 @@ LRFAST_HD void finish(const StepTables& t, StepMemory<Rule>& shared, Block& bloc
   }
   block.thread_zero([&] {
     advance(*t.clock);
-    t.clock->blocks_done = 0;
+    clear_blocks(*t.clock);
   });
   schedule_body(t, block);
 }
@@ -217,12 +234,18 @@ LRFAST_HD void skip_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& shar
   });
 }
 
-// passes: whether averages, zeroing or telemetry are wanted; they cost registers.
+// passes: whether averages, zeroing or telemetry are wanted; they cost registers. A step with norms
+// is stopped if these were, because there are none for it then.
 template <class Rule, bool passes, class Block>
 LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
-  const int64_t num_chunks = is_stopped(t) ? 0 : t.num_chunks;
-  const bool skipped = num_chunks < t.num_chunks || is_skipped(t);
-  block.thread_zero([&] { shared.tensor = -1; });
+  block.thread_zero([&] {
+    const bool has_norms = t.totals.chunk_squares != nullptr;
+    shared.is_stopped = has_norms ? t.clock->norms_stopped != 0 : decide_stop(t, block);
+    shared.is_skipped = shared.is_stopped || is_skipped(t);
+    shared.tensor = -1;
+  });
+  const int64_t num_chunks = shared.is_stopped ? 0 : t.num_chunks;
+  const bool skipped = shared.is_skipped;
   for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     if (skipped || !is_updated(t, chunk.tensor)) {
@@ -262,7 +285,7 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
       [&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
   if (!shared.is_last) return;
   if (skipped) {
-    block.thread_zero([&] { t.clock->blocks_done = 0; });
+    block.thread_zero([&] { clear_blocks(*t.clock); });
   } else {
     finish<Rule, passes>(t, shared, block);
   }

@@ -1,4 +1,7 @@
-"""Asynchronous copies of small device tensors to the host, read without a synchronisation."""
+"""Asynchronous copies of small device tensors to the host, read without a synchronisation.
+
+And the note that a tensor of another stream is in use on this one.
+"""
 
 from __future__ import annotations
 
@@ -64,3 +67,17 @@ def _queue_copy(source: Tensor, pinned: Tensor) -> torch.cuda.Event:
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(source.device))
     return event
+
+
+def note_use(tensor: Tensor) -> None:
+    """Keep a tensor's memory, once it is dropped, until the current stream has used it.
+
+    For a tensor that another stream may have made: only that one would have to get there.
+    """
+    tensor = getattr(tensor, "_local_tensor", tensor)
+    if not tensor.is_cuda:
+        return
+    stream = torch.cuda.current_stream(tensor.device)
+    is_sparse = tensor.layout is torch.sparse_coo
+    for part in (tensor._indices(), tensor._values()) if is_sparse else (tensor,):
+        part.record_stream(stream)

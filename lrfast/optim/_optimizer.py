@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
+from lrfast._utils.async_copy import note_use
 from lrfast._utils.dynamo import disable_dynamo
 from lrfast._utils.extension import extension
 from lrfast._utils.public import public_in
@@ -357,6 +358,7 @@ class FusedOptimizer(SchedulingMixin):
                 dtype = self._options.state_dtype_of(param, [])
                 for name in state.keys() - _state.NOT_MOMENTS:
                     if isinstance(state[name], Tensor):
+                        note_use(state[name])
                         state[name] = state[name].to(dtype)
 
     def _watch(self, flag: Tensor | None) -> None:

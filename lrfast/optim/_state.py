@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrfast._utils.async_copy import note_use
 from lrfast._utils.extension import extension
 
 # States that have a dtype of their own; all others are moments of the gradient.
@@ -31,12 +32,14 @@ def as_engine_state(name: str, value: Any, param: Tensor, dtype: torch.dtype) ->
         raise ValueError(
             f"state {name!r} must have its parameter's shape {tuple(param.shape)}, got {got}"
         )
+    note_use(value)
     return zeros_like(param, dtype).copy_(value)
 
 
 def as_scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a number as a tensor [] on its parameter's device, without a synchronisation."""
     if isinstance(value, Tensor):
+        note_use(value)
         return value.detach().reshape(()).to(param.device, dtype)
     return torch.full((), value, dtype=dtype, device=param.device)
 

@@ -40,7 +40,7 @@ def weight_stats(optimizer: Optimizer) -> WeightStats:
     params = [param for group in optimizer.param_groups for param in group["params"]]
     trained = [param.detach() for param in params if param.requires_grad]
     norms = [_norm(parameter) for parameter in trained]
-    together = [norm.to(norms[0].device, non_blocking=True) for norm in norms]
+    together = [norm.to(norms[0].device, non_blocking=norms[0].is_cuda) for norm in norms]
     norm = torch.linalg.vector_norm(torch.stack(together)) if together else torch.zeros(())
     return WeightStats(sum(parameter.numel() for parameter in trained), norm)
 

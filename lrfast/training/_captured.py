@@ -28,7 +28,13 @@ class CapturedTrainStep(UpdateFirst):
         assert isinstance(optimizer, FusedOptimizer) and isinstance(self.curve, LossCurve)
         recorder = _CurveRecorder(self.curve)
         self._eager = TrainStep(self.training, recorder, self.driver, self.lr, self.max_grad_norm)
-        spec = CaptureSpec(self._record_and_update, optimizer, scaler=scaler, recorder=recorder)
+        spec = CaptureSpec(
+            self._record_and_update,
+            optimizer,
+            scaler=scaler,
+            recorder=recorder,
+            records_loss_factor=True,
+        )
         self._captured = CapturedStep(spec, "auto")
 
     def record(self, micro_batches: list[Any]) -> Tensor:

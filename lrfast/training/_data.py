@@ -35,7 +35,7 @@ def device_of(model: nn.Module) -> torch.device:
 def to_device(batch: Any, device: torch.device) -> Any:
     """Return the batch on the device: an object with a ``to`` by it, containers item by item."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=device.type == "cuda")  # the CPU would read too early
     if callable(move := getattr(batch, "to", None)):
         return move(device)
     if isinstance(batch, Mapping):

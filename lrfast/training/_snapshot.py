@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import random
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -32,6 +32,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lrfast._utils.async_copy import note_use
 from lrfast.training._data import end_workers, generators_of, tensors_in
 
 
@@ -151,12 +152,25 @@ class TensorStore:
         copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
         return copy.copy_(tensor, non_blocking=True)
 
+    def on_host(self, apart: Iterable[Tensor] = ()) -> TensorStore:
+        """Return the part on the host, with containers as they are now, no gradients of `apart`."""
+        part, ids = TensorStore(), set(map(id, apart))
+        for key, (original, copied) in self._saved.items():
+            if isinstance(original, dict | list):
+                part._saved[key] = original, original.copy()
+            elif original.device.type == "cpu":
+                part._saved[key] = original, copied
+        part._gradients = {k: held for k, held in self._gradients.items() if k not in ids}
+        part.modes = self.modes
+        return part
+
     def restore(self) -> None:
         """Restore everything, in place."""
         with torch.no_grad():
             for original, copied in self._saved.values():
                 if isinstance(original, Tensor):
-                    dense_view(original).copy_(copied, non_blocking=True)
+                    note_use(copied)  # it may come from another stream, and is dropped at any time
+                    dense_view(original).copy_(copied, non_blocking=original.is_cuda)
                 elif isinstance(original, torch.Generator):
                     original.set_state(copied)
                 elif isinstance(original, dict):

@@ -97,7 +97,9 @@ class Training:
         self.scaler.unscale_(self.optimizer)
         found = self.scaler._found_inf_per_device(self.optimizer)
         device = device_of(self.model)
-        return torch.stack([each.to(device, non_blocking=True) for each in found.values()]).sum(0)
+        is_queued = device.type == "cuda"  # the CPU would read too early
+        together = [each.to(device, non_blocking=is_queued) for each in found.values()]
+        return torch.stack(together).sum(0)
 
     def loss(self, batches: Iterable[Any]) -> Tensor:
         """Return the mean loss over the rows of batches, in the present mode, without gradients."""

@@ -39,6 +39,10 @@ struct ThreadBlock {
   int32_t arrive(int32_t* counter) {
     return std::atomic_ref(*counter).fetch_add(1, std::memory_order_acq_rel);
   }
+  int32_t decide(int32_t* decision, int32_t own) {
+    int32_t before = 0;
+    return std::atomic_ref(*decision).compare_exchange_strong(before, own) ? own : before;
+  }
 };
 
 template <class Body>

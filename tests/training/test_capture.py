@@ -165,6 +165,24 @@ def test_the_curve_records_every_step(device: torch.device) -> None:
     assert_same(training.memory(), before)
 
 
+class Untold(lrfast.LossCurve):
+    """A curve that is not asked for its length, which may synchronise."""
+
+    def __len__(self) -> int:
+        raise AssertionError("asked for its length")
+
+    __bool__ = __len__
+
+
+def test_no_launch_asks_for_the_curves_length(device: torch.device) -> None:
+    training = Training(device=device, zeroing="before", scaler=True)
+    curve = Untold(8, device)
+    step = training.capture(curve=curve)
+    for batch in make_batches(3, device):
+        step(batch)
+    assert lrfast.LossCurve.__len__(curve) == 3
+
+
 def test_divergence_stops_the_updates(device: torch.device) -> None:
     training = Training(device=device)
     curve = lrfast.LossCurve(12, device, stop=1.5)
@@ -292,6 +310,24 @@ def test_a_module_outside_the_optimizer(device: torch.device) -> None:
     assert all(param.grad is None for param in body.parameters())
     step(make_batches(1, device)[0])
     assert body[1].num_batches_tracked == 1
+
+
+def test_casts_of_the_warm_up_are_forgotten(device: torch.device) -> None:
+    """Within an autocast of the user's they would stand for weights that have changed since."""
+    layer = nn.Linear(2, 1, bias=False).to(device)
+    optimizer = lrfast.SGD(layer.parameters(), lr=0.1, zero_grads=True)
+
+    def train_step(batch: Any) -> torch.Tensor:
+        loss = layer(batch).float().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with torch.autocast(device.type, torch.bfloat16):
+        step = lrfast.capture(train_step, optimizer, torch.ones(1, 2))
+        with torch.no_grad():
+            layer.weight.fill_(2.0)
+        assert step(torch.ones(1, 2)).item() == 4.0
 
 
 @pytest.mark.parametrize("moment", [1, 3])

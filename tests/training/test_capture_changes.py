@@ -12,6 +12,9 @@ from captures import ADAMW, SGD, Training, assert_same, copied, make_batches, tr
 from torch import nn
 
 import lrfast
+from lrfast.curve import _CurveRecorder
+from lrfast.training.capture._spec import CaptureSpec
+from lrfast.training.capture._step import _refusal, capture_spec
 
 
 def _add_group(training: Training) -> None:
@@ -157,6 +160,42 @@ def test_a_capture_that_failed_is_not_replayed(device: torch.device) -> None:
     step(batch)
     assert step.captures == 2
     assert training.optimizer._clock()[0] == 2
+
+
+def test_a_plateau_that_is_replaced_captures_again(device: torch.device) -> None:
+    """Where the step records its factor, a graph holds that tensor's address."""
+    training = Training(SGD, device, zeroing="in place")
+    optimizer = training.optimizer
+    plateau = lrfast.Plateau(optimizer)
+    curve = lrfast.LossCurve(8, device)
+    recorder = _CurveRecorder(curve)
+
+    def train_step(batch: Any) -> torch.Tensor:
+        loss = training.step(batch)
+        recorder.record(loss, optimizer._loss_factor.reshape(1))
+        return loss
+
+    spec = CaptureSpec(
+        train_step, optimizer, None, None, [], [], 1, recorder, records_loss_factor=True
+    )
+    captured = capture_spec(spec, make_batches(1, device)[0], "auto")
+    captured(make_batches(1, device)[0])
+    plateau.detach()
+    plateau = lrfast.Plateau(optimizer)
+    plateau._state["scale"].fill_(0.25)
+    captured(make_batches(1, device)[0])
+    assert captured.captures == 2
+    assert curve.lrs.tolist() == [1.0, 0.25]
+
+
+def test_cudas_first_complaint_is_told() -> None:
+    """torch ends a capture that has failed with another error."""
+    first = RuntimeError("CUDA error: operation would make the legacy stream depend on a capturing")
+    second = RuntimeError("CUDA error: operation failed due to a previous error during capture\n-")
+    second.__context__ = first
+    assert _refusal(second) == str(first)
+    assert _refusal(RuntimeError("CUDA error: out of memory")) is None
+    assert _refusal(RuntimeError("tables cannot be made while a CUDA graph is captured")) is None
 
 
 def test_two_captured_steps_of_one_optimizer(device: torch.device) -> None:

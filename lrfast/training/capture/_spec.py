@@ -28,6 +28,7 @@ class CaptureSpec:
     generators: Sequence[torch.Generator] = ()
     warmup: int = 3
     recorder: _CurveRecorder | None = None  # the curve's, or used by train_step itself
+    records_loss_factor: bool = False  # whether train_step reads that tensor
 
     def __post_init__(self) -> None:
         if self.curve is not None:
@@ -73,6 +74,10 @@ class CaptureSpec:
         scaler = self.scaler
         factors = scaler.get_growth_factor(), scaler.get_backoff_factor()
         return *factors, scaler.get_growth_interval(), scaler.is_enabled()
+
+    def loss_factor(self) -> Tensor | None:
+        """Return the factor of the optimizer's loss schedule if a graph holds its address."""
+        return self.optimizer._loss_factor if self.records_loss_factor else None
 
     def check(self) -> None:
         """Check the arguments; TypeError or ValueError for the first that does not do."""

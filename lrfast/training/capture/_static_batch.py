@@ -46,7 +46,8 @@ def copy_in(static: Any, given: Any) -> None:
                 f": it was {_kind(static)}, got {_kind(given)}; a loader with drop_last=True gives "
                 "batches of one size"
             )
-        static.copy_(given.detach(), non_blocking=True)
+        # To the CPU it would be read too early.
+        static.copy_(given.detach(), non_blocking=static.is_cuda)
     elif type(static) is not type(given):
         raise BatchMismatch(f": it was {type(static).__name__}, got {type(given).__name__}")
     elif isinstance(static, Mapping):

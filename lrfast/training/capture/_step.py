@@ -8,6 +8,7 @@ checks.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -20,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lrfast.curve import LossCurve
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.training._data import StepFunction
+from lrfast.training._data import StepFunction, tensors_in
 from lrfast.training._snapshot import GlobalRandom, Snapshot, Stateful
 from lrfast.training.capture._spec import CaptureSpec
 from lrfast.training.capture._static_batch import BatchMismatch, copy_in, make_static
@@ -53,7 +54,8 @@ def capture(
     ``optimizer.step()`` once (or a scaler's), and returns the loss. It must neither read a value
     back from the device nor depend on one. Warm-up and recording leave no trace in parameters,
     gradients, buffers, optimizer, scaler, curve or random numbers; gradients that are None before
-    and not after a step become zeros. On the CPU calls run ``train_step`` eagerly, with the same
+    and not after a step become zeros. On a GPU no loss or output of an earlier step may be held
+    meanwhile, unless it is detached. On the CPU calls run ``train_step`` eagerly, with the same
     checks.
 
     Args:
@@ -196,6 +198,8 @@ class CapturedStep:
             return "modules have changed between training and evaluation mode"
         if spec.graph_constants() != self._graph_constants:
             return "the scaler's factors or interval have changed"
+        if spec.loss_factor() is not self._loss_factor:
+            return "the optimizer's loss schedule was replaced"
         if self._flag is not None:
             engine.watch(self._flag)
         held = self._recording, optimizer.param_groups, optimizer.state
@@ -258,14 +262,16 @@ class CapturedStep:
         rollback = self._warm_up(engine)
         self._engine, self._eager_batch = engine, None
         self._graph_constants = spec.graph_constants()
+        self._loss_factor = spec.loss_factor()  # held: its address must stay its own
         self._modules = rollback.modules()
         self._modes = list(map(_mode, self._modules))
         change = self._sync_tables()  # makes the states that the warm-up showed to be needed
+        if change is None and spec.device.type == "cuda":
+            self._record(engine, rollback)
+            change = self._sync_tables()  # the first replay finds its own gradients
         if change is not None:
             self._engine = None
             raise ValueError(f"train_step must not change what it is captured with: {change}")
-        if spec.device.type == "cuda":
-            self._record(engine, rollback)
         optimizer._captured_by = self
         self._captures += 1
 
@@ -286,6 +292,7 @@ class CapturedStep:
             engine.forget_recording(self._recording)
             raise
         finally:
+            torch.clear_autocast_cache()  # a graph has to cast the weights that it trains itself
             rollback.restore()
         for param in given:
             if param.grad is None:
@@ -295,24 +302,66 @@ class CapturedStep:
         return rollback
 
     def _record(self, engine: Engine, rollback: _Rollback) -> None:
+        device = self._spec.device
         random = replace(GlobalRandom.take(), cuda=[])  # a graph's registered ones stay
         graph = torch.cuda.CUDAGraph()
         for generator in self._spec.generators:
             graph.register_generator_state(generator)
         self._recording = engine.begin_recording()
+        gradients = [(param, param.grad) for param in self._spec.parameters()]
         try:
-            # Other threads, such as a loader's that pins memory, may go on.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Other threads, such as a loader's that pins memory, may go on. The stream that torch
+            # would take is of the device that was current when it captured for the first time.
+            stream = torch.cuda.Stream(device)
+            with (
+                rollback.undo_recording(),
+                torch.cuda.device(device),
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
                 self._loss = self._spec.run(self._batch)
-            engine.end_recording()
-        except BaseException:
+            if not engine.end_recording():
+                raise RuntimeError(
+                    "train_step must step the optimizer on the current stream, got a step that no "
+                    "CUDA graph has captured"
+                )
+        except BaseException as error:
             engine.forget_recording(self._recording)
             self._engine = None
             rollback.restore()
+            if (reason := _refusal(error)) is not None:
+                raise RuntimeError(
+                    f"train_step cannot be captured: {reason}. It must read no value back from the "
+                    "device; and a loss or output of an earlier step that is still held keeps the "
+                    "backward pass on that step's stream: delete it, or hold loss.detach()"
+                ) from error
             raise
         finally:
+            torch.clear_autocast_cache()  # of casts that lie in the graph's memory
             random.put_back()
+        for param, before in gradients:
+            _keep_gradient(param, before)
+        engine.mark_gradients(self._recording)
         self._graph = graph
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return CUDA's or autograd's first complaint about what a graph cannot hold, or None."""
+    found = None
+    cause: BaseException | None = error
+    while cause is not None:
+        line = str(cause).partition("\n")[0]
+        if line.startswith(("CUDA error:", "During CUDA graph capture")) and "captur" in line:
+            found = line
+        cause = cause.__context__
+    return found
+
+
+def _keep_gradient(param: Tensor, before: Tensor | None) -> None:
+    """Give a gradient that a recording has put into the graph's memory the values of before."""
+    if param.grad is None or param.grad is before:
+        return
+    with torch.no_grad():
+        param.grad.zero_() if before is None else param.grad.copy_(before)
 
 
 @contextmanager
@@ -354,6 +403,21 @@ class _Rollback(Snapshot):
             yield
         finally:
             handle.remove()
+
+    @contextmanager
+    def undo_recording(self) -> Iterator[None]:
+        """Restore the host's part afterwards: on the device a recording runs nothing.
+
+        Not what lies on a GPU in others, which might be made anew and which the graph knows, nor
+        the optimizer's gradients.
+        """
+        parameters = (param for group in self._tables[2] for param in group["params"])
+        host = self._store.on_host(apart=parameters)
+        yield
+        host.restore()
+        for other, state in self._others:
+            if not any(tensor.is_cuda for tensor in tensors_in(state)):
+                other.load_state_dict(copy.deepcopy(state))
 
     def modules(self) -> list[nn.Module]:
         """Return the modules that were called, and all within them."""

@@ -114,11 +114,11 @@ void run_step(int rule, const StepTables& tables) {
 }  // namespace
 
 void step(int rule, const StepTables& tables, at::Device device) {
-  if (tables.totals.chunk_squares && tables.part != Part::kUpdate) {
+  if (tables.totals.chunk_squares && tables.phase != Phase::kUpdate) {
     launch(device, "norm_kernel", tables, [tables] { run_norm(tables); });
   }
-  if (tables.part == Part::kSquares) return;
-  if (tables.part == Part::kUpdate) {
+  if (tables.phase == Phase::kSquares) return;
+  if (tables.phase == Phase::kUpdate) {
     launch(device, "finish_norms_kernel", tables, [tables] {
       cuda::HostBlock block{0, 1, 1};
       cuda::finish_norms_body(tables, block);
