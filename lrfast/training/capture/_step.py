@@ -82,6 +82,7 @@ def capture(
     Raises:
         TypeError, ValueError: If an argument is not of that kind, or ``train_step`` does not step
             the optimizer once.
+        RuntimeError: If CUDA refuses to capture ``train_step``.
 
     Example:
         >>> import torch, lrfast
