@@ -48,7 +48,7 @@ def _captured_batch() -> None:
     optimizer = lrfast.SGD(layer.parameters(), lr=0.1, zero_grads=True)
 
     def train_step(batch: Tensor) -> Tensor:
-        loss = layer(batch).sum()
+        loss: Tensor = layer(batch).sum()
         loss.backward()
         optimizer.step()
         return loss
