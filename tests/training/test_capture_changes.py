@@ -14,7 +14,7 @@ from torch import nn
 import lrfast
 from lrfast.curve import _CurveRecorder
 from lrfast.training.capture._spec import CaptureSpec
-from lrfast.training.capture._step import _refusal, capture_spec
+from lrfast.training.capture._step import CapturedStep, _refusal
 
 
 def _add_group(training: Training) -> None:
@@ -178,7 +178,7 @@ def test_a_plateau_that_is_replaced_captures_again(device: torch.device) -> None
     spec = CaptureSpec(
         train_step, optimizer, None, None, [], [], 1, recorder, records_loss_factor=True
     )
-    captured = capture_spec(spec, make_batches(1, device)[0], "auto")
+    captured = CapturedStep(spec, "auto")
     captured(make_batches(1, device)[0])
     plateau.detach()
     plateau = lrfast.Plateau(optimizer)
