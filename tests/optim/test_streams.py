@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lrfast
-from lrfast.optim import _state
+from lrfast.optim import _optimizer, _state
 from lrfast.training import _snapshot
 
 
@@ -17,7 +17,7 @@ from lrfast.training import _snapshot
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Places of the tensors that were noted to be in use on this stream."""
     places: list[int] = []
-    for module in (_state, _snapshot):
+    for module in (_state, _snapshot, _optimizer):
         monkeypatch.setattr(module, "note_use", lambda tensor: places.append(tensor.data_ptr()))
     return places
 
