@@ -27,16 +27,12 @@ STATEFUL = (
 FINDINGS = {
     2: "the test's own: an infinite loss is recorded, and stops the steps",
     15: "last_rates stays on the GPU after steps that were undone before the first",
-    16: "a captured range test's losses are NaN from the second on, in some orders",
 }
 
 _capture = "tests/training/test_capture.py::test_"
 FAILING = {
     "tests/sim/test_findings.py::test_02_a_captured_curve_keeps_only": Known(2),
     f"{_capture}a_step_that_fails_leaves_no_trace[cuda": Known(15),
-    "tests/training/test_captured_trainings.py::test_a_captured_range_test[cuda": Known(
-        16, enough=20
-    ),
 }
 
 # The simulator could, this machine's memory could not: torch says that 8 GB are free.

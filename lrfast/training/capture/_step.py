@@ -321,6 +321,7 @@ class CapturedStep:
             ):
                 self._loss = self._spec.run(self._batch)
             if not engine.end_recording():
+                torch.cuda.synchronize(device)  # before the step on another stream is undone
                 raise RuntimeError(
                     "train_step must step the optimizer on the current stream, got a step that no "
                     "CUDA graph has captured"
