@@ -35,7 +35,7 @@ def short_repr(value: object, length: int = 80) -> str:
 
 
 def check_int(name: str, value: Any, least: int = 0, most: int = MAX_STEPS) -> int:
-    """A whole number within bounds."""
+    """Return a whole number within bounds."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or not least <= value <= most:
         raise ValueError(
@@ -45,7 +45,7 @@ def check_int(name: str, value: Any, least: int = 0, most: int = MAX_STEPS) -> i
 
 
 def check_finite(name: str, value: Any, least: float = -_MAX, most: float = _MAX) -> float:
-    """A finite number within bounds, as it is."""
+    """Return a finite number within bounds, as it is."""
     if not _is_number(value) or not least <= value <= most:  # NaN fails, too
         bounds = "" if least == -_MAX else f" in [{least:g}, {most:g}]"
         raise ValueError(f"{name} must be a finite number{bounds}, got {short_repr(value)}")
@@ -53,21 +53,21 @@ def check_finite(name: str, value: Any, least: float = -_MAX, most: float = _MAX
 
 
 def check_float(name: str, value: Any) -> float:
-    """A number, which may be infinite or NaN."""
+    """Return a number, which may be infinite or NaN."""
     if not _is_number(value) or (isinstance(value, int) and not -_MAX <= value <= _MAX):
         raise ValueError(f"{name} must be a number, got {short_repr(value)}")
     return value  # type: ignore[no-any-return]
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """True or False."""
+    """Return True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {short_repr(value)}")
     return value
 
 
 def check_str(name: str, value: Any, choices: Collection[str] = ()) -> str:
-    """A string, one of the choices if there are any."""
+    """Return a string, one of the choices if there are any."""
     if not isinstance(value, str) or (choices and value not in choices):
         wanted = f"one of {', '.join(choices)}" if choices else "a string"
         raise ValueError(f"{name} must be {wanted}, got {short_repr(value)}")
@@ -79,7 +79,7 @@ def check_str(name: str, value: Any, choices: Collection[str] = ()) -> str:
 
 
 def check_list(name: str, value: Any, least: int = 0) -> list[Any]:
-    """A list with so many entries at least."""
+    """Return a list with so many entries at least."""
     if not isinstance(value, list | tuple) or len(value) < least:
         wanted = f"a list of {least} entries or more" if least else "a list"
         raise ValueError(f"{name} must be {wanted}, got {short_repr(value)}")
@@ -87,7 +87,7 @@ def check_list(name: str, value: Any, least: int = 0) -> list[Any]:
 
 
 def check_dict(name: str, value: Any, keys: Iterable[str] = ()) -> dict[Any, Any]:
-    """A dict with these keys, and perhaps others."""
+    """Return a dict with these keys, and perhaps others."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a dict, got {short_repr(value)}")
     missing = ", ".join(repr(key) for key in keys if key not in value)
@@ -99,7 +99,7 @@ def check_dict(name: str, value: Any, keys: Iterable[str] = ()) -> dict[Any, Any
 def check_tensor(
     name: str, value: Any, dtype: torch.dtype | None = None, dims: int | None = None
 ) -> Tensor:
-    """A dense tensor without gradient, of a type and a number of dimensions.
+    """Return a dense tensor without gradient, of a type and a number of dimensions.
 
     A few bytes of a file can describe one of any size, whose elements share them.
     """
@@ -121,14 +121,14 @@ def check_tensor(
 
 
 def check_bytes(name: str, value: Any) -> bytes:
-    """Bytes."""
+    """Return bytes."""
     if not isinstance(value, bytes):
         raise ValueError(f"{name} must be bytes, got {short_repr(value)}")
     return value
 
 
 def load_untrusted(name: str, file: IO[bytes]) -> Any:
-    """The tensors and plain data that ``torch.save`` wrote; nothing in them is executed."""
+    """Return tensors and plain data that ``torch.save`` wrote; nothing in them is executed."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
