@@ -227,3 +227,13 @@ def test_files_that_hold_the_result_are_whole(tmp_path: Path, monkeypatch: Any) 
                 write(tmp_path / name)
         assert (tmp_path / name).read_text() == "old"
     assert len(list(tmp_path.iterdir())) == len(writers)
+
+
+def test_who_reads_a_file_goes_on_reading_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with path.open() as reader:
+        with replacing(path) as writer:
+            writer.write("newest")
+        assert reader.read() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

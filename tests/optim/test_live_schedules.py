@@ -299,3 +299,22 @@ def test_a_flag_that_trips_before_the_first_step_leaves_that_step_the_first() ->
     for _ in range(3):
         step_with((ours, theirs), [random_grad(p) for p in params])
         assert_same(params, others)
+
+
+def test_a_step_uses_the_schedules_weight_decay(device: torch.device) -> None:
+    """Against torch with the weight decay set by hand before every step."""
+    params = new_parameters(device)
+    others = twins(params)
+    decay = schedules.linear(1.0, 0.1, 6)
+    schedule = schedules.constant(1.0).with_weight_decay(decay)
+    ours = lrfast.SGD(params, lr=0.1, weight_decay=0.3, schedule=schedule)
+    theirs = torch.optim.SGD(others, lr=0.1, weight_decay=0.3)
+    for step in range(6):
+        theirs.param_groups[0]["weight_decay"] = 0.3 * decay.at(step)
+        for param, other in zip(params, others, strict=True):
+            param.grad = torch.ones_like(param)
+            other.grad = param.grad.clone()
+        ours.step()
+        theirs.step()
+    for param, other in zip(params, others, strict=True):
+        torch.testing.assert_close(param, other)

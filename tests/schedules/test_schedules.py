@@ -326,3 +326,9 @@ def test_no_steps_no_values() -> None:
 def test_whole_numbers_of_numpy_count() -> None:
     assert schedules.cosine(np.int64(5)) == schedules.cosine(5)  # type: ignore[arg-type]
     assert math.isclose(schedules.cosine(5).at(np.int32(1)), schedules.cosine(5).at(1))  # type: ignore[arg-type]
+
+
+def test_triangular2_halves_its_peaks() -> None:
+    """Smith, arXiv:1506.01186: every cycle has half the height of the one before."""
+    schedule = schedules.cyclic(5, base=0.2, mode="triangular2")
+    assert schedule.values([0, 5, 10, 15, 20, 25]) == pytest.approx([0.2, 1.0, 0.2, 0.6, 0.2, 0.4])

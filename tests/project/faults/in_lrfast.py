@@ -391,7 +391,7 @@ FILES = [
         "lrfast/_utils",
         "        os.replace(new, target)\n",
         "        target.write_bytes(new.read_bytes())\n",
-        "test_kills.py test_result_files.py test_out_of_memory.py",
+        "test_loading_files.py test_kills.py",
     ),
     Fault(
         "an-unfinished-file-is-left-behind",
