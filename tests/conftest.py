@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     seen: set[str] = set()
     for item in items:
         test = item.nodeid.partition("[")[0]
-        if item.get_closest_marker("one_row") or "peers" in item.path.parts:
+        if item.get_closest_marker("one_row") or item.path.is_relative_to(HERE / "peers"):
             if test in seen:
                 item.add_marker("full")
             elif item.get_closest_marker("gpu") is None:
