@@ -74,7 +74,7 @@ def sweep(rule: Any = lrfast.AdamW, **options: Any) -> lrfast.RangeTest:
 
 def range_test() -> Figure:
     """What a range test shows, and what every rule makes of it."""
-    return plot_range_test(sweep(start_lr=1e-6, end_lr=1.0))
+    return plot_range_test(sweep(start_lr=1e-6, end_lr=1.0), rules="all")
 
 
 def declined() -> Figure:
@@ -86,12 +86,8 @@ def declined() -> Figure:
     }
     figure, panels = canvas(3, 1, 8.0, 7.0)
     for axes, (title, result) in zip(panels, tests.items(), strict=True):
-        axes.plot(result.lrs, result.losses, color="0.75", linewidth=1, label="loss")
-        axes.plot(result.lrs, result.smoothed, "C0--", label="smoothed loss")
+        result.plot(skip_start=0, skip_end=0, ax=axes)
         axes.set_title(f"{title}\n{result.suggestion.reason}", fontsize="small")
-        axes.set(xscale="log", ylabel="loss")
-        axes.legend(fontsize="x-small", loc="lower left")
-    panels[-1].set_xlabel("learning rate")
     return figure
 
 

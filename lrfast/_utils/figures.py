@@ -18,6 +18,7 @@ from lrfast._utils.atomic_write import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 FloatArray = npt.NDArray[np.float64]
@@ -75,11 +76,78 @@ def limits(values: FloatArray) -> tuple[float, float] | None:
     return low - margin, min(high + 3 * margin, float(finite.max()) + margin)
 
 
-def limit_height(axes: Axes, values: FloatArray) -> None:
-    """Set the vertical limits to those of the values, if one of them is finite."""
-    span = limits(values)
+def height_of_curve(losses: FloatArray) -> tuple[float, float] | None:
+    """Return :func:`limits` of a range test's losses, at most three falls high.
+
+    However many of them have exploded, the fall stays visible.
+    """
+    span = limits(losses)
+    if span is None:
+        return None
+    level = float(np.nanmedian(losses[: max(len(losses) // 10, 1)]))
+    fall = level - span[0]
+    return span if not fall > 0.2 * abs(level) else (span[0], min(span[1], level + 2 * fall))
+
+
+def centred_average(losses: FloatArray) -> FloatArray:
+    """Return losses smoothed without lag, for the eye: each the mean of its neighbourhood.
+
+    A Hann window of a tenth of the points. Losses above the visible height count as if they were
+    there, so that a divergence doesn't reach back.
+
+    Args:
+        losses: Losses in equal distances, [points].
+
+    Example:
+        >>> centred_average(np.array([1.0, 3.0, 2.0, np.inf]))
+        array([ 1.,  3.,  2., inf])
+    """
+    reach = len(losses) // 20
+    span = height_of_curve(losses)
+    if reach == 0 or span is None:
+        return losses
+    weights = np.hanning(2 * reach + 3)[1:-1]
+    known = ~np.isnan(losses)
+    sums = np.convolve(np.where(known, np.clip(losses, *span), 0.0), weights, "same")
+    counts = np.convolve(known.astype(np.float64), weights, "same")
+    mean = np.divide(sums, counts, out=np.full_like(losses, np.nan), where=counts > 0)
+    return np.where(losses > span[1], losses, mean)
+
+
+def limit_height(axes: Axes, span: tuple[float, float] | None) -> None:
+    """Set the vertical limits, if there are any."""
     if span is not None:
         axes.set_ylim(*span)
+
+
+def lr_ticks(axis: Axis, span: float) -> None:
+    """Label a logarithmic axis of learning rates at decades, or at 1, 2 and 5 of few."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    subs = (1.0,) if span > 300 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda lr, _: short_lr(lr)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short_lr(lr: float) -> str:
+    """Return a learning rate in a short form, such as 1e-3, 0.1 or 10."""
+    if 0.01 <= lr < 1000:
+        return f"{lr:g}"
+    return np.format_float_scientific(lr, precision=1, trim="-", exp_digits=1)
+
+
+def legend_outside(axes: Axes) -> Figure:
+    """Give a figure a legend of these axes that hides no data; return the figure."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    handles, labels = axes.get_legend_handles_labels()
+    if figure.get_layout_engine() is None or len(figure.axes) > 2:
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        columns = 3 if max(map(len, labels), default=0) < 40 else 1
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
+    return figure
 
 
 def finish(figure: Figure, path: str | Path | None) -> Figure:

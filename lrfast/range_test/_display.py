@@ -40,7 +40,7 @@ class _Axis(NamedTuple):
         return int(np.rint(self.place(np.array(log_rate)) * (self.columns - 1)))
 
 
-def rate_text(suggestion: Suggestion) -> str:
+def lr_text(suggestion: Suggestion) -> str:
     """Return the suggested learning rate, or pair of them, or "none"."""
     if suggestion.lr is None:
         return "none"

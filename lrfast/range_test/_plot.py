@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lrfast._utils.figures import LINES, MARKERS, finish, limit_height, line_style, new_figure
+from lrfast._utils.figures import (
+    LINES,
+    MARKERS,
+    centred_average,
+    finish,
+    height_of_curve,
+    legend_outside,
+    limit_height,
+    limits,
+    line_style,
+    lr_ticks,
+    new_figure,
+)
+from lrfast._utils.validation import check_count
+from lrfast.range_test._display import lr_text
 from lrfast.range_test._sweep import FloatArray
 from lrfast.suggest import Suggestion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_MARKS = {"auto": "*", "verified": "*", "minimum": "v", "steep": "s", "valley": "o", "slide": "D"}
 
 
 class DrawnTest(Protocol):
@@ -26,10 +39,6 @@ class DrawnTest(Protocol):
     def lrs(self) -> FloatArray: ...
     @property
     def losses(self) -> FloatArray: ...
-    @property
-    def smoothed(self) -> FloatArray: ...
-    @property
-    def derivative(self) -> FloatArray: ...
     @property
     def suggestions(self) -> Mapping[str, Suggestion]: ...
     @property
@@ -43,46 +52,145 @@ class DrawnTest(Protocol):
 
 
 def plot_range_test(
-    result: DrawnTest, path: str | Path | None = None, others: Sequence[DrawnTest] = ()
+    result: DrawnTest,
+    path: str | Path | None = None,
+    others: Sequence[DrawnTest] = (),
+    *,
+    rules: str | Sequence[str] | None = None,
+    skip_start: int | None = None,
+    skip_end: int | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
-    """Return a figure of a range test: losses and suggestions above, the derivative below.
+    """Return a figure of a range test: loss and suggestion above, the derivative below.
+
+    The line through the losses is a centred average, which does not lag as the EMA of the stop rule
+    does.
 
     Args:
         result: A return value of :func:`lrfast.lr_find`.
         path: Where to save the figure too; the suffix names the format.
         others: Range tests whose smoothed losses and derivatives are drawn behind.
+        rules: Suggestions to mark: None, the default, for that of ``result.rule``, "all", a name,
+            or a list of names.
+        skip_start: Points to leave out at the start, 0 or more. None, the default: the flat part
+            but for a decade.
+        skip_end: Points to leave out at the end, 0 or more. None, the default: those whose loss is
+            far above the rest.
+        ax: Axes to draw the losses in, without the derivative; None, the default, for a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        ValueError: If ``rules`` names a method that the range test does not have, or fewer than two
+            points would be left.
     """
-    figure = new_figure(8.0, 6.0)
-    losses, slopes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    if result.repeats is not None and result.band is not None:
-        label = f"quartiles of {len(result.repeats)} sweeps"
-        band = {"color": "C0", "alpha": 0.2, "lw": 0, "hatch": "////"}
-        losses.fill_between(result.lrs, *result.band, **band, label=label)
+    marked = _marked(result, rules)
+    shown = _shown_points(result, skip_start, skip_end, marked)
+    slopes = None
+    if ax is None:
+        figure = new_figure(8.0, 6.0)
+        ax, slopes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     for index, other in enumerate(others):
         # Neither the line of the losses nor that of the derivative.
         style = line_style(index, len(others), len(other.lrs)) | {"linestyle": LINES[2 + index % 2]}
         style |= {"color": f"C{index + 4}", "linewidth": 1, "marker": MARKERS[index % 8]}
-        losses.plot(other.lrs, other.smoothed, **style, label=f"run {index + 2}")
-        slopes.plot(other.lrs, other.derivative, **style)
-    losses.plot(result.lrs, result.losses, color="0.75", linewidth=1, label="loss")
-    losses.plot(result.lrs, result.smoothed, color="C0", label="smoothed loss")
-    slopes.plot(result.lrs, result.derivative, color="C1", linestyle="--")
-    slopes.axhline(0.0, color="0.6", linewidth=0.8)
-    _mark_suggestions(losses, result)
+        _draw_curve(ax, slopes, other, slice(None), style | {"label": f"run {index + 2}"})
+    lrs = result.lrs[shown]
+    if result.repeats is not None and result.band is not None:
+        label = f"quartiles of {len(result.repeats)} sweeps"
+        low, high = (edge[shown] for edge in result.band)
+        ax.fill_between(lrs, low, high, color="C0", alpha=0.2, lw=0, hatch="////", label=label)
+    ax.plot(lrs, result.losses[shown], color="0.75", linewidth=1, label="loss")
+    slope = _draw_curve(ax, slopes, result, shown, {"color": "C0", "label": "smoothed loss"})
+    _mark_suggestions(ax, result, marked)
     lr = result.suggestions[result.rule].lr
-    if lr is not None:
-        losses.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
-        slopes.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
-    limit_height(losses, np.concatenate([result.losses, result.smoothed]))
-    limit_height(slopes, result.derivative)
-    losses.set(title=f"Range test ({result.outcome})", ylabel="loss")
-    slopes.set_ylabel("d loss / d ln(rate)")
-    _rate_axis(slopes, (result, *others))
-    losses.legend(fontsize="small")
-    return finish(figure, path)
+    for axes in (ax, slopes):
+        if axes is not None and lr is not None and result.rule in marked:
+            axes.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
+    limit_height(ax, height_of_curve(result.losses[shown]))
+    ax.set(title=f"Range test: {_what_happened(result)}", ylabel="loss")
+    if slopes is not None:
+        limit_height(slopes, limits(slope))
+        slopes.axhline(0.0, color="0.6", linewidth=0.8)
+        slopes.set_ylabel("d loss / d ln(lr)")
+    _lr_axis(slopes or ax, [lrs, *(other.lrs for other in others)])
+    return finish(legend_outside(ax), path)
+
+
+def _marked(result: DrawnTest, rules: str | Sequence[str] | None) -> list[str]:
+    """Return the methods to mark, of which one without a suggestion is none."""
+    names = [result.rule] if rules is None else [rules] if isinstance(rules, str) else list(rules)
+    if rules == "all":
+        names = list(result.suggestions)
+    for name in names:
+        if name not in result.suggestions:
+            known = ", ".join(result.suggestions)
+            raise ValueError(f'rules must be "all" or some of {known}, got {name!r}')
+    return [name for name in names if result.suggestions[name].lr is not None]
+
+
+def _shown_points(
+    result: DrawnTest, skip_start: int | None, skip_end: int | None, marked: Sequence[str]
+) -> slice:
+    """Return the points to show: without the flat part and the explosion, with all marks."""
+    count = len(result.lrs)
+    for name, skip in (("skip_start", skip_start), ("skip_end", skip_end)):
+        if skip is not None:
+            check_count(name, skip, least=0)
+    line = centred_average(result.losses)
+    span = height_of_curve(result.losses)
+    start, stop = 0, count
+    if span is not None and count > 20:
+        level = float(np.nanmedian(line[: count // 10]))
+        # Further from the start's level than noise is.
+        moved = np.flatnonzero(np.abs(line - level) > 0.1 * (span[1] - span[0]))
+        first = result.lrs[moved[0]] if len(moved) else result.lrs[0]
+        found = [result.suggestions[name] for name in marked]
+        lows = [s.lr if s.base_lr is None else s.base_lr for s in found if s.lr is not None]
+        start = int(np.searchsorted(result.lrs, min([first / 10, *(lr / 2 for lr in lows)])))
+        seen = np.flatnonzero(line <= span[1])
+        stop = min(int(seen[-1]) + 2, count)
+        last = max((s.lr for s in found if s.lr is not None), default=0.0)
+        stop = max(stop, int(np.searchsorted(result.lrs, last)) + 1)
+    start = start if skip_start is None else int(skip_start)
+    stop = stop if skip_end is None else count - int(skip_end)
+    if (skip_start is not None or skip_end is not None) and stop - start < 2:
+        raise ValueError(
+            f"skip_start and skip_end must leave two points or more of {count}, got {start} "
+            f"and {count - stop}"
+        )
+    return slice(start, stop)
+
+
+def _draw_curve(
+    axes: Axes, slopes: Axes | None, result: DrawnTest, shown: slice, style: dict[str, Any]
+) -> FloatArray:
+    """Draw the smoothed losses and their slopes; return the slopes."""
+    lrs, line = result.lrs, centred_average(result.losses)
+    span = height_of_curve(result.losses)
+    slope = np.full_like(line, np.nan)
+    if len(lrs) > 1 and span is not None:
+        slope = np.gradient(np.where(line > span[1], np.nan, line), np.log(lrs))
+    axes.plot(lrs[shown], line[shown], **style)
+    if slopes is not None:
+        alone = {"color": "C1", "linestyle": "--"} if "linestyle" not in style else {}
+        slopes.plot(lrs[shown], slope[shown], **style | alone | {"label": "_"})
+    return slope[shown]
+
+
+def _what_happened(result: DrawnTest) -> str:
+    """Return the end of the sweep in words."""
+    if len(result.lrs) == 0:
+        return "no points"
+    end = f"lr {result.lrs[-1]:.2g}"
+    if result.outcome == "diverged":
+        return f"diverged at {end}"
+    if result.outcome == "non-finite":
+        return f"loss not finite at {end}"
+    line = centred_average(result.losses)
+    low, high = height_of_curve(result.losses) or (0.0, 0.0)
+    if min(line[-1], high) - line.min() > 0.1 * (high - low):
+        return f"loss lowest at lr {result.lrs[line.argmin()]:.2g}, not diverged up to {end}"
+    return f"loss never rose up to {end}"
 
 
 def plot_comparison(
@@ -115,41 +223,37 @@ def plot_comparison(
         answer = "no suggestion" if lr is None else f"{lr:.1e}"
         style = line_style(index, count, len(result.lrs))
         style["label"] = f"{label} ({result.outcome}, {result.rule}: {answer})"
-        axes.plot(result.lrs, result.smoothed, **style)
+        axes.plot(result.lrs, centred_average(result.losses), **style)
         if lr is not None:
             axes.plot(lr, _height(result, lr), "*", color=f"C{index}", markersize=14)
-    limit_height(axes, np.concatenate([result.smoothed for result in results]))
+    limit_height(axes, limits(np.concatenate([result.losses for result in results])))
     axes.set(title="Range tests", ylabel="smoothed loss")
-    _rate_axis(axes, results)
-    axes.legend(fontsize="small")
-    return finish(figure, path)
+    _lr_axis(axes, [result.lrs for result in results])
+    return finish(legend_outside(axes), path)
 
 
-def _mark_suggestions(axes: Axes, result: DrawnTest) -> None:
-    """Mark every suggested learning rate, and shade the span of a pair."""
-    more = iter(MARKERS * len(result.suggestions))
-    for name, suggestion in result.suggestions.items():
-        base_lr, lr = suggestion.base_lr, suggestion.lr
-        if lr is None:
-            continue
-        if base_lr is not None:
-            span = f"{name}: {base_lr:.1e} to {lr:.1e}"
-            axes.axvspan(base_lr, lr, color="C2", alpha=0.12, label=span)
-            continue
+def _mark_suggestions(axes: Axes, result: DrawnTest, names: Sequence[str]) -> None:
+    """Mark suggested learning rates on the line; a pair is two marks that are joined."""
+    for name, marker in zip(names, itertools.cycle("svoDPX^<>hdp"), strict=False):
+        suggestion = result.suggestions[name]
         style: dict[str, Any] = {"markersize": 7, "markerfacecolor": "w", "markeredgecolor": "k"}
         if name == result.rule:
-            style = {"markersize": 14, "color": "C3"}
-        marker = _MARKS.get(name) or next(more)
-        axes.plot(lr, _height(result, lr), marker, **style, label=f"{name}: {lr:.1e}")
+            style, marker = {"markersize": 14, "color": "C3"}, "*"
+        lrs = [lr for lr in (suggestion.base_lr, suggestion.lr) if lr is not None]
+        heights = [_height(result, lr) for lr in lrs]
+        style |= {"linestyle": ":" if len(lrs) > 1 else "none", "marker": marker}
+        axes.plot(lrs, heights, **{"color": "k"} | style, label=f"{name}: {lr_text(suggestion)}")
 
 
 def _height(result: DrawnTest, lr: float) -> float:
-    return float(np.interp(lr, result.lrs, result.smoothed))
+    return float(np.interp(lr, result.lrs, centred_average(result.losses)))
 
 
-def _rate_axis(axes: Axes, results: Sequence[DrawnTest]) -> None:
+def _lr_axis(axes: Axes, drawn: Sequence[FloatArray]) -> None:
+    """Set the limits of a logarithmic axis of learning rates, and ticks such as 1e-3."""
     axes.set_xlabel("learning rate")
-    rates = np.concatenate([result.lrs for result in results])
-    if len(rates) > 0:
+    lrs = np.concatenate(drawn)
+    if len(lrs) > 0:
         axes.set_xscale("log")
-        axes.set_xlim(rates.min() / 1.5, rates.max() * 1.5)
+        axes.set_xlim(lrs.min() / 1.1, lrs.max() * 1.1)
+        lr_ticks(axes.xaxis, lrs.max() / lrs.min())

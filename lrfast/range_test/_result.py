@@ -16,17 +16,18 @@ from torch.optim import Optimizer
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
-from lrfast._utils.figures import html_image
+from lrfast._utils.figures import centred_average, html_image
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
-from lrfast.range_test._display import rate_text, terminal_plot
+from lrfast.range_test._display import lr_text, terminal_plot
 from lrfast.range_test._plot import plot_comparison, plot_range_test
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table as RichTable
 
@@ -310,14 +311,40 @@ class RangeTest:
         """
         return _serialize.load(path, cls)
 
-    def plot(self, path: str | Path | None = None, others: Sequence[RangeTest] = ()) -> Figure:
-        """Return a figure of losses, derivative and suggestions; needs matplotlib.
+    def plot(
+        self,
+        path: str | Path | None = None,
+        others: Sequence[RangeTest] = (),
+        *,
+        rules: str | Sequence[str] | None = None,
+        skip_start: int | None = None,
+        skip_end: int | None = None,
+        ax: Axes | None = None,
+    ) -> Figure:
+        """Return a figure of losses, derivative and suggestion; needs matplotlib.
+
+        The line through the losses is a centred average, which does not lag as the EMA of the stop
+        rule does.
 
         Args:
             path: Where to save the figure too; the suffix names the format.
             others: Range tests whose smoothed losses and derivatives are drawn behind.
+            rules: Suggestions to mark: None, the default, for that of :attr:`rule`, "all", a name,
+                or a list of names.
+            skip_start: Points to leave out at the start, 0 or more. None, the default: the flat
+                part but for a decade.
+            skip_end: Points to leave out at the end, 0 or more. None, the default: those whose loss
+                is far above the rest.
+            ax: Axes to draw the losses in, without the derivative; None, the default, for a new
+                figure.
+
+        Raises:
+            ValueError: If ``rules`` names a method that the range test does not have, or fewer than
+                two points would be left.
         """
-        return plot_range_test(self, path, others)
+        return plot_range_test(
+            self, path, others, rules=rules, skip_start=skip_start, skip_end=skip_end, ax=ax
+        )
 
     def compare(
         self,
@@ -348,8 +375,8 @@ class RangeTest:
         Raises:
             ValueError: If there is no room.
         """
-        answer = (f"{self.rule}: {rate_text(self.suggestion)}", self.suggestion.lr)
-        return terminal_plot(self.lrs, self.smoothed, *answer, width, height, ascii)
+        answer = (f"{self.rule}: {lr_text(self.suggestion)}", self.suggestion.lr)
+        return terminal_plot(self.lrs, centred_average(self.losses), *answer, width, height, ascii)
 
     def _span(self) -> str:
         if len(self.lrs) == 0:
@@ -360,7 +387,7 @@ class RangeTest:
     def _table(self) -> Table:
         columns = ("rule", "rate", "confidence", "reason")
         found = self.suggestions.items()
-        rows = [(name, rate_text(s), f"{s.confidence:.2f}", s.reason) for name, s in found]
+        rows = [(name, lr_text(s), f"{s.confidence:.2f}", s.reason) for name, s in found]
         return Table(columns, rows, chosen=list(self.suggestions).index(self.rule))
 
     def _repr_html_(self) -> str:
@@ -376,11 +403,11 @@ class RangeTest:
 
     def __str__(self) -> str:
         chosen = self.suggestion
-        found = "has no suggestion" if chosen.lr is None else f"suggests {rate_text(chosen)}"
+        found = "has no suggestion" if chosen.lr is None else f"suggests {lr_text(chosen)}"
         head = f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s"
         answer = f"{self.rule} {found} (confidence {chosen.confidence:.2f}): {chosen.reason}"
         return "\n".join([head, answer, *self.notes])
 
     def __repr__(self) -> str:
-        answer = f"{self.rule}: {rate_text(self.suggestion)}"
+        answer = f"{self.rule}: {lr_text(self.suggestion)}"
         return f"RangeTest({self._span()}, {self.outcome}, {answer})"

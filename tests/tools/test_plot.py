@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,8 +24,10 @@ from figures import (
     verticals,
 )
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from lrfast import History, schedules
+from lrfast._utils.figures import centred_average
 from lrfast.plot import limits, plot_comparison, plot_history, plot_range_test, plot_schedule
 from lrfast.suggest import Suggestion
 
@@ -36,48 +39,143 @@ ROOT = Path(__file__).parents[2]
 
 def test_range_test_shows_losses_and_derivative(tmp_path: Path) -> None:
     result = make_result()
-    losses, slopes = panels(plot_range_test(result, tmp_path / "range.png"), 2)
-    np.testing.assert_array_equal(curve(losses, "loss"), (result.lrs, result.losses))
-    np.testing.assert_array_equal(curve(losses, "smoothed loss"), (result.lrs, result.smoothed))
-    np.testing.assert_array_equal(slopes.lines[0].get_xydata().T, (result.lrs, result.derivative))
+    losses, slopes = panels(plot_range_test(result, tmp_path / "range.png", skip_start=0), 2)
+    (lrs, raw), (same, line) = curve(losses, "loss"), curve(losses, "smoothed loss")
+    count = len(lrs)
+    np.testing.assert_array_equal((lrs, same), (result.lrs[:count],) * 2)
+    np.testing.assert_array_equal(raw, result.losses[:count])
+    np.testing.assert_array_equal(line, centred_average(result.losses)[:count])
+    x, slope = slopes.lines[0].get_xydata().T
+    np.testing.assert_allclose(slope[:-2], np.gradient(line, np.log(x))[:-2], rtol=1e-9)
     assert losses.get_xscale() == slopes.get_xscale() == "log"
-    assert losses.get_title() == "Range test (diverged)"
     assert (slopes.get_xlabel(), losses.get_ylabel()) == ("learning rate", "loss")
-    assert slopes.get_ylabel() == "d loss / d ln(rate)"
+    assert slopes.get_ylabel() == "d loss / d ln(lr)"
     assert_is_png(tmp_path / "range.png")
 
 
-def test_range_test_marks_the_suggestions() -> None:
+def test_the_smoothed_line_does_not_lag() -> None:
+    """The middle of a fall stays where it is, which an EMA moves by a few points."""
+    steps = np.arange(100)
+    fall = 1 / (1 + np.exp((steps - 50) / 4))
+    middle = np.interp(-0.5, -centred_average(fall), steps)
+    assert abs(middle - 50) < 0.1
+    exploded = np.append(fall, [1e9, np.inf])
+    np.testing.assert_allclose(centred_average(exploded)[:90], centred_average(fall)[:90])
+    gap = np.where(steps == 20, np.nan, 3.0)
+    np.testing.assert_allclose(centred_average(gap), 3.0)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (None, ["auto"]),
+        ("all", ["auto", "minimum", "steep", "slide", "other"]),
+        ("steep", ["steep"]),
+        (["slide", "auto", "valley"], ["slide", "auto"]),
+        ([], []),
+    ],
+)
+def test_the_chosen_suggestions_are_marked(rules: Any, expected: list[str]) -> None:
     result = make_result()
-    losses, slopes = panels(result.plot(), 2)
-    legend = losses.get_legend()
-    assert legend is not None
-    labels = [text.get_text() for text in legend.get_texts()]
-    markers = set()
-    for name, lr in FOUND.items():
-        if lr is None:
-            assert not any(label.startswith(name) for label in labels)
-            continue
-        assert f"{name}: {lr:.1e}" in labels
-        (x,), (y,) = curve(losses, f"{name}:")
-        assert x == lr
-        assert y == pytest.approx(np.interp(lr, result.lrs, result.smoothed), rel=1e-12)
-        (line,) = [line for line in losses.lines if str(line.get_label()).startswith(f"{name}:")]
-        assert line.get_linestyle() == "None"
-        markers.add(line.get_marker())
+    losses, slopes = panels(result.plot(rules=rules), 2)
+    marked = [line for line in losses.lines if line.get_linestyle() == "None"]
+    assert [str(line.get_label()) for line in marked] == [
+        f"{name}: {FOUND[name]:.1e}" for name in expected
+    ]
+    assert len({line.get_marker() for line in marked}) == len(marked)
+    for line, name in zip(marked, expected, strict=True):
+        (x,), (y,) = line.get_xdata(), line.get_ydata()
+        assert x == FOUND[name]
+        height = np.interp(x, result.lrs, centred_average(result.losses))
+        assert y == pytest.approx(height, rel=1e-12)
         chosen = to_hex(str(line.get_markerfacecolor())) != "#ffffff"
-        assert chosen == (name == "auto")
-    assert len(markers) == 5
-    assert verticals(losses) == verticals(slopes) == [3e-3]
+        assert chosen == (name == "auto") == (line.get_marker() == "*")
+    lines = [3e-3] if "auto" in expected else []
+    assert verticals(losses) == verticals(slopes) == lines
+
+
+def test_a_rule_that_is_unknown() -> None:
+    with pytest.raises(ValueError, match=r'rules must be "all" or some of auto, .*, got \'best\''):
+        make_result().plot(rules=["auto", "best"])
+
+
+def test_the_legend_hides_no_data() -> None:
+    figure = make_result().plot(rules="all")
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels[:2] == ["loss", "smoothed loss"] and len(labels) == 7
+    figure.draw_without_rendering()  # lays it out
+    for axes in figure.axes:
+        assert axes.get_legend() is None
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+@pytest.mark.parametrize(
+    ("fields", "title"),
+    [
+        ({"outcome": "diverged"}, "diverged at lr 1"),
+        ({"outcome": "non-finite"}, "loss not finite at lr 1"),
+        ({"outcome": "completed"}, "loss lowest at lr 0.1, not diverged up to lr 1"),
+        ({"outcome": "completed", "falls": True}, "loss never rose up to lr 1"),
+    ],
+)
+def test_the_title_says_what_happened(fields: dict[str, Any], title: str) -> None:
+    if fields.pop("falls", False):
+        fields["losses"] = np.linspace(3, 1, 60)
+    result = make_result(**fields)
+    losses, _ = panels(result.plot(), 2)
+    expected = re.escape(f"Range test: {title}").replace(r"lr\ 0\.1,", r"lr 0\.\d+,")
+    assert re.fullmatch(expected, losses.get_title()), losses.get_title()
+
+
+def test_the_flat_part_and_the_explosion_are_left_out() -> None:
+    lrs = np.geomspace(1e-7, 10, 161)
+    losses = 2 / (1 + (lrs / 1e-2) ** 2) + 1e4 * (lrs > 1.0)
+    result = make_result(161, {"auto": 3e-3}, lrs=lrs, losses=losses)
+    shown, _ = curve(panels(result.plot(), 2)[0], "loss")
+    assert 1e-5 < shown[0] < 3e-3 / 1.8 and 0.9 < shown[-1] < 2.0
+    marked = make_result(161, {"auto": 3e-3, "flat": 1e-6}, lrs=lrs, losses=losses)
+    shown, _ = curve(panels(marked.plot(rules="all"), 2)[0], "loss")
+    assert shown[0] <= 1e-6  # with every mark
+    shown, _ = curve(panels(result.plot(skip_start=3, skip_end=7), 2)[0], "loss")
+    np.testing.assert_array_equal(shown, lrs[3:-7])
+
+
+@pytest.mark.parametrize("skip", [{"skip_start": -1}, {"skip_end": 1.5}, {"skip_start": 59}])
+def test_skips_that_leave_nothing(skip: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError), match="skip_"):
+        make_result().plot(**skip)
+
+
+def test_axes_of_ones_own(tmp_path: Path) -> None:
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert make_result().plot(tmp_path / "both.png", ax=right) is figure
+    assert not left.lines and right.get_xscale() == "log"
+    assert [str(line.get_label()) for line in right.lines[:2]] == ["loss", "smoothed loss"]
+    assert len(figure.axes) == 2 and right.get_legend() is not None
+    assert_is_png(tmp_path / "both.png")
+
+
+def test_ticks_are_short() -> None:
+    figure = make_result(80, lrs=np.geomspace(1e-6, 10, 80)).plot(skip_start=0, skip_end=0)
+    figure.draw_without_rendering()
+    labels = [text.get_text() for text in figure.axes[1].get_xticklabels() if text.get_text()]
+    assert {"1e-4", "1e-3", "0.01", "0.1", "1"} <= set(labels)
+    near = make_result(80, {"auto": 0.03}, lrs=np.geomspace(0.01, 0.1, 80)).plot(skip_start=0)
+    near.draw_without_rendering()
+    labels = [text.get_text() for text in near.axes[1].get_xticklabels() if text.get_text()]
+    assert {"0.02", "0.05"} <= set(labels)
 
 
 def test_the_divergence_does_not_flatten_the_rest() -> None:
     result = make_result()
     losses, slopes = panels(plot_range_test(result), 2)
-    for axes, values in ((losses, result.smoothed), (slopes, result.derivative)):
-        low, high = axes.get_ylim()
-        assert low < values.min() and high < 0.6 * values.max()
-        assert high > np.quantile(values, 0.95)
+    low, high = losses.get_ylim()
+    assert low < result.losses.min() and high < 0.6 * result.losses.max()
+    assert high > np.quantile(result.losses, 0.9)
+    low, high = slopes.get_ylim()
+    assert low < 0 < high < 0.6 * result.derivative.max()
 
 
 @pytest.mark.parametrize("points", [2, 3, 7])
@@ -102,7 +200,7 @@ def test_a_sweep_without_points(tmp_path: Path) -> None:
     assert_is_png(tmp_path / "empty.png")
     empty.compare(empty, path=tmp_path / "none.png")
     (axes,) = panels(empty.compare(make_result(), path=tmp_path / "one.png"), 1)
-    assert axes.get_xlim() == (1e-6 / 1.5, 1.5)
+    assert axes.get_xlim() == (1e-6 / 1.1, 1.1)
 
 
 def test_the_verified_rate_is_the_one_marked() -> None:
@@ -120,22 +218,16 @@ def test_the_verified_rate_is_the_one_marked() -> None:
 
 def test_rules_that_the_plot_does_not_know_have_markers_of_their_own() -> None:
     found = {"auto": 1e-3} | {f"new {index}": 1e-3 for index in range(8)}
-    losses, _ = panels(make_result(found=found).plot(), 2)
+    losses, _ = panels(make_result(found=found).plot(rules="all"), 2)
     markers = [line.get_marker() for line in losses.lines if line.get_linestyle() == "None"]
     assert len(markers) == len(set(markers)) == 9
 
 
-def test_a_pair_is_a_span() -> None:
+def test_a_pair_is_two_marks() -> None:
     suggestions = suggested(FOUND, Suggestion(3e-2, "cyclic", "a pair", 0.9, base_lr=4e-3))
-    losses, _ = panels(make_result(suggestions=suggestions).plot(), 2)
-    (span,) = losses.patches
-    box = span.get_window_extent().transformed(losses.transData.inverted())
-    np.testing.assert_allclose([box.x0, box.x1], [4e-3, 3e-2], rtol=1e-9)
-    legend = losses.get_legend()
-    assert legend is not None
-    labels = [text.get_text() for text in legend.get_texts()]
-    assert labels.count("cyclic: 4.0e-03 to 3.0e-02") == 1
-    assert not any(label.startswith("cyclic: 3.0e-02") for label in labels)
+    losses, _ = panels(make_result(suggestions=suggestions).plot(rules=["cyclic"]), 2)
+    lrs, _ = curve(losses, "cyclic: 4.0e-03 to 3.0e-02")
+    assert list(lrs) == [4e-3, 3e-2] and not losses.patches
 
 
 def test_repeats_are_a_band(tmp_path: Path) -> None:
@@ -143,7 +235,7 @@ def test_repeats_are_a_band(tmp_path: Path) -> None:
     repeats = np.stack([plain.losses - 1, plain.losses + 2, plain.losses, plain.losses + 1])
     repeats[:, -1] = np.nan
     result = make_result(repeats=np.pad(repeats, ((0, 0), (0, 2)), constant_values=np.nan))
-    losses, _ = panels(result.plot(tmp_path / "band.png"), 2)
+    losses, _ = panels(result.plot(tmp_path / "band.png", skip_start=0, skip_end=0), 2)
     (band,) = losses.collections
     assert band.get_label() == "quartiles of 4 sweeps"
     (path,) = band.get_paths()
@@ -151,7 +243,6 @@ def test_repeats_are_a_band(tmp_path: Path) -> None:
     for edge in (low, high):
         for point in zip(plain.lrs[:-1], edge, strict=True):
             assert np.isclose(path.vertices, point, rtol=1e-12).all(axis=1).any()
-    assert path.vertices[:, 0].max() == plain.lrs[-2]
     assert not panels(plain.plot(), 2)[0].collections
     assert_is_png(tmp_path / "band.png")
 
@@ -159,8 +250,9 @@ def test_repeats_are_a_band(tmp_path: Path) -> None:
 def test_others_are_drawn_behind() -> None:
     result, other = make_result(), make_result(40)
     losses, slopes = panels(result.plot(others=[other, make_result(30)]), 2)
-    np.testing.assert_array_equal(curve(losses, "run 2"), (other.lrs, other.smoothed))
-    np.testing.assert_array_equal(slopes.lines[0].get_xydata().T, (other.lrs, other.derivative))
+    line = centred_average(other.losses)
+    np.testing.assert_array_equal(curve(losses, "run 2"), (other.lrs, line))
+    np.testing.assert_array_equal(slopes.lines[0].get_xydata().T[0], other.lrs)
     assert len(curve(losses, "run 3")[0]) == 30
     labels = [str(line.get_label()) for line in losses.lines]
     assert labels[:4] == ["run 2", "run 3", "loss", "smoothed loss"]
@@ -191,18 +283,18 @@ def test_comparison_shows_every_run(tmp_path: Path) -> None:
         "Adam (diverged, auto: 1.0e-02)": runs[1],
         "Lion (diverged, auto: no suggestion)": runs[2],
     }
-    legend = axes.get_legend()
-    assert legend is not None and [text.get_text() for text in legend.get_texts()] == list(names)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(names)
     styles = set()
     for label, run in names.items():
-        np.testing.assert_array_equal(curve(axes, label), (run.lrs, run.smoothed))
+        np.testing.assert_array_equal(curve(axes, label), (run.lrs, centred_average(run.losses)))
         (line,) = [line for line in axes.lines if line.get_label() == label]
         styles.add((line.get_color(), line.get_linestyle()))
     assert len({color for color, _ in styles}) == len({style for _, style in styles}) == 3
     stars = [line for line in axes.lines if line.get_marker() == "*"]
     points = [(float(star.get_xdata()[0]), float(star.get_ydata()[0])) for star in stars]
     expected = [
-        (rate, np.interp(rate, run.lrs, run.smoothed))
+        (rate, np.interp(rate, run.lrs, centred_average(run.losses)))
         for rate, run in zip((3e-3, 1e-2), runs, strict=False)
     ]
     np.testing.assert_allclose(points, expected, rtol=1e-12)
