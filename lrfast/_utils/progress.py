@@ -8,6 +8,8 @@ from collections.abc import Callable
 from tqdm.auto import tqdm
 
 _INTERVAL_S = 0.25  # between two drawings: faster than one reads
+# Without the time passed and the pace, so that the numbers fit 80 columns.
+_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining}{postfix}]"
 
 Numbers = Callable[[], dict[str, str]]
 
@@ -25,7 +27,7 @@ class Progress:
             total=total,
             initial=done,
             leave=False,
-            unit=" steps",
+            bar_format=_FORMAT,
             mininterval=_INTERVAL_S,
             miniters=1,
             dynamic_ncols=True,
@@ -39,6 +41,14 @@ class Progress:
         self._numbers = numbers
         if self._bar.update(done - self._bar.n):
             self._bar.set_postfix(numbers())
+
+    @property
+    def is_shown(self) -> bool:
+        return not self._bar.disable
+
+    def write(self, line: str) -> None:
+        """Write a line above the bar, to where the bar is drawn."""
+        self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Draw the last numbers and remove the bar."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from shutil import get_terminal_size
 from textwrap import wrap
@@ -24,6 +24,14 @@ class Table:
     rows: Sequence[Sequence[str]]  # the last cell of each may be long
     chosen: int | None = None  # the row that stands out: by a star in text, in bold otherwise
     right: Collection[int] = ()  # the columns that are aligned to the right
+
+    def shortened(self, most: int = 12) -> Table:
+        """Return the table without its middle, if it has more rows than that."""
+        if len(self.rows) <= most:
+            return self
+        gap = [f"... {len(self.rows)} in all", *[""] * (len(self.columns) - 1)]
+        rows = [*self.rows[: most // 2], gap, *self.rows[-(most // 2) :]]
+        return replace(self, rows=rows)
 
     def text(self, width: int | None = None) -> str:
         """Return aligned lines; last cells are wrapped to a width, 0 for no limit.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,18 +15,23 @@ import torch
 
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import Check, decode_fields, encode, list_of, optional
-from lrfast._utils.figures import FloatArray, finish, line_style, new_figure
+from lrfast._utils.figures import FloatArray, finish, line_style, step_panels
 from lrfast._utils.public import public_in
+from lrfast._utils.tables import Table
 from lrfast._utils.validation import check_dict, check_finite, check_float, check_str, check_tensor
+from lrfast.finetune._epoch_table import epoch_table, left_out, shortened
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 @public_in("lrfast.history")
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stage:
     """The record of one stage, that is, of one call of a fit method.
+
+    Printed, it is a table of its epochs.
 
     Args:
         name: The schedule's name, such as "one-cycle".
@@ -36,6 +42,7 @@ class Stage:
         outcome: "completed", "non-finite" (a loss that is not finite ended it; it caused no
             update), "stopped" (on request, as by an early stop) or "interrupted" (by an exception).
         seconds: Duration in seconds.
+        groups: Names of the param groups, [groups]; empty (default) if they have none.
     """
 
     name: str
@@ -45,6 +52,17 @@ class Stage:
     epochs: tuple[dict[str, float], ...]
     outcome: str
     seconds: float
+    groups: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        count = f"{len(self.epochs)} epoch{'s' * (len(self.epochs) != 1)}"
+        ended = f"{count}, {len(self.losses)} steps, {self.outcome} in {self.seconds:.1f} s"
+        more = left_out(self)
+        notes = wrap(f"more in epochs: {', '.join(more)}", 80) if more else []
+        table = shortened(epoch_table(self)) if self.epochs else []
+        return "\n".join([f"{self.name}: {ended}", *table, *notes])
+
+    __repr__ = __str__
 
     def to_dict(self) -> dict[str, Any]:
         """Return the stage as numbers, strings, lists and tensors, for checkpoints."""
@@ -64,13 +82,15 @@ class Stage:
         arrays = (found["losses"], found["rates"], found["momentum"])
         if len({len(each) for each in arrays if each is not None}) > 1:
             raise ValueError("losses, rates and momentum must be as many, got different numbers")
-        return cls(**found | {"epochs": tuple(found["epochs"])})
+        # Files of earlier versions name no groups.
+        names = list_of(check_str)("groups", data.get("groups", []))
+        return cls(**found | {"epochs": tuple(found["epochs"]), "groups": tuple(names)})
 
 
 @public_in("lrfast.history")
-@dataclass
+@dataclass(repr=False)
 class History:
-    """All stages of a fine-tuning run, in order.
+    """All stages of a fine-tuning run, in order; printed, a table of them.
 
     Args:
         stages: The stages, oldest first (default none).
@@ -82,6 +102,23 @@ class History:
     """
 
     stages: list[Stage] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if not self.stages:
+            return "no stages yet"
+        columns = ("stage", "epochs", "steps", "train_loss", "valid_loss", "seconds", "outcome")
+        rows = []
+        for stage in self.stages:
+            last = stage.epochs[-1] if stage.epochs else {}
+            first = int(stage.epochs[-2]["step"]) if len(stage.epochs) > 1 else 0
+            losses = stage.losses[first:]
+            train = f"{losses.mean():.4g}" if len(losses) else ""
+            valid = f"{last['valid_loss']:.4g}" if "valid_loss" in last else ""
+            counts = (str(len(stage.epochs)), str(len(stage.losses)))
+            rows.append((stage.name, *counts, train, valid, f"{stage.seconds:.1f}", stage.outcome))
+        return Table(columns, rows, right=range(1, 6)).text()
+
+    __repr__ = __str__
 
     @property
     def losses(self) -> FloatArray:
@@ -132,51 +169,76 @@ class History:
         stages = list_of(lambda _, stage: Stage.from_dict(stage))
         return cls(**decode_fields("a history", data, {"stages": stages}))
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw losses, learning rates and validation over the steps; needs matplotlib.
+    def plot(self, path: str | Path | None = None, *, log_lr: bool = False) -> Figure:
+        """Draw losses, metrics and learning rates over the steps; needs matplotlib.
 
         Args:
             path: File to save the figure to, in the format of its suffix; None (default): no file.
+            log_lr: Whether the axis of the learning rates is logarithmic (default False).
 
         Returns:
             The figure.
         """
-        return plot_history(self, path)
+        return plot_history(self, path, log_lr=log_lr)
 
 
-def plot_history(history: History, path: str | Path | None = None) -> Figure:
-    """Return a figure of a fine-tuning run: losses above, learning rates below.
+def plot_history(
+    history: History, path: str | Path | None = None, *, log_lr: bool = False
+) -> Figure:
+    """Return a figure of a fine-tuning run: losses, metrics if there are any, learning rates.
 
     Args:
         history: ``tuner.history``.
         path: Where to save the figure too; the suffix names the format.
+        log_lr: Whether the axis of the learning rates is logarithmic (default False).
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    figure = new_figure(8.0, 6.0)
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    losses.set(title="Fine-tuning", ylabel="loss")
-    rates.set(xlabel="step", ylabel="learning rate")
+    epochs = history.epochs
+    metrics = list(dict.fromkeys(name for row in epochs for name in row))
+    metrics = [name for name in metrics if name not in ("step", "valid_loss")]
+    figure, panels = step_panels(3 if metrics else 2)
+    losses, lrs = panels[0], panels[-1]
+    losses.set_title("Fine-tuning", pad=16)
+    losses.set_ylabel("loss")
+    lrs.set_ylabel("learning rate")
     if not history.stages:
         return finish(figure, path)
     losses.plot(history.losses, color="0.6", linewidth=1, label="training loss")
-    measured = [(row["step"], row["valid_loss"]) for row in history.epochs if "valid_loss" in row]
-    if measured:
-        losses.plot(*zip(*measured, strict=True), "C3o-", markersize=3, label="validation loss")
-    start = 0
+    _draw_measure(losses, epochs, "valid_loss", 3, "validation loss")
+    if metrics:
+        panels[1].set_ylabel(metrics[0] if len(metrics) == 1 else "metrics")
+        for index, name in enumerate(metrics):
+            _draw_measure(panels[1], epochs, name, index, name)
+    start, seen = 0, set()
     for stage in history.stages:
         steps = start + np.arange(len(stage.losses))
         for group, column in enumerate(stage.rates.T):
-            label = f"group {group}" if start == 0 else None
-            style = line_style(group, stage.rates.shape[1], len(steps))
-            rates.plot(steps, column, **style, label=label)
+            name = stage.groups[group] if stage.groups else f"group {group}"
+            count = stage.rates.shape[1]
+            is_named = count <= 10 or group in (0, count - 1)  # of many: body and head
+            label = name if is_named and name not in seen else "_"
+            lrs.plot(steps, column, **line_style(group, count, len(steps)), label=label)
+            seen.add(name)
         losses.axvline(start, color="0.8", linewidth=0.8)
+        above = losses.get_xaxis_transform()
+        losses.text(start, 1.02, stage.name, transform=above, fontsize="small")
         start += len(stage.losses)
-    rates.set_yscale("log")
-    losses.legend(fontsize="small")
-    rates.legend(fontsize="small")
+    lrs.set_yscale("log" if log_lr else "linear")
+    for axes in panels:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return finish(figure, path)
+
+
+def _draw_measure(
+    axes: Axes, epochs: list[dict[str, float]], name: str, color: int, label: str
+) -> None:
+    """Draw a measure of the epochs that have it."""
+    points = [(row["step"], row[name]) for row in epochs if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), f"C{color}o-", markersize=3, label=label)
 
 
 def floats(name: str, value: Any, dims: int = 1) -> FloatArray:

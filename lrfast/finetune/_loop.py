@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.progress import Progress
 from lrfast.curve import CurveStatus, LossCurve
+from lrfast.finetune._epoch_table import epoch_table
 from lrfast.finetune._stage_state import ResumePoint, Run
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
@@ -56,6 +57,8 @@ class Loop:
         self.driver: ScheduleDriver = attach_schedule(*plan, scaled=True)
         base = self.driver.base_hyperparameters
         self.own_rates = [base(index)[0] for index in range(len(self._groups))]
+        names = enumerate(self._groups)
+        self.group_names = [str(group.get("name", f"group {index}")) for index, group in names]
         self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
         scale = self.driver.loss_factor()
         self._late_scale = None if scale is None else AsyncHostCopy(scale)
@@ -68,11 +71,12 @@ class Loop:
             max_grad_norm=max_grad_norm,
         )
         self._shows_progress = progress
-        self._began = time.perf_counter()
+        self._began = self._epoch_began = time.perf_counter()
+        self._epoch_seconds: list[float] = []
 
     def __enter__(self) -> Loop:
         run, shown = self.run, self._shows_progress
-        self._bar = Progress(f"training, {run.name}", run.total_steps, done=run.step, shown=shown)
+        self._bar = Progress(run.name, run.total_steps, done=run.step, shown=shown)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -83,18 +87,24 @@ class Loop:
 
     def now(self, model: nn.Module) -> Run:
         """Return the run with all that is needed to resume it; synchronises."""
+        return replace(
+            self._recorded(),
+            applied=int(self.driver.steps_applied().cpu().numpy()),
+            rows=list(self.run.rows),
+            frozen=list(self.run.frozen),
+            seconds=self.run.seconds + time.perf_counter() - self._began,
+            moment=ResumePoint.take(model, self._loaders),
+        )
+
+    def _recorded(self) -> Run:
+        """Return the run with its losses so far; synchronises."""
         count = self._num_losses(self._curve.status())
         losses = self._curve.losses[:count].cpu().numpy()
         factors = self._curve.lrs[:count].cpu().nan_to_num(nan=1.0).numpy()  # NaN: no factor
         return replace(
             self.run,
-            applied=int(self.driver.steps_applied().cpu().numpy()),
             losses=np.concatenate([self.run.losses, losses]),
             factors=np.concatenate([self.run.factors, factors]),
-            rows=list(self.run.rows),
-            frozen=list(self.run.frozen),
-            seconds=self.run.seconds + time.perf_counter() - self._began,
-            moment=ResumePoint.take(model, self._loaders),
         )
 
     def updates(self) -> Iterator[Tensor]:
@@ -131,7 +141,20 @@ class Loop:
         run.rows.append(row)
         run.epoch, run.used = run.epoch + 1, 0
         run.order, run.has_ended_pass = None, False
+        self._show_epoch()
         return dict(row), status.outcome
+
+    def _show_epoch(self) -> None:
+        """Print the epoch's row of the table, below its header in the first."""
+        now = time.perf_counter()
+        self._epoch_seconds.append(now - self._epoch_began)
+        self._epoch_began = now
+        if self._bar.is_shown:
+            stage = self._recorded().stage(self.own_rates, "running")
+            times = [0.0] * (len(stage.epochs) - len(self._epoch_seconds)) + self._epoch_seconds
+            lines = epoch_table(stage, times)
+            for line in lines[-1:] if len(self._epoch_seconds) > 1 else [lines[0], lines[-1]]:
+                self._bar.write(line)
 
     def _num_losses(self, status: CurveStatus) -> int:
         return len(self._curve) if status.stopped_at is None else status.stopped_at + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -131,12 +131,13 @@ class Run:
         """
         return list(self.schedules) * (count if len(self.schedules) == 1 else 1)
 
-    def stage(self, own_rates: list[float], outcome: str) -> Stage:
+    def stage(self, own_rates: list[float], outcome: str, names: Sequence[str] = ()) -> Stage:
         """Return the record of the steps so far.
 
         Args:
             own_rates: The param groups' learning rates without the schedule.
             outcome: How the stage ended, see :class:`lrfast.Stage`.
+            names: Names of the param groups; default none.
         """
         steps = np.arange(len(self.losses))
         values = {schedule: schedule.values(steps) for schedule in self.schedules}
@@ -146,7 +147,8 @@ class Run:
         for (first, frozen), end in zip(self.frozen, ends, strict=False):  # none before epoch 0
             rates[first:end, frozen] = math.nan
         momentum, rows = self.schedules[-1].momentum(steps), tuple(self.rows)
-        return Stage(self.name, self.losses, rates, momentum, rows, outcome, self.seconds)
+        recorded = (self.name, self.losses, rates, momentum, rows, outcome, self.seconds)
+        return Stage(*recorded, tuple(names))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the interrupted run as numbers, strings, lists and tensors, for checkpoints."""

@@ -101,7 +101,8 @@ class FineTuner:
         capture: Whether updates, and those of range tests, run as a CUDA graph, see
             :func:`lrfast.capture` (default False); needs an lrfast optimizer. An epoch's smaller
             last batch runs eagerly.
-        progress: Whether to show progress in a terminal or a notebook (default True).
+        progress: Whether to show a bar, and a table row per epoch, in a terminal or a notebook
+            (default True).
 
     Attributes:
         history: All stages so far, a :class:`lrfast.History`.
@@ -640,7 +641,7 @@ class FineTuner:
                 run = loop.now(self.model)
                 loop.driver.detach()
                 self._loop = None
-                stage = run.stage(loop.own_rates, outcome)
+                stage = run.stage(loop.own_rates, outcome, loop.group_names)
                 self.history.stages.append(stage)
                 if outcome == "interrupted":
                     self._interrupted, self._partial = run, stage

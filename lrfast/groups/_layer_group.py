@@ -98,6 +98,10 @@ class LayerGroups(Sequence[LayerGroup]):
                 1  3           2          18         16
             frozen: 3.bias
         """
+        return self._text(most=len(self.groups))
+
+    def _text(self, most: int) -> str:
+        """Return the table, without its middle and with counts for names if they are many."""
         rows = []
         for index, group in enumerate(self.groups):
             total = sum(p.numel() for p in group.parameters)
@@ -105,13 +109,21 @@ class LayerGroups(Sequence[LayerGroup]):
             counts = (str(len(group.names)), f"{total:,}", f"{trainable:,}")
             rows.append((str(index), group.name, *counts))
         columns = ("group", "name", "tensors", "parameters", "trainable")
-        lines = [Table(columns, rows, right=(0, 2, 3, 4)).text(width=0)]
-        lines += [f"tied: {' = '.join(names)}" for names in self.tied]
-        lines += [f"in several groups: {name}" for name in self.duplicates]
-        lines += [f"in no group: {name}" for name in self.unassigned]
-        lines += [f"frozen: {name}" for name in self.frozen]
-        lines += [f"normalisation in a frozen group: {name}" for name in self.frozen_norms]
+        table = Table(columns, rows, right=(0, 2, 3, 4))
+        lines = [table.shortened(most).text(width=0)]
+        remarks = {
+            "tied": [" = ".join(names) for names in self.tied],
+            "in several groups": self.duplicates,
+            "in no group": self.unassigned,
+            "frozen": self.frozen,
+            "normalisation in a frozen group": self.frozen_norms,
+        }
+        for remark, names in remarks.items():
+            if len(names) > most:
+                lines.append(f"{remark}: {len(names)}, from {names[0]} to {names[-1]}")
+            else:
+                lines += [f"{remark}: {name}" for name in names]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return self.describe()  # that of a dataclass would print all weights
+        return self._text(most=12)  # that of a dataclass would print all weights

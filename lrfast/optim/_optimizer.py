@@ -22,6 +22,7 @@ from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_choice, check_dict
 from lrfast.optim import _checkpoint, _state
 from lrfast.optim._checkpoint import ENGINE_ENTRY
+from lrfast.optim._display import optimizer_text
 from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
 from lrfast.optim._options import Options, Schedules, StepOptions, check_group
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
@@ -79,6 +80,9 @@ class FusedOptimizer(SchedulingMixin):
             check_group(index, group)
         self._choose_dtypes()
         self.set_schedule(schedule)
+
+    def __repr__(self) -> str:
+        return optimizer_text(type(self).__name__, self.param_groups, self.schedules, self._options)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient and are not frozen.

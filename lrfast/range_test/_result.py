@@ -124,7 +124,7 @@ class AppliedRates(list[float]):
     def __str__(self) -> str:
         rates = zip(self._names, self.old, self, strict=True)
         rows = [(name, f"{old:.1e}", f"{new:.1e}") for name, old, new in rates]
-        return Table(("group", "old", "new"), rows).text()
+        return Table(("group", "old", "new"), rows).shortened().text()
 
 
 @public_in("lrfast.range_test")

@@ -249,9 +249,14 @@ class Schedule:
             ) from error
 
     def describe(self) -> str:
-        """Return one line per segment: steps, shape, first and last value."""
+        """Return one line per segment: steps, shape, first and last value; printed so, too."""
         lines = [f"{self.name}: {self.total_steps} steps"]
         return "\n".join(lines + segment_lines(self._tracks(), self.total_steps))
+
+    __str__ = describe
+
+    def __repr__(self) -> str:
+        return f"Schedule({self.name}, {self.total_steps} steps)"
 
     def table(
         self, steps: Sequence[int] | None = None, rates: Sequence[float] = ()

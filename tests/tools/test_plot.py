@@ -328,7 +328,7 @@ def test_lines_differ_without_their_colours(count: int) -> None:
         *panels(result.plot(others=others), 2),
         *panels(result.compare(*others), 1),
         *panels(plot_schedule(schedules.cosine(30), rates=list(np.geomspace(1e-4, 1, count))), 1),
-        panels(History([wide]).plot(), 2)[1],
+        panels(History([wide]).plot(), 3)[2],
     ]
     for axes in shown:
         assert len(looks(axes)) >= count and len(set(looks(axes))) == len(looks(axes))
@@ -339,7 +339,9 @@ def test_lines_differ_without_their_colours(count: int) -> None:
 
 def test_history_over_stages(tmp_path: Path) -> None:
     history = History([make_stage("head", 10), make_stage("all", 20)])
-    losses, rates = panels(history.plot(tmp_path / "history.png"), 2)
+    losses, metrics, rates = panels(history.plot(tmp_path / "history.png"), 3)
+    x, y = curve(metrics, "accuracy")
+    assert (list(x), list(y)) == ([5, 10, 20, 30], [0.9] * 4)
     x, y = curve(losses, "training loss")
     np.testing.assert_array_equal((x, y), (np.arange(30), history.losses))
     x, y = curve(losses, "validation loss")
@@ -352,7 +354,7 @@ def test_history_over_stages(tmp_path: Path) -> None:
             x, y = shown[2 * place + group]
             np.testing.assert_array_equal(x, start + np.arange(len(stage.losses)))
             np.testing.assert_array_equal(y, stage.rates[:, group])
-    assert rates.get_yscale() == "log" and rates.get_xlabel() == "step"
+    assert rates.get_yscale() == "linear" and rates.get_xlabel() == "step"
     legend = rates.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["group 0", "group 1"]
