@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report` renders docs/benchmarks.md and a block of the README.
+"""`python -m benchmarks.report` renders docs/benchmarks.md and the blocks of the README.
 
 `python -m benchmarks.report --add build/bench.json` first keeps what `make bench` measured as files
 in benchmarks/results/. All figures come from those files only, and the rows that lrfast loses stay.
@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.report import page, results
+from benchmarks.report import page, readme, results
 
 
 def main() -> int:
@@ -21,8 +21,8 @@ def main() -> int:
         results.add(arguments.add)
     found = results.load()
     page.PAGE.write_text(page.render(found))
-    block = page.readme_block(found)
-    page.README.write_text(page.with_block(page.README.read_text(), block))
+    texts = readme.blocks(found, readme.suggestions_result())
+    readme.README.write_text(readme.with_blocks(readme.README.read_text(), texts))
     return 0
 
 

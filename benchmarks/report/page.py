@@ -11,8 +11,6 @@ from benchmarks.speed import finder_peers, timing
 from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 HEAD = f"""# Benchmarks
 
@@ -170,40 +168,3 @@ def render(results: dict[str, Result]) -> str:
     """Returns the page."""
     sections = [section(name, result) for name, result in results.items()]
     return "\n".join([HEAD, *sections, gpu_aims(results)])
-
-
-def readme_block(results: dict[str, Result]) -> str:
-    """Returns the newest steps and trainings on a CPU, in short."""
-    on_cpu = {name: result for name, result in results.items() if result["device"] == "cpu"}
-    name, result = next(
-        (name, result) for name, result in on_cpu.items() if rows_of(result, "steps")
-    )
-    lines = []
-    for row in rows_of(result, "steps"):
-        if row["floor"] is None or row["groups"] == 1:
-            continue
-        medians = tables.medians_of(row, "runs_us" if "runs_us" in row else "turns_us")
-        fastest = tables.fastest_torch(medians)
-        ours = medians["lrfast"]
-        figures = [f"{ours:,.0f}", f"{fastest:,.0f}", f"{fastest / ours:.3g}", f"{row['floor']:g}"]
-        lines.append([row["work"], row["parameters"], str(row["groups"]), *figures])
-    header = ["step", "parameters", "groups", "lrfast, µs", "fastest torch, µs", "ratio", "aim"]
-    blocks = ["\n".join(table(header, lines, 2))]
-    if rows := rows_of(result, "training"):
-        text = "Whole training steps, in milliseconds:\n\n"
-        body = table(tables.training_header(rows), tables.training_lines(rows), 1)
-        blocks.append(text + "\n".join(body))
-    link = (
-        f"{source(result)} From benchmarks/results/{name}; [docs/benchmarks.md](docs/benchmarks.md)"
-        " has all rows, those that lrfast loses too."
-    )
-    return "\n\n".join([BEGIN, *blocks, link, END])
-
-
-def with_block(readme: str, block: str) -> str:
-    """Returns the README with the block in the place of the one between the markers."""
-    before, _, rest = readme.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"the README must hold {BEGIN} and {END}, got neither or one of them")
-    return before + block + after

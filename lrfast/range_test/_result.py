@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -406,7 +407,8 @@ class RangeTest:
         found = "has no suggestion" if chosen.lr is None else f"suggests {lr_text(chosen)}"
         head = f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s"
         answer = f"{self.rule} {found} (confidence {chosen.confidence:.2f}): {chosen.reason}"
-        return "\n".join([head, answer, *self.notes])
+        lines = [wrap(line, 80, subsequent_indent="  ") for line in (head, answer, *self.notes)]
+        return "\n".join(part for parts in lines for part in parts)
 
     def __repr__(self) -> str:
         answer = f"{self.rule}: {lr_text(self.suggestion)}"

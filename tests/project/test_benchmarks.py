@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.report import page, plots, results, tables
+from benchmarks.report import page, plots, readme, results, tables
 from benchmarks.speed import counting, implementations, timing
 from benchmarks.speed.implementations import Contender, Start
 from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
@@ -125,8 +125,8 @@ def test_roofs_move_the_bytes_that_they_state() -> None:
 def test_the_committed_page_and_readme_are_what_the_results_say() -> None:
     found = results.load()
     assert page.PAGE.read_text() == page.render(found)
-    readme = page.README.read_text()
-    assert readme == page.with_block(readme, page.readme_block(found))
+    text = readme.README.read_text()
+    assert text == readme.with_blocks(text, readme.blocks(found, readme.suggestions_result()))
 
 
 def test_the_plot_of_a_device_is_of_its_newest_result(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_plot_of_a_device_is_of_its_newest_result(tmp_path: Path) -> None:
 
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="must hold"):
-        page.with_block(f"text {page.BEGIN} more", "block")
+        readme.with_blocks("text <!-- speed:begin --> more", {"speed": "block"})
 
 
 def gpu_result() -> results.Result:

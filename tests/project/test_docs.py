@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -22,14 +23,24 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(lrfast.__path__, "lrfast.")
     if module.name != "lrfast._C"
 )
-RUNNABLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def load_tool(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec and spec.loader
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+page_outputs = load_tool("page_outputs")
 
 
 # design.md lists names, some of them yet to come.
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name != "design.md"], ids=lambda page: page.name
 )
-def test_code_blocks_run_in_order(
+def test_code_blocks_run_in_order_and_print_what_the_page_shows(
     page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -37,13 +48,31 @@ def test_code_blocks_run_in_order(
         for library in LIBRARIES:
             load(library)
         quieten()
-    namespace: dict[str, object] = {"print": lambda *values: None}
-    for block in RUNNABLE.findall(page.read_text()):
-        exec(compile(block, page.name, "exec"), namespace)
+    read = page_outputs.Page(page)
+    for printed, shown, _ in read.outputs():
+        if shown is not None:
+            assert page_outputs.without_numbers(printed) == page_outputs.without_numbers(shown)
+    for both in re.findall(r"^```diff\n(.*?)^```", read.text, re.MULTILINE | re.DOTALL):
+        for side in "-+":
+            lines = [line[1:] for line in both.splitlines() if line[:1] in (" ", side)]
+            exec(compile("\n".join(lines), page.name, "exec"), read.namespace)
 
 
-def test_the_readme_has_examples() -> None:
-    assert len(RUNNABLE.findall((ROOT / "README.md").read_text())) >= 2
+def test_the_readme_has_examples_with_outputs() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(page_outputs.CODE.findall(text)) >= 3
+    assert len(page_outputs.OUTPUT.findall(text)) == 2
+
+
+def test_what_differs_from_a_page_is_seen_but_for_numbers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint('loss', 2.5e-3, 7)\n```\n\n```text\nrate  1 2\n```\n")
+    read = page_outputs.Page(page)
+    ((printed, shown, _),) = read.outputs()
+    alike = page_outputs.without_numbers
+    assert (printed, shown) == ("loss 0.0025 7\n", "rate  1 2\n")
+    assert alike(printed) == "loss 0 0" != alike(shown)
+    assert "```text\nloss 0.0025 7\n```" in read.written()
 
 
 class Finder(doctest.DocTestFinder):
