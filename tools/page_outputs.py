@@ -67,7 +67,7 @@ def main() -> None:
             path.write_text(Page(path).written())
             os.chdir(ROOT)
             for picture in Path(folder).glob("*.png"):
-                if (IMAGES / picture.name).exists():
+                if f"images/{picture.name})" in path.read_text():
                     shutil.copyfile(picture, IMAGES / picture.name)
 
 

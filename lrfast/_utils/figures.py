@@ -85,7 +85,7 @@ def height_of_curve(losses: FloatArray) -> tuple[float, float] | None:
     if span is None:
         return None
     level = float(np.nanmedian(losses[: max(len(losses) // 10, 1)]))
-    fall = level - span[0]
+    fall = level - float(losses[np.isfinite(losses)].min())
     return span if not fall > 0.2 * abs(level) else (span[0], min(span[1], level + 2 * fall))
 
 

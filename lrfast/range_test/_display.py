@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lrfast._utils.figures import limits
+from lrfast._utils.figures import height_of_curve
 from lrfast._utils.validation import check_count
 from lrfast.range_test._sweep import FloatArray
 from lrfast.suggest import Suggestion
@@ -68,7 +68,7 @@ def terminal_plot(
     side, corner, edge, tick, guide, arrow = _ASCII if ascii else _UNICODE
     rows = height - 3
     # Without a finite loss nothing is drawn: no loss has a place between limits that are NaN.
-    low, high = limits(losses) or (math.nan, math.nan)
+    low, high = height_of_curve(losses) or (math.nan, math.nan)
     labels = [""] * rows
     if high > low:
         for row in (0, rows // 2, rows - 1):

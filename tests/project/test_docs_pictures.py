@@ -59,3 +59,11 @@ def test_made_pictures_are_ignored_by_git_and_made_before_the_site() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^docs:.* pictures( |$)", makefile, re.MULTILINE)
     assert re.search(r"^pictures:.*\n\t\$\(BIN\)/python docs/plots.py$", makefile, re.MULTILINE)
+
+
+def test_a_picture_beside_code_is_what_that_code_saves() -> None:
+    """`tools/page_outputs.py` makes it; those of examples are made by examples/."""
+    for page in PAGES:
+        for target in re.findall(r"!\[[^\]]*\]\([^)]*?([^/)]+\.png)\)", page.read_text()):
+            is_saved = f'plot("{target}")' in page.read_text()
+            assert is_saved or "examples" in page.name, (page.name, target)
