@@ -84,8 +84,10 @@ def height_of_curve(losses: FloatArray) -> tuple[float, float] | None:
     span = limits(losses)
     if span is None:
         return None
-    level = float(np.nanmedian(losses[: max(len(losses) // 10, 1)]))
-    fall = level - float(losses[np.isfinite(losses)].min())
+    begun = max(len(losses) // 10, 1)
+    level = float(np.nanmedian(losses[:begun]))
+    later = losses[begun - 1 :]
+    fall = level - float(later[np.isfinite(later)].min(initial=level))
     return span if not fall > 0.2 * abs(level) else (span[0], min(span[1], level + 2 * fall))
 
 
