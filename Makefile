@@ -25,23 +25,36 @@ env: $(VENV)/.env ## .venv with the pinned tools and torch
 build: $(VENV)/.build ## lrfast, compiled and installed in place
 
 $(VENV)/.env: requirements/dev.txt requirements/examples.txt requirements/integrations.txt
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and \
-		'lrfast needs Python 3.10 or newer; name one: make PYTHON=...')"
+	@$(python-check)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		-r requirements/examples.txt -r requirements/integrations.txt
 	touch $@
 
-# --no-deps, as the environment is already complete; ninja is looked up on PATH. pip shows what the
-# compiler says only if it fails, as it does on warnings with LRFAST_WERROR=1.
+python-check = $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and \
+	'lrfast needs Python 3.10 or newer; name one: make PYTHON=...')"
+
 $(VENV)/.build: $(VENV)/.env setup.py pyproject.toml $(NATIVE)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--no-build-isolation --no-deps --editable .
+	@$(BIN)/python tools/compile_in.py $(VENV)
 	touch $@
 
-demo: build ## what lrfast does, in a minute
-	$(BIN)/lrfast demo
+# An environment of its own, with what the demo needs and nothing else.
+DEMO := .venv-demo
+demo: $(DEMO)/.build ## what lrfast does, in a minute
+	$(DEMO)/bin/lrfast demo
+
+$(DEMO)/.env: requirements/demo.txt
+	@$(python-check)
+	$(PYTHON) -m venv $(DEMO)
+	@echo "installing torch and $$(grep -vc '^#' requirements/demo.txt) packages"
+	@$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements/demo.txt
+	touch $@
+
+$(DEMO)/.build: $(DEMO)/.env setup.py pyproject.toml $(NATIVE)
+	@$(DEMO)/bin/python tools/compile_in.py $(DEMO)
+	touch $@
 
 # Whole files to each process; one thread in each, as threads that share cores wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -138,6 +151,6 @@ gpu-check: ## on a machine with a GPU: build, GPU tests, benchmarks, sanitizers 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build docs/images/concepts docs/images/*.svg
 
-distclean: clean ## and the environment and the tools' caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+distclean: clean ## and the environments and the tools' caches
+	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -r {} +

@@ -10,6 +10,7 @@ Environment variables:
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -105,6 +106,12 @@ def main():
     extension.extra_compile_args = {"cxx": cxx, "nvcc": NVCC_FLAGS + mode["nvcc"]}
 
     class BuildExtension(cpp_extension.BuildExtension):
+        def run(self):
+            compiler = os.environ.get("CXX", "c++").split()[0]
+            if shutil.which(compiler) is None and shutil.which("g++") is None:
+                sys.exit(f"lrfast: no C++ compiler, {compiler} is not on PATH: apt install g++")
+            super().run()
+
         def finalize_options(self):
             super().finalize_options()
             # An editable install would put the objects into a throwaway folder and so compile all
@@ -116,4 +123,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:  # of what is missing here, in one line and without a trace
+        sys.exit(f"lrfast: {error}")

@@ -88,7 +88,10 @@ def height_of_curve(losses: FloatArray) -> tuple[float, float] | None:
     level = float(np.nanmedian(losses[:begun]))
     later = losses[begun - 1 :]
     fall = level - float(later[np.isfinite(later)].min(initial=level))
-    return span if not fall > 0.2 * abs(level) else (span[0], min(span[1], level + 2 * fall))
+    if not fall > 0.2 * abs(level):
+        return span
+    low, high = level - fall, min(span[1], level + 2 * fall)
+    return low - 0.1 * (high - low), high
 
 
 def centred_average(losses: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""The command line: ``lrfast demo``, ``bench`` and ``doctor``.
+"""The command line: ``lrfast find``, ``demo``, ``bench`` and ``doctor``.
 
 It needs typer and rich, which are optional dependencies; ``doctor`` also works without them.
 """
@@ -6,11 +6,17 @@ It needs typer and rich, which are optional dependencies; ``doctor`` also works 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from lrfast.tools.bench import BenchResult
+
+Result = TypeVar("Result")
+_BENCHED: Final = "(model, optimizer), (model, optimizer, batch, loss_fn) or these and a scheduler"
 
 
 def main() -> None:
@@ -31,9 +37,34 @@ def main() -> None:
 
     app = typer.Typer(help="Find, schedule and apply learning rates.", no_args_is_help=True)
 
-    @app.callback()
-    def lrfast() -> None:
+    @app.callback(invoke_without_command=True)
+    def lrfast(
+        version: bool = typer.Option(False, "--version", help="Show the version and end."),
+    ) -> None:
         """Find, schedule and apply learning rates."""
+        if version:
+            typer.echo(f"lrfast {metadata.version('lrfast')}, torch {metadata.version('torch')}")
+            raise typer.Exit
+
+    @app.command()
+    def find(
+        target: str = typer.Argument(
+            help="script.py:make or module:make, a function that takes nothing and returns (model, "
+            "optimizer, data) or these and loss_fn; or a Hugging Face checkpoint, with --data.",
+        ),
+        data: Path = typer.Option(None, help="Texts: .csv, .json, .jsonl or .txt."),  # noqa: B008
+        text: str = typer.Option("text", help="Column of the texts."),
+        label: str = typer.Option("label", help="Column of the labels; without: a language model."),
+        batch_size: int = typer.Option(16, help="Texts per batch."),
+        start_lr: float = typer.Option(1e-7, help="First learning rate."),
+        end_lr: float = typer.Option(10.0, help="Last learning rate."),
+        num_iter: int = typer.Option(100, help="Updates."),
+        out: Path = typer.Option(Path("lrfast-find"), help="Folder for the results."),  # noqa: B008
+    ) -> None:
+        """Run a range test of your training; write plot, CSV and JSON."""
+        sweep = {"start_lr": start_lr, "end_lr": end_lr, "num_iter": num_iter}
+        texts = {"text": text, "label": label, "batch_size": batch_size}
+        _in_one_line("find", lambda: _find(target, data, texts, sweep, out))
 
     @app.command()
     def demo(
@@ -44,7 +75,7 @@ def main() -> None:
 
         from lrfast.tools.demo import run
 
-        run(out, Console())
+        _in_one_line("demo", lambda: run(out, Console()))
 
     @app.command()
     def bench(
@@ -62,7 +93,8 @@ def main() -> None:
     ) -> None:
         """Time an optimizer and a model against lrfast's fused step."""
         options = {"max_grad_norm": clip or None, "ema_decay": ema or None, "seconds": seconds}
-        _print_bench(_bench(target, optimizer, device, one_cycle, options))
+        run = partial(_bench, target, optimizer, device, one_cycle, options)
+        _print_bench(_in_one_line("bench", run))
 
     @app.command()
     def doctor() -> None:
@@ -72,17 +104,51 @@ def main() -> None:
     app()
 
 
+def _in_one_line(command: str, run: Callable[[], Result]) -> Result:
+    """Return what a command returns; what it needs and does not get is one line."""
+    try:
+        return run()
+    except (TypeError, ValueError, RuntimeError, AssertionError, ImportError, OSError) as error:
+        first = str(error).partition("\n")[0]
+        sys.exit(f"lrfast {command}: {first or type(error).__name__}")
+
+
+def _find(
+    target: str, data: Path | None, texts: dict[str, Any], sweep: dict[str, Any], out: Path
+) -> None:
+    from lrfast._utils.tables import Table
+    from lrfast.range_test._display import lr_text
+    from lrfast.tools.find import find, find_for_checkpoint, write
+
+    if data is None and ":" not in target:
+        raise ValueError(
+            f"target must be script.py:make or module:make, or a checkpoint with --data, "
+            f"got {target!r}"
+        )
+    is_own = data is None
+    result = (
+        find(target, **sweep) if is_own else find_for_checkpoint(target, data, **texts, **sweep)
+    )
+    rows = [(name, lr_text(each)) for name, each in result.suggestions.items()]
+    lines = [str(result), "", result.terminal_plot(width=72), ""]
+    lines += [Table(("rule", "learning rate"), rows).text(), ""]
+    lines += [f"written: {path}" for path in write(result, out)]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
 def _bench(
     target: str, optimizer: str, device: str, one_cycle: bool, options: dict[str, float | None]
 ) -> BenchResult:
     from lrfast.tools.bench import bench
 
-    try:
-        make = _call(target) if ":" in target else _built_in(target, optimizer, device, one_cycle)
-        *given, scheduler = make
-        return bench(*given, scheduler=scheduler, **options)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError, ImportError) as error:
-        sys.exit(f"lrfast bench: {error}")
+    if ":" not in target:
+        *given, scheduler = _built_in(target, optimizer, device, one_cycle)
+    else:
+        from lrfast.tools.find import call_target
+
+        made = call_target(target, (2, 4, 5), _BENCHED)
+        *given, scheduler = made if len(made) == 5 else (*made, None)
+    return bench(*given, scheduler=scheduler, **options)  # type: ignore[arg-type]
 
 
 def _built_in(target: str, optimizer: str, device: str, one_cycle: bool) -> tuple[Any, ...]:
@@ -107,25 +173,6 @@ def _built_in(target: str, optimizer: str, device: str, one_cycle: bool) -> tupl
     return problem.model, made, problem.batch, problem.loss_fn, scheduler
 
 
-def _call(target: str) -> tuple[Any, ...]:
-    """Return the result of the user's function, found as python -m would find its module."""
-    import importlib
-
-    module, _, name = target.partition(":")
-    sys.path.insert(0, "")
-    found = getattr(importlib.import_module(module), name, None)
-    if not callable(found):
-        raise ValueError(f"target must name a function, got {target!r}")
-    made = found()
-    if not isinstance(made, tuple) or len(made) not in (2, 4, 5):
-        got = f"{len(made)} entries" if isinstance(made, tuple) else type(made).__name__
-        raise TypeError(
-            f"{target} must return (model, optimizer), (model, optimizer, batch, loss_fn) or these "
-            f"and a scheduler, got {got}"
-        )
-    return made if len(made) == 5 else (*made, None)
-
-
 def _print_bench(result: BenchResult) -> None:
     from rich.console import Console
 
@@ -135,7 +182,8 @@ def _print_bench(result: BenchResult) -> None:
     update = [row[0] for row in rows].index("update")
     table = Table(titles, rows, chosen=update, right=range(1, len(titles)))
     console = Console()
-    console.print(table.rich(result.header()))
+    console.print(result.header(), highlight=False)
+    console.print(table.rich())
     console.print(*result.summary(), sep="\n", highlight=False)
 
 

@@ -2,7 +2,7 @@
 
 A small CNN is pretrained on the digits 0 to 4, gets a new head for 5 to 9 and few labels, and is
 fine-tuned by the recipe: the head, then all layers, at learning rates from range tests only. Three
-baselines get the same number of steps.
+baselines get the same number of steps. Last, a step over many parameter groups is timed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lrfast import optim, schedules
+from lrfast._utils.progress import Progress
 from lrfast._utils.tables import Table
 from lrfast.finetune import FineTuner, Recipe, accuracy
 from lrfast.finetune._history import Stage
 from lrfast.range_test import RangeTest
 from lrfast.schedules._schedule import plot_schedule
+from lrfast.tools.bench import BenchResult, bench
 
 LABELS_PER_DIGIT = 10
 JUDGED_PER_DIGIT = 200
@@ -31,6 +34,7 @@ BATCH = 25
 EPOCHS = (2, 4)  # of the head, and of all layers
 PASSES = 10  # over the few labelled digits, in one epoch of the fine-tuner
 SEEDS = (0, 1, 2)
+ADAPTERS = 200
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def pretrain(digits: Digits) -> tuple[FineTuner, RangeTest, Stage]:
     order = torch.randperm(len(low), generator=torch.Generator().manual_seed(0))
     train = Batches(low.take(order[500:]), 2 * BATCH, seed=0)
     tuner = make_tuner(make_model(), train, low.take(order[:500]))
+    tuner.progress = True
     test = tuner.lr_find()
     return tuner, test, tuner.fit_one_cycle(2, max_lr=test.rates())
 
@@ -178,38 +183,61 @@ def compare(digits: Digits, body: nn.Module, seeds: Iterable[int]) -> dict[str, 
         "from scratch": lambda task, seed: uniform(_scratch(seed), task, seed),
     }
     results: dict[str, list[float]] = {name: [] for name in methods}
-    for seed in seeds:
-        task = make_task(digits, seed)
-        for name, run in methods.items():
-            results[name].append(run(task, seed).history.epochs[-1]["accuracy"])
+    draws = [(seed, make_task(digits, seed)) for seed in seeds]
+    bar = Progress("trained", len(draws) * len(methods))
+    for number, ((seed, task), (name, run)) in enumerate(product(draws, methods.items())):
+        results[name].append(run(task, seed).history.epochs[-1]["accuracy"])
+        bar.show(number + 1, dict)
+    bar.close()
     return results
 
 
 def run(out: Path, console: Console) -> None:
-    """Run the demo: print every stage, write the plots to ``out``."""
+    """Run the demo: print every stage, and write the plots to ``out`` if matplotlib is there."""
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     console.rule("Pretraining on the digits 0 to 4")
     pretrained, test, stage = pretrain(digits)
     body = pretrained.model
-    console.print(f"Range test: {len(test.lrs)} steps, {test.outcome}, {test.seconds:.1f} s.")
-    console.print(f"Rate {test.rates()[-1]:.1e}: {test.suggestion.reason}.")
-    _show_stage(console, "all layers", pretrained, stage)
+    _show(console, str(test))
+    _show(console, test.terminal_plot(width=72, height=14))
+    _show(console, str(stage))
     console.rule(f"Fine-tuning on 5 to 9, {LABELS_PER_DIGIT} labels each")
     tuner, plan = fine_tune(transplant(body, 0), make_task(digits, 0), 0)
-    _show_table(console, plan.describe())
+    tuner.progress = True
+    _show(console, plan.describe())
     plan.run()
-    _show_table(console, plan.report())
-    for name, found in plan.tests.items():
-        found.plot(out / f"range_test_{name.replace(' ', '_')}.png")
-    tuner.history.plot(out / "history.png")
-    steps = len(tuner.history.stages[-1].losses)
-    rates = [group["lr"] for group in tuner.optimizer.param_groups]
-    plot_schedule(schedules.one_cycle(steps), out / "schedule.png", rates)
+    _show(console, plan.report())
     console.rule(f"Same number of steps, {len(SEEDS)} draws of the labels")
     _show_comparison(console, compare(digits, body, SEEDS))
-    console.print(f"Plots are in {out}. All of it took {time.perf_counter() - began:.0f} s.")
+    console.rule(f"A step over {ADAPTERS} parameter groups, against torch")
+    _show(console, "\n".join(time_of_a_step().summary()))
+    console.rule()
+    console.print(_plots(out, plan, tuner))
+    console.print(f"All of it took {time.perf_counter() - began:.0f} s.")
+
+
+def time_of_a_step() -> BenchResult:
+    """Return the time of AdamW over many small parameter groups, as LoRA adapters are."""
+    layers = [nn.Linear(64, 8, bias=False) for _ in range(ADAPTERS)]
+    model = nn.Sequential(*layers)
+    groups = [{"params": [layer.weight], "lr": 1e-4} for layer in layers]
+    return bench(model, torch.optim.AdamW(groups), max_grad_norm=1.0, seconds=2.0)
+
+
+def _plots(out: Path, plan: Recipe, tuner: FineTuner) -> str:
+    """Write the plots, and say where they are or what they need."""
+    try:
+        for name, found in plan.tests.items():
+            found.plot(out / f"range_test_{name.replace(' ', '_')}.png")
+        tuner.history.plot(out / "history.png")
+        steps = len(tuner.history.stages[-1].losses)
+        rates = [group["lr"] for group in tuner.optimizer.param_groups]
+        plot_schedule(schedules.one_cycle(steps), out / "schedule.png", rates)
+    except ImportError as error:
+        return f"No pictures: {error}."
+    return f"Pictures are in {out}."
 
 
 def _scratch(seed: int) -> nn.Module:
@@ -217,27 +245,8 @@ def _scratch(seed: int) -> nn.Module:
     return make_model()
 
 
-def _show_table(console: Console, text: str) -> None:
-    """Show lines at their full width, so that a terminal breaks them and columns stay."""
+def _show(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def _show_stage(console: Console, title: str, tuner: FineTuner, stage: Stage) -> None:
-    rates = [
-        f"{group.name}: {'frozen' if math.isnan(peak) else f'{peak:.1e}'}"
-        for group, peak in zip(tuner.groups, stage.rates.max(axis=0).tolist(), strict=True)
-    ]
-    last = stage.epochs[-1]
-    cells = {
-        "stage": title,
-        "steps": str(len(stage.losses)),
-        "peak rates": "\n".join(rates),
-        "training loss": f"{stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}",
-        "validation loss": f"{last['valid_loss']:.3f}",
-        "accuracy": f"{last['accuracy']:.1%}",
-        "seconds": f"{stage.seconds:.1f}",
-    }
-    console.print(Table(list(cells), [list(cells.values())], right=(4, 5, 6)).rich())
 
 
 def _show_comparison(console: Console, results: dict[str, list[float]]) -> None:
@@ -246,5 +255,15 @@ def _show_comparison(console: Console, results: dict[str, list[float]]) -> None:
         for name, values in results.items()
     ]
     console.print(Table(("method", "accuracy, mean", "lowest", "highest"), rows).rich())
-    best = max(results, key=lambda name: sum(results[name]))
-    console.print(f"Best on average here: {best}.")
+    console.print(verdict(results))
+
+
+def verdict(results: dict[str, list[float]]) -> str:
+    """Return which method is best, or that the best two tie: within two standard errors."""
+    ranked = sorted(results, key=lambda name: -np.mean(results[name]))
+    best, second = (np.asarray(results[name]) for name in ranked[:2])
+    lead = best - second  # of the same draws
+    error = lead.std(ddof=1) / math.sqrt(len(lead)) if len(lead) > 1 else math.inf
+    if lead.mean() <= 2 * error:
+        return f"A tie: {ranked[0]} and {ranked[1]} differ by less than the draws do."
+    return f"Best on average here: {ranked[0]}."

@@ -103,11 +103,16 @@ class BenchResult:
         )
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the table's cells, the titles first: median and quartiles in microseconds."""
+        """Return the table's cells, titles first: medians and the update's quartiles in us."""
         names = list(self.times)
-        rows: list[tuple[str, ...]] = [("microseconds", *names)]
+        rows: list[tuple[str, ...]] = [("us", *names)]
         parts = dict.fromkeys(part for name in names for part in self.times[name])
         rows += [(part, *(self._cell(name, part) for name in names)) for part in parts]
+        quartiles = ([self.times[name][UPDATE][place] for name in names] for place in (0, 2))
+        for title, found in zip(
+            ("update, lower quartile", "upper quartile"), quartiles, strict=True
+        ):
+            rows.append((title, *map(_short, found)))
         if self.times != self.host_times:  # on a GPU
             cells = (f"{self.host_times[name][UPDATE][1]:,.1f}" for name in names)
             rows.append(("update, host's time", *cells))
@@ -119,8 +124,7 @@ class BenchResult:
     def _cell(self, name: str, part: str) -> str:
         if part not in self.times[name]:
             return "in the step" if name == LRFAST else "-"
-        low, median, high = (_short(time) for time in self.times[name][part])
-        return f"{median} ({low} to {high})"
+        return _short(self.times[name][part][1])
 
     def summary(self) -> list[str]:
         """Return sentences on the speedup, the share of a step and the memory."""
