@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ def start(text: str) -> None:
 @pytest.fixture(autouse=True)
 def _sim_seed(request: pytest.FixtureRequest) -> Iterator[None]:
     gc.collect()  # or tensors of earlier tests would be freed in the midst of this one
+    gc.freeze()  # what is left stays, and need not be looked through again
     start(request.node.nodeid)
     yield
     if request.node.get_closest_marker("xfail") is None:
@@ -70,6 +72,17 @@ def _sim_seed(request: pytest.FixtureRequest) -> Iterator[None]:
         line = f"{request.node.nodeid} {backend.fingerprint():016x}\n"
         with Path(os.environ["SIM_ORDERS"]).open("a") as file:
             file.write(line)
+
+
+# ---- which tests there are ---------------------------------------------------------------------
+
+# Without these words a file has no test for a GPU; to import them all takes seconds in each process.
+FOR_A_GPU = re.compile(r"\b(device|gpu|sim)\b")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    is_test = collection_path.match("test_*.py")
+    return True if is_test and not FOR_A_GPU.search(collection_path.read_text()) else None
 
 
 @pytest.hookimpl(trylast=True)  # so that the seed stands last in a test's name
@@ -88,8 +101,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
         if name := entry_of(item.nodeid, LEFT_OUT):
             item.add_marker(pytest.mark.skip(reason=LEFT_OUT[name]))
-    gc.collect()
-    gc.freeze()  # collecting before each test costs little then
 
 
 # ---- what is said at the end -------------------------------------------------------------------
