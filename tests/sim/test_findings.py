@@ -1,4 +1,4 @@
-"""What reviews of the CUDA side have found, each as a program that shows it; see known.py."""
+"""What reviews of the CUDA side have found, each as a program that once showed it."""
 
 from __future__ import annotations
 
@@ -47,10 +47,17 @@ def test_01_a_capture_on_the_second_device(current: int, before: bool) -> None:
 def test_02_a_captured_curve_keeps_only_steps_that_were_made() -> None:
     line = Line(lr=0.01, skip_nonfinite=True)
     curve = lrfast.LossCurve(20, cuda)
-    captured = lrfast.capture(line.step, line.optimizer, torch.ones(8, device=cuda), curve=curve)
-    for factor in (1.0, 1.0, float("inf"), 1.0):
+
+    def step(batch: Tensor) -> Tensor:
+        loss = (line.weights * batch).abs().sqrt().sum()  # at 0 finite, but not its gradient
+        loss.backward()
+        line.optimizer.step()
+        return loss
+
+    captured = lrfast.capture(step, line.optimizer, torch.ones(8, device=cuda), curve=curve)
+    for factor in (1.0, 1.0, 0.0, 1.0):
         captured(torch.full((8,), factor, device=cuda))
-    assert len(curve) == line.optimizer._clock()[0] == 3
+    assert len(curve) == line.optimizer._clock()[0] == 3 and (curve.losses > 0).all()
 
 
 def test_02_a_used_curve_is_captured_again() -> None:
@@ -147,3 +154,9 @@ def test_13_a_failed_capture_leaves_buffers_as_they_were() -> None:
     with pytest.raises(OSError, match="lost"):
         lrfast.capture(step, optimizer, torch.randn(4, 3, device=cuda))
     assert norm.running_mean.tolist() == [0.0] * 3 and norm.running_var.tolist() == [1.0] * 3
+
+
+def test_15_the_learning_rates_of_no_step_are_on_the_device() -> None:
+    line = Line(lr=0.01)
+    assert line.optimizer.last_rates.device == line.weights.device
+    lrfast.LossCurve(3, cuda).record(torch.ones((), device=cuda), line.optimizer.last_rates)
