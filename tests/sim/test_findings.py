@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -160,3 +161,75 @@ def test_15_the_learning_rates_of_no_step_are_on_the_device() -> None:
     line = Line(lr=0.01)
     assert line.optimizer.last_rates.device == line.weights.device
     lrfast.LossCurve(3, cuda).record(torch.ones((), device=cuda), line.optimizer.last_rates)
+
+
+@pytest.mark.parametrize("moment", ["first", "last"])
+def test_17_gradients_from_before_a_step_that_sets_them_to_none(moment: str) -> None:
+    """At the start of a step they are dropped; at its end a graph would go on adding to them."""
+
+    def train(capture: bool) -> list[float]:
+        line = Line(lr=0.01)
+        (line.weights * 3).sum().backward()
+
+        def step(batch: Tensor) -> Tensor:
+            if moment == "first":
+                line.optimizer.zero_grad()
+            loss = line.step(batch)
+            line.optimizer.zero_grad()
+            return loss
+
+        batch = torch.ones(8, device=cuda)
+        run = lrfast.capture(step, line.optimizer, batch) if capture else step
+        return [run(batch).item() for _ in range(4)]
+
+    if moment == "first":
+        assert train(True) == train(False)
+        return
+    with pytest.raises(ValueError, match="must find no gradients if it adds to them"):
+        train(True)
+
+
+@pytest.mark.parametrize("dropped", ["gradient", "parameter", "buffer"])
+def test_18_what_a_graph_knows_of_other_modules_stays_its_own(dropped: str) -> None:
+    body = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3)).to(cuda)
+    line = Line(lr=0.01)
+
+    def step(batch: Tensor) -> Tensor:
+        return line.step(body(batch).sum() * torch.ones(8, device=cuda))
+
+    batch = torch.randn(4, 3, device=cuda)
+    step(batch)  # leaves gradients that the graph adds to
+    captured = lrfast.capture(step, line.optimizer, batch)
+    if dropped == "gradient":
+        body.zero_grad()
+    elif dropped == "parameter":
+        body[0].weight = nn.Parameter(torch.ones(3, 3, device=cuda))
+    else:
+        body[1].running_mean = torch.ones(3, device=cuda)
+    others = [torch.full(shape, 5.0, device=cuda) for shape in ((3, 3), (3,)) for _ in range(4)]
+    losses = [captured(batch).item() for _ in range(3)]
+    assert all((other == 5.0).all() for other in others)
+    assert line.weights.isfinite().all() and all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("kinds", [1, 2], ids=["one-kind", "two-kinds"])
+def test_19_a_released_step_keeps_its_batch_until_the_stream_of_its_calls_has_used_it(
+    kinds: int,
+) -> None:
+    side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+    eager, line = Line(lr=0.01), Line(lr=0.01)
+    batches = [torch.ones(8, device=cuda), torch.ones(1, 8, device=cuda)][:kinds]
+    captured = lrfast.capture(line.step, line.optimizer, batches[0], recapture="auto")
+    for batch in batches[1:]:  # kept on this stream, for an eager step
+        captured(batch), eager.step(batch)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        for batch in batches * 3:
+            captured(batch)
+        captured.release()
+        del captured
+    others = [torch.full((8,), 7.0, device=cuda) for _ in range(6)]
+    main.wait_stream(side)
+    for batch in batches * 3:
+        eager.step(batch)
+    assert torch.equal(line.weights, eager.weights) and len(others) == 6
