@@ -187,7 +187,11 @@ class SchedulingMixin(torch.optim.Optimizer):
     def last_rates(self) -> Tensor:
         """Learning rates of the last step, float64 [groups] on its device; 0 before the first."""
         rates = [] if self._engine is None else self._engine.rates()
-        return rates[0] if rates else torch.zeros(len(self.param_groups), dtype=torch.float64)
+        if rates:
+            return rates[0]
+        params = (param for group in self.param_groups for param in group["params"])
+        device = next((param.device for param in params), None)
+        return torch.zeros(len(self.param_groups), dtype=torch.float64, device=device)
 
     def _clock(self) -> tuple[int, int]:
         """Return the steps applied since the schedule was set, and in all. Synchronises."""

@@ -1,7 +1,8 @@
-"""What reviews of the CUDA side have found, each as a program that shows it; see known.py."""
+"""What reviews of the CUDA side have found, each as a program that once showed it."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -47,10 +48,17 @@ def test_01_a_capture_on_the_second_device(current: int, before: bool) -> None:
 def test_02_a_captured_curve_keeps_only_steps_that_were_made() -> None:
     line = Line(lr=0.01, skip_nonfinite=True)
     curve = lrfast.LossCurve(20, cuda)
-    captured = lrfast.capture(line.step, line.optimizer, torch.ones(8, device=cuda), curve=curve)
-    for factor in (1.0, 1.0, float("inf"), 1.0):
+
+    def step(batch: Tensor) -> Tensor:
+        loss = (line.weights * batch).abs().sqrt().sum()  # at 0 finite, but not its gradient
+        loss.backward()
+        line.optimizer.step()
+        return loss
+
+    captured = lrfast.capture(step, line.optimizer, torch.ones(8, device=cuda), curve=curve)
+    for factor in (1.0, 1.0, 0.0, 1.0):
         captured(torch.full((8,), factor, device=cuda))
-    assert len(curve) == line.optimizer._clock()[0] == 3
+    assert len(curve) == line.optimizer._clock()[0] == 3 and (curve.losses > 0).all()
 
 
 def test_02_a_used_curve_is_captured_again() -> None:
@@ -147,3 +155,81 @@ def test_13_a_failed_capture_leaves_buffers_as_they_were() -> None:
     with pytest.raises(OSError, match="lost"):
         lrfast.capture(step, optimizer, torch.randn(4, 3, device=cuda))
     assert norm.running_mean.tolist() == [0.0] * 3 and norm.running_var.tolist() == [1.0] * 3
+
+
+def test_15_the_learning_rates_of_no_step_are_on_the_device() -> None:
+    line = Line(lr=0.01)
+    assert line.optimizer.last_rates.device == line.weights.device
+    lrfast.LossCurve(3, cuda).record(torch.ones((), device=cuda), line.optimizer.last_rates)
+
+
+@pytest.mark.parametrize("moment", ["first", "last"])
+def test_17_gradients_from_before_a_step_that_sets_them_to_none(moment: str) -> None:
+    """At the start of a step they are dropped; at its end a graph would go on adding to them."""
+
+    def train(capture: bool) -> list[float]:
+        line = Line(lr=0.01)
+        (line.weights * 3).sum().backward()
+
+        def step(batch: Tensor) -> Tensor:
+            if moment == "first":
+                line.optimizer.zero_grad()
+            loss = line.step(batch)
+            line.optimizer.zero_grad()
+            return loss
+
+        batch = torch.ones(8, device=cuda)
+        run = lrfast.capture(step, line.optimizer, batch) if capture else step
+        return [run(batch).item() for _ in range(4)]
+
+    if moment == "first":
+        assert train(True) == train(False)
+        return
+    with pytest.raises(ValueError, match="must find no gradients if it adds to them"):
+        train(True)
+
+
+@pytest.mark.parametrize("dropped", ["gradient", "parameter", "buffer"])
+def test_18_what_a_graph_knows_of_other_modules_stays_its_own(dropped: str) -> None:
+    body = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3)).to(cuda)
+    line = Line(lr=0.01)
+
+    def step(batch: Tensor) -> Tensor:
+        return line.step(body(batch).sum() * torch.ones(8, device=cuda))
+
+    batch = torch.randn(4, 3, device=cuda)
+    step(batch)  # leaves gradients that the graph adds to
+    captured = lrfast.capture(step, line.optimizer, batch)
+    if dropped == "gradient":
+        body.zero_grad()
+    elif dropped == "parameter":
+        body[0].weight = nn.Parameter(torch.ones(3, 3, device=cuda))
+    else:
+        body[1].running_mean = torch.ones(3, device=cuda)
+    others = [torch.full(shape, 5.0, device=cuda) for shape in ((3, 3), (3,)) for _ in range(4)]
+    losses = [captured(batch).item() for _ in range(3)]
+    assert all((other == 5.0).all() for other in others)
+    assert line.weights.isfinite().all() and all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("kinds", [1, 2], ids=["one-kind", "two-kinds"])
+def test_19_a_released_step_keeps_its_batch_until_the_stream_of_its_calls_has_used_it(
+    kinds: int,
+) -> None:
+    side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+    eager, line = Line(lr=0.01), Line(lr=0.01)
+    batches = [torch.ones(8, device=cuda), torch.ones(1, 8, device=cuda)][:kinds]
+    captured = lrfast.capture(line.step, line.optimizer, batches[0], recapture="auto")
+    for batch in batches[1:]:  # kept on this stream, for an eager step
+        captured(batch), eager.step(batch)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        for batch in batches * 3:
+            captured(batch)
+        captured.release()
+        del captured
+    others = [torch.full((8,), 7.0, device=cuda) for _ in range(6)]
+    main.wait_stream(side)
+    for batch in batches * 3:
+        eager.step(batch)
+    assert torch.equal(line.weights, eager.weights) and len(others) == 6

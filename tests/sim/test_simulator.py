@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sim.known import FAILING, FINDINGS
 from sim.plugin import backend, start
 
 pytestmark = [pytest.mark.sim, pytest.mark.hazard]
@@ -94,7 +93,3 @@ def test_replays_draw_new_numbers_and_a_seed_repeats_them() -> None:
             graph.replay()
             drawn.append(made.tolist())
     assert drawn[0] != drawn[1] and drawn[:2] == drawn[2:4] and drawn[0] != drawn[4]
-
-
-def test_known_failures_name_their_finding() -> None:
-    assert {known.finding for known in FAILING.values()} <= FINDINGS.keys()

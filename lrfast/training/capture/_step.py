@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from lrfast._utils.async_copy import note_use
 from lrfast.curve import LossCurve
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.training._data import StepFunction, tensors_in
@@ -54,7 +55,8 @@ def capture(
     ``optimizer.step()`` once (or a scaler's), and returns the loss. It must neither read a value
     back from the device nor depend on one. Warm-up and recording leave no trace in parameters,
     gradients, buffers, optimizer, scaler, curve or random numbers; gradients that are None before
-    and not after a step become zeros. On a GPU no loss or output of an earlier step may be held
+    and not after a step become zeros. A step that sets gradients to None at its end must find none.
+    On a GPU no loss or output of an earlier step may be held
     meanwhile, unless it is detached. On the CPU calls run ``train_step`` eagerly, with the same
     checks.
 
@@ -125,6 +127,8 @@ class CapturedStep:
         self._is_released = False
         self._captures = 0
         self._flag: Tensor | None = None  # the curve's
+        self._outside: list[Tensor] = []  # what the graph knows beside the optimizer's parameters
+        self._stream: torch.cuda.Stream | None = None  # that all memory is noted for
 
     @property
     def captures(self) -> int:
@@ -152,6 +156,7 @@ class CapturedStep:
         change = self._sync_tables()
         if change is not None:
             self._capture_again(batch, change)
+        self._note_stream()
         try:
             copy_in(self._batch, batch)
         except BatchMismatch as other:
@@ -184,7 +189,8 @@ class CapturedStep:
             self._engine.forget_recording(self._recording)
         if self._graph is not None:
             self._graph.reset()
-        self._engine = self._graph = None
+        self._engine = self._graph = self._stream = None
+        self._outside = []
         if self._spec.optimizer._captured_by is self:
             self._spec.optimizer._captured_by = None
 
@@ -211,6 +217,18 @@ class CapturedStep:
         if isinstance(found, list):
             raise RuntimeError(f"{len(found)} parameters have no usable optimizer state")
         return found
+
+    def _note_stream(self) -> None:
+        """Keep what the capture's stream has made, once dropped, until this one has used it."""
+        if self._graph is None:
+            return
+        stream = torch.cuda.current_stream(self._spec.device)
+        if stream == self._stream:
+            return
+        gradients = [param.grad for param in self._spec.parameters()]
+        for tensor in tensors_in([self._batch, self._eager_batch, gradients]):
+            note_use(tensor)
+        self._stream = stream
 
     def _capture_again(self, batch: Any, change: str) -> None:
         if not self._recaptures:
@@ -280,6 +298,7 @@ class CapturedStep:
         """Make some steps on a side stream and undo them, but for the fact of gradients."""
         spec = self._spec
         rollback = _Rollback(spec)
+        found = [(p, p.grad, p.grad._version) for p in spec.parameters() if p.grad is not None]
         try:
             muted = nullcontext() if spec.recorder is None else spec.recorder.muted()
             with muted, rollback.track_modules(), _side_stream(spec.device):
@@ -288,6 +307,12 @@ class CapturedStep:
                         self._recording = engine.begin_recording()
                     loss = spec.run(self._batch)
                 engine.end_recording()
+            if any(p.grad is None and grad._version != version for p, grad, version in found):
+                # A graph would go on adding to them.
+                raise ValueError(
+                    "train_step must find no gradients if it adds to them and then sets them to "
+                    "None, got some; call optimizer.zero_grad() before the capture"
+                )
             given = [param for param in spec.parameters() if param.grad is not None]
         except BaseException:
             engine.forget_recording(self._recording)
@@ -309,6 +334,7 @@ class CapturedStep:
         for generator in self._spec.generators:
             graph.register_generator_state(generator)
         self._recording = engine.begin_recording()
+        self._outside = rollback.outside()
         gradients = [(param, param.grad) for param in self._spec.parameters()]
         try:
             # Other threads, such as a loader's that pins memory, may go on. The stream that torch
@@ -420,6 +446,15 @@ class _Rollback(Snapshot):
         for other, state in self._others:
             if not any(tensor.is_cuda for tensor in tensors_in(state)):
                 other.load_state_dict(copy.deepcopy(state))
+
+    def outside(self) -> list[Tensor]:
+        """Return the memory of the modules' tensors but the optimizer's, which it checks itself."""
+        own = {id(param) for group in self._tables[2] for param in group["params"]}
+        modules = self.modules()
+        parameters = [p for m in modules for p in m.parameters(recurse=False) if id(p) not in own]
+        buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
+        gradients = [param.grad for param in parameters if param.grad is not None]
+        return [tensor.detach() for tensor in (*parameters, *buffers, *gradients)]
 
     def modules(self) -> list[nn.Module]:
         """Return the modules that were called, and all within them."""

@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <type_traits>
+#include <unordered_map>
 #include <vector>
 
 #include "queues.h"
@@ -92,6 +95,101 @@ void call(const c10::OperatorHandle& op, Stack& stack) {
   op.callBoxed(&stack);
 }
 
+// All that the shapes of a call's results follow from, as bytes; factors of tensors are left out.
+class Signature {
+ public:
+  Signature(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments) {
+    add(&op.schema());
+    add(c10::get_default_dtype_as_scalartype());
+    for (const auto& value : arguments) add_value(value);
+  }
+  // False where some argument is of a kind that is not known here.
+  bool is_complete() const { return is_complete_; }
+  const std::string& bytes() const { return bytes_; }
+
+ private:
+  template <class Value>
+  void add(const Value& value) {
+    static_assert(std::is_trivially_copyable_v<Value>);
+    bytes_.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  template <class List>
+  void add_list(const List& list) {
+    add(list.size());
+    for (const auto item : list) add(item);
+  }
+  void add_tensor(const at::Tensor& tensor) {
+    add(tensor.defined());
+    if (!tensor.defined()) return;
+    has_tensor_ = true;
+    add(tensor.scalar_type());
+    add_list(tensor.sizes());
+    add_list(tensor.strides());
+    const bool is_wrapped = tensor.unsafeGetTensorImpl()->is_wrapped_number();
+    const bool is_read = tensor.is_cpu() && tensor.dim() == 0 && !is_wrapped;  // see as_meta
+    add(is_wrapped);
+    add(is_read);
+    if (is_read) {
+      bytes_.append(static_cast<const char*>(tensor.const_data_ptr()), tensor.element_size());
+    }
+  }
+  void add_value(const c10::IValue& value) {
+    if (value.isTensor()) {
+      add('t');
+      add_tensor(value.toTensor());
+    } else if (value.isTensorList()) {
+      add(value.toTensorVector().size());
+      for (const at::Tensor& tensor : value.toTensorVector()) add_tensor(tensor);
+    } else if (value.isOptionalTensorList()) {
+      const auto list = value.toOptionalTensorList();
+      add(list.size());
+      for (const std::optional<at::Tensor> tensor : list) add_tensor(tensor.value_or(at::Tensor()));
+    } else if (value.isDouble()) {
+      add('d');
+      if (!has_tensor_) add(value.toDouble());
+    } else if (value.isInt()) {
+      add('i');
+      add(value.toInt());
+    } else if (value.isBool()) {
+      add(value.toBool());
+    } else if (value.isIntList()) {
+      add_list(value.toIntVector());
+    } else if (value.isBoolList()) {
+      for (const bool item : value.toBoolList()) add(item);
+    } else if (value.isNone()) {
+      add('-');
+    } else if (!value.isDevice() && !value.isGenerator()) {
+      is_complete_ = false;
+    }
+  }
+
+  std::string bytes_;
+  bool has_tensor_ = false;
+  bool is_complete_ = true;
+};
+
+// What an operator's meta kernel returns, or raises. Many of these kernels are written in Python,
+// so that each signature is asked for once.
+std::shared_ptr<const Stack> on_meta(const c10::OperatorHandle& op,
+                                     const std::vector<c10::IValue>& arguments) {
+  static auto* known = new std::unordered_map<std::string, std::shared_ptr<const Stack>>;
+  static std::mutex mutex;  // not held while Python runs
+  const Signature signature(op, arguments);
+  if (signature.is_complete()) {
+    const std::lock_guard lock(mutex);
+    const auto found = known->find(signature.bytes());
+    if (found != known->end()) return found->second;
+  }
+  auto made = std::make_shared<Stack>();
+  for (const auto& value : arguments) made->push_back(for_meta(value));
+  call(op, *made);
+  if (signature.is_complete()) {
+    const std::lock_guard lock(mutex);
+    (*known)[signature.bytes()] = made;
+  }
+  return made;
+}
+
 class Call {
  public:
   Call(const c10::OperatorHandle& op, Stack& stack)
@@ -112,17 +210,16 @@ class Call {
       draw_ = draw(given, device_);
     }
     if (returns_numbers() || reads_masks()) return run_at_once();
-    Stack meta;
+    auto meta = std::make_shared<const Stack>();
     if (makes_tensors()) {
-      for (const auto& value : arguments_) meta.push_back(for_meta(value));
       try {
-        call(op_, meta);
+        meta = on_meta(op_, arguments_);
       } catch (const std::exception&) {
         return run_at_once();
       }
     }
-    if (is_view()) return answer(views(meta));
-    run_later(meta);
+    if (is_view()) return answer(views(*meta));
+    run_later(*meta);
   }
 
  private:
@@ -190,24 +287,23 @@ class Call {
     return masks != 1 || indices != 1 || value.numel() != 1 || !value.is_cpu() || adds;
   }
 
-  // An empty out= is given the memory that the result needs.
+  // An empty out= is given the memory that the result needs. Operators return what they have
+  // filled.
   void resize_outputs() {
-    std::vector<std::pair<at::Tensor, at::Tensor>> empty;
-    Stack meta;
+    std::vector<at::Tensor> outputs;
     for (size_t i = 0; i < arguments_.size(); ++i) {
-      meta.push_back(for_meta(arguments_[i]));
       const bool is_out = schema_.arguments()[i].is_out() && arguments_[i].isTensor();
-      if (is_out && arguments_[i].toTensor().numel() == 0) {
-        empty.emplace_back(arguments_[i].toTensor(), meta.back().toTensor());
-      }
+      if (is_out) outputs.push_back(arguments_[i].toTensor());
     }
-    if (empty.empty()) return;
-    call(op_, meta);
-    for (const auto& [real, wanted] : empty) {
-      if (wanted.numel() == 0) continue;
+    const auto is_empty = [](const at::Tensor& output) { return output.numel() == 0; };
+    if (std::none_of(outputs.begin(), outputs.end(), is_empty)) return;
+    const auto wanted = on_meta(op_, arguments_);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const at::Tensor& shape = wanted->at(i).toTensor();
+      if (!is_empty(outputs[i]) || shape.numel() == 0) continue;
       const at::Tensor made =
-          empty_on(device_, wanted.sizes(), wanted.strides(), wanted.scalar_type());
-      rebind(real, made.storage(), made.sizes(), made.strides(), 0);
+          empty_on(device_, shape.sizes(), shape.strides(), shape.scalar_type());
+      rebind(outputs[i], made.storage(), made.sizes(), made.strides(), 0);
     }
   }
 
