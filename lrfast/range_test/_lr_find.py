@@ -192,14 +192,22 @@ def lr_find(
     if scaler is not None and training.takes_closure:
         raise ValueError("scaler must be left out for an optimizer that needs a closure")
     kept = [*others, *([] if scaler is None else [scaler])]
-    loaders = [data, valid, judge]
-    _check_memory(bytes_needed(model, optimizer), snapshot)
-    on_host = snapshot == "host"
-    with preserved(model, optimizer, others=kept, loaders=loaders, on_host=on_host) as saved:
-        search = _Search(training, saved, loaders, beta, stop, lag, repeats, progress)
+    loaders = {"data": data, "valid": valid, "judge": judge}
+    functions = [each for each in (loss_fn, compute_loss, step_fn) if each is not None]
+    _check_memory(bytes_needed(model, optimizer, functions), snapshot)
+    with preserved(
+        *(model, optimizer),
+        others=kept,
+        loaders=loaders,
+        functions=functions,
+        on_host=snapshot == "host",
+    ) as saved:
+        own_loaders = list(loaders.values())
+        search = _Search(training, saved, own_loaders, beta, stop, lag, repeats, progress)
         result = search.run(sweep, adaptive)
         if verify:
             result = search.add_race(result, verify)
+    result = replace(result, notes=(*result.notes, *saved.notes))
     for note in result.notes:
         _log.info(note)
     return replace(result, seconds=time.perf_counter() - began, snapshot_bytes=saved.nbytes)

@@ -1,0 +1,345 @@
+"""Walk over the objects that a training reaches, and copies of their plain state.
+
+Objects are walked by what they hold: attributes, slots, containers. Their code is read, too: what
+functions, and methods of the user's classes, name as globals, closures and defaults. Of that only
+what belongs to training counts (modules, optimizers, schedulers, data, random generators); a list
+that a loss function writes to is the user's record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dis
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections import UserDict, UserList
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    EllipsisType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    NoneType,
+    SimpleNamespace,
+)
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from lrfast.training._kinds import (
+    ATTRIBUTES,
+    CLASS,
+    CONTENTS,
+    GRAPH_TENSOR,
+    RANDOM,
+    SLOTS,
+    Kind,
+    fingerprint,
+)
+
+_ATOMS: Final = frozenset(
+    {NoneType, bool, int, float, complex, str, bytes, range, slice, EllipsisType}
+    | {ModuleType, BuiltinFunctionType, CodeType, torch.dtype, torch.device, torch.Size}
+)
+_DATA: Final = (Dataset, DataLoader, Sampler)
+_TRAINS: Final = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler, *_DATA)
+_RANDOM: Final = tuple(
+    chain.from_iterable(
+        kind.type if isinstance(kind.type, tuple) else (kind.type,) for kind in RANDOM
+    )
+)
+_HOLDERS: Final = (*_TRAINS, argparse.Namespace, SimpleNamespace, UserDict, UserList)
+# Packages whose objects keep to themselves, except those of the types above.
+_CLOSED: Final = sys.stdlib_module_names | {
+    *("torch", "lrfast", "lightning", "pytorch_lightning", "lightning_fabric", "accelerate"),
+    *("deepspeed", "ignite", "fastai", "pandas", "pyarrow"),
+}
+_OPEN: Final = ("torch.utils.data.", "torch.distributions.", "torch.optim.", "torch.amp.")
+# Modules whose attributes are bookkeeping of theirs, which has to go on.
+_WRAPPERS: Final = ("torch.distributed.", "torch.nn.parallel.", "torch._dynamo.", "torch.jit.")
+_MIXINS: Final = "torch.distributed.fsdp._fully_shard"  # puts a class in front of the module's own
+_LIVE: Final = (
+    *(type(threading.Lock()), type(threading.RLock()), threading.Thread, threading.Event),
+    *(threading.Condition, queue.Queue, socket.socket, subprocess.Popen),
+)
+_SMALL: Final = 4096  # bytes of a tensor or array of data that is copied
+_ROOM: Final = 4_000_000  # entries of containers of data that are copied, at 8 bytes each
+_OBJECT: Final = 32  # what an object takes of that besides
+_MOST_SCANNED: Final = 20_000  # objects whose code is read, or that code names
+_SCANNED: Final = 1000  # entries of a container that code names
+
+
+class Reachable:
+    """The objects that roots reach, each once, with their names.
+
+    Of data only small tensors and arrays are copied; the others are watched.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[tuple[str, Tensor]] = []
+        self.modules: list[nn.Module] = []
+        self.optimizers: list[Optimizer] = []
+        self.loaders: list[DataLoader[Any]] = []
+        self._plain: list[tuple[str, Any, Kind]] = []
+        self._watched: list[tuple[str, Any]] = []
+        self._beyond: dict[str, None] = {}
+        self._room = _ROOM
+        self._seen: dict[int, Any] = {}  # held, so that the ids stay taken
+        self._scanned: dict[int, Any] = {}
+        self._code: list[tuple[Any, str]] = []
+        self._user_classes: dict[type, bool] = {}
+
+    def add(self, value: object, name: str, is_data: bool = False) -> None:
+        """Walk over an object and all that it holds."""
+        stack: list[tuple[Any, str, bool]] = [(value, name, is_data)]
+        while stack:
+            stack += self._visit(*stack.pop())
+
+    def add_code(self, function: object, name: str) -> None:
+        """Walk over what a function names that belongs to training."""
+        self._code.append((function, name))
+
+    def finish(self) -> None:
+        """Read the code of all that was added."""
+        while self._code and len(self._scanned) < _MOST_SCANNED:
+            value, name = self._code.pop()
+            if isinstance(value, (*_TRAINS, *_RANDOM)):
+                self.add(value, name)
+            elif id(value) not in self._scanned and type(value) not in _ATOMS:
+                self._scanned[id(value)] = value
+                self._code += self._named_by(value, name)
+
+    def _visit(self, value: Any, name: str, is_data: bool) -> Iterator[tuple[Any, str, bool]]:
+        """Note an object, and yield those that it holds."""
+        cls = type(value)
+        if cls in _ATOMS or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        is_data = is_data or isinstance(value, (*_DATA, np.memmap))
+        if is_data and not self._has_room(value, name):
+            return
+        if is_data and _is_large(value):
+            self._watched.append((name, value))
+            return
+        if isinstance(value, Tensor):
+            if value.is_leaf and not value.is_inference():
+                self.tensors.append((name, value))
+            elif not value.is_inference():
+                self._plain.append((name, value, GRAPH_TENSOR))
+            return
+        if isinstance(value, nn.Module):
+            self.modules.append(value)
+        elif isinstance(value, Optimizer):
+            self.optimizers.append(value)
+        elif isinstance(value, DataLoader):
+            self.loaders.append(value)
+        if isinstance(value, FunctionType | MethodType | partial):
+            self._code.append((value, name))
+        kinds = self._kinds_of(value, cls)
+        self._plain += ((name, value, kind) for kind in kinds if kind.take is not None)
+        if isinstance(value, nn.Module) and ATTRIBUTES not in kinds:
+            yield from ((child, f"{name}.{key}", is_data) for key, child in value.named_children())
+        for kind in kinds:
+            yield from ((item, name + place, is_data) for place, item in _compound(kind, value))
+        if kinds and self._is_user(cls):
+            for each in cls.__mro__:
+                if self._is_user(each) and id(each) not in self._seen:
+                    self._seen[id(each)] = each
+                    self._plain.append((each.__name__, each, CLASS))
+                    self._code.append((each, each.__name__))
+                    held = _compound(CLASS, each)
+                    yield from ((item, each.__name__ + place, is_data) for place, item in held)
+
+    def _has_room(self, value: Any, name: str) -> bool:
+        if self._room <= 0:
+            self._beyond[name.partition("[")[0]] = None
+            return False
+        is_sized = isinstance(value, dict | list | tuple | set | frozenset)
+        self._room -= _OBJECT + (len(value) if is_sized else 0)
+        return True
+
+    def _kinds_of(self, value: Any, cls: type) -> list[Kind]:
+        """Return how an object is copied: its contents, its attributes, its slots."""
+        kinds = [k for k in (*RANDOM, *CONTENTS) if isinstance(value, k.type)][:1]
+        if isinstance(value, type | FunctionType | MethodType | partial | _BaseDataLoaderIter):
+            return kinds
+        is_user = self._is_user(cls)
+        if not (is_user or isinstance(value, _HOLDERS) or _is_open(cls)):
+            return kinds
+        if isinstance(value, nn.Module) and _home(cls).__module__.startswith(_WRAPPERS):
+            return kinds
+        if hasattr(value, "_engine_snapshot"):
+            return kinds  # it restores itself
+        if hasattr(value, "__dict__"):
+            held = () if is_user or isinstance(value, _HOLDERS) else vars(value).values()
+            if any(isinstance(each, _LIVE) for each in held):
+                return kinds
+            kinds.append(ATTRIBUTES)
+        if any("__slots__" in vars(each) for each in cls.__mro__ if self._is_user(each)):
+            kinds.append(SLOTS)
+        return kinds
+
+    def _named_by(self, value: Any, name: str) -> Iterator[tuple[Any, str]]:
+        """Yield what a function, or an object that a function names, names in turn."""
+        cls = type(value)
+        if isinstance(value, FunctionType):
+            for each, item in self._names_in(value):
+                yield item, each
+        elif isinstance(value, MethodType):
+            yield from ((value.__func__, name), (value.__self__, name))
+        elif isinstance(value, partial):
+            yield from ((each, name) for each in (value.func, value.args, value.keywords))
+        elif isinstance(value, property | staticmethod | classmethod):
+            function = value.fget if isinstance(value, property) else value.__func__
+            yield function, name
+        elif isinstance(value, type):
+            if self._is_user(value):
+                yield from ((item, f"{name}.{key}") for key, item in vars(value).items())
+        elif cls in (list, tuple, set, dict) and len(value) <= _SCANNED:
+            items = value.items() if cls is dict else enumerate(value)
+            yield from ((item, f"{name}[{key!r:.40}]") for key, item in items)
+        elif self._is_user(cls) and hasattr(value, "__dict__"):
+            yield from ((item, f"{name}.{key}") for key, item in vars(value).items())
+            yield from ((each, name) for each in cls.__mro__)
+        else:  # a trainer's wrapper
+            for key in ("optimizer", "_optimizer", "opt"):
+                if isinstance(inner := getattr(value, "__dict__", {}).get(key), Optimizer):
+                    yield inner, f"{name}.{key}"
+
+    def _names_in(self, function: FunctionType) -> Iterator[tuple[str, Any]]:
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
+            try:
+                yield name, cell.cell_contents
+            except ValueError:  # not assigned yet
+                continue
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        yield from ((function.__name__, item) for item in defaults)
+        if _is_users(function.__module__):
+            present = function.__globals__
+            yield from ((each, present[each]) for each in _globals_of(function.__code__, present))
+
+    def _is_user(self, cls: type) -> bool:
+        """Whether a class is the user's own, rather than a library's."""
+        if cls not in self._user_classes:
+            self._user_classes[cls] = _is_users(cls.__module__)
+        return self._user_classes[cls]
+
+
+class Copies:
+    """Copies of the plain state that was reached, to be restored in place."""
+
+    def __init__(self, reachable: Reachable) -> None:
+        self._saved = [(n, v, kind, kind.take(v)) for n, v, kind in reachable._plain if kind.take]
+        self._watched = [(name, value, fingerprint(value)) for name, value in reachable._watched]
+        self._beyond = list(reachable._beyond)
+        self.notes: dict[str, None] = {}  # what could not be restored, in words
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors and arrays copied."""
+        return sum(
+            copied[1].nbytes if kind is GRAPH_TENSOR else copied.nbytes
+            for _, _, kind, copied in self._saved
+            if kind is GRAPH_TENSOR or isinstance(copied, np.ndarray)
+        )
+
+    def restore(self) -> None:
+        """Restore everything, and note what cannot be."""
+        for name, value, kind, copied in self._saved:
+            try:
+                reason = kind.put(value, copied)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            if reason is not None:
+                self.notes[f"{name} is not as before, and cannot be restored: {reason}"] = None
+        for name, value, before in self._watched:
+            if fingerprint(value) != before:
+                self.notes[
+                    f"{name} was changed in place and is not restored, because large data are not "
+                    "copied"
+                ] = None
+        for name in self._beyond:
+            self.notes[f"{name} holds too many objects to copy; those that changed stay so"] = None
+
+
+def reach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    others: Iterable[object] = (),
+    data: Iterable[tuple[str, object]] = (),
+    functions: Iterable[object] = (),
+) -> Reachable:
+    """Return what a training reaches."""
+    reachable = Reachable()
+    reachable.add(model, "model")
+    reachable.add(optimizer, "optimizer")
+    for index, other in enumerate(others):
+        reachable.add(other, f"others[{index}]")
+    for name, value in data:
+        reachable.add(value, name, is_data=True)
+    for function in functions:
+        reachable.add_code(function, getattr(function, "__name__", type(function).__name__))
+    reachable.finish()
+    return reachable
+
+
+def _is_large(value: object) -> bool:
+    """Whether a tensor or an array is watched, if it belongs to the data."""
+    if isinstance(value, Tensor):
+        return not value.is_cpu or value.nbytes > _SMALL
+    return isinstance(value, np.ndarray) and value.nbytes > _SMALL
+
+
+def _compound(kind: Kind, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object holds that may hold something in turn, with its place in words."""
+    for place, item in kind.items(value):
+        cls = type(item)
+        if cls in _ATOMS or (cls is tuple and _ATOMS.issuperset(map(type, item))):
+            continue
+        yield kind.place.format(place), item
+
+
+def _home(cls: type) -> type:
+    """Return a module's own class, behind those that sharding puts in front."""
+    return next((each for each in cls.__mro__ if not each.__module__.startswith(_MIXINS)), cls)
+
+
+def _is_open(cls: type) -> bool:
+    """Whether objects of a library's class are walked over."""
+    module = cls.__module__
+    return module.partition(".")[0] not in _CLOSED or module.startswith(_OPEN)
+
+
+def _is_users(module: str | None) -> bool:
+    """Whether a module is the user's own."""
+    top = (module or "builtins").partition(".")[0]
+    if top in _CLOSED:
+        return False
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return "site-packages" not in file and "dist-packages" not in file
+
+
+def _globals_of(code: CodeType, present: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of globals that code reads, with the functions in it."""
+    known = {name for name in code.co_names if type(present.get(name)) not in _ATOMS}
+    if known:
+        loads = (each.argval for each in dis.get_instructions(code) if "GLOBAL" in each.opname)
+        yield from dict.fromkeys(name for name in loads if name in known)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _globals_of(inner, present)
