@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dis
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -95,7 +96,7 @@ class Reachable:
         self.loaders: list[DataLoader[Any]] = []
         self._plain: list[tuple[str, Any, Kind]] = []
         self._watched: list[tuple[str, Any]] = []
-        self._beyond: dict[str, None] = {}
+        self._beyond: list[str] = []  # the first object of data that there was no room for
         self._room = _ROOM
         self._seen: dict[int, Any] = {}  # held, so that the ids stay taken
         self._scanned: dict[int, Any] = {}
@@ -106,7 +107,7 @@ class Reachable:
         """Walk over an object and all that it holds."""
         stack: list[tuple[Any, str, bool]] = [(value, name, is_data)]
         while stack:
-            stack += self._visit(*stack.pop())
+            stack += reversed([*self._visit(*stack.pop())])
 
     def add_code(self, function: object, name: str) -> None:
         """Walk over what a function names that belongs to training."""
@@ -165,7 +166,7 @@ class Reachable:
 
     def _has_room(self, value: Any, name: str) -> bool:
         if self._room <= 0:
-            self._beyond[name.partition("[")[0]] = None
+            self._beyond = self._beyond or [re.sub(r"(\[[^]]*\])+$", "", name)]
             return False
         is_sized = isinstance(value, dict | list | tuple | set | frozenset)
         self._room -= _OBJECT + (len(value) if is_sized else 0)
@@ -246,8 +247,13 @@ class Copies:
     def __init__(self, reachable: Reachable) -> None:
         self._saved = [(n, v, kind, kind.take(v)) for n, v, kind in reachable._plain if kind.take]
         self._watched = [(name, value, fingerprint(value)) for name, value in reachable._watched]
-        self._beyond = list(reachable._beyond)
-        self.notes: dict[str, None] = {}  # what could not be restored, in words
+        self._beyond = reachable._beyond
+        self._notes: dict[str, str] = {}  # by the name of what could not be restored
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not be restored, a sentence each."""
+        return [f"{readable(name)} {reason}" for name, reason in self._notes.items()]
 
     @property
     def nbytes(self) -> int:
@@ -266,15 +272,14 @@ class Copies:
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
             if reason is not None:
-                self.notes[f"{name} is not as before, and cannot be restored: {reason}"] = None
+                self._notes[name] = f"is not as before, and cannot be restored: {reason}"
         for name, value, before in self._watched:
             if fingerprint(value) != before:
-                self.notes[
-                    f"{name} was changed in place and is not restored, because large data are not "
-                    "copied"
-                ] = None
+                self._notes[name] = (
+                    "was changed in place and not restored: large data are not copied"
+                )
         for name in self._beyond:
-            self.notes[f"{name} holds too many objects to copy; those that changed stay so"] = None
+            self._notes[name] = "and what follows it are too many objects to copy and restore"
 
 
 def reach(
@@ -312,6 +317,11 @@ def _compound(kind: Kind, value: Any) -> Iterator[tuple[str, Any]]:
         if cls in _ATOMS or (cls is tuple and _ATOMS.issuperset(map(type, item))):
             continue
         yield kind.place.format(place), item
+
+
+def readable(name: str) -> str:
+    """Return a name with the attributes of modules as users write them."""
+    return re.sub(r"\._modules\['([^]]*)'\]", r".\1", name)
 
 
 def _home(cls: type) -> type:

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 
 from lrfast._utils.async_copy import note_use
 from lrfast.training._data import end_workers, generators_of, tensors_in
-from lrfast.training._reachable import Copies, reach
+from lrfast.training._reachable import Copies, reach, readable
 
 
 @runtime_checkable
@@ -321,7 +321,7 @@ class Snapshot:
         except (NotImplementedError, RuntimeError, TypeError) as error:
             if is_out_of_memory(error):
                 raise
-            self._uncopied.append(f"{name} cannot be copied: {error}")
+            self._uncopied.append(f"{readable(name)} cannot be copied: {error}")
 
     @torch.no_grad()
     def _take_others(self, others: Sequence[object], loaders: Sequence[object]) -> None:
