@@ -18,10 +18,10 @@ import sys
 import threading
 from collections import UserDict, UserList
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from types import (
-    BuiltinFunctionType,
     CodeType,
     EllipsisType,
     FunctionType,
@@ -53,7 +53,7 @@ from lrfast.training._kinds import (
 
 _ATOMS: Final = frozenset(
     {NoneType, bool, int, float, complex, str, bytes, range, slice, EllipsisType}
-    | {ModuleType, BuiltinFunctionType, CodeType, torch.dtype, torch.device, torch.Size}
+    | {ModuleType, CodeType, torch.dtype, torch.device, torch.Size}
 )
 _DATA: Final = (Dataset, DataLoader, Sampler)
 _TRAINS: Final = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler, *_DATA)
@@ -94,6 +94,7 @@ class Reachable:
         self.modules: list[nn.Module] = []
         self.optimizers: list[Optimizer] = []
         self.loaders: list[DataLoader[Any]] = []
+        self.unread: list[str] = []  # what could not be looked into, in words
         self._plain: list[tuple[str, Any, Kind]] = []
         self._watched: list[tuple[str, Any]] = []
         self._beyond: list[str] = []  # the first object of data that there was no room for
@@ -107,7 +108,9 @@ class Reachable:
         """Walk over an object and all that it holds."""
         stack: list[tuple[Any, str, bool]] = [(value, name, is_data)]
         while stack:
-            stack += reversed([*self._visit(*stack.pop())])
+            value, name, is_data = stack.pop()
+            with self._noting(name):
+                stack += reversed([*self._visit(value, name, is_data)])
 
     def add_code(self, function: object, name: str) -> None:
         """Walk over what a function names that belongs to training."""
@@ -121,7 +124,16 @@ class Reachable:
                 self.add(value, name)
             elif id(value) not in self._scanned and type(value) not in _ATOMS:
                 self._scanned[id(value)] = value
-                self._code += self._named_by(value, name)
+                with self._noting(name):
+                    self._code += self._named_by(value, name)
+
+    @contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        """Note an object that cannot be looked into: attributes may do anything when read."""
+        try:
+            yield
+        except Exception as error:
+            self.unread.append(f"{readable(name)} cannot be looked into: {error}")
 
     def _visit(self, value: Any, name: str, is_data: bool) -> Iterator[tuple[Any, str, bool]]:
         """Note an object, and yield those that it holds."""
@@ -147,7 +159,7 @@ class Reachable:
             self.optimizers.append(value)
         elif isinstance(value, DataLoader):
             self.loaders.append(value)
-        if isinstance(value, FunctionType | MethodType | partial):
+        if callable(value):
             self._code.append((value, name))
         kinds = self._kinds_of(value, cls)
         self._plain += ((name, value, kind) for kind in kinds if kind.take is not None)
@@ -215,6 +227,8 @@ class Reachable:
         elif self._is_user(cls) and hasattr(value, "__dict__"):
             yield from ((item, f"{name}.{key}") for key, item in vars(value).items())
             yield from ((each, name) for each in cls.__mro__)
+        elif callable(value) and (bound := getattr(value, "__self__", None)) is not None:
+            yield bound, name
         else:  # a trainer's wrapper
             for key in ("optimizer", "_optimizer", "opt"):
                 if isinstance(inner := getattr(value, "__dict__", {}).get(key), Optimizer):
@@ -335,9 +349,9 @@ def _is_open(cls: type) -> bool:
     return module.partition(".")[0] not in _CLOSED or module.startswith(_OPEN)
 
 
-def _is_users(module: str | None) -> bool:
+def _is_users(module: object) -> bool:
     """Whether a module is the user's own."""
-    top = (module or "builtins").partition(".")[0]
+    top = module.partition(".")[0] if isinstance(module, str) else "builtins"
     if top in _CLOSED:
         return False
     file = getattr(sys.modules.get(top), "__file__", None) or ""

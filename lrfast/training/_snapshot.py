@@ -279,9 +279,9 @@ class Snapshot:
         if not isinstance(loaders, Mapping):
             loaders = {f"loaders[{index}]": loader for index, loader in enumerate(loaders)}
         self._store = TensorStore(on_host)
-        self._uncopied: list[str] = []
         try:
             found = reach(model, optimizer, others, loaders.items(), functions)
+            self._uncopied = found.unread
             with torch.no_grad():
                 for module in found.modules:
                     self._store.save_modules(module)

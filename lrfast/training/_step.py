@@ -149,7 +149,11 @@ class TrainStep:
             torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm)
         self.driver.before_step()
         if training.scaler is None:
-            training.optimizer.step()
+            try:
+                training.optimizer.step()
+            except (AssertionError, TypeError) as error:
+                _check_step(training.optimizer, error)
+                raise
         else:
             training.scaler.step(training.optimizer)
             training.scaler.update()
@@ -232,6 +236,17 @@ class UserStep(UpdateFirst):
     def record_only(self, micro_batches: list[Any]) -> None:
         """Make one update more, which is all that a whole step can do."""
         self.record(micro_batches)
+
+
+def _check_step(optimizer: Optimizer, error: Exception) -> None:
+    """Raise TypeError if a step failed because its optimizer wants a closure after all."""
+    wanted = "closure" in str(error) or "'NoneType' object is not callable" in str(error)
+    if wanted and "closure" in inspect.signature(optimizer.step).parameters:
+        raise TypeError(
+            "optimizer must make a step after a backward pass without a closure, got "
+            f"{type(optimizer).__name__}, whose step needs one; pass step_fn, which makes the "
+            "whole step"
+        ) from error
 
 
 def record_call(

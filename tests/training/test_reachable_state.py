@@ -287,6 +287,12 @@ def closure_over(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
+def methods_of(value: Any) -> Iterator[Any]:
+    """A method that the class of the state brings, compiled or not."""
+    names = ("random", "rand", "random_raw", "seed", "step", "train")
+    yield from (getattr(value, name) for name in names if hasattr(value, name))
+
+
 CODE_WAYS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "closure": lambda v: {"functions": [closure_over(v)]},
     "closure of a closure": lambda v: {"functions": [closure_over(closure_over({"a": [v]}))]},
@@ -295,6 +301,7 @@ CODE_WAYS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "callable": lambda v: {"functions": [Holder(v)]},
     "method": lambda v: {"functions": [Holder(v).__call__]},
     "global": lambda v: {"functions": [uses_shared]},
+    "own method": lambda v: {"loaders": [Holder(next(iter(methods_of(v))))]},
     "collate": lambda v: {"loaders": [DataLoader(Rows(0), collate_fn=closure_over(v))]},
     "global of collate": lambda v: {"loaders": [DataLoader(Rows(0), collate_fn=uses_shared)]},
     "global of a data set": lambda v: {"loaders": [DataLoader(UsesShared())]},
@@ -462,6 +469,19 @@ def test_an_error_while_restoring_is_named_and_stops_nothing() -> None:
     assert len(snapshot.notes) == 1 and snapshot.notes[0].startswith(
         "model.0.held is not as before"
     )
+
+
+def test_an_object_that_cannot_be_looked_into_is_named() -> None:
+    class Broken(list[int]):
+        def __getattribute__(self, name: str) -> Any:
+            raise ZeroDivisionError("no attributes")
+
+    after = [1]
+    snapshot = take(model=model_with(held=Broken([1]), after=after))
+    after.append(2)
+    snapshot.restore()
+    assert after == [1]
+    assert snapshot.notes == ("model.0.held cannot be looked into: no attributes",)
 
 
 def test_tensors_that_cannot_be_copied_are_named() -> None:
