@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import UserDict, UserList
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from types import (
@@ -30,7 +30,7 @@ from types import (
     NoneType,
     SimpleNamespace,
 )
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -78,9 +78,24 @@ _LIVE: Final = (
 )
 _SMALL: Final = 4096  # bytes of a tensor or array of data that is copied
 _ROOM: Final = 4_000_000  # entries of containers of data that are copied, at 8 bytes each
-_OBJECT: Final = 32  # what an object takes of that besides
+# What an object takes of that besides: in all, looking at data takes some tenths of a second.
+_OBJECT: Final = 200
+_IMMUTABLE: Final = 20  # of an object that is not copied
 _MOST_SCANNED: Final = 20_000  # objects whose code is read, or that code names
 _SCANNED: Final = 1000  # entries of a container that code names
+
+
+_Found = tuple[Any, str, bool]  # an object, its name, whether it belongs to the data
+
+
+class _Plan(NamedTuple):
+    """What is to be done with the objects of a class."""
+
+    kinds: tuple[Kind, ...]  # copied, and looked into
+    is_data: bool
+    is_module: bool
+    may_be_live: bool  # whether one with threads or locks of its own is left alone
+    price: int  # of _ROOM
 
 
 class Reachable:
@@ -103,14 +118,22 @@ class Reachable:
         self._scanned: dict[int, Any] = {}
         self._code: list[tuple[Any, str]] = []
         self._user_classes: dict[type, bool] = {}
+        self._plans: dict[type, _Plan] = {}
 
     def add(self, value: object, name: str, is_data: bool = False) -> None:
         """Walk over an object and all that it holds."""
-        stack: list[tuple[Any, str, bool]] = [(value, name, is_data)]
+        stack: list[tuple[str, Iterator[_Found]]] = [(name, iter([(value, name, is_data)]))]
         while stack:
-            value, name, is_data = stack.pop()
-            with self._noting(name):
-                stack += reversed([*self._visit(value, name, is_data)])
+            try:
+                value, name, is_data = next(stack[-1][1])
+            except StopIteration:
+                stack.pop()
+            except Exception as error:  # attributes may do anything when they are read
+                self.unread.append(f"{readable(stack.pop()[0])} cannot be looked into: {error}")
+            else:
+                if id(value) not in self._seen and type(value) not in _ATOMS:
+                    self._seen[id(value)] = value
+                    stack.append((name, self._visit(value, name, is_data)))
 
     def add_code(self, function: object, name: str) -> None:
         """Walk over what a function names that belongs to training."""
@@ -124,86 +147,80 @@ class Reachable:
                 self.add(value, name)
             elif id(value) not in self._scanned and type(value) not in _ATOMS:
                 self._scanned[id(value)] = value
-                with self._noting(name):
+                with suppress(Exception):  # attributes may do anything when they are read
                     self._code += self._named_by(value, name)
 
-    @contextmanager
-    def _noting(self, name: str) -> Iterator[None]:
-        """Note an object that cannot be looked into: attributes may do anything when read."""
-        try:
-            yield
-        except Exception as error:
-            self.unread.append(f"{readable(name)} cannot be looked into: {error}")
-
-    def _visit(self, value: Any, name: str, is_data: bool) -> Iterator[tuple[Any, str, bool]]:
+    def _visit(self, value: Any, name: str, is_data: bool) -> Iterator[_Found]:
         """Note an object, and yield those that it holds."""
         cls = type(value)
-        if cls in _ATOMS or id(value) in self._seen:
-            return
-        self._seen[id(value)] = value
-        is_data = is_data or isinstance(value, (*_DATA, np.memmap))
-        if is_data and not self._has_room(value, name):
-            return
-        if is_data and _is_large(value):
-            self._watched.append((name, value))
-            return
+        if (plan := self._plans.get(cls)) is None:
+            plan = self._plans[cls] = self._plan(value, cls)
+        is_data = is_data or plan.is_data
+        if is_data:
+            self._room -= plan.price + (len(value) if cls in (list, dict, set) else 0)
+            if self._room <= 0:
+                self._beyond = self._beyond or [re.sub(r"(\[[^]]*\])+$", "", name)]
+            if _is_large(value):
+                self._watched.append((name, value))
+                return
         if isinstance(value, Tensor):
             if value.is_leaf and not value.is_inference():
                 self.tensors.append((name, value))
             elif not value.is_inference():
                 self._plain.append((name, value, GRAPH_TENSOR))
             return
-        if isinstance(value, nn.Module):
+        if plan.is_module:
             self.modules.append(value)
         elif isinstance(value, Optimizer):
             self.optimizers.append(value)
         elif isinstance(value, DataLoader):
             self.loaders.append(value)
-        if callable(value):
+        elif callable(value):
             self._code.append((value, name))
-        kinds = self._kinds_of(value, cls)
-        self._plain += ((name, value, kind) for kind in kinds if kind.take is not None)
-        if isinstance(value, nn.Module) and ATTRIBUTES not in kinds:
+        kinds = plan.kinds
+        if plan.may_be_live and any(isinstance(each, _LIVE) for each in vars(value).values()):
+            return
+        if plan.is_module and ATTRIBUTES not in kinds:
             yield from ((child, f"{name}.{key}", is_data) for key, child in value.named_children())
         for kind in kinds:
-            yield from ((item, name + place, is_data) for place, item in _compound(kind, value))
+            if kind.take is not None:
+                self._plain.append((name, value, kind))
+            for place, item in _compound(kind, value):
+                if is_data and self._room <= 0:
+                    break
+                yield item, name + place, is_data
         if kinds and self._is_user(cls):
             for each in cls.__mro__:
                 if self._is_user(each) and id(each) not in self._seen:
                     self._seen[id(each)] = each
                     self._plain.append((each.__name__, each, CLASS))
                     self._code.append((each, each.__name__))
-                    held = _compound(CLASS, each)
-                    yield from ((item, each.__name__ + place, is_data) for place, item in held)
+                    for place, item in _compound(CLASS, each):
+                        yield item, each.__name__ + place, is_data
 
-    def _has_room(self, value: Any, name: str) -> bool:
-        if self._room <= 0:
-            self._beyond = self._beyond or [re.sub(r"(\[[^]]*\])+$", "", name)]
-            return False
-        is_sized = isinstance(value, dict | list | tuple | set | frozenset)
-        self._room -= _OBJECT + (len(value) if is_sized else 0)
-        return True
-
-    def _kinds_of(self, value: Any, cls: type) -> list[Kind]:
-        """Return how an object is copied: its contents, its attributes, its slots."""
+    def _plan(self, value: Any, cls: type) -> _Plan:
+        """Return what is to be done with objects of a class, of which ``value`` is one."""
+        is_module, is_holder = isinstance(value, nn.Module), isinstance(value, _HOLDERS)
         kinds = [k for k in (*RANDOM, *CONTENTS) if isinstance(value, k.type)][:1]
-        if isinstance(value, type | FunctionType | MethodType | partial | _BaseDataLoaderIter):
-            return kinds
-        is_user = self._is_user(cls)
-        if not (is_user or isinstance(value, _HOLDERS) or _is_open(cls)):
-            return kinds
-        if isinstance(value, nn.Module) and _home(cls).__module__.startswith(_WRAPPERS):
-            return kinds
-        if hasattr(value, "_engine_snapshot"):
-            return kinds  # it restores itself
-        if hasattr(value, "__dict__"):
-            held = () if is_user or isinstance(value, _HOLDERS) else vars(value).values()
-            if any(isinstance(each, _LIVE) for each in held):
-                return kinds
+        is_open = is_holder or self._is_user(cls) or _is_open(cls)
+        if isinstance(value, type | FunctionType | MethodType | partial | _BaseDataLoaderIter) or (
+            is_module and _home(cls).__module__.startswith(_WRAPPERS)
+        ):
+            is_open = False
+        if hasattr(value, "_engine_snapshot"):  # it restores itself
+            is_open = False
+        has_attributes = is_open and hasattr(value, "__dict__")
+        if has_attributes:
             kinds.append(ATTRIBUTES)
-        if any("__slots__" in vars(each) for each in cls.__mro__ if self._is_user(each)):
+        if is_open and any("__slots__" in vars(c) for c in cls.__mro__ if self._is_user(c)):
             kinds.append(SLOTS)
-        return kinds
+        return _Plan(
+            tuple(kinds),
+            isinstance(value, (*_DATA, np.memmap)),
+            is_module,
+            has_attributes and not (is_holder or self._is_user(cls)),
+            _IMMUTABLE if isinstance(value, Tensor | np.ndarray | tuple) else _OBJECT,
+        )
 
     def _named_by(self, value: Any, name: str) -> Iterator[tuple[Any, str]]:
         """Yield what a function, or an object that a function names, names in turn."""
@@ -326,11 +343,18 @@ def _is_large(value: object) -> bool:
 
 def _compound(kind: Kind, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what an object holds that may hold something in turn, with its place in words."""
+    if isinstance(value, list | tuple) and len(value) > 100:  # of a million rows, by their types
+        types = set(map(type, value))
+        if types == {tuple}:
+            types = set(map(type, chain.from_iterable(value)))
+        if _ATOMS.issuperset(types):
+            return
     for place, item in kind.items(value):
         cls = type(item)
         if cls in _ATOMS or (cls is tuple and _ATOMS.issuperset(map(type, item))):
             continue
-        yield kind.place.format(place), item
+        is_short = isinstance(place, str | int)
+        yield kind.place.format(place if is_short else type(place).__name__), item
 
 
 def readable(name: str) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import random
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 
 from lrfast._utils.async_copy import note_use
 from lrfast.training._data import end_workers, generators_of, tensors_in
-from lrfast.training._reachable import Copies, reach, readable
+from lrfast.training._reachable import Copies, Reachable, reach, readable
 
 
 @runtime_checkable
@@ -61,17 +61,18 @@ class Stateful(Protocol):
         """Restore the state."""
 
 
-def bytes_needed(
-    model: nn.Module, optimizer: Optimizer, functions: Sequence[object] = ()
-) -> dict[torch.device, int]:
-    """Return how much a `Snapshot` of them would take now, in bytes per device.
+def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, int]:
+    """Return how much a `Snapshot` of the two would take now, in bytes per device.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
         >>> bytes_needed(model, torch.optim.SGD(model.parameters(), lr=0.1))
         {device(type='cpu'): 12}
     """
-    found = reach(model, optimizer, functions=functions)
+    return _bytes_to_copy(reach(model, optimizer))
+
+
+def _bytes_to_copy(found: Reachable) -> dict[torch.device, int]:
     listed = (
         p for each in found.optimizers for group in each.param_groups for p in group["params"]
     )
@@ -247,6 +248,7 @@ class Snapshot:
         functions: loss functions and training steps, whose own records stay. Default: none.
         on_host: whether copies of a GPU's tensors lie in pinned host memory, for models that fill
             the GPU. Default: on the device of each tensor.
+        check: called with the bytes needed per device before anything is copied; it may raise.
 
     Raises:
         TypeError: an argument is not of the type above.
@@ -274,14 +276,16 @@ class Snapshot:
         loaders: Sequence[object] | Mapping[str, object] = (),
         functions: Sequence[object] = (),
         on_host: bool = False,
+        check: Callable[[dict[torch.device, int]], None] | None = None,
     ) -> None:
         _check(model, optimizer, others, loaders)
         if not isinstance(loaders, Mapping):
             loaders = {f"loaders[{index}]": loader for index, loader in enumerate(loaders)}
-        self._store = TensorStore(on_host)
+        found = reach(model, optimizer, others, loaders.items(), functions)
+        if check is not None:
+            check(_bytes_to_copy(found))
+        self._store, self._uncopied = TensorStore(on_host), found.unread
         try:
-            found = reach(model, optimizer, others, loaders.items(), functions)
-            self._uncopied = found.unread
             with torch.no_grad():
                 for module in found.modules:
                     self._store.save_modules(module)
@@ -297,7 +301,7 @@ class Snapshot:
             traceback.clear_frames(error.__traceback__)
             if not is_out_of_memory(error):
                 raise
-            needed = sizes(bytes_needed(model, optimizer))
+            needed = sizes(_bytes_to_copy(found))
             raise MemoryError(
                 f"there is no memory for a snapshot, which copies {needed}; let the copies lie in "
                 "host memory (on_host=True, for lr_find snapshot='host') or free what they need"
@@ -406,15 +410,7 @@ class Snapshot:
 
 
 @contextmanager
-def preserved(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    others: Sequence[object] = (),
-    loaders: Sequence[object] | Mapping[str, object] = (),
-    functions: Sequence[object] = (),
-    on_host: bool = False,
-) -> Iterator[Snapshot]:
+def preserved(model: nn.Module, optimizer: Optimizer, **options: Any) -> Iterator[Snapshot]:
     """Take a snapshot on entry and restore it on exit, also after an exception or Ctrl-C.
 
     Arguments and errors are those of `Snapshot`, which it yields.
@@ -427,9 +423,7 @@ def preserved(
         >>> optimizer.param_groups[0]["lr"]
         0.1
     """
-    snapshot = Snapshot(
-        *(model, optimizer), others=others, loaders=loaders, functions=functions, on_host=on_host
-    )
+    snapshot = Snapshot(model, optimizer, **options)
     try:
         yield snapshot
     finally:
