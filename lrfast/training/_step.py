@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._schedule_driver import ScheduleDriver
+from lrfast.optim._scheduling import set_rate
 from lrfast.training._data import (
     ComputeLoss,
     DataSize,
@@ -225,10 +226,18 @@ class UserStep(UpdateFirst):
         step_fn, device = self.training.step_fn, self.curve.device
         assert step_fn is not None
 
+        groups = self.training.optimizer.param_groups
+
         def driven(batch: Any) -> Tensor:
             self.driver.before_step()
+            rates = [group["lr"] for group in groups]
+            values = [lr.clone() if isinstance(lr, Tensor) else lr for lr in rates]
             loss = check_loss(step_fn(batch), needs_grad=False)
             self.driver.after_step()
+            for group, lr, value in zip(groups, rates, values, strict=True):
+                if group["lr"] is not lr or isinstance(lr, Tensor):  # a scheduler stepped, too
+                    group["lr"] = lr
+                    set_rate(group, value)
             return self.training.ranks.mean(loss.detach().to(device))
 
         return record_call(driven, micro_batches[0], self.curve, self.lr, self.driver.steps_applied)
