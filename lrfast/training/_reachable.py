@@ -2,8 +2,8 @@
 
 Objects are walked by what they hold: attributes, slots, containers. Their code is read, too: what
 functions, and methods of the user's classes, name as globals, closures and defaults. Of that only
-what belongs to training counts (modules, optimizers, schedulers, data, random generators); a list
-that a loss function writes to is the user's record.
+what belongs to training is restored (modules, optimizers, schedulers, data, random generators); a
+list that a loss function writes to is the user's record, which stays, with a note.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import UserDict, UserList
+from collections import UserDict, UserList, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -110,6 +110,7 @@ class Reachable:
         self.optimizers: list[Optimizer] = []
         self.loaders: list[DataLoader[Any]] = []
         self.unread: list[str] = []  # what could not be looked into, in words
+        self.held: list[tuple[str, Any]] = []  # state of functions, which is not restored
         self._plain: list[tuple[str, Any, Kind]] = []
         self._watched: list[tuple[str, Any]] = []
         self._beyond: list[str] = []  # the first object of data that there was no room for
@@ -147,6 +148,10 @@ class Reachable:
                 self.add(value, name)
             elif id(value) not in self._scanned and type(value) not in _ATOMS:
                 self._scanned[id(value)] = value
+                if isinstance(value, Tensor | list | dict | set | deque) or (
+                    self._is_user(type(value)) and hasattr(value, "__dict__")
+                ):
+                    self.held.append((name, value))
                 with suppress(Exception):  # attributes may do anything when they are read
                     self._code += self._named_by(value, name)
 
@@ -229,7 +234,7 @@ class Reachable:
             for each, item in self._names_in(value):
                 yield item, each
         elif isinstance(value, MethodType):
-            yield from ((value.__func__, name), (value.__self__, name))
+            yield from ((value.__func__, name), (value.__self__, type(value.__self__).__name__))
         elif isinstance(value, partial):
             yield from ((each, name) for each in (value.func, value.args, value.keywords))
         elif isinstance(value, property | staticmethod | classmethod):
@@ -278,6 +283,7 @@ class Copies:
     def __init__(self, reachable: Reachable) -> None:
         self._saved = [(n, v, kind, kind.take(v)) for n, v, kind in reachable._plain if kind.take]
         self._watched = [(name, value, fingerprint(value)) for name, value in reachable._watched]
+        self._held = [(name, value, _outline(value)) for name, value in reachable.held]
         self._beyond = reachable._beyond
         self._notes: dict[str, str] = {}  # by the name of what could not be restored
 
@@ -309,6 +315,9 @@ class Copies:
                 self._notes[name] = (
                     "was changed in place and not restored: large data are not copied"
                 )
+        for name, value, outline in self._held:
+            if _outline(value) != outline:
+                self._notes[name] = "was changed by a function that names it, and is not restored"
         for name in self._beyond:
             self._notes[name] = "and what follows it are too many objects to copy and restore"
 
@@ -332,6 +341,15 @@ def reach(
         reachable.add_code(function, getattr(function, "__name__", type(function).__name__))
     reachable.finish()
     return reachable
+
+
+def _outline(value: Any) -> Any:
+    """Return what tells whether an object still holds the same objects, or a tensor its values."""
+    if isinstance(value, Tensor):
+        return fingerprint(value)
+    items = value if isinstance(value, list | dict | set | deque) else vars(value)
+    held = items.values() if isinstance(items, dict) else items
+    return len(items), [*map(id, held)] if len(items) <= _SCANNED else None
 
 
 def _is_large(value: object) -> bool:

@@ -117,6 +117,10 @@ class TensorStore:
         self._gradients: dict[int, tuple[Tensor, Tensor | None, bool]] = {}
         self.modes: dict[int, tuple[nn.Module, bool]] = {}  # by the module's id
 
+    def __contains__(self, key: int) -> bool:
+        """Whether the object with this id is restored."""
+        return key in self._saved
+
     def save_modules(self, model: nn.Module) -> None:
         """Copy a module and those in it, with the gradients of their parameters."""
         for module in model.modules():
@@ -292,6 +296,7 @@ class Snapshot:
                 self._take_optimizers(list(dict.fromkeys([optimizer, *found.optimizers])))
                 for name, tensor in found.tensors:
                     self._take_tensor(name, tensor)
+                found.held = [pair for pair in found.held if id(pair[1]) not in self._store]
                 self._copies = Copies(found)
             self._take_others(others, [*loaders.values(), *found.loaders])
             self._random = GlobalRandom.take()

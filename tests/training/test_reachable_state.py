@@ -329,10 +329,27 @@ def test_the_records_of_functions_and_hooks_stay() -> None:
     with preserved(
         *(model, torch.optim.SGD(model.parameters(), lr=0.1)),
         functions=[recorder, lambda: seen.append(2), recorder.__call__],
-    ):
+    ) as saved:
         model(torch.ones(1, 2))
         recorder.late = 1  # type: ignore[attr-defined]
+    words = "was changed by a function that names it, and is not restored"
+    assert sorted(saved.notes) == [f"Holder {words}", f"Holder.held {words}"]
     assert (seen, recorder.late) == ([1], 1)  # type: ignore[attr-defined]
+
+
+def test_tensors_that_functions_change_are_named() -> None:
+    average, weights = {"a": torch.zeros(2)}, torch.ones(2)
+    model = nn.Linear(2, 1)
+    parameters = list(model.parameters())
+    with preserved(
+        *(model, torch.optim.SGD(model.parameters(), lr=0.1)),
+        functions=[lambda: (average, weights, parameters)],
+    ) as saved:
+        average["a"].add_(1)
+        with torch.no_grad():
+            parameters[0].add_(1)
+    (note,) = saved.notes
+    assert note.startswith("average['a'] was changed by a function")
 
 
 # --- identity, sharing, rebinding
