@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from lrfast._utils.validation import is_int
@@ -20,7 +22,8 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
 
     Args:
         optimizer: Any torch optimizer, its groups ordered from body to head.
-        n: Index of the first layer group to train; negative counts from the end, -1: the head.
+        n: Index of the first layer group to train; negative counts from the end, -1: the head,
+            which warns if there is but one group.
         train_norms: Whether normalisation layers train in frozen groups too, like fastai's
             ``train_bn=True``; default False. Needs ``discriminative(..., split_norms=True)``.
 
@@ -42,6 +45,12 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
         raise TypeError(f"n must be a whole number, the index of a group, got {n!r}")
     if not -count <= n < count:
         raise ValueError(f"n must be from {-count} to {count - 1} for {count} groups, got {n}")
+    if count == 1 and n < 0:
+        warnings.warn(
+            f"freeze_to({n}) freezes nothing, because the optimizer has one layer group, which is "
+            "both body and head; make several with discriminative()",
+            stacklevel=2,
+        )
     if train_norms and not all("norms" in group for group in optimizer.param_groups):
         raise ValueError(
             "train_norms needs param groups that tell norms from weights, got one without "

@@ -315,6 +315,8 @@ class FusedOptimizer(SchedulingMixin):
     def _make_engine(self) -> _C.Engine:
         engine: _C.Engine = extension().Engine(self._rule, find_shards)
         self._send_schedules(engine)
+        if any(self._schedules) and not self._loss_factor_paused:  # which is a range test's
+            self._warn_of_torch()
         engine.set_options(self._options.encode())
         engine.set_clock(*self._clock_at_start)
         self._engine = engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -99,6 +100,8 @@ class SchedulingMixin(torch.optim.Optimizer):
             step = self._step_of_loaded(schedules)
         if schedule is None:
             self._leave_rates()
+        else:
+            self._warn_of_torch()
         self._attach(schedules, step or 0)
         self._loaded_clock = None
 
@@ -192,6 +195,17 @@ class SchedulingMixin(torch.optim.Optimizer):
         params = (param for group in self.param_groups for param in group["params"])
         device = next((param.device for param in params), None)
         return torch.zeros(len(self.param_groups), dtype=torch.float64, device=device)
+
+    def _warn_of_torch(self) -> None:
+        """Warn if a scheduler of torch sets the learning rates that the schedules multiply."""
+        is_patched = hasattr(self.step, "_wrapped_by_lr_sched")
+        if is_patched and any("initial_lr" in group for group in self.param_groups):
+            warnings.warn(
+                "a scheduler of torch is attached to an optimizer with an lrfast schedule, and the "
+                "two multiply; leave out one of them, or detach the schedule with "
+                "optimizer.set_schedule(None)",
+                stacklevel=3,
+            )
 
     def _clock(self) -> tuple[int, int]:
         """Return the steps applied since the schedule was set, and in all. Synchronises."""
@@ -326,7 +340,7 @@ def difference(these: Sequence[Schedule | None], others: Sequence[Schedule | Non
     return "; ".join(f"group {', '.join(groups)}: {text}" for text, groups in lines.items())
 
 
-def set_rate(group: dict[str, Any], rate: float) -> None:
+def set_rate(group: dict[str, Any], rate: float | Tensor) -> None:
     """Set a param group's learning rate, in place if it is a tensor."""
     lr = group["lr"]
     if isinstance(lr, Tensor):

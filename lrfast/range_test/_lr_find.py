@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ from lrfast.training._data import (
     num_batches,
 )
 from lrfast.training._ranks import ranks_of
-from lrfast.training._snapshot import Snapshot, bytes_needed, preserved, sizes
+from lrfast.training._snapshot import Snapshot, preserved, sizes
 from lrfast.training._step import Training
 
 _log = logging.getLogger(__name__)
@@ -192,14 +193,24 @@ def lr_find(
     if scaler is not None and training.takes_closure:
         raise ValueError("scaler must be left out for an optimizer that needs a closure")
     kept = [*others, *([] if scaler is None else [scaler])]
-    loaders = [data, valid, judge]
-    _check_memory(bytes_needed(model, optimizer), snapshot)
-    on_host = snapshot == "host"
-    with preserved(model, optimizer, others=kept, loaders=loaders, on_host=on_host) as saved:
-        search = _Search(training, saved, loaders, beta, stop, lag, repeats, progress)
+    loaders = {"data": data, "valid": valid, "judge": judge}
+    functions = [each for each in (loss_fn, compute_loss, step_fn) if each is not None]
+    if snapshot not in ("device", "host"):
+        raise ValueError(f"snapshot must be 'device' or 'host', got {snapshot!r}")
+    with preserved(
+        *(model, optimizer),
+        others=kept,
+        loaders=loaders,
+        functions=functions,
+        on_host=snapshot == "host",
+        check=partial(_check_memory, where=snapshot),
+    ) as saved:
+        own_loaders = list(loaders.values())
+        search = _Search(training, saved, own_loaders, beta, stop, lag, repeats, progress)
         result = search.run(sweep, adaptive)
         if verify:
             result = search.add_race(result, verify)
+    result = replace(result, notes=(*result.notes, *saved.notes))
     for note in result.notes:
         _log.info(note)
     return replace(result, seconds=time.perf_counter() - began, snapshot_bytes=saved.nbytes)
@@ -300,8 +311,6 @@ def _reseed(repeat: int, loaders: Sequence[Any]) -> None:
 
 def _check_memory(needed: dict[torch.device, int], where: str) -> None:
     """Log the size of the snapshot; MemoryError, before it starts, if a device has less left."""
-    if where not in ("device", "host"):
-        raise ValueError(f"snapshot must be 'device' or 'host', got {where!r}")
     _log.info("the snapshot copies %s to %s memory", sizes(needed), where)
     for device, size in needed.items():
         if device.type != "cuda" or where == "host":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.atomic_write import replacing
@@ -23,6 +24,7 @@ from lrfast._utils.tables import Table
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
 from lrfast.range_test._display import lr_text, terminal_plot
+from lrfast.range_test._peak_rates import Change, PeakRates, undo_changes
 from lrfast.range_test._plot import plot_comparison, plot_range_test
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion
@@ -81,6 +83,8 @@ class AppliedRates(list[float]):
         optimizer: Its param groups have the new learning rates.
         old: Learning rate of each param group before, [groups].
         new: Learning rate of each param group since, [groups].
+        changes: What has changed instead, if ``old`` and ``new`` are peak learning rates of
+            schedulers of torch; default None: they are not.
 
     Example:
         >>> import torch
@@ -95,9 +99,16 @@ class AppliedRates(list[float]):
         0.1
     """
 
-    def __init__(self, optimizer: Optimizer, old: Sequence[float], new: Sequence[float]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        old: Sequence[float],
+        new: Sequence[float],
+        changes: Sequence[Change] | None = None,
+    ) -> None:
         super().__init__(new)
         self.old = list(old)
+        self._changes = changes
         self._optimizer = optimizer
         groups = enumerate(optimizer.param_groups)
         self._names = [str(group.get("name", index)) for index, group in groups]
@@ -108,7 +119,7 @@ class AppliedRates(list[float]):
         return list(self)
 
     def undo(self) -> None:
-        """Restore the old learning rates, in place if they are tensors.
+        """Restore the old learning rates, in place if they are tensors; schedules go on.
 
         Raises:
             ValueError: If the number of param groups has changed; nothing is set then.
@@ -119,6 +130,10 @@ class AppliedRates(list[float]):
                 f"optimizer must have the {len(self.old)} param groups that the rates were applied "
                 f"to, got {count}"
             )
+        if self._changes is not None:
+            undo_changes(self._changes)
+            self._changes = []
+            return
         for group, rate in zip(self._optimizer.param_groups, self.old, strict=True):
             set_rate(group, rate)
 
@@ -237,19 +252,32 @@ class RangeTest:
         # torch cannot load a state dict with numbers of numpy.
         return [float(rate) for rate in self.sweep.rates_at(lr)]
 
-    def apply(self, optimizer: Optimizer, rule: str | None = None) -> AppliedRates:
+    def apply(
+        self,
+        optimizer: Optimizer,
+        rule: str | None = None,
+        *,
+        schedulers: Sequence[LRScheduler] = (),
+    ) -> AppliedRates:
         """Set the suggested learning rates, except in groups that the sweep held; return them.
+
+        They are what an lrfast schedule multiplies, and the peak learning rates of schedulers of
+        torch, which keep their place: the next steps train at the suggestion times their factor.
 
         Args:
             optimizer: That of the range test, or one with as many param groups.
             rule: As for :meth:`rates`.
+            schedulers: All schedulers of torch that are attached to the optimizer; default: none.
+                Except ``eta_min``, all that they compute from is scaled.
 
         Returns:
             The learning rate of each param group, [groups], with ``undo()``.
 
         Raises:
-            ValueError: If there is no suggestion, a learning rate is not finite and above 0, or the
-                optimizer has another number of groups; nothing is set then.
+            TypeError: If a scheduler is not one of torch.
+            ValueError: If there is no suggestion, a learning rate is not finite and above 0, the
+                optimizer has another number of groups, or a scheduler is attached to it that is not
+                among ``schedulers``; nothing is set then.
         """
         rates = self.rates(rule)
         groups = optimizer.param_groups
@@ -258,7 +286,8 @@ class RangeTest:
                 f"optimizer must have the {len(rates)} param groups of the range test, got "
                 f"{len(groups)}"
             )
-        old = [float(group["lr"]) for group in groups]
+        peaks = PeakRates(optimizer, schedulers)
+        old = list(peaks.peaks())
         for index, (first, last) in enumerate(self.sweep.ranges):
             if first == last:
                 rates[index] = old[index]
@@ -266,9 +295,17 @@ class RangeTest:
                 raise ValueError(
                     f"rates must be finite and above 0, got {rates[index]} for group {index}"
                 )
-        for group, rate in zip(groups, rates, strict=True):
-            set_rate(group, rate)
-        return AppliedRates(optimizer, old, rates)
+            elif schedulers and old[index] == 0:
+                raise ValueError(
+                    "schedulers must have a peak learning rate above 0 for every group, got 0 for "
+                    f"group {index}"
+                )
+        if not schedulers:
+            for group, rate in zip(groups, rates, strict=True):
+                set_rate(group, rate)
+            return AppliedRates(optimizer, old, rates)
+        factors = [new / before if before else 1.0 for new, before in zip(rates, old, strict=True)]
+        return AppliedRates(optimizer, old, rates, peaks.scale(factors))
 
     def table(self) -> str:
         """Return all suggestions as lines of text; a star marks :attr:`rule`."""

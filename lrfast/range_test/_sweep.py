@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lrfast import schedules
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_count, is_int
+from lrfast.range_test._peak_rates import peak_of
 from lrfast.schedules import Schedule
 
 FloatArray = npt.NDArray[np.float64]
@@ -139,6 +140,10 @@ def make_sweep(
         return Sweep(mode, num_iter, tuple(ranges), max(trained, key=lambda i: ends[i]))
     swept = _checked_range(start_lr, end_lr)
     rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if vary == "ratio" and any(rates[index] == 0 for index in trained):
+        rates = [
+            peak_of(group) for group in optimizer.param_groups
+        ]  # a scheduler's warm-up is at 0
     if vary == "same":
         return Sweep(mode, num_iter, (swept,) * count, trained[0])
     if vary == "ratio":
@@ -146,8 +151,8 @@ def make_sweep(
         highest = rates[reference]
         if not (math.isfinite(highest) and highest > 0):
             raise ValueError(
-                "optimizer must have a trained param group with a finite rate above 0, for the "
-                f"sweep scales its groups' rates; got {rates}"
+                "optimizer must have a trained param group with a finite learning rate above 0, "
+                f"because the sweep scales those of its groups, got {rates}"
             )
         ratios = [rate / highest for rate in rates]
         ranges = [(swept[0] * ratio, swept[1] * ratio) for ratio in ratios]

@@ -3,15 +3,15 @@
 It is written back *into the same tensors*: addresses, views, tied weights and captured graphs stay
 valid. There is no host-device synchronisation, except in the `state_dict` of objects in `others`.
 
-Left out:
+Also restored is what `_reachable` finds: attributes, containers, random generators, optimizers
+within optimizers, and what the training's functions name of these. Left out:
 
-* An optimizer's state beyond `state` and `param_groups`, unless it is an `Engine`.
-* Other Python state of modules (counters, caches), hooks and swapped submodules. Shapes, dtypes and
-  devices are taken to stay as they are.
-* In optimizer state, objects that are no dicts, lists, tuples, tensors, generators or immutable
-  values are kept by reference.
-* Iterators in use and the random state of workers that are already running cannot be restored.
-  Workers that a sweep started are dropped, also with `persistent_workers=True`.
+* Hooks, and state outside Python: of extension types, other processes, devices that are no tensors.
+* Of an `Engine`, what it does not restore by itself. Shapes, dtypes and devices are taken to stay
+  as they are.
+* Large tensors and arrays of data, iterators and files in use: noted if they have changed.
+* The random state of workers that are already running. Workers that a sweep started are dropped,
+  also with `persistent_workers=True`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import random
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 
 from lrfast._utils.async_copy import note_use
 from lrfast.training._data import end_workers, generators_of, tensors_in
+from lrfast.training._reachable import Copies, Reachable, reach, readable
 
 
 @runtime_checkable
@@ -68,12 +69,20 @@ def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, i
         >>> bytes_needed(model, torch.optim.SGD(model.parameters(), lr=0.1))
         {device(type='cpu'): 12}
     """
-    listed = (p for group in optimizer.param_groups for p in group["params"])
-    parameters = list(dict.fromkeys(chain(model.parameters(), listed)))
-    grads = (p.grad for p in parameters if p.grad is not None)
-    states = tensors_in(list(optimizer.state.values()))
+    return _bytes_to_copy(reach(model, optimizer))
+
+
+def _bytes_to_copy(found: Reachable) -> dict[torch.device, int]:
+    listed = (
+        p for each in found.optimizers for group in each.param_groups for p in group["params"]
+    )
+    trained = (p for module in found.modules for p in module.parameters(recurse=False))
+    buffers = (b for module in found.modules for b in module.buffers(recurse=False))
+    leaves = list(dict.fromkeys(chain(trained, listed, (each for _, each in found.tensors))))
+    grads = (leaf.grad for leaf in leaves if leaf.grad is not None)
+    states = tensors_in([list(each.state.values()) for each in found.optimizers])
     needed: dict[torch.device, int] = {}
-    for tensor in dict.fromkeys(chain(parameters, model.buffers(), grads, states)):
+    for tensor in dict.fromkeys(chain(leaves, buffers, grads, states)):
         needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(dense_view(tensor))
     return needed
 
@@ -107,6 +116,10 @@ class TensorStore:
         self._saved: dict[int, tuple[Any, Any]] = {}
         self._gradients: dict[int, tuple[Tensor, Tensor | None, bool]] = {}
         self.modes: dict[int, tuple[nn.Module, bool]] = {}  # by the module's id
+
+    def __contains__(self, key: int) -> bool:
+        """Whether the object with this id is restored."""
+        return key in self._saved
 
     def save_modules(self, model: nn.Module) -> None:
         """Copy a module and those in it, with the gradients of their parameters."""
@@ -223,19 +236,23 @@ class Snapshot:
     """A copy, in memory, of all that training changes, to be restored bit for bit.
 
     Covered: parameters and buffers (also non-persistent ones, and parameters that only the
-    optimizer knows), their gradients and `requires_grad`, every submodule's train/eval flag, the
-    optimizer's `state` and `param_groups`, the `others`, Python's, numpy's and torch's global
-    random states, and the generators of the `loaders`. Not covered: see the module's text.
+    optimizer knows), their gradients and `requires_grad`, every submodule's train/eval flag and
+    attributes, the optimizer's `state`, `param_groups` and attributes (another optimizer may be
+    one), the `others`, Python's, numpy's and torch's global random states, those of the `loaders`,
+    their samplers and data sets, and the modules, optimizers, schedulers, data and random
+    generators that the `functions` name. Not covered: see the module's text, and `notes`.
 
     Args:
         model: the module that trains; lazy parameters must have been initialised.
         optimizer: its optimizer; its state may still be empty.
         others: list or tuple of objects with `state_dict` and `load_state_dict`, such as LR
             schedulers; a `GradScaler` is restored without a synchronisation. Default: none.
-        loaders: list or tuple of data loaders; those that are not a `DataLoader` are left alone.
-            Default: none.
+        loaders: list or tuple of data loaders or other data, or a dict of them by their names in
+            `notes`. Default: none.
+        functions: loss functions and training steps, whose own records stay. Default: none.
         on_host: whether copies of a GPU's tensors lie in pinned host memory, for models that fill
             the GPU. Default: on the device of each tensor.
+        check: called with the bytes needed per device before anything is copied; it may raise.
 
     Raises:
         TypeError: an argument is not of the type above.
@@ -260,17 +277,28 @@ class Snapshot:
         optimizer: Optimizer,
         *,
         others: Sequence[object] = (),
-        loaders: Sequence[object] = (),
+        loaders: Sequence[object] | Mapping[str, object] = (),
+        functions: Sequence[object] = (),
         on_host: bool = False,
+        check: Callable[[dict[torch.device, int]], None] | None = None,
     ) -> None:
         _check(model, optimizer, others, loaders)
-        self._store = TensorStore(on_host)
-        self._engine = optimizer if isinstance(optimizer, Engine) else None
+        if not isinstance(loaders, Mapping):
+            loaders = {f"loaders[{index}]": loader for index, loader in enumerate(loaders)}
+        found = reach(model, optimizer, others, loaders.items(), functions)
+        if check is not None:
+            check(_bytes_to_copy(found))
+        self._store, self._uncopied = TensorStore(on_host), found.unread
         try:
             with torch.no_grad():
-                self._store.save_modules(model)
-                self._take_optimizer(optimizer)
-            self._take_others(others, loaders)
+                for module in found.modules:
+                    self._store.save_modules(module)
+                self._take_optimizers(list(dict.fromkeys([optimizer, *found.optimizers])))
+                for name, tensor in found.tensors:
+                    self._take_tensor(name, tensor)
+                found.held = [pair for pair in found.held if id(pair[1]) not in self._store]
+                self._copies = Copies(found)
+            self._take_others(others, [*loaders.values(), *found.loaders])
             self._random = GlobalRandom.take()
         except (MemoryError, RuntimeError) as error:
             # The error would keep what there is of the copies for as long as it lives.
@@ -278,20 +306,31 @@ class Snapshot:
             traceback.clear_frames(error.__traceback__)
             if not is_out_of_memory(error):
                 raise
-            needed = sizes(bytes_needed(model, optimizer))
+            needed = sizes(_bytes_to_copy(found))
             raise MemoryError(
                 f"there is no memory for a snapshot, which copies {needed}; let the copies lie in "
                 "host memory (on_host=True, for lr_find snapshot='host') or free what they need"
             ) from error
 
-    def _take_optimizer(self, optimizer: Optimizer) -> None:
+    def _take_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         # optimizer.load_state_dict would bind both anew.
-        self._tables = (optimizer, optimizer.state, optimizer.param_groups)
-        self._store.save(optimizer.state)
-        self._store.save(optimizer.param_groups)
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            self._store.save_parameter(parameter)
-        self._engine_state = self._engine._engine_snapshot() if self._engine else None
+        self._tables = [(each, each.state, each.param_groups) for each in optimizers]
+        for _, state, param_groups in self._tables:
+            self._store.save(state)
+            self._store.save(param_groups)
+            for parameter in (p for group in param_groups for p in group["params"]):
+                self._store.save_parameter(parameter)
+        self._engines = [
+            (each, each._engine_snapshot()) for each in optimizers if isinstance(each, Engine)
+        ]
+
+    def _take_tensor(self, name: str, tensor: Tensor) -> None:
+        try:
+            self._store.save_parameter(tensor)
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
+            self._uncopied.append(f"{readable(name)} cannot be copied: {error}")
 
     @torch.no_grad()
     def _take_others(self, others: Sequence[object], loaders: Sequence[object]) -> None:
@@ -300,7 +339,7 @@ class Snapshot:
             if isinstance(other, torch.amp.GradScaler):
                 # Its state_dict synchronises, and omits which optimizers are unscaled.
                 self._store.save(vars(other))
-            elif isinstance(other, Stateful):
+            elif isinstance(other, Stateful) and not isinstance(other, nn.Module | Optimizer):
                 self._others.append((other, copy.deepcopy(other.state_dict())))
         self._iterators: list[tuple[DataLoader[Any], Any]] = []
         for loader in loaders:
@@ -331,15 +370,34 @@ class Snapshot:
                 parts.callback(_load, other, state)
 
     def _restore_training(self) -> None:
-        optimizer, state, param_groups = self._tables
-        optimizer.state, optimizer.param_groups = state, param_groups
+        for optimizer, state, param_groups in self._tables:
+            if optimizer.state is not state:
+                optimizer.state = state
+            if optimizer.param_groups is not param_groups:
+                optimizer.param_groups = param_groups
         self._store.restore()
         for loader, iterator in self._iterators:
             if loader._iterator is not iterator:
                 end_workers(loader._iterator)
             loader._iterator = iterator
-        if self._engine:
-            self._engine._engine_restore(self._engine_state)
+        self._copies.restore()
+        for engine, taken in self._engines:
+            engine._engine_restore(taken)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was reached and could not be restored, a sentence each.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> data = (batch for batch in [1, 2])
+            >>> with preserved(model, optimizer, loaders={"data": data}) as snapshot:
+            ...     batch = next(data)
+            >>> snapshot.notes
+            ('data is not as before, and cannot be restored: a generator that has moved on',)
+        """
+        return (*self._uncopied, *self._copies.notes)
 
     @property
     def nbytes(self) -> int:
@@ -352,19 +410,12 @@ class Snapshot:
             >>> Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1)).nbytes
             12
         """
-        elsewhere = tensors_in([state for _, state in self._others] + [self._engine_state])
-        return self._store.nbytes + sum(map(bytes_of, elsewhere))
+        elsewhere = tensors_in([state for _, state in (*self._others, *self._engines)])
+        return self._store.nbytes + self._copies.nbytes + sum(map(bytes_of, elsewhere))
 
 
 @contextmanager
-def preserved(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    others: Sequence[object] = (),
-    loaders: Sequence[object] = (),
-    on_host: bool = False,
-) -> Iterator[Snapshot]:
+def preserved(model: nn.Module, optimizer: Optimizer, **options: Any) -> Iterator[Snapshot]:
     """Take a snapshot on entry and restore it on exit, also after an exception or Ctrl-C.
 
     Arguments and errors are those of `Snapshot`, which it yields.
@@ -377,7 +428,7 @@ def preserved(
         >>> optimizer.param_groups[0]["lr"]
         0.1
     """
-    snapshot = Snapshot(model, optimizer, others=others, loaders=loaders, on_host=on_host)
+    snapshot = Snapshot(model, optimizer, **options)
     try:
         yield snapshot
     finally:
@@ -404,14 +455,14 @@ def _load(other: Stateful, state: Any) -> None:
 
 
 def _check(
-    model: nn.Module, optimizer: Optimizer, others: Sequence[object], loaders: Sequence[object]
+    model: nn.Module, optimizer: Optimizer, others: Sequence[object], loaders: object
 ) -> None:
     # A single DataLoader given as `loaders` would be iterated, batch by batch, and not restored.
     for name, value, wanted, kind in (
         ("model", model, "a torch.nn.Module", nn.Module),
         ("optimizer", optimizer, "a torch.optim.Optimizer", Optimizer),
         ("others", others, "a list or tuple", (list, tuple)),
-        ("loaders", loaders, "a list or tuple", (list, tuple)),
+        ("loaders", loaders, "a list or tuple", (list, tuple, dict)),
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: wanted {wanted}, got {type(value).__name__}")

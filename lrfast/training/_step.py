@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._schedule_driver import ScheduleDriver
+from lrfast.optim._scheduling import set_rate
 from lrfast.training._data import (
     ComputeLoss,
     DataSize,
@@ -149,7 +150,11 @@ class TrainStep:
             torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm)
         self.driver.before_step()
         if training.scaler is None:
-            training.optimizer.step()
+            try:
+                training.optimizer.step()
+            except (AssertionError, TypeError) as error:
+                _check_step(training.optimizer, error)
+                raise
         else:
             training.scaler.step(training.optimizer)
             training.scaler.update()
@@ -221,10 +226,18 @@ class UserStep(UpdateFirst):
         step_fn, device = self.training.step_fn, self.curve.device
         assert step_fn is not None
 
+        groups = self.training.optimizer.param_groups
+
         def driven(batch: Any) -> Tensor:
             self.driver.before_step()
+            rates = [group["lr"] for group in groups]
+            values = [lr.clone() if isinstance(lr, Tensor) else lr for lr in rates]
             loss = check_loss(step_fn(batch), needs_grad=False)
             self.driver.after_step()
+            for group, lr, value in zip(groups, rates, values, strict=True):
+                if group["lr"] is not lr or isinstance(lr, Tensor):  # a scheduler stepped, too
+                    group["lr"] = lr
+                    set_rate(group, value)
             return self.training.ranks.mean(loss.detach().to(device))
 
         return record_call(driven, micro_batches[0], self.curve, self.lr, self.driver.steps_applied)
@@ -232,6 +245,17 @@ class UserStep(UpdateFirst):
     def record_only(self, micro_batches: list[Any]) -> None:
         """Make one update more, which is all that a whole step can do."""
         self.record(micro_batches)
+
+
+def _check_step(optimizer: Optimizer, error: Exception) -> None:
+    """Raise TypeError if a step failed because its optimizer wants a closure after all."""
+    wanted = "closure" in str(error) or "'NoneType' object is not callable" in str(error)
+    if wanted and "closure" in inspect.signature(optimizer.step).parameters:
+        raise TypeError(
+            "optimizer must make a step after a backward pass without a closure, got "
+            f"{type(optimizer).__name__}, whose step needs one; pass step_fn, which makes the "
+            "whole step"
+        ) from error
 
 
 def record_call(

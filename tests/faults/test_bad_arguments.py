@@ -76,8 +76,8 @@ NO_GRAD = "the loss must depend on a trainable parameter, got one without grad; 
 Case = tuple[str, Callable[[Bench], Any], type[Exception], str]
 CASES: list[Case] = [
     # Rates.
-    ("negative rate", lambda b: b.find_with(lr=-1.0), ValueError, "group with a finite rate above"),
-    ("nan rate", lambda b: b.find_with(lr=nan), ValueError, "finite rate above 0.*got .nan"),
+    ("negative rate", lambda b: b.find_with(lr=-1.0), ValueError, "with a finite learning rate"),
+    ("nan rate", lambda b: b.find_with(lr=nan), ValueError, "learning rate above 0.*got .nan"),
     ("zero rates", lambda b: b.find_with(lr=0.0), ValueError, r"rate above 0.*got \[0.0, 0.0, 0"),
     ("max_lr negative", lambda b: fit(b, 1, -1.0), ValueError, f"lr {rate} -1.0"),
     ("max_lr nan", lambda b: fit(b, 1, nan), ValueError, f"lr {rate} nan"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -333,3 +334,14 @@ def test_an_error_changes_nothing() -> None:
             freeze_to(optimizer, n, **options)  # type: ignore[arg-type]
     assert [dict(group) for group in optimizer.param_groups] == before
     assert not any(p.requires_grad for p in model[0].parameters())
+
+
+def test_freezing_the_body_of_one_group_is_warned_of() -> None:
+    layer = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"freeze_to\(-1\) freezes nothing, .* discriminative"):
+        freeze_to(optimizer, -1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        freeze_to(optimizer, 0)  # says what it does
+    assert [group["frozen"] for group in optimizer.param_groups] == [False]

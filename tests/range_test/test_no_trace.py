@@ -149,7 +149,7 @@ def test_without_the_snapshot_there_would_be_traces(monkeypatch: pytest.MonkeyPa
     setup = build("sgd")
     setup.train(2)
     untouched = setup.trace()
-    nothing = SimpleNamespace(nbytes=0)
+    nothing = SimpleNamespace(nbytes=0, notes=())
     monkeypatch.setattr(_lr_find, "preserved", lambda *args, **options: nullcontext(nothing))
     sweep(setup)
     found = setup.trace()

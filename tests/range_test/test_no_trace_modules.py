@@ -217,6 +217,7 @@ def test_a_step_function_that_changes_more(kind: str) -> None:
 def test_without_the_snapshot_a_race_would_leave_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     class Nothing:
         nbytes = 0
+        notes = ()
 
         def restore(self) -> None:
             pass

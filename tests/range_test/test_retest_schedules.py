@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from retests import RATES, Finder, Optimizer, fake_lr_find, make_groups, make_retest, rates
+from retests import (
+    RATES,
+    SCHEDULERS,
+    Finder,
+    Optimizer,
+    advance,
+    fake_lr_find,
+    make_groups,
+    make_retest,
+    rates,
+)
 from torch.optim import lr_scheduler as L
-from torch.optim.swa_utils import SWALR
 
 import lrfast
 from lrfast import schedules
@@ -18,42 +26,6 @@ from lrfast import schedules
 @pytest.fixture
 def finder(monkeypatch: pytest.MonkeyPatch) -> Finder:
     return fake_lr_find(monkeypatch)
-
-
-SCHEDULERS: dict[str, Callable[[Any], Any]] = {
-    "one-cycle": lambda o: L.OneCycleLR(o, [0.1, 0.3, 0.2, 0.4], 40),
-    "one-cycle-three-phase": lambda o: L.OneCycleLR(o, 0.3, 40, three_phase=True),
-    "cosine": lambda o: L.CosineAnnealingLR(o, 12),
-    "cosine-restarts": lambda o: L.CosineAnnealingWarmRestarts(o, 9),
-    "lambda": lambda o: L.LambdaLR(o, lambda k: abs(k - 5) / 10),  # 0 where the test runs
-    "multiplicative": lambda o: L.MultiplicativeLR(o, lambda k: 0.9),
-    "step": lambda o: L.StepLR(o, 3, 0.5),
-    "multistep": lambda o: L.MultiStepLR(o, [2, 11], 0.3),
-    "exponential": lambda o: L.ExponentialLR(o, 0.9),
-    "polynomial": lambda o: L.PolynomialLR(o, 20, 2.0),
-    "linear": lambda o: L.LinearLR(o, 0.1, 1.0, 10),
-    "constant": lambda o: L.ConstantLR(o, 0.3, 8),
-    "cyclic": lambda o: L.CyclicLR(o, 0.01, 0.3, 4, mode="triangular2", cycle_momentum=False),
-    "plateau": lambda o: L.ReduceLROnPlateau(o, "min", 0.5, patience=1, min_lr=0.02, eps=0),
-    "sequential": lambda o: L.SequentialLR(
-        o, [L.LinearLR(o, 0.1, 1.0, 8), L.CosineAnnealingLR(o, 20)], [8]
-    ),
-    "chained": lambda o: L.ChainedScheduler([L.ExponentialLR(o, 0.95), L.StepLR(o, 4, 0.5)]),
-    "nested": lambda o: L.ChainedScheduler(
-        [L.SequentialLR(o, [L.ConstantLR(o, 0.3, 8), L.StepLR(o, 4)], [8]), L.ExponentialLR(o, 0.9)]
-    ),
-    "swa": lambda o: SWALR(o, swa_lr=0.05, anneal_epochs=12),
-}
-
-
-def advance(optimizer: Any, scheduler: Any, steps: int) -> list[list[float]]:
-    """The rates of so many steps, and what the scheduler says of them."""
-    seen = []
-    for _ in range(steps):
-        optimizer.step()
-        scheduler.step(*([1.0] if isinstance(scheduler, L.ReduceLROnPlateau) else []))
-        seen.append(rates(optimizer) + [float(lr) for lr in scheduler.get_last_lr()])
-    return seen
 
 
 @pytest.mark.parametrize("tensors", [False, True], ids=["floats", "tensors"])

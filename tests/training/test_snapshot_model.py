@@ -118,6 +118,13 @@ def test_train_and_eval_flags_of_every_submodule() -> None:
         assert [m.training for m in run.model.modules()] == flags
 
 
+def test_the_flag_of_a_wrapper_whose_attributes_are_its_own() -> None:
+    model = nn.DataParallel(nn.Linear(2, 1))
+    with preserved(model, torch.optim.SGD(model.parameters(), lr=0.1)):
+        model.eval()
+    assert model.training and model.module.training
+
+
 def test_optimizer_state_that_did_not_exist_is_removed(small: Small) -> None:
     model, optimizer = small
     state = optimizer.state

@@ -439,7 +439,7 @@ class _Rollback(Snapshot):
         Not what lies on a GPU in others, which might be made anew and which the graph knows, nor
         the optimizer's gradients.
         """
-        parameters = (param for group in self._tables[2] for param in group["params"])
+        parameters = (param for group in self._tables[0][2] for param in group["params"])
         host = self._store.on_host(apart=parameters)
         yield
         host.restore()

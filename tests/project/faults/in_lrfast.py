@@ -6,6 +6,13 @@ from .fault import Fault
 
 OPTIM = [
     Fault(
+        "two-schedules-multiply-in-silence",
+        "lrfast/optim",
+        '        is_patched = hasattr(self.step, "_wrapped_by_lr_sched")\n',
+        "        is_patched = False\n",
+        "test_applied_under_schedules.py",
+    ),
+    Fault(
         "a-float32-state-of-a-half-parameter-is-loaded-as-half",
         "lrfast/optim",
         "if value.dtype.itemsize > loaded[name].dtype.itemsize:",
@@ -140,9 +147,9 @@ TRAINING = [
     Fault(
         "the-snapshot-forgets-the-generators-of-loaders",
         "lrfast/training",
-        "                    original.set_state(copied)\n",
-        "                    pass\n",
-        "test_snapshot_surroundings.py",
+        "    value.set_state(saved)\n",
+        "    del value, saved\n",
+        "test_reachable_state.py",
     ),
     Fault(
         "the-snapshot-forgets-numpys-generator",
@@ -156,7 +163,35 @@ TRAINING = [
         "lrfast/training",
         "for key in original.keys() - copied.keys():",
         "for key in ():",
-        "test_snapshot_model.py",
+        "test_no_trace.py",
+    ),
+    Fault(
+        "attributes-of-modules-keep-the-state-of-a-sweep",
+        "lrfast/training",
+        "    _put_dict(vars(value), saved)\n",
+        "    del value, saved\n",
+        "test_reachable_state.py test_no_trace_reachable.py",
+    ),
+    Fault(
+        "an-optimizer-within-an-optimizer-keeps-its-momentum",
+        "lrfast/training",
+        "            self.optimizers.append(value)\n",
+        "            pass\n",
+        "test_no_trace_reachable.py",
+    ),
+    Fault(
+        "numpys-generators-of-data-and-samplers-go-on",
+        "lrfast/training",
+        "    value.bit_generator.state = saved\n",
+        "    del value, saved\n",
+        "test_reachable_state.py test_no_trace_reachable.py",
+    ),
+    Fault(
+        "large-data-change-without-a-note",
+        "lrfast/training",
+        "            if fingerprint(value) != before:\n",
+        "            if before == fingerprint:\n",
+        "test_reachable_state.py",
     ),
     Fault(
         "the-last-batches-of-a-pass-are-dropped",
@@ -175,6 +210,34 @@ TRAINING = [
 ]
 
 RANGE_TEST = [
+    Fault(
+        "the-other-network-of-a-gan-keeps-the-sweep",
+        "lrfast/range_test",
+        "        functions=functions,\n",
+        "        functions=(),\n",
+        "test_no_trace_reachable.py",
+    ),
+    Fault(
+        "a-scheduler-undoes-the-suggestion-at-its-next-step",
+        "lrfast/range_test",
+        '_SCHEDULER_RATES: Final = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")',
+        '_SCHEDULER_RATES: Final = ("max_lrs", "min_lrs", "_last_lr")',
+        "test_applied_under_schedules.py",
+    ),
+    Fault(
+        "a-scheduler-that-is-not-given-is-not-missed",
+        "lrfast/range_test",
+        'if not self._schedulers and any("initial_lr" in group for group in groups):',
+        'if any("no lr" in group for group in groups):',
+        "test_applied_under_schedules.py",
+    ),
+    Fault(
+        "a-warm-up-at-0-hides-the-ratios-of-groups",
+        "lrfast/range_test",
+        "        rates = [peak_of(group) for group in optimizer.param_groups]",
+        "        rates = [0.0 for group in optimizer.param_groups]",
+        "test_applied_under_schedules.py",
+    ),
     Fault(
         "repeated-sweeps-go-on-from-the-last-ones-weights",
         "lrfast/range_test",
@@ -279,6 +342,13 @@ FINETUNE = [
 ]
 
 GROUPS = [
+    Fault(
+        "a-body-that-is-the-head-is-frozen-in-silence",
+        "lrfast/groups",
+        "    if count == 1 and n < 0:\n",
+        "    if count == 0:\n",
+        "test_freezing.py",
+    ),
     Fault(
         "frozen-groups-keep-their-gradients",
         "lrfast/groups",
