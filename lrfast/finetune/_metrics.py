@@ -148,9 +148,7 @@ def evaluate(
 
 def _scalar(name: str, value: Any, device: torch.device) -> Tensor:
     """Return what a loss or a metric has returned as a float64 scalar on the device."""
-    number = value.detach() if isinstance(value, Tensor) else value
-    if not isinstance(number, Tensor | Real) or (
-        isinstance(number, Tensor) and number.numel() != 1
-    ):
+    is_number = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
+    if not is_number:
         raise TypeError(f"{name} must return one number, got {short_repr(value)}")
-    return torch.as_tensor(number, dtype=torch.float64, device=device).reshape(())
+    return torch.as_tensor(value, dtype=torch.float64, device=device).reshape(())

@@ -138,6 +138,9 @@ def answer(
         moved = (typical / lr) ** (1 - (1 - constants.typical) * seen)
         lr *= min(max(moved, 1 / _FARTHEST), _FARTHEST)
         reason += f"; this optimizer usually trains a model of this size at {typical:.1e}"
+        if seen < 1:
+            share = f"{shape.fall / abs(shape.start):.2g} of the initial loss, {shape.start:.3g}"
+            reason += f", which counts more because the drop is only {share}"
     if scale != 1.0:
         reason += f"; scaled by {scale:.2g} for the batch size and the amount of data"
     return min(scale * lr, highest), reason

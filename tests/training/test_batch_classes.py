@@ -83,7 +83,7 @@ class FrozenRecord:
     name: str = field(default="kept", init=False)
 
 
-Pair = namedtuple("Pair", ["x", "y"])  # noqa: PYI024
+Pair = namedtuple("Pair", ["x", "y"])
 
 
 class OwnPair(Pair):
