@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lrfast._utils.arguments import checked_methods
 from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
 from lrfast._utils.validation import check_choice
@@ -54,6 +55,7 @@ class CurveStatus:
     noise: float = math.nan
 
 
+@checked_methods("record", "truncate")
 class LossCurve:
     """Losses and learning rates of a run, recorded without a synchronisation.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from lrfast._utils.arguments import checked, checked_methods
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import Check, decode_fields, encode, list_of, optional
 from lrfast._utils.figures import FloatArray, finish, line_style, new_figure
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 @public_in("lrfast.history")
 @dataclass(frozen=True)
+@checked_methods()
 class Stage:
     """The record of one stage, that is, of one call of a fit method.
 
@@ -69,6 +71,7 @@ class Stage:
 
 @public_in("lrfast.history")
 @dataclass
+@checked_methods()
 class History:
     """All stages of a fine-tuning run, in order.
 
@@ -144,6 +147,7 @@ class History:
         return plot_history(self, path)
 
 
+@checked
 def plot_history(history: History, path: str | Path | None = None) -> Figure:
     """Return a figure of a fine-tuning run: losses above, learning rates below.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import is_int
 
 
+@checked
 def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = False) -> None:
     """Freeze all layer groups before group n, and train group n and those after it.
 
@@ -61,6 +63,7 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
                 parameter.grad = None
 
 
+@checked
 def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> None:
     """Freeze all layer groups but the last, the head, as `freeze_to` does.
 
@@ -83,6 +86,7 @@ def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> No
     freeze_to(optimizer, -1, train_norms=train_norms)
 
 
+@checked
 def unfreeze(optimizer: torch.optim.Optimizer) -> None:
     """Train all layer groups, as ``freeze_to(optimizer, 0)`` does.
 
@@ -98,6 +102,7 @@ def unfreeze(optimizer: torch.optim.Optimizer) -> None:
     freeze_to(optimizer, 0)
 
 
+@checked
 def layer_count(optimizer: torch.optim.Optimizer) -> int:
     """Return the number of layer groups, which `freeze_to` counts.
 
@@ -115,8 +120,6 @@ def layer_count(optimizer: torch.optim.Optimizer) -> int:
 
 def _layers(optimizer: torch.optim.Optimizer) -> list[int]:
     """Return the index of each param group's layer group."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer)}")
     layers: list[int] = []
     following = 0
     for index, group in enumerate(optimizer.param_groups):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.figures import FloatArray, finish, line_style, step_panels
 from lrfast.optim._optimizer import FusedOptimizer
 
@@ -19,6 +20,7 @@ _MOST_LABELS = 14  # lines that a legend names
 _DECADES = 30.0  # between largest and smallest rate, from which on a linear axis hides the latter
 
 
+@checked
 def plot_schedules(
     optimizer: FusedOptimizer, steps: int | None = None, path: str | Path | None = None
 ) -> Figure:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.figures import LINES, MARKERS, finish, limit_height, line_style, new_figure
 from lrfast.range_test._sweep import FloatArray
 from lrfast.suggest import Suggestion
@@ -42,6 +43,7 @@ class DrawnTest(Protocol):
     def band(self) -> tuple[FloatArray, FloatArray] | None: ...
 
 
+@checked
 def plot_range_test(
     result: DrawnTest, path: str | Path | None = None, others: Sequence[DrawnTest] = ()
 ) -> Figure:
@@ -85,6 +87,7 @@ def plot_range_test(
     return finish(figure, path)
 
 
+@checked
 def plot_comparison(
     results: Sequence[DrawnTest],
     path: str | Path | None = None,

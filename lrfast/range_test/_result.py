@@ -15,6 +15,7 @@ import numpy as np
 from torch.optim import Optimizer
 
 from lrfast import suggest
+from lrfast._utils.arguments import checked_methods
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.figures import html_image
 from lrfast._utils.public import public_in
@@ -128,6 +129,7 @@ class AppliedRates(list[float]):
 
 @public_in("lrfast.range_test")
 @dataclass(frozen=True, repr=False, eq=False)
+@checked_methods()
 class RangeTest:
     """Curves of a range test, and the learning rates that they suggest.
 

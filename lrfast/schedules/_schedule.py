@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lrfast._utils.arguments import checked, checked_methods
 from lrfast._utils.extension import extension
 from lrfast._utils.figures import finish, line_style, step_panels
 from lrfast._utils.public import public_in
@@ -49,6 +50,7 @@ _SAMPLES = 100_000  # steps at which two schedules are compared
 
 @public_in("lrfast.schedules")
 @dataclass(frozen=True)
+@checked_methods("at", "values", "momentum", "weight_decay")
 class Schedule:
     """A multiplier of every group's learning rate over the steps; it may set the momentum too.
 
@@ -124,8 +126,6 @@ class Schedule:
         Raises:
             TypeError: If ``other`` is not a schedule.
         """
-        if not isinstance(other, Schedule):
-            raise TypeError(f"other must be a Schedule, got {type(other).__name__}")
         here, one = self.total_steps, hold(1.0)
         pairs = zip_longest(self.factors, other.factors, fillvalue=one)
         factors = tuple(chain(before, after, here) for before, after in pairs)
@@ -385,6 +385,7 @@ class Schedule:
         return rates, momenta, decays
 
 
+@checked
 def plot_schedule(
     schedule: Schedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
 ) -> Figure:
@@ -417,6 +418,7 @@ def plot_schedule(
     return finish(figure, path)
 
 
+@checked
 def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = False) -> Schedule:
     """Return a schedule made in epochs, stretched to optimizer steps.
 

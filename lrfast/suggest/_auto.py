@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lrfast._utils.arguments import checked
 from lrfast.suggest._curve import FloatArray, until_nonfinite, validated
 from lrfast.suggest._shape import FEWEST_POINTS, Shape, noise_reason, read_shape
 from lrfast.suggest._suggestion import Suggestion, no_suggestion
@@ -31,6 +32,7 @@ _FARTHEST: Final = 10.0  # largest factor by which the typical learning rate mov
 _WIDER: Final = 100.0  # factor by which a range is extended if it ends too early
 
 
+@checked
 def auto(
     lrs: ArrayLike,
     losses: ArrayLike,

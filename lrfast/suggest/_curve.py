@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import is_int
 
 FloatArray = NDArray[np.float64]
@@ -16,6 +17,7 @@ FloatArray = NDArray[np.float64]
 MEDIAN_ABS_DIFFERENCE: Final = 0.9539
 
 
+@checked
 def trim(
     lrs: ArrayLike, losses: ArrayLike, skip_start: int | None = None, skip_end: int = 5
 ) -> tuple[FloatArray, FloatArray]:

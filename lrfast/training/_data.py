@@ -39,6 +39,15 @@ class DataSize:
     targets: int | None = None  # classes to predict in one pass; None if targets are no classes
 
 
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model that trains parameters of the meta device, which hold no values."""
+    if any(p.is_meta and p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "model must hold its weights, got trainable parameters on the meta device; call "
+            "model.to_empty(device=...) and load them"
+        )
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter."""
     return next(model.parameters()).device
@@ -62,7 +71,7 @@ def with_items(container: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(container, Mapping):
         return _with_values(container, {key: change(item) for key, item in container.items()})
     if isinstance(container, Lists):
-        changed = copy(container)  # with what it holds besides its items
+        changed: Any = copy(container)  # with what it holds besides its items
         changed[:] = [change(item) for item in container]
         return changed
     if not is_dataclass(container) or isinstance(container, type):

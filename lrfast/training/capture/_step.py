@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from lrfast._utils.arguments import checked
 from lrfast.curve import LossCurve
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.training._data import StepFunction, tensors_in
@@ -36,6 +37,7 @@ class RecaptureNeeded(RuntimeError):
     """A captured training step cannot follow a change; the message names it."""
 
 
+@checked
 def capture(
     train_step: StepFunction,
     optimizer: FusedOptimizer,
