@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from numbers import Integral, Real
@@ -217,6 +218,8 @@ class _Door:
                 return f"; lrfast.schedules.get({value!r})(...) makes one"
             if callable(value):
                 return "; lrfast.schedules.from_function(f, total_steps) makes one of it"
+        if isinstance(value, Optimizer) and any(get_origin(each) is Callable for each in kinds):
+            return f"; pass what makes it, such as its class, {type(value).__name__}"
         inner = next((each for each in ("opt", "optimizer") if _holds(value, each)), None)
         if Optimizer in kinds and inner is not None:
             return f"; pass its .{inner}"
@@ -292,7 +295,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, type) and issubclass(value, args[0])
     if origin is Callable:
         made = args[-1] if args and isinstance(args[-1], type) else object
-        return callable(value) and not (isinstance(value, type) and not issubclass(value, made))
+        if isinstance(value, type | nn.Module):  # a class makes itself, a module a tensor
+            return issubclass(value if isinstance(value, type) else Tensor, made)
+        return callable(value)
     if origin is Iterable:
         return isinstance(value, Iterable) and not isinstance(value, (*_NO_LISTS, Mapping, type))
     if origin is tuple and args[-1] is not Ellipsis:
@@ -308,8 +313,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     if is_protocol(kind):
         return all(hasattr(value, name) for name in get_protocol_members(kind))
-    is_private = "._" in kind.__module__ and kind.__module__.startswith("lrfast")
-    return is_private or isinstance(value, origin or kind)  # a function names those itself
+    return not _home(kind) or isinstance(value, origin or kind)
 
 
 def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -349,9 +353,18 @@ def _words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return _listed(list(map(repr, get_args(kind))))
     if isinstance(kind, type):
-        home = kind.__module__.partition(".")[0] if "torch" in kind.__module__ else kind.__module__
+        home = _home(kind)
         return f"{'an' if home.startswith('lrfast') else 'a'} {home}.{kind.__name__}"
     return str(kind)
+
+
+def _home(kind: Any) -> str:
+    """Return the package in which a class is public; "" for one that its functions name better."""
+    package = kind.__module__.partition("._")[0]
+    if package.startswith("torch."):
+        return "torch"
+    is_public = package == kind.__module__ or hasattr(sys.modules[package], kind.__name__)
+    return package if is_public else ""
 
 
 def described(value: object) -> str:

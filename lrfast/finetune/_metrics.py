@@ -93,13 +93,13 @@ def _hits(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.where(are_classes, outputs.argmax(1, True) == targets.argmax(1, True), labels)
 
 
-def mode_of(monitor: str, mode: str | None) -> Literal["min", "max"]:
+def mode_of(monitor: str, mode: str | None, argument: str = "mode") -> Literal["min", "max"]:
     """Return whether the lowest or the highest value of a measure is the best."""
     if mode == "min" or (mode is None and monitor == "valid_loss"):
         return "min"
     if mode == "max" or mode is None:
         return "max"
-    raise ValueError(f"mode must be 'min', 'max' or None, got {mode!r}")
+    raise ValueError(f"{argument} must be 'min', 'max' or None, got {short_repr(mode)}")
 
 
 def is_better(value: float, best: float | None, mode: str, min_delta: float = 0.0) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import schedules
-from lrfast._utils.arguments import checked_methods
+from lrfast._utils.arguments import checked_methods, described
 from lrfast._utils.validation import (
     check_at_least_1,
     check_choice,
@@ -751,6 +751,9 @@ def _make_optimizer(
     optimizer = make([{k: v for k, v in each.items() if k != "lr"} for each in param_groups])
     asked = {"max_grad_norm": max_grad_norm, "ema_decay": ema_decay}
     given = {name: value for name, value in asked.items() if value is not None}
+    if not isinstance(optimizer, Optimizer):
+        got = described(optimizer)
+        raise TypeError(f"optimizer must return an optimizer of param groups, got {got}")
     if isinstance(optimizer, FusedOptimizer):
         if given:
             optimizer._set_options(replace(optimizer._options, **given))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 
 from lrfast._utils.arguments import checked, checked_methods
 from lrfast._utils.public import public_in
-from lrfast._utils.validation import is_int
+from lrfast._utils.validation import is_int, short_repr
 from lrfast.groups._freezing import freeze_to
 
 
@@ -53,7 +53,7 @@ class Timetable(Mapping[int, int]):
             ValueError: If it is not a whole number or negative.
         """
         if not is_int(epoch) or epoch < 0:
-            raise ValueError(f"epoch must be a whole number from 0 on, got {epoch!r}")
+            raise ValueError(f"epoch must be a whole number from 0 on, got {short_repr(epoch)}")
         return self._first[self._epochs[bisect_right(self._epochs, epoch) - 1]]
 
     def apply(

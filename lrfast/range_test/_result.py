@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch.optim import Optimizer
 
-from lrfast import suggest
 from lrfast._utils.arguments import checked_methods
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.figures import html_image
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
+from lrfast._utils.validation import check_key
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
 from lrfast.range_test._display import rate_text, terminal_plot
@@ -227,8 +227,7 @@ class RangeTest:
                     "rule 'verified' needs candidates that were trained with; "
                     "run the range test with verify="
                 )
-            suggest.get(rule)  # raises for a name that no rule has
-            raise ValueError(f"rule must be one of {', '.join(self.suggestions)}, got {rule!r}")
+            check_key("rule", rule, self.suggestions)  # and raises
         lr = self.suggestions[rule].lr
         if lr is None:
             raise ValueError(f"rule {rule!r} suggests no rate: {self.suggestions[rule].reason}")

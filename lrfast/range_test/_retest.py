@@ -24,6 +24,7 @@ from lrfast._utils.decode import Check, decode, decode_fields
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast._utils.validation import (
+    check_choice,
     check_dict,
     check_finite,
     check_float,
@@ -403,4 +404,4 @@ def _check_options(loader: Iterable[Any], rule: str | None, options: dict[str, A
     if rule == "verified" and not options.get("verify"):
         raise ValueError("rule 'verified' needs verify, the steps of the race, got none")
     if rule is not None and rule != "verified":
-        suggest.get(rule)
+        check_choice("rule", rule, suggest.names())

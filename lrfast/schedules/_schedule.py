@@ -25,6 +25,7 @@ from lrfast._utils.validation import (
     check_list,
     check_str,
     is_int,
+    short_repr,
 )
 from lrfast.schedules._describe import hashed, segment_lines, turning_steps, value_differences
 from lrfast.schedules._segments import (
@@ -378,7 +379,10 @@ class Schedule:
         )
 
     def _evaluate(self, steps: Steps) -> tuple[Floats, Floats | None, Floats | None]:
-        array = np.asarray(steps, dtype=np.int64)
+        array = np.asarray(steps)
+        if array.size and array.dtype.kind not in "iuf":
+            raise TypeError(f"steps must be whole numbers, got {short_repr(steps)}")
+        array = array.astype(np.int64)
         if array.size and array.min() < 0:
             raise ValueError(f"steps must not be negative, got {array.min()}")
         rates, momenta, decays = extension().evaluate_schedule(self.encode(), array)

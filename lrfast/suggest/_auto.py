@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lrfast._utils.arguments import checked
+from lrfast._utils.arguments import checked, described
 from lrfast.suggest._curve import FloatArray, until_nonfinite, validated
 from lrfast.suggest._shape import FEWEST_POINTS, Shape, noise_reason, read_shape
 from lrfast.suggest._suggestion import Suggestion, no_suggestion
@@ -86,6 +86,8 @@ def auto(
         raise ValueError(f"typical must be None, or a finite rate above 0, got {typical!r}")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
+    if not isinstance(constants, Constants):
+        raise TypeError(f"constants must be Constants, got {described(constants)}")
     shape = read_shape(lrs, losses)
     if isinstance(shape, str):
         return no_suggestion("auto", shape, _other_range(rates, curve))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrfast._utils.arguments import checked
-from lrfast._utils.validation import is_int
+from lrfast._utils.validation import is_int, short_repr
 
 FloatArray = NDArray[np.float64]
 
@@ -92,9 +92,8 @@ def _as_vector(argument: str, values: ArrayLike) -> FloatArray:
     try:
         vector = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{argument} must be a list or numpy array of numbers, got {values!r} ({error})"
-        ) from error
+        wanted = f"{argument} must be a list or numpy array of numbers"
+        raise ValueError(f"{wanted}, got {short_repr(values)} ({error})") from error
     if vector.ndim != 1:
         raise ValueError(
             f"{argument} must have one dimension, got shape {vector.shape}; pass one per point"

@@ -161,7 +161,7 @@ CASES: list[Case] = [
         ValueError,
         "method must be 'ema', .*got 'mean'",
     ),
-    ("slope", lambda b: b.find().rates("slop"), ValueError, "name must be one of.*got 'slop'"),
+    ("slope", lambda b: b.find().rates("slop"), ValueError, "rule must be one of.*got 'slop'"),
     ("anneal", lambda b: schedules.one_cycle(9, anneal="cosine"), ValueError, "got 'cosine'"),
     # The fine-tuner.
     *[
