@@ -6,8 +6,9 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ import torch
 from lrfast._utils.arguments import checked, checked_methods
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import Check, decode_fields, encode, list_of, optional
-from lrfast._utils.figures import FloatArray, finish, line_style, new_figure
+from lrfast._utils.figures import FloatArray, finish, line_style, panels_of
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_dict, check_finite, check_float, check_str, check_tensor
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -135,35 +137,51 @@ class History:
         stages = list_of(lambda _, stage: Stage.from_dict(stage))
         return cls(**decode_fields("a history", data, {"stages": stages}))
 
-    def plot(self, path: str | Path | None = None) -> Figure:
+    @overload
+    def plot(self, path: str | Path | None = None, *, ax: None = None) -> Figure: ...
+    @overload
+    def plot(self, path: str | Path | None = None, *, ax: Axes) -> Axes: ...
+    def plot(self, path: str | Path | None = None, *, ax: Axes | None = None) -> Figure | Axes:
         """Draw losses, learning rates and validation over the steps; needs matplotlib.
 
         Args:
             path: File to save the figure to, in the format of its suffix; None (default): no file.
+            ax: Axes of matplotlib to draw the losses into; None (default): a new figure.
 
         Returns:
-            The figure.
+            The figure, or the axes that were given.
         """
-        return plot_history(self, path)
+        return plot_history(self, path, ax=ax)
 
 
+@overload
+def plot_history(
+    history: History, path: str | Path | None = None, *, ax: None = None
+) -> Figure: ...
+@overload
+def plot_history(history: History, path: str | Path | None = None, *, ax: Axes) -> Axes: ...
 @checked
-def plot_history(history: History, path: str | Path | None = None) -> Figure:
+def plot_history(
+    history: History, path: str | Path | None = None, *, ax: Axes | None = None
+) -> Figure | Axes:
     """Return a figure of a fine-tuning run: losses above, learning rates below.
 
     Args:
         history: ``tuner.history``.
         path: Where to save the figure too; the suffix names the format.
+        ax: Axes of matplotlib to draw the losses into, which are returned; None: a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If ``ax`` are no axes.
     """
-    figure = new_figure(8.0, 6.0)
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    losses, *below = panels_of(ax, 2, (8.0, 6.0), height_ratios=(2, 1))
     losses.set(title="Fine-tuning", ylabel="loss")
-    rates.set(xlabel="step", ylabel="learning rate")
+    (below[-1] if below else losses).set_xlabel("step")
+    for rates in below:
+        rates.set_ylabel("learning rate")
     if not history.stages:
-        return finish(figure, path)
+        return finish(losses, path, ax)
     losses.plot(history.losses, color="0.6", linewidth=1, label="training loss")
     measured = [(row["step"], row["valid_loss"]) for row in history.epochs if "valid_loss" in row]
     if measured:
@@ -171,16 +189,17 @@ def plot_history(history: History, path: str | Path | None = None) -> Figure:
     start = 0
     for stage in history.stages:
         steps = start + np.arange(len(stage.losses))
-        for group, column in enumerate(stage.rates.T):
+        for rates, (group, column) in product(below, enumerate(stage.rates.T)):
             label = f"group {group}" if start == 0 else None
             style = line_style(group, stage.rates.shape[1], len(steps))
             rates.plot(steps, column, **style, label=label)
         losses.axvline(start, color="0.8", linewidth=0.8)
         start += len(stage.losses)
-    rates.set_yscale("log")
     losses.legend(fontsize="small")
-    rates.legend(fontsize="small")
-    return finish(figure, path)
+    for rates in below:
+        rates.set_yscale("log")
+        rates.legend(fontsize="small")
+    return finish(losses, path, ax)
 
 
 def floats(name: str, value: Any, dims: int = 1) -> FloatArray:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import numpy as np
 
 from lrfast._utils.arguments import checked
-from lrfast._utils.figures import LINES, MARKERS, finish, limit_height, line_style, new_figure
+from lrfast._utils.figures import LINES, MARKERS, finish, limit_height, line_style, panels_of
 from lrfast.range_test._sweep import FloatArray
 from lrfast.suggest import Suggestion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+File: TypeAlias = str | Path | None
+Labels: TypeAlias = Sequence[str] | None
 
 _MARKS = {"auto": "*", "verified": "*", "minimum": "v", "steep": "s", "valley": "o", "slide": "D"}
 
@@ -43,65 +46,92 @@ class DrawnTest(Protocol):
     def band(self) -> tuple[FloatArray, FloatArray] | None: ...
 
 
+@overload
+def plot_range_test(
+    result: DrawnTest, path: File = None, others: Sequence[DrawnTest] = (), *, ax: None = None
+) -> Figure: ...
+@overload
+def plot_range_test(
+    result: DrawnTest, path: File = None, others: Sequence[DrawnTest] = (), *, ax: Axes
+) -> Axes: ...
 @checked
 def plot_range_test(
-    result: DrawnTest, path: str | Path | None = None, others: Sequence[DrawnTest] = ()
-) -> Figure:
+    result: DrawnTest,
+    path: File = None,
+    others: Sequence[DrawnTest] = (),
+    *,
+    ax: Axes | None = None,
+) -> Figure | Axes:
     """Return a figure of a range test: losses and suggestions above, the derivative below.
 
     Args:
         result: A return value of :func:`lrfast.lr_find`.
         path: Where to save the figure too; the suffix names the format.
         others: Range tests whose smoothed losses and derivatives are drawn behind.
+        ax: Axes of matplotlib to draw the losses into, which are returned; None: a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If ``ax`` are no axes.
     """
-    figure = new_figure(8.0, 6.0)
-    losses, slopes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    losses, *below = panels_of(ax, 2, (8.0, 6.0), height_ratios=(2, 1))
     if result.repeats is not None and result.band is not None:
         label = f"quartiles of {len(result.repeats)} sweeps"
-        band = {"color": "C0", "alpha": 0.2, "lw": 0, "hatch": "////"}
+        band: dict[str, Any] = {"color": "C0", "alpha": 0.2, "lw": 0, "hatch": "////"}
         losses.fill_between(result.lrs, *result.band, **band, label=label)
     for index, other in enumerate(others):
         # Neither the line of the losses nor that of the derivative.
         style = line_style(index, len(others), len(other.lrs)) | {"linestyle": LINES[2 + index % 2]}
         style |= {"color": f"C{index + 4}", "linewidth": 1, "marker": MARKERS[index % 8]}
         losses.plot(other.lrs, other.smoothed, **style, label=f"run {index + 2}")
-        slopes.plot(other.lrs, other.derivative, **style)
+        for slopes in below:
+            slopes.plot(other.lrs, other.derivative, **style)
     losses.plot(result.lrs, result.losses, color="0.75", linewidth=1, label="loss")
     losses.plot(result.lrs, result.smoothed, color="C0", label="smoothed loss")
-    slopes.plot(result.lrs, result.derivative, color="C1", linestyle="--")
-    slopes.axhline(0.0, color="0.6", linewidth=0.8)
+    for slopes in below:
+        slopes.plot(result.lrs, result.derivative, color="C1", linestyle="--")
+        slopes.axhline(0.0, color="0.6", linewidth=0.8)
+        limit_height(slopes, result.derivative)
+        slopes.set_ylabel("d loss / d ln(rate)")
     _mark_suggestions(losses, result)
     lr = result.suggestions[result.rule].lr
     if lr is not None:
-        losses.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
-        slopes.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
+        for panel in (losses, *below):
+            panel.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
     limit_height(losses, np.concatenate([result.losses, result.smoothed]))
-    limit_height(slopes, result.derivative)
     losses.set(title=f"Range test ({result.outcome})", ylabel="loss")
-    slopes.set_ylabel("d loss / d ln(rate)")
-    _rate_axis(slopes, (result, *others))
+    _rate_axis(below[-1] if below else losses, (result, *others))
     losses.legend(fontsize="small")
-    return finish(figure, path)
+    return finish(losses, path, ax)
 
 
+@overload
+def plot_comparison(
+    results: Sequence[DrawnTest], path: File = None, labels: Labels = None, *, ax: None = None
+) -> Figure: ...
+@overload
+def plot_comparison(
+    results: Sequence[DrawnTest], path: File = None, labels: Labels = None, *, ax: Axes
+) -> Axes: ...
 @checked
 def plot_comparison(
     results: Sequence[DrawnTest],
-    path: str | Path | None = None,
-    labels: Sequence[str] | None = None,
-) -> Figure:
+    path: File = None,
+    labels: Labels = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure | Axes:
     """Return a figure of the smoothed losses of range tests and the learning rates they suggest.
 
     Args:
         results: Two range tests or more.
         path: Where to save the figure too; the suffix names the format.
         labels: Name of each; None for "run 1", "run 2" and so on.
+        ax: Axes of matplotlib to draw into, which are returned; None: a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If ``ax`` are no axes.
         ValueError: If there are fewer than two range tests, or not one label for each.
     """
     count = len(results)
@@ -111,8 +141,7 @@ def plot_comparison(
         labels = [f"run {index + 1}" for index in range(count)]
     if len(labels) != count:
         raise ValueError(f"labels must be one per range test, {count} of them, got {len(labels)}")
-    figure = new_figure(8.0, 4.5)
-    axes = figure.subplots()
+    (axes,) = panels_of(ax, 1, (8.0, 4.5))
     for index, (result, label) in enumerate(zip(results, labels, strict=True)):
         lr = result.suggestions[result.rule].lr
         answer = "no suggestion" if lr is None else f"{lr:.1e}"
@@ -125,7 +154,7 @@ def plot_comparison(
     axes.set(title="Range tests", ylabel="smoothed loss")
     _rate_axis(axes, results)
     axes.legend(fontsize="small")
-    return finish(figure, path)
+    return finish(axes, path, ax)
 
 
 def _mark_suggestions(axes: Axes, result: DrawnTest) -> None:

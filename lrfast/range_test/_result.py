@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from torch.optim import Optimizer
 
+from lrfast import suggest
 from lrfast._utils.arguments import checked_methods
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.figures import html_image
@@ -23,11 +24,12 @@ from lrfast._utils.validation import check_key
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
 from lrfast.range_test._display import rate_text, terminal_plot
-from lrfast.range_test._plot import plot_comparison, plot_range_test
+from lrfast.range_test._plot import File, Labels, plot_comparison, plot_range_test
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table as RichTable
 
@@ -227,7 +229,8 @@ class RangeTest:
                     "rule 'verified' needs candidates that were trained with; "
                     "run the range test with verify="
                 )
-            check_key("rule", rule, self.suggestions)  # and raises
+            check_key("rule", rule, dict.fromkeys(suggest.names()))
+            raise ValueError(f"rule must be one of {', '.join(self.suggestions)}, got {rule!r}")
         lr = self.suggestions[rule].lr
         if lr is None:
             raise ValueError(f"rule {rule!r} suggests no rate: {self.suggestions[rule].reason}")
@@ -311,32 +314,55 @@ class RangeTest:
         """
         return _serialize.load(path, cls)
 
-    def plot(self, path: str | Path | None = None, others: Sequence[RangeTest] = ()) -> Figure:
+    @overload
+    def plot(
+        self, path: File = None, others: Sequence[RangeTest] = (), *, ax: None = None
+    ) -> Figure: ...
+    @overload
+    def plot(self, path: File = None, others: Sequence[RangeTest] = (), *, ax: Axes) -> Axes: ...
+    def plot(
+        self, path: File = None, others: Sequence[RangeTest] = (), *, ax: Axes | None = None
+    ) -> Figure | Axes:
         """Return a figure of losses, derivative and suggestions; needs matplotlib.
 
         Args:
             path: Where to save the figure too; the suffix names the format.
             others: Range tests whose smoothed losses and derivatives are drawn behind.
-        """
-        return plot_range_test(self, path, others)
+            ax: Axes of matplotlib to draw losses and suggestions into, which are returned; None: a
+                new figure.
 
+        Raises:
+            TypeError: If ``ax`` are no axes.
+        """
+        return plot_range_test(self, path, others, ax=ax)
+
+    @overload
+    def compare(
+        self, *others: RangeTest, path: File = None, labels: Labels = None, ax: None = None
+    ) -> Figure: ...
+    @overload
+    def compare(
+        self, *others: RangeTest, path: File = None, labels: Labels = None, ax: Axes
+    ) -> Axes: ...
     def compare(
         self,
         *others: RangeTest,
-        path: str | Path | None = None,
-        labels: Sequence[str] | None = None,
-    ) -> Figure:
+        path: File = None,
+        labels: Labels = None,
+        ax: Axes | None = None,
+    ) -> Figure | Axes:
         """Return a figure of the losses and suggestions of range tests; needs matplotlib.
 
         Args:
             others: Range tests to compare with, one or more.
             path: Where to save the figure too; the suffix names the format.
             labels: Name of each, this one first; None for "run 1", "run 2" and so on.
+            ax: Axes of matplotlib to draw into, which are returned; None: a new figure.
 
         Raises:
             ValueError: If there is nothing to compare with, or not one label per run.
         """
-        return plot_comparison((self, *others), path, labels)
+        return plot_comparison((self, *others), path, labels, ax=ax)
 
     def terminal_plot(self, width: int = 72, height: int = 18, ascii: bool = False) -> str:
         """Return the smoothed losses and the suggested learning rate as lines of text.
