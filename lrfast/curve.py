@@ -11,15 +11,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lrfast._utils.arguments import checked_methods, described
 from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
-from lrfast._utils.validation import check_choice
+from lrfast._utils.validation import check_choice, check_count, is_int, short_repr
 
 __all__ = ["CurveStatus", "LossCurve"]
 
@@ -54,6 +56,7 @@ class CurveStatus:
     noise: float = math.nan
 
 
+@checked_methods("record", "truncate")
 class LossCurve:
     """Losses and learning rates of a run, recorded without a synchronisation.
 
@@ -98,11 +101,13 @@ class LossCurve:
         grace: int = 0,
         rates: Tensor | npt.ArrayLike | None = None,
     ) -> None:
-        limits = (("capacity", capacity, 1), ("width", width, 1), ("grace", grace, 0))
-        for name, value, least in limits:
-            if value < least:
-                raise ValueError(f"{name} must be {least} or more, got {value}")
+        capacity, width = check_count("capacity", capacity), check_count("width", width)
+        grace = check_count("grace", grace, least=0)
         _check_beta(beta)
+        try:
+            device = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be one of torch's, got {device!r}: {error}") from error
         if stop is not None and not (math.isfinite(stop) and stop > 1):
             raise ValueError(f"stop must be above 1, or None, got {stop}")
         self.capacity, self.width = capacity, width
@@ -172,8 +177,13 @@ class LossCurve:
             return self._no_rate
         if isinstance(lr, Tensor):
             return lr
-        values = [lr] if isinstance(lr, int | float) else list(lr)
-        rates = torch.tensor(values, dtype=torch.float64, device="cpu")
+        values: Any = [lr] if isinstance(lr, Real | str) else lr
+        try:
+            numbers = [float(each) for each in values]
+        except (TypeError, ValueError) as error:
+            got = described(lr)
+            raise TypeError(f"lr must be a number, or one per group, got {got}") from error
+        rates = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         if self.device.type != "cuda":
             return rates
         return rates.pin_memory().to(self.device, non_blocking=True)
@@ -191,8 +201,9 @@ class LossCurve:
         Raises:
             ValueError: If it is out of range.
         """
-        if not 0 <= count <= (recorded := len(self)):
-            raise ValueError(f"count must be from 0 to {recorded}, got {count}")
+        recorded = len(self)
+        if not is_int(count) or not 0 <= count <= recorded:
+            raise ValueError(f"count must be from 0 to {recorded}, got {short_repr(count)}")
         self._recorded = count
         self._state[_COUNT].fill_(count)
 
@@ -259,8 +270,8 @@ class LossCurve:
         values = [defaults[name] if given[name] is None else given[name] for name in taken]
         if method == "ema":
             _check_beta(values[0])
-        elif values[0] < 1 or values[0] % 2 == 0:
-            raise ValueError(f"{width} must be odd and 1 or more, got {values[0]}")
+        elif not is_int(values[0]) or values[0] < 1 or values[0] % 2 == 0:
+            raise ValueError(f"{width} must be odd and 1 or more, got {short_repr(values[0])}")
         engine = extension()
         smooth = {
             "ema": engine.smooth_ema,
@@ -303,8 +314,7 @@ class LossCurve:
         Reference:
             Surmenok, "Estimating an Optimal Learning Rate For a Deep Neural Network", 2017.
         """
-        if window < 1:
-            raise ValueError(f"window must be 1 or more, got {window}")
+        window = check_count("window", window)
         if (count := len(self)) < 2:
             raise ValueError(f"a derivative needs 2 losses or more, got {count}")
         check_choice("wrt", wrt, ("log_lr", "step", "lr"))
@@ -406,7 +416,10 @@ def _rate_rows(
     rows = torch.full((capacity, width), math.nan, dtype=torch.float64, device=device)
     if rates is None:
         return rows
-    planned = torch.as_tensor(rates, dtype=torch.float64)
+    try:
+        planned = torch.as_tensor(rates, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"rates must be numbers, got {short_repr(rates)}") from error
     shape = tuple(planned.shape)
     if shape != (capacity, width) and (shape != (capacity,) or width != 1):
         wanted = f"[{capacity}] or [{capacity}, 1]" if width == 1 else f"[{capacity}, {width}]"

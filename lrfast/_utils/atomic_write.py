@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ def replacing(path: str | Path, mode: str = "w", **options: Any) -> Iterator[IO[
             yield file
         return
     target = Path(path).resolve()
-    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    if not target.parent.is_dir():
+        reason = "path must lie in a folder that exists"
+        raise FileNotFoundError(errno.ENOENT, reason, str(path))
+    new = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.tmp")
     try:
         with open(new, mode.replace("w", "x"), **options) as file:
             if target.exists():
@@ -32,6 +36,8 @@ def replacing(path: str | Path, mode: str = "w", **options: Any) -> Iterator[IO[
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, target)
-    except BaseException:
+    except BaseException as error:
         new.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(new):  # a name that no caller knows
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lrfast._utils.arguments import described
 from lrfast._utils.atomic_write import replacing
 
 if TYPE_CHECKING:
@@ -37,12 +38,21 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def step_panels(count: int, width: float = 8.0) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels one above the other, over the same steps."""
-    figure = new_figure(width, 1.0 + 2.2 * count)
-    panels: list[Axes] = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+def panels_of(ax: Axes | None, count: int, size: tuple[float, float], **grid: Any) -> list[Axes]:
+    """Return panels one above the other, of a new figure, or the given axes as the only one."""
+    if ax is None:
+        figure = new_figure(*size)
+        return list(figure.subplots(count, 1, sharex=True, squeeze=False, **grid)[:, 0])
+    if not hasattr(ax, "get_figure") or not hasattr(ax, "set_xlabel"):
+        raise TypeError(f"ax must be axes of matplotlib, got {described(ax)}; pass one of several")
+    return [ax]
+
+
+def step_panels(ax: Axes | None, count: int, width: float = 8.0) -> list[Axes]:
+    """Return panels over the same steps, as :func:`panels_of` does."""
+    panels = panels_of(ax, count, (width, 1.0 + 2.2 * count))
     panels[-1].set_xlabel("step")
-    return figure, panels
+    return panels
 
 
 def line_style(line: int, count: int, points: int) -> dict[str, Any]:
@@ -142,26 +152,28 @@ def short_lr(lr: float) -> str:
     return np.format_float_scientific(lr, precision=1, trim="-", exp_digits=1)
 
 
-def legend_outside(axes: Axes) -> Figure:
-    """Give a figure a legend of these axes that hides no data; return the figure."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+def legend_outside(axes: Axes) -> None:
+    """Give a figure a legend of these axes that hides no data."""
+    figure = axes.figure.canvas.figure  # also of axes in a part of a figure
     handles, labels = axes.get_legend_handles_labels()
     if figure.get_layout_engine() is None or len(figure.axes) > 2:
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     else:
         columns = 3 if max(map(len, labels), default=0) < 40 else 1
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
-    return figure
 
 
-def finish(figure: Figure, path: str | Path | None) -> Figure:
-    """Return a figure, saved if there is a path, whose suffix names the format."""
+def finish(panel: Axes, path: str | Path | None, ax: Axes | None) -> Figure | Axes:
+    """Return a panel's figure, or the axes that were given; saved if there is a path.
+
+    The path's suffix names the format.
+    """
+    figure = panel.figure.canvas.figure  # also of axes in a part of a figure
     if path is not None:
         kind = Path(path).suffix[1:] or figure.canvas.get_default_filetype()
         with replacing(Path(path).with_suffix(f".{kind}"), "wb") as file:
             figure.savefig(file, dpi=120, format=kind)
-    return figure
+    return figure if ax is None else ax
 
 
 def html_image(figure: Figure, title: str) -> str:

@@ -30,6 +30,7 @@ def short_repr(value: object, length: int = 80) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer, or a nesting, that Python does not print
         text = f"a {type(value).__name__}"
+    text = " ".join(text.split())  # an optimizer prints over many lines
     text = text.encode("ascii", "backslashreplace").decode()  # lone surrogates cannot be printed
     return text if len(text) <= length else text[: length - 3] + "..."
 
@@ -157,7 +158,7 @@ def is_int(value: object) -> TypeGuard[int]:
 def check_count(name: str, value: object, least: int = 1, most: float = math.inf) -> int:
     """Return a whole number from ``least`` to ``most`` as an int."""
     if not is_int(value) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
+        raise ValueError(f"{name} must be a whole number, {least} or more, got {short_repr(value)}")
     return int(value)
 
 
@@ -188,7 +189,8 @@ def check_fraction(name: str, value: float, hint: str = "") -> None:
 def check_rate(name: str, value: object) -> float:
     """Return a learning rate or a weight decay, finite and 0 or more, as a float."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}; pass a float such as 1e-3")
+        got = short_repr(value)
+        raise TypeError(f"{name} must be a number, got {got}; pass a float such as 1e-3")
     if not 0 <= float(value) < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value}; try 1e-3")
     return float(value)
@@ -199,13 +201,13 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         *others, last = map(repr, choices)
         wanted = f"{', '.join(others)} or {last}" if others else last
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        raise ValueError(f"{name} must be {wanted}, got {short_repr(value)}")
 
 
 def check_key(name: str, value: str, table: Mapping[str, _Entry]) -> _Entry:
     """Return the entry of a table; the message for an unknown key names the nearest one."""
-    if value in table:
+    if isinstance(value, str) and value in table:
         return table[value]
     near = difflib.get_close_matches(str(value), table, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{name} must be one of {', '.join(table)}, got {value!r}{hint}")
+    raise ValueError(f"{name} must be one of {', '.join(table)}, got {short_repr(value)}{hint}")

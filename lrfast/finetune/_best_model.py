@@ -18,7 +18,7 @@ class Best:
 
     def __init__(self, monitor: str, mode: Literal["min", "max"] | None) -> None:
         self.monitor = monitor
-        self.mode = mode_of(monitor, mode)
+        self.mode = mode_of(monitor, mode, "best_mode")
         self.value: float | None = None
         self._tensors: dict[str, Tensor] = {}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lrfast._utils.arguments import checked_methods
 from lrfast._utils.decode import decode_fields, optional
 from lrfast._utils.validation import (
     check_choice,
@@ -139,6 +140,7 @@ class Callback:
         """
 
 
+@checked_methods("on_fit_begin", "on_epoch_end", "load_state_dict")
 class EarlyStop(Callback):
     """Ends a stage when validation has stopped getting better; no synchronisation of its own.
 
@@ -207,6 +209,7 @@ class EarlyStop(Callback):
         self.best, self.waited = decode_fields("state", state, checks).values()
 
 
+@checked_methods("on_fit_begin", "on_step_end", "on_epoch_end", "load_state_dict")
 class Observe(Callback):
     """Feeds a loss-driven schedule, whose factor multiplies the stage's learning rates.
 

@@ -6,13 +6,15 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 import torch
 
+from lrfast._utils.arguments import checked, checked_methods
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import Check, decode_fields, encode, list_of, optional
 from lrfast._utils.figures import FloatArray, finish, line_style, step_panels
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 @public_in("lrfast.history")
 @dataclass(frozen=True, repr=False)
+@checked_methods()
 class Stage:
     """The record of one stage, that is, of one call of a fit method.
 
@@ -89,6 +92,7 @@ class Stage:
 
 @public_in("lrfast.history")
 @dataclass(repr=False)
+@checked_methods()
 class History:
     """All stages of a fine-tuning run, in order; printed, a table of them.
 
@@ -169,52 +173,76 @@ class History:
         stages = list_of(lambda _, stage: Stage.from_dict(stage))
         return cls(**decode_fields("a history", data, {"stages": stages}))
 
-    def plot(self, path: str | Path | None = None, *, log_lr: bool = False) -> Figure:
+    @overload
+    def plot(
+        self, path: str | Path | None = None, *, log_lr: bool = False, ax: None = None
+    ) -> Figure: ...
+    @overload
+    def plot(self, path: str | Path | None = None, *, log_lr: bool = False, ax: Axes) -> Axes: ...
+    def plot(
+        self, path: str | Path | None = None, *, log_lr: bool = False, ax: Axes | None = None
+    ) -> Figure | Axes:
         """Draw losses, metrics and learning rates over the steps; needs matplotlib.
 
         Args:
             path: File to save the figure to, in the format of its suffix; None (default): no file.
             log_lr: Whether the axis of the learning rates is logarithmic (default False).
+            ax: Axes of matplotlib to draw the losses into; None (default): a new figure.
 
         Returns:
-            The figure.
+            The figure, or the axes that were given.
         """
-        return plot_history(self, path, log_lr=log_lr)
+        return plot_history(self, path, log_lr=log_lr, ax=ax)
 
 
+@overload
 def plot_history(
-    history: History, path: str | Path | None = None, *, log_lr: bool = False
-) -> Figure:
+    history: History, path: str | Path | None = None, *, log_lr: bool = False, ax: None = None
+) -> Figure: ...
+@overload
+def plot_history(
+    history: History, path: str | Path | None = None, *, log_lr: bool = False, ax: Axes
+) -> Axes: ...
+@checked
+def plot_history(
+    history: History,
+    path: str | Path | None = None,
+    *,
+    log_lr: bool = False,
+    ax: Axes | None = None,
+) -> Figure | Axes:
     """Return a figure of a fine-tuning run: losses, metrics if there are any, learning rates.
 
     Args:
         history: ``tuner.history``.
         path: Where to save the figure too; the suffix names the format.
         log_lr: Whether the axis of the learning rates is logarithmic (default False).
+        ax: Axes of matplotlib to draw the losses into, which are returned; None: a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If ``ax`` are no axes.
     """
     epochs = history.epochs
     metrics = list(dict.fromkeys(name for row in epochs for name in row))
     metrics = [name for name in metrics if name not in ("step", "valid_loss")]
-    figure, panels = step_panels(3 if metrics else 2)
-    losses, lrs = panels[0], panels[-1]
+    losses, *below = step_panels(ax, 3 if metrics else 2)
     losses.set_title("Fine-tuning", pad=16)
     losses.set_ylabel("loss")
-    lrs.set_ylabel("learning rate")
+    for lrs in below[-1:]:
+        lrs.set_ylabel("learning rate")
     if not history.stages:
-        return finish(figure, path)
+        return finish(losses, path, ax)
     losses.plot(history.losses, color="0.6", linewidth=1, label="training loss")
     _draw_measure(losses, epochs, "valid_loss", 3, "validation loss")
-    if metrics:
-        panels[1].set_ylabel(metrics[0] if len(metrics) == 1 else "metrics")
+    for measured in below[:-1]:
+        measured.set_ylabel(metrics[0] if len(metrics) == 1 else "metrics")
         for index, name in enumerate(metrics):
-            _draw_measure(panels[1], epochs, name, index, name)
-    start, seen = 0, set()
+            _draw_measure(measured, epochs, name, index, name)
+    start, seen = 0, set[str]()
     for stage in history.stages:
         steps = start + np.arange(len(stage.losses))
-        for group, column in enumerate(stage.rates.T):
+        for lrs, (group, column) in product(below[-1:], enumerate(stage.rates.T)):
             name = stage.groups[group] if stage.groups else f"group {group}"
             count = stage.rates.shape[1]
             is_named = count <= 10 or group in (0, count - 1)  # of many: body and head
@@ -225,11 +253,12 @@ def plot_history(
         above = losses.get_xaxis_transform()
         losses.text(start, 1.02, stage.name, transform=above, fontsize="small")
         start += len(stage.losses)
-    lrs.set_yscale("log" if log_lr else "linear")
-    for axes in panels:
+    for lrs in below[-1:]:
+        lrs.set_yscale("log" if log_lr else "linear")
+    for axes in (losses, *below):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return finish(figure, path)
+    return finish(losses, path, ax)
 
 
 def _draw_measure(

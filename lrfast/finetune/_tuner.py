@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import schedules
+from lrfast._utils.arguments import checked_methods, described
 from lrfast._utils.validation import (
     check_at_least_1,
     check_choice,
@@ -47,7 +48,13 @@ from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import RangeTest, lr_find
 from lrfast.schedules import Schedule
 from lrfast.training._captured import check_optimizer
-from lrfast.training._data import ComputeLoss, LossFunction, device_of, make_compute_loss
+from lrfast.training._data import (
+    ComputeLoss,
+    LossFunction,
+    check_weights,
+    device_of,
+    make_compute_loss,
+)
 from lrfast.training._step import Training
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
@@ -58,6 +65,7 @@ _RANGE_TEST_OPTIONS = ("scaler", "accumulate", "capture", "progress")
 _FASTAI_PEAK_OVER_LAST = 1e5
 
 
+@checked_methods()
 class FineTuner:
     """Fine-tunes a pretrained model, layer group by layer group.
 
@@ -713,23 +721,18 @@ class FineTuner:
 
     def _group_schedules(self, schedule: Schedule | Sequence[Schedule]) -> tuple[Schedule, ...]:
         """Return one schedule for all param groups, or one for each of them."""
-        given = schedule if isinstance(schedule, Sequence) else [schedule]
-        for each in given:
-            if not isinstance(each, Schedule):
-                kind = type(each).__name__
-                raise TypeError(f"schedule must be made by lrfast.schedules, got {kind}")
         if isinstance(schedule, Schedule):
             return (schedule,)
-        if len(given) != len(self.groups):
+        if len(schedule) != len(self.groups):
             raise ValueError(
                 f"schedule must be one schedule or one per layer group: there are "
-                f"{len(self.groups)} groups, got {len(given)} schedules"
+                f"{len(self.groups)} groups, got {len(schedule)} schedules"
             )
-        return tuple(
-            given[group.get("layer", i)] for i, group in enumerate(self.optimizer.param_groups)
-        )
+        groups = enumerate(self.optimizer.param_groups)
+        return tuple(schedule[group.get("layer", i)] for i, group in groups)
 
     def _check_trains(self) -> None:
+        check_weights(self.model)
         groups = [group for group in self.optimizer.param_groups if not group.get("frozen")]
         if not any(p.requires_grad for group in groups for p in group["params"]):
             raise ValueError(
@@ -749,6 +752,9 @@ def _make_optimizer(
     optimizer = make([{k: v for k, v in each.items() if k != "lr"} for each in param_groups])
     asked = {"max_grad_norm": max_grad_norm, "ema_decay": ema_decay}
     given = {name: value for name, value in asked.items() if value is not None}
+    if not isinstance(optimizer, Optimizer):
+        got = described(optimizer)
+        raise TypeError(f"optimizer must return an optimizer of param groups, got {got}")
     if isinstance(optimizer, FusedOptimizer):
         if given:
             optimizer._set_options(replace(optimizer._options, **given))  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_rate
 from lrfast.groups._explicit import Groups, matching
 from lrfast.groups._layers import layer_groups, parameter_names
@@ -18,6 +19,7 @@ from lrfast.groups._rates import Rates, decayed, spread
 _BIAS = re.compile(r"(^|_)bias(_|$)")
 
 
+@checked
 def discriminative(
     model: nn.Module,
     lr: Rates,
@@ -104,7 +106,7 @@ def discriminative(
     return built
 
 
-def _spared(model: nn.Module, no_decay: object) -> set[Tensor]:
+def _spared(model: nn.Module, no_decay: Sequence[str] | Literal[True] | None) -> set[Tensor]:
     """Return the parameters without weight decay."""
     if no_decay is None:
         return set()
@@ -112,12 +114,8 @@ def _spared(model: nn.Module, no_decay: object) -> set[Tensor]:
     if no_decay is True:
         biases = {p for p, aliases in names.items() if _BIAS.search(aliases[0].rpartition(".")[2])}
         return norm_parameters(model) | biases | {p for p in names if p.dim() <= 1}
-    if not isinstance(no_decay, (list, tuple)):
-        raise TypeError(f"no_decay must be None, True or a list of patterns, got {no_decay!r}")
     spared: set[Tensor] = set()
     for index, pattern in enumerate(no_decay):
-        if not isinstance(pattern, str):
-            raise TypeError(f"no_decay[{index}] must be a pattern, got {pattern!r}")
         found = matching(pattern, names)
         if not found:
             raise ValueError(

@@ -6,9 +6,11 @@ import warnings
 
 import torch
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import is_int
 
 
+@checked
 def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = False) -> None:
     """Freeze all layer groups before group n, and train group n and those after it.
 
@@ -70,6 +72,7 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
                 parameter.grad = None
 
 
+@checked
 def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> None:
     """Freeze all layer groups but the last, the head, as `freeze_to` does.
 
@@ -92,6 +95,7 @@ def freeze(optimizer: torch.optim.Optimizer, *, train_norms: bool = False) -> No
     freeze_to(optimizer, -1, train_norms=train_norms)
 
 
+@checked
 def unfreeze(optimizer: torch.optim.Optimizer) -> None:
     """Train all layer groups, as ``freeze_to(optimizer, 0)`` does.
 
@@ -107,6 +111,7 @@ def unfreeze(optimizer: torch.optim.Optimizer) -> None:
     freeze_to(optimizer, 0)
 
 
+@checked
 def layer_count(optimizer: torch.optim.Optimizer) -> int:
     """Return the number of layer groups, which `freeze_to` counts.
 
@@ -124,8 +129,6 @@ def layer_count(optimizer: torch.optim.Optimizer) -> int:
 
 def _layers(optimizer: torch.optim.Optimizer) -> list[int]:
     """Return the index of each param group's layer group."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer)}")
     layers: list[int] = []
     following = 0
     for index, group in enumerate(optimizer.param_groups):

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from lrfast._utils.arguments import checked, described
 from lrfast.groups._automatic import Block, automatic_blocks
 from lrfast.groups._explicit import Groups, Names, explicit_blocks, numbered_blocks
 from lrfast.groups._layer_group import LayerGroup, LayerGroups
 
 
+@checked
 def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
     """Cut a model into layer groups, ordered from body to head.
 
@@ -50,8 +52,6 @@ def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
         >>> len(layer_groups(model, ["[01]", "*"]))
         2
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model)}")
     if isinstance(groups, LayerGroups) and groups.model is model:
         return groups
     names = parameter_names(model)
@@ -61,10 +61,10 @@ def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
         blocks = automatic_blocks(model)
     elif callable(groups) and not isinstance(groups, nn.Module):
         blocks = numbered_blocks(groups, names)
-    elif isinstance(groups, Iterable) and not isinstance(groups, str):
+    elif isinstance(groups, Iterable):
         blocks = explicit_blocks(model, groups, names)
     else:
-        raise TypeError(f"groups must be a list with one entry per group, got {type(groups)}")
+        raise TypeError(f"groups must be a list with one entry per group, got {described(groups)}")
     return _counted_once(model, blocks, names)
 
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_choice
 
 NormPolicy = Literal["train", "keep", "adapt"]
@@ -43,6 +44,7 @@ def statistics_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+@checked
 def set_norm_mode(
     model: nn.Module, optimizer: torch.optim.Optimizer, policy: NormPolicy
 ) -> list[str]:

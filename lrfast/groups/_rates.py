@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_fraction, check_rate, is_int
 from lrfast.groups._explicit import compile_pattern
 from lrfast.groups._layer_group import LayerGroups
@@ -12,6 +13,7 @@ from lrfast.groups._layer_group import LayerGroups
 Rates: TypeAlias = float | slice | Sequence[float] | Mapping[str, float]
 
 
+@checked
 def spread(lr: Rates, n: int | LayerGroups) -> list[float]:
     """Spread learning rates over layer groups.
 

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from lrfast._utils.arguments import checked, checked_methods
 from lrfast._utils.public import public_in
-from lrfast._utils.validation import is_int
+from lrfast._utils.validation import is_int, short_repr
 from lrfast.groups._freezing import freeze_to
 
 
 @public_in("lrfast.groups")
+@checked_methods("at")
 class Timetable(Mapping[int, int]):
     """Unfreezing schedule: epochs and the first layer group that trains from each on. Immutable.
 
@@ -33,8 +35,6 @@ class Timetable(Mapping[int, int]):
     __slots__ = ("_epochs", "_first")
 
     def __init__(self, first: Mapping[int, int]) -> None:
-        if not isinstance(first, Mapping):
-            raise TypeError(f"first must be a dict from epochs to groups, got {type(first)}")
         for epoch, group in first.items():
             if not (is_int(epoch) and is_int(group)):
                 raise TypeError(f"first must hold whole numbers, got {epoch!r}: {group!r}")
@@ -53,7 +53,7 @@ class Timetable(Mapping[int, int]):
             ValueError: If it is not a whole number or negative.
         """
         if not is_int(epoch) or epoch < 0:
-            raise ValueError(f"epoch must be a whole number from 0 on, got {epoch!r}")
+            raise ValueError(f"epoch must be a whole number from 0 on, got {short_repr(epoch)}")
         return self._first[self._epochs[bisect_right(self._epochs, epoch) - 1]]
 
     def apply(
@@ -92,6 +92,7 @@ class Timetable(Mapping[int, int]):
         return f"Timetable({self._first})"
 
 
+@checked
 def gradual(n_groups: int, every: int = 1) -> Timetable:
     """Return ULMFiT's unfreezing schedule (arXiv:1801.06146): the head first, then a group each.
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 
+from lrfast._utils.arguments import checked_methods
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import (
     MAX_STEPS,
@@ -264,6 +265,7 @@ class LossSchedule(ABC):
 
 
 @public_in("lrfast.loss_schedules")
+@checked_methods()
 class Plateau(LossSchedule):
     """Cuts all learning rates by a factor if a measured value has stopped improving.
 
@@ -347,6 +349,7 @@ class Plateau(LossSchedule):
 
 
 @public_in("lrfast.loss_schedules")
+@checked_methods()
 class Greedy(LossSchedule):
     """Raises all learning rates while a measured value improves, and lowers them otherwise.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
+from lrfast._utils.arguments import checked_methods
 from lrfast._utils.async_copy import note_use
 from lrfast._utils.dynamo import disable_dynamo
 from lrfast._utils.extension import extension
@@ -57,6 +58,7 @@ class Telemetry:
         return self.update_norms / self.weight_norms
 
 
+@checked_methods("step", "load_state_dict")
 class FusedOptimizer(SchedulingMixin):
     """Base of the fused optimizers: one launch updates all parameters.
 

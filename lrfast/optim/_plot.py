@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.figures import FloatArray, finish, line_style, step_panels
 from lrfast.optim._optimizer import FusedOptimizer
 
@@ -15,13 +16,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+File: TypeAlias = str | Path | None
+
 _MOST_LABELS = 14  # lines that a legend names
 _DECADES = 30.0  # between largest and smallest rate, from which on a linear axis hides the latter
 
 
+@overload
 def plot_schedules(
-    optimizer: FusedOptimizer, steps: int | None = None, path: str | Path | None = None
-) -> Figure:
+    optimizer: FusedOptimizer, steps: int | None = None, path: File = None, *, ax: None = None
+) -> Figure: ...
+@overload
+def plot_schedules(
+    optimizer: FusedOptimizer, steps: int | None = None, path: File = None, *, ax: Axes
+) -> Axes: ...
+@checked
+def plot_schedules(
+    optimizer: FusedOptimizer,
+    steps: int | None = None,
+    path: File = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure | Axes:
     """Return a figure of the learning rate, momentum and decay that every group will have.
 
     Groups that share a curve share a line. A vertical line marks the step that comes next.
@@ -30,9 +46,12 @@ def plot_schedules(
         optimizer: An lrfast optimizer with a schedule.
         steps: Steps to draw, 1 or more; None, the default: to the end of the longest schedule.
         path: File to save the figure to, in the format of its suffix; default None.
+        ax: Axes of matplotlib to draw the learning rates into, which are returned; None, the
+            default: a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If ``ax`` are no axes.
         ValueError: If ``steps`` is out of range, or None without a schedule.
 
     Example:
@@ -51,8 +70,8 @@ def plot_schedules(
     labels = ("learning rate", "momentum", "weight decay")
     channels = zip(labels, (planned.rates, planned.momenta, planned.weight_decays), strict=True)
     shown = {label: values for label, values in channels if not np.isnan(values).all()}
-    figure, panels = step_panels(len(shown), width=10.0)
-    for axes, (label, values) in zip(panels, shown.items(), strict=True):
+    panels = step_panels(ax, len(shown), width=10.0)
+    for axes, (label, values) in zip(panels, shown.items(), strict=ax is None):
         _draw_groups(axes, planned.steps, values, names)
         axes.set_ylabel(label)
         if optimizer.schedule_step:
@@ -62,7 +81,7 @@ def plot_schedules(
         panels[0].set_yscale("log")
     schedules = dict.fromkeys("none" if s is None else s.name for s in optimizer.schedules)
     panels[0].set_title(f"Planned: {'; '.join(schedules)}")
-    return finish(figure, path)
+    return finish(panels[0], path, ax)
 
 
 def _draw_groups(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lrfast._utils.arguments import checked_methods
 from lrfast._utils.param_groups import momentum_of
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_count, check_list
@@ -54,6 +55,7 @@ class Planned:
     weight_decays: Floats
 
 
+@checked_methods()
 class SchedulingMixin(torch.optim.Optimizer):
     """Schedules on a fused optimizer; the engine evaluates them on the device."""
 
@@ -143,11 +145,6 @@ class SchedulingMixin(torch.optim.Optimizer):
     def _one_per_group(self, schedule: Schedules) -> list[Schedule | None]:
         """Return the given schedules, checked, as a list with one entry per group."""
         count = len(self.param_groups)
-        if isinstance(schedule, str):
-            raise TypeError(
-                "schedule must be made by lrfast.schedules, got a string; "
-                f"schedules.get({schedule!r})(...) makes one"
-            )
         if schedule is None or isinstance(schedule, Schedule):
             schedules: list[Schedule | None] = [schedule] * count
         else:
@@ -157,10 +154,6 @@ class SchedulingMixin(torch.optim.Optimizer):
                 f"schedule must be one schedule or one per group: the optimizer has {count} "
                 f"groups, got {len(schedules)} schedules"
             )
-        for entry in schedules:
-            if not isinstance(entry, Schedule | None):
-                got = type(entry).__name__
-                raise TypeError(f"schedule must be made by lrfast.schedules, got {got}")
         return schedules
 
     def _step_of_loaded(self, schedules: list[Schedule | None]) -> int:

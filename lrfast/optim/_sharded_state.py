@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from lrfast._utils.arguments import checked_methods
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_bytes, check_choice, check_dict, load_untrusted
 from lrfast.optim._checkpoint import check_entry
@@ -15,6 +16,7 @@ from lrfast.optim._scheduling import saved_schedules
 
 
 @public_in("lrfast.sharded")
+@checked_methods()
 class ShardedState:
     """A model and its optimizer as one entry of a ``torch.distributed.checkpoint``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from typing_extensions import Unpack
 
+from lrfast._utils.arguments import checked
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
 from lrfast.optim.adagrad import Adagrad
@@ -25,6 +26,7 @@ TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
 _NOT_TAKEN = ("step", "_opt_called")
 
 
+@checked
 def wrap(
     optimizer: torch.optim.Optimizer,
     schedule: Schedules = None,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from lrfast._utils.arguments import checked_methods
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
 
 
+@checked_methods()
 class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     """Adagrad; every argument is torch.optim.Adagrad's.
 
@@ -47,7 +48,7 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-2,
         lr_decay: float = 0,
         weight_decay: float = 0,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from lrfast._utils.arguments import checked_methods
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
 
 
+@checked_methods()
 class Adam(FusedOptimizer, torch.optim.Adam):
     """Adam; every argument is torch.optim.Adam's.
 
@@ -54,7 +55,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -78,6 +79,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         self._set_up(schedule, options)
 
 
+@checked_methods()
 class AdamW(FusedOptimizer, torch.optim.AdamW):
     """Adam with decoupled weight decay; every argument is torch.optim.AdamW's.
 
@@ -120,7 +122,7 @@ class AdamW(FusedOptimizer, torch.optim.AdamW):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from lrfast._utils.arguments import checked_methods
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
 
 
+@checked_methods()
 class Lion(FusedOptimizer, torch.optim.Optimizer):
     """Steps by the sign of an interpolation between momentum and gradient.
 
@@ -45,7 +46,7 @@ class Lion(FusedOptimizer, torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-4,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.99),
         weight_decay: float = 0,

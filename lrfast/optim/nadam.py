@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from lrfast._utils.arguments import checked_methods
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
 
 
+@checked_methods()
 class NAdam(FusedOptimizer, torch.optim.NAdam):
     """Adam with Nesterov's momentum; every argument is torch.optim.NAdam's.
 
@@ -45,7 +46,7 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 2e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

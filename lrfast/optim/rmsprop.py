@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from lrfast._utils.arguments import checked_methods
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
 
 
+@checked_methods()
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     """RMSprop; every argument is torch.optim.RMSprop's.
 
@@ -45,7 +46,7 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from lrfast._utils.arguments import checked_methods
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
 
 
+@checked_methods()
 class SGD(FusedOptimizer, torch.optim.SGD):
     """Stochastic gradient descent with momentum; every argument is torch.optim.SGD's.
 
@@ -44,7 +45,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         momentum: float = 0,
         dampening: float = 0,

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_count, is_int
 from lrfast.range_test import _analysis
 from lrfast.range_test._loop import SweepLoop
@@ -48,6 +49,7 @@ _log = logging.getLogger(__name__)
 _MAX_SWEEPS = 4  # of an adaptive range test
 
 
+@checked
 def lr_find(
     model: nn.Module,
     optimizer: Optimizer,

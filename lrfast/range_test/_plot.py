@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import numpy as np
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.figures import (
     LINES,
     MARKERS,
@@ -20,7 +21,7 @@ from lrfast._utils.figures import (
     limits,
     line_style,
     lr_ticks,
-    new_figure,
+    panels_of,
 )
 from lrfast._utils.validation import check_count
 from lrfast.range_test._display import lr_text
@@ -30,6 +31,10 @@ from lrfast.suggest import Suggestion
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+File: TypeAlias = str | Path | None
+Labels: TypeAlias = Sequence[str] | None
+Rules: TypeAlias = str | Sequence[str] | None
 
 
 class DrawnTest(Protocol):
@@ -51,16 +56,39 @@ class DrawnTest(Protocol):
     def band(self) -> tuple[FloatArray, FloatArray] | None: ...
 
 
+@overload
 def plot_range_test(
     result: DrawnTest,
-    path: str | Path | None = None,
+    path: File = None,
     others: Sequence[DrawnTest] = (),
     *,
-    rules: str | Sequence[str] | None = None,
+    rules: Rules = None,
+    skip_start: int | None = None,
+    skip_end: int | None = None,
+    ax: None = None,
+) -> Figure: ...
+@overload
+def plot_range_test(
+    result: DrawnTest,
+    path: File = None,
+    others: Sequence[DrawnTest] = (),
+    *,
+    rules: Rules = None,
+    skip_start: int | None = None,
+    skip_end: int | None = None,
+    ax: Axes,
+) -> Axes: ...
+@checked
+def plot_range_test(
+    result: DrawnTest,
+    path: File = None,
+    others: Sequence[DrawnTest] = (),
+    *,
+    rules: Rules = None,
     skip_start: int | None = None,
     skip_end: int | None = None,
     ax: Axes | None = None,
-) -> Figure:
+) -> Figure | Axes:
     """Return a figure of a range test: loss and suggestion above, the derivative below.
 
     The line through the losses is a centred average, which does not lag as the EMA of the stop rule
@@ -76,44 +104,45 @@ def plot_range_test(
             but for a decade.
         skip_end: Points to leave out at the end, 0 or more. None, the default: those whose loss is
             far above the rest.
-        ax: Axes to draw the losses in, without the derivative; None, the default, for a new figure.
+        ax: Axes of matplotlib to draw the losses into, without the derivative, which are returned;
+            None, the default: a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If ``ax`` are no axes.
         ValueError: If ``rules`` names a method that the range test does not have, or fewer than two
             points would be left.
     """
     marked = _marked(result, rules)
     shown = _shown_points(result, skip_start, skip_end, marked)
-    slopes = None
-    if ax is None:
-        figure = new_figure(8.0, 6.0)
-        ax, slopes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    losses, *below = panels_of(ax, 2, (8.0, 6.0), height_ratios=(2, 1))
     for index, other in enumerate(others):
         # Neither the line of the losses nor that of the derivative.
         style = line_style(index, len(others), len(other.lrs)) | {"linestyle": LINES[2 + index % 2]}
         style |= {"color": f"C{index + 4}", "linewidth": 1, "marker": MARKERS[index % 8]}
-        _draw_curve(ax, slopes, other, slice(None), style | {"label": f"run {index + 2}"})
+        _draw_curve(losses, below, other, slice(None), style | {"label": f"run {index + 2}"})
     lrs = result.lrs[shown]
     if result.repeats is not None and result.band is not None:
         label = f"quartiles of {len(result.repeats)} sweeps"
         low, high = (edge[shown] for edge in result.band)
-        ax.fill_between(lrs, low, high, color="C0", alpha=0.2, lw=0, hatch="////", label=label)
-    ax.plot(lrs, result.losses[shown], color="0.75", linewidth=1, label="loss")
-    slope = _draw_curve(ax, slopes, result, shown, {"color": "C0", "label": "smoothed loss"})
-    _mark_suggestions(ax, result, marked)
+        band: dict[str, Any] = {"color": "C0", "alpha": 0.2, "lw": 0, "hatch": "////"}
+        losses.fill_between(lrs, low, high, **band, label=label)
+    losses.plot(lrs, result.losses[shown], color="0.75", linewidth=1, label="loss")
+    slope = _draw_curve(losses, below, result, shown, {"color": "C0", "label": "smoothed loss"})
+    _mark_suggestions(losses, result, marked)
     lr = result.suggestions[result.rule].lr
-    for axes in (ax, slopes):
-        if axes is not None and lr is not None and result.rule in marked:
-            axes.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
-    limit_height(ax, height_of_curve(result.losses[shown]))
-    ax.set(title=f"Range test: {_what_happened(result)}", ylabel="loss")
-    if slopes is not None:
+    for panel in (losses, *below):
+        if lr is not None and result.rule in marked:
+            panel.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
+    limit_height(losses, height_of_curve(result.losses[shown]))
+    losses.set(title=f"Range test: {_what_happened(result)}", ylabel="loss")
+    for slopes in below:
         limit_height(slopes, limits(slope))
         slopes.axhline(0.0, color="0.6", linewidth=0.8)
         slopes.set_ylabel("d loss / d ln(lr)")
-    _lr_axis(slopes or ax, [lrs, *(other.lrs for other in others)])
-    return finish(legend_outside(ax), path)
+    _lr_axis([losses, *below][-1], [lrs, *(other.lrs for other in others)])
+    legend_outside(losses)
+    return finish(losses, path, ax)
 
 
 def _marked(result: DrawnTest, rules: str | Sequence[str] | None) -> list[str]:
@@ -162,7 +191,7 @@ def _shown_points(
 
 
 def _draw_curve(
-    axes: Axes, slopes: Axes | None, result: DrawnTest, shown: slice, style: dict[str, Any]
+    losses: Axes, below: list[Axes], result: DrawnTest, shown: slice, style: dict[str, Any]
 ) -> FloatArray:
     """Draw the smoothed losses and their slopes; return the slopes."""
     lrs, line = result.lrs, centred_average(result.losses)
@@ -170,8 +199,8 @@ def _draw_curve(
     slope = np.full_like(line, np.nan)
     if len(lrs) > 1 and span is not None:
         slope = np.gradient(np.where(line > span[1], np.nan, line), np.log(lrs))
-    axes.plot(lrs[shown], line[shown], **style)
-    if slopes is not None:
+    losses.plot(lrs[shown], line[shown], **style)
+    for slopes in below:
         alone = {"color": "C1", "linestyle": "--"} if "linestyle" not in style else {}
         slopes.plot(lrs[shown], slope[shown], **style | alone | {"label": "_"})
     return slope[shown]
@@ -193,20 +222,33 @@ def _what_happened(result: DrawnTest) -> str:
     return f"loss never rose up to {end}"
 
 
+@overload
+def plot_comparison(
+    results: Sequence[DrawnTest], path: File = None, labels: Labels = None, *, ax: None = None
+) -> Figure: ...
+@overload
+def plot_comparison(
+    results: Sequence[DrawnTest], path: File = None, labels: Labels = None, *, ax: Axes
+) -> Axes: ...
+@checked
 def plot_comparison(
     results: Sequence[DrawnTest],
-    path: str | Path | None = None,
-    labels: Sequence[str] | None = None,
-) -> Figure:
+    path: File = None,
+    labels: Labels = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure | Axes:
     """Return a figure of the smoothed losses of range tests and the learning rates they suggest.
 
     Args:
         results: Two range tests or more.
         path: Where to save the figure too; the suffix names the format.
         labels: Name of each; None for "run 1", "run 2" and so on.
+        ax: Axes of matplotlib to draw into, which are returned; None: a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If ``ax`` are no axes.
         ValueError: If there are fewer than two range tests, or not one label for each.
     """
     count = len(results)
@@ -216,8 +258,7 @@ def plot_comparison(
         labels = [f"run {index + 1}" for index in range(count)]
     if len(labels) != count:
         raise ValueError(f"labels must be one per range test, {count} of them, got {len(labels)}")
-    figure = new_figure(8.0, 4.5)
-    axes = figure.subplots()
+    (axes,) = panels_of(ax, 1, (8.0, 4.5))
     for index, (result, label) in enumerate(zip(results, labels, strict=True)):
         lr = result.suggestions[result.rule].lr
         answer = "no suggestion" if lr is None else f"{lr:.1e}"
@@ -229,7 +270,8 @@ def plot_comparison(
     limit_height(axes, limits(np.concatenate([result.losses for result in results])))
     axes.set(title="Range tests", ylabel="smoothed loss")
     _lr_axis(axes, [result.lrs for result in results])
-    return finish(legend_outside(axes), path)
+    legend_outside(axes)
+    return finish(axes, path, ax)
 
 
 def _mark_suggestions(axes: Axes, result: DrawnTest, names: Sequence[str]) -> None:

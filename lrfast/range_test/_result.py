@@ -10,22 +10,24 @@ from html import escape
 from pathlib import Path
 from textwrap import wrap
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
+from lrfast._utils.arguments import checked_methods
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.figures import centred_average, html_image
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
+from lrfast._utils.validation import check_key
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
 from lrfast.range_test._display import lr_text, terminal_plot
 from lrfast.range_test._peak_rates import Change, PeakRates, undo_changes
-from lrfast.range_test._plot import plot_comparison, plot_range_test
+from lrfast.range_test._plot import File, Labels, Rules, plot_comparison, plot_range_test
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion
 
@@ -145,6 +147,7 @@ class AppliedRates(list[float]):
 
 @public_in("lrfast.range_test")
 @dataclass(frozen=True, repr=False, eq=False)
+@checked_methods()
 class RangeTest:
     """Curves of a range test, and the learning rates that they suggest.
 
@@ -242,7 +245,7 @@ class RangeTest:
                     "rule 'verified' needs candidates that were trained with; "
                     "run the range test with verify="
                 )
-            suggest.get(rule)  # raises for a name that no rule has
+            check_key("rule", rule, dict.fromkeys(suggest.names()))
             raise ValueError(f"rule must be one of {', '.join(self.suggestions)}, got {rule!r}")
         lr = self.suggestions[rule].lr
         if lr is None:
@@ -349,16 +352,38 @@ class RangeTest:
         """
         return _serialize.load(path, cls)
 
+    @overload
     def plot(
         self,
-        path: str | Path | None = None,
+        path: File = None,
         others: Sequence[RangeTest] = (),
         *,
-        rules: str | Sequence[str] | None = None,
+        rules: Rules = None,
+        skip_start: int | None = None,
+        skip_end: int | None = None,
+        ax: None = None,
+    ) -> Figure: ...
+    @overload
+    def plot(
+        self,
+        path: File = None,
+        others: Sequence[RangeTest] = (),
+        *,
+        rules: Rules = None,
+        skip_start: int | None = None,
+        skip_end: int | None = None,
+        ax: Axes,
+    ) -> Axes: ...
+    def plot(
+        self,
+        path: File = None,
+        others: Sequence[RangeTest] = (),
+        *,
+        rules: Rules = None,
         skip_start: int | None = None,
         skip_end: int | None = None,
         ax: Axes | None = None,
-    ) -> Figure:
+    ) -> Figure | Axes:
         """Return a figure of losses, derivative and suggestion; needs matplotlib.
 
         The line through the losses is a centred average, which does not lag as the EMA of the stop
@@ -373,10 +398,11 @@ class RangeTest:
                 part but for a decade.
             skip_end: Points to leave out at the end, 0 or more. None, the default: those whose loss
                 is far above the rest.
-            ax: Axes to draw the losses in, without the derivative; None, the default, for a new
-                figure.
+            ax: Axes of matplotlib to draw losses and suggestion into, without the derivative, which
+                are returned; None, the default: a new figure.
 
         Raises:
+            TypeError: If ``ax`` are no axes.
             ValueError: If ``rules`` names a method that the range test does not have, or fewer than
                 two points would be left.
         """
@@ -384,23 +410,33 @@ class RangeTest:
             self, path, others, rules=rules, skip_start=skip_start, skip_end=skip_end, ax=ax
         )
 
+    @overload
+    def compare(
+        self, *others: RangeTest, path: File = None, labels: Labels = None, ax: None = None
+    ) -> Figure: ...
+    @overload
+    def compare(
+        self, *others: RangeTest, path: File = None, labels: Labels = None, ax: Axes
+    ) -> Axes: ...
     def compare(
         self,
         *others: RangeTest,
-        path: str | Path | None = None,
-        labels: Sequence[str] | None = None,
-    ) -> Figure:
+        path: File = None,
+        labels: Labels = None,
+        ax: Axes | None = None,
+    ) -> Figure | Axes:
         """Return a figure of the losses and suggestions of range tests; needs matplotlib.
 
         Args:
             others: Range tests to compare with, one or more.
             path: Where to save the figure too; the suffix names the format.
             labels: Name of each, this one first; None for "run 1", "run 2" and so on.
+            ax: Axes of matplotlib to draw into, which are returned; None: a new figure.
 
         Raises:
             ValueError: If there is nothing to compare with, or not one label per run.
         """
-        return plot_comparison((self, *others), path, labels)
+        return plot_comparison((self, *others), path, labels, ax=ax)
 
     def terminal_plot(self, width: int = 72, height: int = 18, ascii: bool = False) -> str:
         """Return the smoothed losses and the suggested learning rate as lines of text.

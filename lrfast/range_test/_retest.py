@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,11 +18,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
+from lrfast._utils.arguments import checked_methods, described
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import Check, decode, decode_fields
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast._utils.validation import (
+    check_choice,
     check_dict,
     check_finite,
     check_float,
@@ -91,6 +94,7 @@ class RetestEntry:
         return entry
 
 
+@checked_methods("epoch_end")
 class Retest:
     """Range tests during training that move the whole schedule to their suggestion.
 
@@ -286,6 +290,8 @@ class Retest:
                 "valid_loss must be the epoch's validation loss, for patience is "
                 f"{self._patience}; got None"
             )
+        if not isinstance(valid_loss, Tensor | Real):
+            raise TypeError(f"valid_loss must be a number or a tensor, got {described(valid_loss)}")
         if isinstance(valid_loss, Tensor) and valid_loss.numel() != 1:
             raise ValueError(
                 f"valid_loss must be one number, got a tensor of shape {tuple(valid_loss.shape)}"
@@ -374,10 +380,6 @@ def _check_epochs(name: str, value: int | None) -> None:
 
 
 def _check_factors(budget: float | None, max_change: float, tolerance: float) -> None:
-    values = {"max_change": max_change, "tolerance": tolerance}
-    for name, value in (values if budget is None else values | {"budget": budget}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number, got {value!r}")
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise ValueError(f"budget must be None, or finite and above 0, got {budget}")
     if not (math.isfinite(tolerance) and tolerance >= 1):
@@ -395,11 +397,11 @@ def _check_options(loader: Iterable[Any], rule: str | None, options: dict[str, A
             "loader must be iterable more than once, got an iterator, whose batches a range test "
             "would use up"
         )
-    known = inspect.getfullargspec(lr_find).kwonlyargs
+    known = inspect.signature(lr_find).parameters
     for name in options:
-        if name not in known:
+        if name not in known or known[name].kind is not inspect.Parameter.KEYWORD_ONLY:
             raise TypeError(f"options must be keyword arguments of lr_find, got {name!r}")
     if rule == "verified" and not options.get("verify"):
         raise ValueError("rule 'verified' needs verify, the steps of the race, got none")
     if rule is not None and rule != "verified":
-        suggest.get(rule)
+        check_choice("rule", rule, suggest.names())

@@ -17,6 +17,7 @@ from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_count, is_int
 from lrfast.range_test._peak_rates import peak_of
 from lrfast.schedules import Schedule
+from lrfast.training._data import check_weights
 
 FloatArray = npt.NDArray[np.float64]
 Mode = Literal["exp", "linear"]
@@ -177,6 +178,7 @@ def _moving_group(vary: Any, trained: list[int], count: int) -> int:
 
 def _trained_groups(model: nn.Module, optimizer: Optimizer) -> list[int]:
     """Indices of the param groups that train."""
+    check_weights(model)
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_count, check_fraction, check_nonnegative, check_positive
 from lrfast.schedules._schedule import Schedule
 from lrfast.schedules._segments import Shape, Table, Track, chain, hold, level, ramp, track
@@ -14,6 +15,7 @@ from lrfast.schedules._segments import Shape, Table, Track, chain, hold, level, 
 _MAX_LOG_RATIO = 700.0
 
 
+@checked
 def constant(factor: float = 1.0) -> Schedule:
     """Return a schedule that always multiplies the learning rate by ``factor``.
 
@@ -31,6 +33,7 @@ def constant(factor: float = 1.0) -> Schedule:
     return Schedule("constant", 1, (hold(factor),))
 
 
+@checked
 def linear(start_factor: float, end_factor: float, total_steps: int) -> Schedule:
     """Return a straight line between two multipliers: torch's LinearLR, with factors above 1 too.
 
@@ -52,6 +55,7 @@ def linear(start_factor: float, end_factor: float, total_steps: int) -> Schedule
     return _one_curve("linear", total_steps, start_factor, end_factor)
 
 
+@checked
 def cosine(T_max: int, eta_min: float = 0.0) -> Schedule:
     """Return half a cosine from 1 to ``eta_min``: torch's CosineAnnealingLR (arXiv:1608.03983).
 
@@ -71,6 +75,7 @@ def cosine(T_max: int, eta_min: float = 0.0) -> Schedule:
     return _one_curve("cosine", total_steps, 1.0, eta_min)
 
 
+@checked
 def exponential(total_steps: int, gamma: float) -> Schedule:
     """Return ``gamma ** step`` up to step ``total_steps``: torch's ExponentialLR, with an end.
 
@@ -94,6 +99,7 @@ def exponential(total_steps: int, gamma: float) -> Schedule:
     return _one_curve("exponential", total_steps, 1.0, gamma**total_steps)
 
 
+@checked
 def polynomial(total_steps: int, power: float = 1.0, end: float = 0.0) -> Schedule:
     """Return ``end + (1 - end) * (1 - step / total_steps) ** power``: torch's PolynomialLR.
 
@@ -115,6 +121,7 @@ def polynomial(total_steps: int, power: float = 1.0, end: float = 0.0) -> Schedu
     return _one_curve("polynomial", total_steps, 1.0, end, power)
 
 
+@checked
 def rex(total_steps: int, end: float = 0.0) -> Schedule:
     """Return REX: ``end + (1 - end) * (1 - u) / (1 - u / 2)`` with ``u = step / total_steps``.
 
@@ -136,6 +143,7 @@ def rex(total_steps: int, end: float = 0.0) -> Schedule:
     return _one_curve("rex", total_steps, 1.0, end, 0.5)
 
 
+@checked
 def sweep(start: float, end: float, num_iter: int) -> Schedule:
     """Return a range test's multipliers: exponential from ``start`` to ``end``, both hit exactly.
 
@@ -159,6 +167,7 @@ def sweep(start: float, end: float, num_iter: int) -> Schedule:
     return Schedule("sweep", num_iter, (track(ramp(0, num_iter - 1, start, end, "exponential")),))
 
 
+@checked
 def step(step_size: int, gamma: float = 0.1) -> Schedule:
     """Return ``gamma ** (step // step_size)``, without end: torch's StepLR.
 
@@ -181,6 +190,7 @@ def step(step_size: int, gamma: float = 0.1) -> Schedule:
     return Schedule("step", step_size, (_stairs(step_size, gamma),))
 
 
+@checked
 def multistep(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
     """Return ``gamma`` to the count of milestones at or before the step: torch's MultiStepLR.
 
@@ -206,6 +216,7 @@ def multistep(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
     return Schedule("multistep", steps[-1], (track(*levels),))
 
 
+@checked
 def staircase(total_steps: int, decay_steps: int, gamma: float) -> Schedule:
     """Return ``gamma ** (step // decay_steps)`` with an end: Keras's staircase ExponentialDecay.
 

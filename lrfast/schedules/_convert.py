@@ -11,12 +11,14 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.param_groups import momentum_of
 from lrfast._utils.validation import check_count
 from lrfast.schedules._schedule import Schedule
 from lrfast.schedules._segments import Segment, Track, hold, track
 
 
+@checked
 def from_function(f: Callable[[int], float], total_steps: int) -> Schedule:
     """Return a table of ``f(0)`` to ``f(total_steps - 1)``, then held: torch's LambdaLR.
 
@@ -36,6 +38,7 @@ def from_function(f: Callable[[int], float], total_steps: int) -> Schedule:
     return Schedule("function", total_steps, (_recorded("f", values),))
 
 
+@checked
 def from_torch(scheduler: LRScheduler, total_steps: int) -> Schedule | list[Schedule]:
     """Return the next values of a scheduler of torch: a schedule, or one per group if they differ.
 

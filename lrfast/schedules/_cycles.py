@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import Literal, get_args
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import (
     MAX_STEPS,
     check_at_least_1,
@@ -27,6 +28,7 @@ _OPTAX_PCT_FINAL = 0.85
 _MAX_CYCLES = 4096  # segments that a table without end may hold
 
 
+@checked
 def one_cycle(
     total_steps: int,
     pct_start: float | None = None,
@@ -129,6 +131,7 @@ def _check_momentum(momentum: tuple[float, float]) -> tuple[float, float]:
     return high, low
 
 
+@checked
 def cyclic(
     step_size_up: int,
     step_size_down: int | None = None,
@@ -175,6 +178,7 @@ def cyclic(
     return Schedule(f"cyclic {mode}", up + down, (triangles(base, 1.0),), momenta)
 
 
+@checked
 def sgdr(
     cycle_len: int,
     cycle_mult: float = 1.0,

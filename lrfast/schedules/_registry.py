@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_key
 from lrfast.schedules import _basic, _convert, _cycles, _warmup
 from lrfast.schedules._schedule import Schedule
@@ -17,6 +18,7 @@ _MAKERS: Final[tuple[Callable[..., Schedule], ...]] = (
 )
 
 
+@checked
 def get(name: str) -> Callable[..., Schedule]:
     """Return the function that makes schedules of that name.
 

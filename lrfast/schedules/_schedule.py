@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from lrfast._utils.arguments import checked, checked_methods
 from lrfast._utils.extension import extension
 from lrfast._utils.figures import finish, line_style, step_panels
 from lrfast._utils.public import public_in
@@ -24,6 +25,7 @@ from lrfast._utils.validation import (
     check_list,
     check_str,
     is_int,
+    short_repr,
 )
 from lrfast.schedules._describe import hashed, segment_lines, turning_steps, value_differences
 from lrfast.schedules._segments import (
@@ -38,10 +40,12 @@ from lrfast.schedules._segments import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Floats = npt.NDArray[np.float64]
 Steps = Sequence[int] | npt.NDArray[np.int64]
+Rates = Sequence[float]
 Clock = Callable[[float], float]  # from a step to the step at which its value comes instead
 
 _SAMPLES = 100_000  # steps at which two schedules are compared
@@ -49,6 +53,7 @@ _SAMPLES = 100_000  # steps at which two schedules are compared
 
 @public_in("lrfast.schedules")
 @dataclass(frozen=True)
+@checked_methods("at", "values", "momentum", "weight_decay")
 class Schedule:
     """A multiplier of every group's learning rate over the steps; it may set the momentum too.
 
@@ -124,8 +129,6 @@ class Schedule:
         Raises:
             TypeError: If ``other`` is not a schedule.
         """
-        if not isinstance(other, Schedule):
-            raise TypeError(f"other must be a Schedule, got {type(other).__name__}")
         here, one = self.total_steps, hold(1.0)
         pairs = zip_longest(self.factors, other.factors, fillvalue=one)
         factors = tuple(chain(before, after, here) for before, after in pairs)
@@ -351,13 +354,19 @@ class Schedule:
         extended = self._mapped(lambda track: tuple(_on_clock(t, clock, step) for t in track))
         return replace(extended, total_steps=total_steps)
 
-    def plot(self, path: str | Path | None = None) -> Figure:
+    @overload
+    def plot(self, path: str | Path | None = None, *, ax: None = None) -> Figure: ...
+    @overload
+    def plot(self, path: str | Path | None = None, *, ax: Axes) -> Axes: ...
+    def plot(self, path: str | Path | None = None, *, ax: Axes | None = None) -> Figure | Axes:
         """Return the figure of :func:`lrfast.plot.plot_schedule`: multiplier, momentum, decay.
 
         Args:
             path: File to save the figure to, in the format of its suffix; default None.
+            ax: Axes of matplotlib to draw the multiplier into, which are returned; None, the
+                default: a new figure.
         """
-        return plot_schedule(self, path)
+        return plot_schedule(self, path, ax=ax)
 
     def encode(self) -> EncodedSchedule:
         """Return the tracks of rate, momentum and weight decay as the engine reads them."""
@@ -383,31 +392,50 @@ class Schedule:
         )
 
     def _evaluate(self, steps: Steps) -> tuple[Floats, Floats | None, Floats | None]:
-        array = np.asarray(steps, dtype=np.int64)
+        array = np.asarray(steps)
+        if array.size and array.dtype.kind not in "iuf":
+            raise TypeError(f"steps must be whole numbers, got {short_repr(steps)}")
+        array = array.astype(np.int64)
         if array.size and array.min() < 0:
             raise ValueError(f"steps must not be negative, got {array.min()}")
         rates, momenta, decays = extension().evaluate_schedule(self.encode(), array)
         return rates, momenta, decays
 
 
+@overload
 def plot_schedule(
-    schedule: Schedule, path: str | Path | None = None, rates: Sequence[float] = (1.0,)
-) -> Figure:
+    schedule: Schedule, path: str | Path | None = None, rates: Rates = (1.0,), *, ax: None = None
+) -> Figure: ...
+@overload
+def plot_schedule(
+    schedule: Schedule, path: str | Path | None = None, rates: Rates = (1.0,), *, ax: Axes
+) -> Axes: ...
+@checked
+def plot_schedule(
+    schedule: Schedule,
+    path: str | Path | None = None,
+    rates: Rates = (1.0,),
+    *,
+    ax: Axes | None = None,
+) -> Figure | Axes:
     """Return a figure of a schedule over its steps, with momentum and weight decay if it sets them.
 
     Args:
         schedule: The schedule.
         path: File to save the figure to, in the format of its suffix; default None.
         rates: Learning rates of the groups, body first; (1.0,), the default: the multiplier itself.
+        ax: Axes of matplotlib to draw the learning rates into, which are returned; None, the
+            default: a new figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
+        TypeError: If ``ax`` are no axes.
     """
     steps = np.arange(schedule.total_steps)
     multipliers, momenta, decays = schedule._evaluate(steps)
     channels = {"momentum": momenta, "weight decay, multiplier": decays}
     others = {name: values for name, values in channels.items() if values is not None}
-    figure, (main, *panels) = step_panels(1 + len(others))
+    main, *panels = step_panels(ax, 1 + len(others))
     for group, rate in enumerate(rates):
         style = line_style(group, len(rates), len(steps))
         main.plot(steps, rate * multipliers, **style, label=f"group {group}")
@@ -416,12 +444,13 @@ def plot_schedule(
         main.legend(fontsize="small")
     main.set_ylabel("learning rate" if rates != (1.0,) else "multiplier")
     main.set_title(schedule.name)
-    for axes, (name, values) in zip(panels, others.items(), strict=True):
+    for axes, (name, values) in zip(panels, others.items(), strict=ax is None):
         axes.plot(steps, values, "k--")
         axes.set_ylabel(name)
-    return finish(figure, path)
+    return finish(main, path, ax)
 
 
+@checked
 def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = False) -> Schedule:
     """Return a schedule made in epochs, stretched to optimizer steps.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import (
     check_at_least_1,
     check_choice,
@@ -19,6 +20,7 @@ from lrfast.schedules._segments import Segment, Shape, level, ramp, track
 Ramp = Literal["linear", "cosine", "sqrt"]
 
 
+@checked
 def warmup(steps: int, start_factor: float = 0.0) -> Schedule:
     """Return a straight line from ``start_factor`` to 1, for :meth:`Schedule.then`.
 
@@ -39,6 +41,7 @@ def warmup(steps: int, start_factor: float = 0.0) -> Schedule:
     return Schedule("warm-up", steps, (track(ramp(0, steps, start_factor, 1.0, "linear")),))
 
 
+@checked
 def flat_cosine(
     total_steps: int,
     pct_start: float = 0.72,
@@ -77,6 +80,7 @@ def flat_cosine(
     return Schedule("flat-cosine", total_steps, (track(*segments),))
 
 
+@checked
 def wsd(
     total_steps: int,
     warmup_steps: int,
@@ -131,6 +135,7 @@ def wsd(
     return Schedule("wsd", total_steps, (track(*segments),))
 
 
+@checked
 def inverse_sqrt(warmup_steps: int, total_steps: int, timescale: float | None = None) -> Schedule:
     """Return a linear rise, then ``1 / sqrt(1 + (step - warmup_steps) / timescale)``.
 
@@ -163,6 +168,7 @@ def inverse_sqrt(warmup_steps: int, total_steps: int, timescale: float | None = 
     return Schedule("inverse-sqrt", total_steps, (track(*segments),))
 
 
+@checked
 def slanted_triangular(total_steps: int, cut_frac: float = 0.1, ratio: float = 32.0) -> Schedule:
     """Return ULMFiT's triangle: a short linear rise from ``1 / ratio`` to 1, a long linear fall.
 

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lrfast._utils.arguments import checked, described
 from lrfast.suggest._curve import FloatArray, until_nonfinite, validated
 from lrfast.suggest._shape import FEWEST_POINTS, Shape, noise_reason, read_shape
 from lrfast.suggest._suggestion import Suggestion, no_suggestion
@@ -31,6 +32,7 @@ _FARTHEST: Final = 10.0  # largest factor by which the typical learning rate mov
 _WIDER: Final = 100.0  # factor by which a range is extended if it ends too early
 
 
+@checked
 def auto(
     lrs: ArrayLike,
     losses: ArrayLike,
@@ -84,6 +86,8 @@ def auto(
         raise ValueError(f"typical must be None, or a finite rate above 0, got {typical!r}")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
+    if not isinstance(constants, Constants):
+        raise TypeError(f"constants must be Constants, got {described(constants)}")
     shape = read_shape(lrs, losses)
     if isinstance(shape, str):
         return no_suggestion("auto", shape, _other_range(rates, curve))
@@ -138,6 +142,9 @@ def answer(
         moved = (typical / lr) ** (1 - (1 - constants.typical) * seen)
         lr *= min(max(moved, 1 / _FARTHEST), _FARTHEST)
         reason += f"; this optimizer usually trains a model of this size at {typical:.1e}"
+        if seen < 1:
+            share = f"{shape.fall / abs(shape.start):.2g} of the initial loss, {shape.start:.3g}"
+            reason += f", which counts more because the drop is only {share}"
     if scale != 1.0:
         reason += f"; scaled by {scale:.2g} for the batch size and the amount of data"
     return min(scale * lr, highest), reason

@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrfast._utils.validation import is_int
+from lrfast._utils.arguments import checked
+from lrfast._utils.validation import is_int, short_repr
 
 FloatArray = NDArray[np.float64]
 
@@ -16,6 +17,7 @@ FloatArray = NDArray[np.float64]
 MEDIAN_ABS_DIFFERENCE: Final = 0.9539
 
 
+@checked
 def trim(
     lrs: ArrayLike, losses: ArrayLike, skip_start: int | None = None, skip_end: int = 5
 ) -> tuple[FloatArray, FloatArray]:
@@ -90,9 +92,8 @@ def _as_vector(argument: str, values: ArrayLike) -> FloatArray:
     try:
         vector = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{argument} must be a list or numpy array of numbers, got {values!r} ({error})"
-        ) from error
+        wanted = f"{argument} must be a list or numpy array of numbers"
+        raise ValueError(f"{wanted}, got {short_repr(values)} ({error})") from error
     if vector.ndim != 1:
         raise ValueError(
             f"{argument} must have one dimension, got shape {vector.shape}; pass one per point"

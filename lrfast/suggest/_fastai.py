@@ -8,6 +8,7 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import is_int
 from lrfast.suggest._curve import FloatArray, confidence, decline_reason, until_nonfinite
 from lrfast.suggest._suggestion import Suggestion, no_suggestion
@@ -108,6 +109,7 @@ def valley(lrs: ArrayLike, losses: ArrayLike) -> Suggestion:
     return Suggestion(lr, "valley", reason, confidence(curve), index)
 
 
+@checked
 def slide(
     lrs: ArrayLike,
     losses: ArrayLike,

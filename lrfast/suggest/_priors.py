@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_count, is_int
 
 # Adam's learning rates for eight language models fall from 6e-4 at 1.25e8 parameters to 6e-5 at
@@ -48,6 +49,7 @@ _DATA_EXPONENT: Final = 0.3
 _MOST_PER_TARGET: Final = 30.0
 
 
+@checked
 def typical_rate(
     optimizer: str, parameters: int, momentum: float = 0.0, weight_rms: float | None = None
 ) -> float | None:
@@ -103,6 +105,7 @@ def typical_rate(
     return larger * rate * _ADAPTIVE[optimizer] * (1 - momentum)
 
 
+@checked
 def rate_scale(
     optimizer: str,
     *,

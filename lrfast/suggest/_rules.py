@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_key
 from lrfast.suggest._auto import auto
 from lrfast.suggest._descents import cyclic, last_decreasing, longest_descent
@@ -25,6 +26,7 @@ def names() -> tuple[str, ...]:
     return tuple(rule.__name__ for rule in _RULES)
 
 
+@checked
 def get(name: str) -> Rule:
     """Return the suggestion method of that name, a function of learning rates and losses.
 
@@ -41,6 +43,7 @@ def get(name: str) -> Rule:
     return check_key("name", name, {rule.__name__: rule for rule in _RULES})
 
 
+@checked
 def reads_raw(name: str) -> bool:
     """Return whether a method reads raw losses, which it smooths itself, or smoothed ones.
 

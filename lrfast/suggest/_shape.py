@@ -58,7 +58,8 @@ class Shape:
         above = np.flatnonzero(self.smooth[self.lowest :] >= level)
         if len(above):
             return self.lowest + int(above[0])
-        return len(self.smooth) - 1 if self.ends_broken else None  # infinity is a rise
+        # Of few points the smoothed ones may hide it; infinity is a rise, too.
+        return len(self.smooth) - 1 if self.diverges else None
 
     @property
     def falls_at_its_end(self) -> bool:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import UserList
+from collections.abc import (
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from itertools import count, tee
 from typing import Any
@@ -18,6 +28,8 @@ LossFunction = Callable[[Any, Any], Tensor]
 ComputeLoss = Callable[[nn.Module, Any], Tensor]
 StepFunction = Callable[[Any], Tensor]
 
+Lists = (list, tuple, UserList)  # the classes of batches whose entries have places
+
 
 @dataclass(frozen=True)
 class DataSize:
@@ -25,6 +37,15 @@ class DataSize:
 
     batch_size: int | None = None  # rows per update
     targets: int | None = None  # classes to predict in one pass; None if targets are no classes
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model that trains parameters of the meta device, which hold no values."""
+    if any(p.is_meta and p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "model must hold its weights, got trainable parameters on the meta device; call "
+            "model.to_empty(device=...) and load them"
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -36,15 +57,54 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """Return the batch on the device: an object with a ``to`` by it, containers item by item."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=device.type == "cuda")  # the CPU would read too early
-    if callable(move := getattr(batch, "to", None)):
-        return move(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
+    # A class of dicts may return its items as attributes.
+    owner = type(batch) if isinstance(batch, Mapping) else batch
+    if callable(getattr(owner, "to", None)):
+        return batch.to(device)
+    return with_items(batch, partial(to_device, device=device))
+
+
+def with_items(container: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a new container of the same class with changed items; what is none, as it is."""
+    if isinstance(container, tuple):
+        return _with_entries(container, [change(item) for item in container])
+    if isinstance(container, Mapping):
+        return _with_values(container, {key: change(item) for key, item in container.items()})
+    if isinstance(container, Lists):
+        changed: Any = copy(container)  # with what it holds besides its items
+        changed[:] = [change(item) for item in container]
+        return changed
+    if not is_dataclass(container) or isinstance(container, type):
+        return container
+    values = {field.name: getattr(container, field.name) for field in fields(container)}
+    moved = {name: change(value) for name, value in values.items()}
+    if all(moved[name] is value for name, value in values.items()):
+        return container
+    changed = copy(container)
+    for name, value in moved.items():
+        object.__setattr__(changed, name, value)  # its own refuses if it is frozen
+    return changed
+
+
+def _with_entries(container: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    try:
+        changed = tuple.__new__(type(container), items)  # whatever its own constructor takes
+    except TypeError:  # torch.Size and the named results of torch allow only their own
+        return type(container)(items)
+    getattr(changed, "__dict__", {}).update(getattr(container, "__dict__", {}))
+    return changed
+
+
+def _with_values(container: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    if not isinstance(container, MutableMapping):
+        return type(container)(items)  # type: ignore[call-arg]
+    try:
+        changed = copy(container)
+    except KeyError:  # from a ``__getattr__`` that looks for keys
+        changed = type(container)(items)  # type: ignore[call-arg]
+    for key, item in items.items():
+        changed[key] = item
+    return changed
 
 
 def make_compute_loss(
@@ -69,7 +129,7 @@ def _supervised_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Ten
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     """The loss that a model returns: as it is, ``.loss``, ``["loss"]`` or the first of several."""
     named = batch if isinstance(batch, Mapping) else {}
-    listed = batch if isinstance(batch, list | tuple) else () if named else (batch,)
+    listed = batch if isinstance(batch, Lists) else () if named else (batch,)
     _check_call(model, listed, named)
     outputs = model(*listed, **named)
     loss = getattr(outputs, "loss", outputs)
@@ -103,7 +163,7 @@ def _check_call(model: nn.Module, listed: Sequence[Any], named: Mapping[str, Any
 
 def split_targets(batch: Any) -> tuple[list[Any], Any]:
     """Return the model's inputs, all entries of a batch but the last, and the targets."""
-    if isinstance(batch, list | tuple) and len(batch) > 2:
+    if isinstance(batch, Lists) and len(batch) > 2:
         return list(batch[:-1]), batch[-1]
     inputs, targets = split_pair(batch)
     return [inputs], targets
@@ -111,8 +171,8 @@ def split_targets(batch: Any) -> tuple[list[Any], Any]:
 
 def split_pair(batch: Any) -> tuple[Any, Any]:
     """Return a batch's inputs and targets; TypeError if the batch is not a pair."""
-    if not isinstance(batch, list | tuple) or len(batch) != 2:
-        got = f"{len(batch)} entries" if isinstance(batch, list | tuple) else type(batch).__name__
+    if not isinstance(batch, Lists) or len(batch) != 2:
+        got = f"{len(batch)} entries" if isinstance(batch, Lists) else type(batch).__name__
         raise TypeError(
             f"a batch must be (inputs, targets), got {got}; pass compute_loss(model, batch) for "
             "batches of another kind"
@@ -166,12 +226,19 @@ def mean_over_batches(
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested dicts, lists and tuples, in order."""
+    """Yield the tensors in nested dicts, lists, tuples and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_in(item)
+        return
+    items: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        items = value.values()
+    elif isinstance(value, Lists):
+        items = value
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = (getattr(value, field.name) for field in fields(value))
+    for item in items:
+        yield from tensors_in(item)
 
 
 def batch_size(batch: Any) -> int:

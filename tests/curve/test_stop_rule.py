@@ -107,7 +107,7 @@ def test_losses_within_the_grace_are_followed_but_not_judged(
     curve = LossCurve(4, device, stop=4.0, grace=4)
     curve.record(torch.tensor(NAN, device=device))
     assert curve.status().outcome == "non-finite"
-    with pytest.raises(ValueError, match="grace must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="grace must be a whole number, 0 or more, got -1"):
         LossCurve(4, device, grace=-1)
 
 

@@ -81,7 +81,12 @@ CASES: list[Case] = [
     ("zero rates", lambda b: b.find_with(lr=0.0), ValueError, r"rate above 0.*got \[0.0, 0.0, 0"),
     ("max_lr negative", lambda b: fit(b, 1, -1.0), ValueError, f"lr {rate} -1.0"),
     ("max_lr nan", lambda b: fit(b, 1, nan), ValueError, f"lr {rate} nan"),
-    ("max_lr text", lambda b: fit(b, 1, "0.1"), TypeError, "lr must be a number, got '0.1'"),
+    (
+        "max_lr text",
+        lambda b: fit(b, 1, "0.1"),
+        TypeError,
+        "max_lr must be .*'0.1'; pass 0.1",
+    ),
     ("list nan", lambda b: fit(b, 1, [0.1, nan, 1]), ValueError, rf"lr\[1\] {rate} nan"),
     ("short list", lambda b: fit(b, 1, [1.0, 2.0]), ValueError, "one rate per group, got 2 for 3"),
     ("open slice", lambda b: fit(b, 1, slice(1, None)), ValueError, r"slice\(first, last\) or"),
@@ -156,7 +161,7 @@ CASES: list[Case] = [
         ValueError,
         "method must be 'ema', .*got 'mean'",
     ),
-    ("slope", lambda b: b.find().rates("slop"), ValueError, "name must be one of.*got 'slop'"),
+    ("slope", lambda b: b.find().rates("slop"), ValueError, "rule must be one of.*got 'slop'"),
     ("anneal", lambda b: schedules.one_cycle(9, anneal="cosine"), ValueError, "got 'cosine'"),
     # The fine-tuner.
     *[
@@ -210,7 +215,10 @@ def test_a_loader_without_a_length() -> None:
 def test_a_schedule_that_is_none(kind: str) -> None:
     bench = Bench(kind)
     before = trace(bench.model, bench.optimizer)
-    with pytest.raises(TypeError, match=r"schedule must be made by lrfast\.schedules, got str"):
+    with pytest.raises(
+        TypeError,
+        match=r"schedule must be an lrfast\.schedules\.Schedule .*; .*get\(",
+    ):
         bench.tuner.fit(1, "cosine", 0.5)
     assert trace(bench.model, bench.optimizer) == before
 

@@ -148,7 +148,7 @@ def grouped(groups: Any, model: Callable[[], Any] = chain) -> Callable[[], objec
 
 
 ERRORS: list[tuple[type[Exception], Callable[[], object], str]] = [
-    (TypeError, grouped("0"), r"groups must be a list with one entry per group, got <class 'str'"),
+    (TypeError, grouped("0"), r"groups must be a list, a function or None, got '"),
     (ValueError, grouped(["[01]"]), r"groups must hold every parameter, add 2\.weight, 2\.bias to"),
     (ValueError, grouped(["3", "*"]), r"groups\[0\] must match the name .* a module, got '3'$"),
     (ValueError, grouped(["*.w", "*"]), r"groups\[0\] must match the name of a parameter or the p"),

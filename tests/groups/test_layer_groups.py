@@ -309,9 +309,9 @@ def spreading(lr: object, n: object = 3) -> Callable[[], object]:
 
 
 ERRORS: list[tuple[type[Exception], Callable[[], object], str]] = [
-    (TypeError, lambda: layer_groups([1]), r"model must be a torch\.nn\.Module, got <class 'list"),
+    (TypeError, lambda: layer_groups([1]), r"model must be a torch\.nn\.Module, got a list of int"),
     (ValueError, lambda: layer_groups(nn.ReLU()), r"model must have parameters, got ReLU without"),
-    (TypeError, explicit(lambda m: 3), r"groups must be a list with one entry per .*'int'"),
+    (TypeError, explicit(lambda m: 3), "groups must be a list, a function or None, got 3"),
     (TypeError, explicit(lambda m: m[0]), r"groups must be a list with one .*Linear"),
     (TypeError, explicit(lambda m: [m, 3]), r"groups\[1\] must be a module or a .*, got int in it"),
     (TypeError, explicit(lambda m: [[m, "a"]]), r"groups\[0\] .*got str in it; names go into"),
@@ -323,10 +323,14 @@ ERRORS: list[tuple[type[Exception], Callable[[], object], str]] = [
     (ValueError, spreading(-0.1), r"lr must be finite and not negative, got -0\.1; try 1e-3"),
     (ValueError, spreading(math.nan), r"lr must be finite and not negative, got nan"),
     (ValueError, spreading(math.inf), r"lr must be finite and not negative, got inf"),
-    (TypeError, spreading("0.1"), r"lr must be a number, got '0\.1'; pass a float such as 1e-3"),
-    (TypeError, spreading(None), r"lr must be a number, got None"),
-    (TypeError, spreading(True), r"lr must be a number, got True"),
-    (TypeError, spreading(torch.tensor(0.1)), r"lr must be a number, got tensor\(0\.1000\)"),
+    (TypeError, spreading("0.1"), r"lr must be a number, .*, got '0\.1'; pass 0\.1"),
+    (TypeError, spreading(None), "lr must be a number, .*, got None"),
+    (TypeError, spreading(True), "lr must be a number, .*, got True"),
+    (
+        TypeError,
+        spreading(torch.tensor(0.1)),
+        "lr must be a .*, got a tensor .* its .item",
+    ),
     (ValueError, spreading([0.1, 0.2]), r"lr must have one rate per group, got 2 for 3 groups"),
     (ValueError, spreading([]), r"lr must have one rate per group, got 0 for 3 groups"),
     (ValueError, spreading([0.1, -1, 0.1]), r"lr\[1\] must be finite and not negative, got -1"),
@@ -346,14 +350,22 @@ ERRORS: list[tuple[type[Exception], Callable[[], object], str]] = [
     (ValueError, spreading(0.1, 2.0), r"n must be a whole number of groups from 1 on, got 2\.0"),
     (ValueError, lambda: discriminative(chain(), [1, 2]), r"lr must have one .* 2 for 3 groups"),
     (ValueError, lambda: discriminative(chain(), 1, -0.1), r"weight_decay must be .*, got -0\.1"),
-    (TypeError, lambda: discriminative(chain(), 1, "1"), r"weight_decay must be a number, got '1'"),
+    (
+        TypeError,
+        lambda: discriminative(chain(), 1, "1"),
+        "decay must be a number or None, got '1'",
+    ),
     (ValueError, stepped(3), r"n must be from -3 to 2 for 3 groups, got 3"),
     (ValueError, stepped(-4), r"n must be from -3 to 2 for 3 groups, got -4"),
     (TypeError, stepped(1.0), r"n must be a whole number, the index of a group, got 1\.0"),
     (TypeError, stepped(True), r"n must be a whole number, the index of a group, got True"),
     (ValueError, lambda: freeze(trained(1)[1]), r"optimizer must have at least 2 groups, got 1; s"),
-    (TypeError, lambda: freeze([]), r"optimizer must be a torch\.optim\.Optimizer, got <class 'li"),
-    (TypeError, lambda: unfreeze(chain()), r"optimizer must be a torch\.optim\.Optimizer, got <cl"),
+    (TypeError, lambda: freeze([]), r"optimizer must be a torch\.optim\.Optimizer, got a list"),
+    (
+        TypeError,
+        lambda: unfreeze(chain()),
+        "optimizer must be a .*, got a Sequential",
+    ),
 ]
 
 

@@ -76,7 +76,7 @@ def made(first: Any) -> Callable[[], Any]:
 
 
 ERRORS: list[tuple[type[Exception], Callable[[], Any], str]] = [
-    (TypeError, made([-1, -2]), "first must be a dict from epochs to groups, got <class 'list'>$"),
+    (TypeError, made([-1, -2]), "first must be a dict, got a list of int$"),
     (TypeError, made({0: -1, 1.0: 0}), r"first must hold whole numbers, got 1\.0: 0$"),
     (TypeError, made({0: None}), "first must hold whole numbers, got 0: None$"),
     (TypeError, made({False: 0}), "first must hold whole numbers, got False: 0$"),

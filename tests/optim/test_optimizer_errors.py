@@ -114,15 +114,18 @@ OPTIMIZER_ERRORS = (
         "lion decay", lambda: lion(weight_decay=-0.1), ValueError, "weight_decay value: -0.1"
     ),
     ErrorCase(
-        "then", lambda: schedules.cosine(5).then(0.5), TypeError, "must be a Schedule, got flo"
+        "then", lambda: schedules.cosine(5).then(0.5), TypeError, "must be an .*Schedule, got 0.5"
     ),
     ErrorCase("no params", lambda: lrfast.SGD([]), ValueError, "empty parameter list"),
     ErrorCase(
         "differentiable", lambda: sgd(differentiable=True), ValueError, "use torch.optim for diff"
     ),
-    ErrorCase("no schedule", lambda: sgd(schedule=0.5), TypeError, "float"),
+    ErrorCase("no schedule", lambda: sgd(schedule=0.5), TypeError, "schedule must be an .*got 0.5"),
     ErrorCase(
-        "a number", lambda: sgd(schedule=[0.5]), TypeError, "made by lrfast.schedules.*float"
+        "a number",
+        lambda: sgd(schedule=[0.5]),
+        TypeError,
+        r"schedule\[0\] must .*, got 0.5",
     ),
     ErrorCase(
         "schedules", lambda: sgd(schedule=[None, None]), ValueError, "has 1 groups, got 2 schedules"
@@ -365,6 +368,6 @@ def test_a_refused_schedule_leaves_the_old_one() -> None:
     optimizer = lrfast.SGD([parameter()], lr=1.0, schedule=schedules.constant(0.5))
     with pytest.raises(ValueError, match="one per group"):
         optimizer.set_schedule([schedules.constant(), None])
-    with pytest.raises(TypeError, match="made by lrfast"):
+    with pytest.raises(TypeError, match=r"schedule\[0\] must be an .*Schedule or None"):
         optimizer.set_schedule(["cosine"])  # type: ignore[list-item]
     assert optimizer.current_rates() == [0.5]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lrfast.training._data import with_items
 
 
 class BatchMismatch(ValueError):
@@ -18,15 +20,8 @@ def make_static(value: Any, device: torch.device) -> Any:
     """Return a copy of a batch, with the same containers, that later batches are copied into."""
     if isinstance(value, Tensor):
         return torch.empty_like(value, device=device, requires_grad=False).copy_(value.detach())
-    if isinstance(value, Mapping):
-        made = copy.copy(value)
-        for key, item in value.items():
-            made[key] = make_static(item, device)  # type: ignore[index]
-        return made
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(make_static(item, device) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(make_static(item, device) for item in value)
+    if isinstance(value, Mapping | list | tuple):
+        return with_items(value, partial(make_static, device=device))
     if value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype):
         return value
     raise TypeError(

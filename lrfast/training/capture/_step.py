@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.async_copy import note_use
 from lrfast.curve import LossCurve
 from lrfast.optim._optimizer import FusedOptimizer
@@ -37,6 +38,7 @@ class RecaptureNeeded(RuntimeError):
     """A captured training step cannot follow a change; the message names it."""
 
 
+@checked
 def capture(
     train_step: StepFunction,
     optimizer: FusedOptimizer,

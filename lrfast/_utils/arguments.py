@@ -1,0 +1,392 @@
+"""Arguments of the wrong kind or name, refused at a public function's door by its annotations.
+
+The functions themselves check ranges. What is asked here is whether a value is of the annotated
+kind at all: an optimizer where the model should be, a text where a number should be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import get_protocol_members, is_protocol, is_typeddict
+
+from lrfast._utils.validation import short_repr
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Class = TypeVar("_Class", bound=type)
+
+# Names that other libraries give an argument, and ours, of which a function has one at most.
+_FOREIGN: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("learning_rate", "lr_max", "base_lr", "rate"), "lr max_lr base_lr start_lr"),
+    **dict.fromkeys(("max_lr", "lr"), "max_lr lr base_lr end_lr"),
+    "min_lr": "start_lr eta_min min_factor end",
+    **dict.fromkeys(("criterion", "loss", "loss_func", "loss_function", "objective"), "loss_fn"),
+    **dict.fromkeys(("net", "network", "module"), "model"),
+    **dict.fromkeys(("opt", "optim", "opt_func"), "optimizer"),
+    **dict.fromkeys(("params", "parameters"), "params model"),
+    **dict.fromkeys(
+        ("loader", "dataloader", "train_loader", "train_dl", "dls"), "data train loader"
+    ),
+    **dict.fromkeys(("val_loader", "valid_loader", "valid_dl", "val", "validation"), "valid"),
+    **dict.fromkeys(("num_training", "num_it", "max_iters", "steps"), "num_iter total_steps steps"),
+    **dict.fromkeys(("num_steps", "total_iters", "num_training_steps"), "total_steps num_iter"),
+    **dict.fromkeys(("T_max", "max_epochs"), "total_steps T_max epochs"),
+    **dict.fromkeys(("n_epoch", "n_epochs", "num_epochs", "epoch"), "epochs"),
+    **dict.fromkeys(("num_warmup_steps", "warmup"), "warmup_steps warmup steps"),
+    **dict.fromkeys(("early_stop_threshold", "diverge_th", "stop_div"), "stop"),
+    **dict.fromkeys(("smooth_f", "smoothing"), "beta"),
+    "step_mode": "mode",
+    **dict.fromkeys(("accumulation_steps", "accumulate_grad_batches", "grad_accum"), "accumulate"),
+    "gradient_accumulation_steps": "accumulate",
+    **dict.fromkeys(("div_factor", "initial_div_factor"), "div"),
+    **dict.fromkeys(("final_div_factor", "div_final"), "final_div"),
+    "div": "div final_div ratio",
+    **dict.fromkeys(("moms", "max_momentum", "base_momentum"), "momentum"),
+    "anneal_strategy": "anneal",
+    "T_0": "cycle_len",
+    "T_mult": "cycle_mult",
+    **dict.fromkeys(("wd", "l2", "decay_rate"), "weight_decay gamma decay"),
+    **dict.fromkeys(("clip", "max_norm", "clip_grad", "gradient_clip_val"), "max_grad_norm"),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "schedule schedulers"),
+    **dict.fromkeys(("beta1", "beta2"), "betas beta"),
+    "epsilon": "eps",
+    "ema": "ema_decay",
+    **dict.fromkeys(("callback", "cbs"), "callbacks"),
+    **dict.fromkeys(("precision", "dtype", "use_amp"), "amp"),
+    **dict.fromkeys(("filename", "file", "save_path", "out"), "path"),
+    "axes": "ax",
+}
+_KINDS: Final[Mapping[Any, str]] = {
+    NoneType: "None",
+    float: "a number",
+    int: "a whole number",
+    bool: "True or False",
+    str: "a string",
+    slice: "a slice",
+    Path: "a path",
+    Tensor: "a tensor",
+    nn.Module: "a torch.nn.Module",
+    Optimizer: "a torch.optim.Optimizer",
+    type: "a class",
+    Callable: "a function",
+    **dict.fromkeys((Iterable, Sequence, list, tuple, np.ndarray), "a list"),
+    **dict.fromkeys((Mapping, dict), "a dict"),
+}
+_NO_LISTS: Final = (str, bytes, nn.Module, Optimizer)
+
+
+def checked(function: _Function) -> _Function:
+    """Return a function that refuses arguments that its annotations do not allow.
+
+    Numbers of numpy come in as Python's, which neither overflow nor warn.
+    """
+    door = functools.cache(lambda: _Door(function))  # annotations may name what comes later
+
+    @functools.wraps(function)
+    def enter(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = door().passed(args, kwargs)
+        return function(*args, **kwargs)
+
+    return cast(_Function, enter)
+
+
+def checked_methods(*but: str) -> Callable[[_Class], _Class]:
+    """Return a decorator that checks a class's own constructor and public methods.
+
+    Those named are left out, because every step calls them; they check by themselves.
+    """
+
+    def decorate(cls: _Class) -> _Class:
+        for name, member in list(vars(cls).items()):
+            plain = member.__func__ if isinstance(member, classmethod) else member
+            is_public = name == "__init__" or not name.startswith("_")
+            if not is_public or name in but or not inspect.isfunction(plain):
+                continue
+            if len(inspect.signature(plain).parameters) > 1:
+                made = checked(plain)
+                setattr(cls, name, made if plain is member else classmethod(made))
+        return cls
+
+    return decorate
+
+
+class _Door:
+    """The arguments that a function takes, by name and kind."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._signature = inspect.signature(function)
+        self._kinds = dict(_annotated(function, self._signature))
+        parameters = list(self._signature.parameters.values())
+        self._rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+        self._several = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+        hidden = (self._rest, self._several, "self", "cls")
+        named = [p.name for p in parameters if p.name not in hidden]
+        options = get_args(self._kinds.get(self._rest or ""))
+        if is_typed := bool(options) and is_typeddict(options[0]):
+            self._kinds |= get_type_hints(options[0])
+            named += options[0].__annotations__
+        self._names = named
+        self._makes_schedules = function.__module__.startswith("lrfast.schedules")
+        self._is_closed = self._rest is None or is_typed  # no other names
+
+    def passed(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments, numbers as Python's; refuse names and kinds that are wrong."""
+        if self._is_closed:
+            for name in (name for name in kwargs if name not in self._names):
+                raise TypeError(self._unknown(name))
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError:
+            return args, kwargs  # the call itself says it better
+        rest = bound.arguments.get(self._rest or "", {})
+        others = bound.arguments | rest
+        for name, value in others.items():
+            kind = self._kinds.get(name, Any)
+            if kind is Any or self._is_default(name, value):
+                continue
+            plain = _plain(value, kind)
+            for each in plain if name == self._several else [plain]:
+                self._check(name, each, others)
+            (rest if name in rest else bound.arguments)[name] = plain
+        return bound.args, bound.kwargs
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        parameter = self._signature.parameters.get(name)
+        return parameter is not None and value is parameter.default
+
+    def _check(self, name: str, value: Any, others: Mapping[str, Any]) -> None:
+        kinds = list(_options(self._kinds[name]))
+        # The functions' own checks say which whole numbers, names and dtypes they want.
+        is_left = any(each in (int, torch.dtype) or _names_of(each) for each in kinds)
+        is_near = value is None or isinstance(value, str | Real)
+        if _fits(value, self._kinds[name]) or (is_near and is_left):
+            return
+        own_name, advice = name, self._advice(name, value, kinds, others)
+        home = Mapping if isinstance(value, Mapping) else Sequence
+        inner = [o for k in kinds if get_origin(k) is home for o in _options(get_args(k)[-1])]
+        for place, entry in _entries(value) if inner else ():
+            if not any(_fits(entry, each) for each in inner):
+                name, value, kinds = f"{name}[{place!r}]", entry, inner  # the list itself is right
+                advice = advice or self._advice(own_name, value, kinds, {})
+                break
+        wanted = _listed(list(dict.fromkeys(map(_words, kinds))))
+        raise TypeError(f"{name} must be {wanted}, got {described(value)}{advice}")
+
+    def _advice(self, name: str, value: Any, kinds: list[Any], others: Mapping[str, Any]) -> str:
+        """Return the right call, as the end of a message; "" if there is none to tell."""
+        for other, its_value in others.items():
+            its_kind = self._kinds.get(other, Any)
+            if other == name or _fits(its_value, its_kind) or not _fits(value, its_kind):
+                continue
+            if _fits(its_value, self._kinds[name]):
+                places = self._signature.parameters.values()
+                order = [p.name for p in places if p.kind is p.POSITIONAL_OR_KEYWORD]
+                call = f"{self._title}({', '.join(order).removeprefix('self, ')})"
+                return f"; are {name} and {other} swapped? The call is {call}"
+        if isinstance(value, type):
+            return f"; pass an instance, such as {value.__name__}()"
+        if inspect.ismethod(value) and value.__name__.endswith("parameters"):
+            return f"; call it, model.{value.__name__}()"
+        if isinstance(value, nn.Module) and name == "params":
+            return "; pass model.parameters()"
+        if isinstance(value, str) and float in kinds:
+            with suppress(ValueError):
+                return f"; pass {float(value)}"
+        if isinstance(value, Tensor) and float in kinds:
+            return "; pass its .item()"
+        if isinstance(value, Optimizer) and self._makes_schedules:
+            return f"; the optimizer takes the schedule: AdamW(params, schedule={self._title}(...))"
+        if any(getattr(each, "__name__", "") == "Schedule" for each in kinds):
+            if isinstance(value, LRScheduler):
+                return "; lrfast.schedules.from_torch(scheduler, total_steps) makes one of it"
+            if isinstance(value, str):
+                return f"; lrfast.schedules.get({value!r})(...) makes one"
+            if callable(value):
+                return "; lrfast.schedules.from_function(f, total_steps) makes one of it"
+        if isinstance(value, Optimizer) and any(get_origin(each) is Callable for each in kinds):
+            return f"; pass what makes it, such as its class, {type(value).__name__}"
+        inner = next((each for each in ("opt", "optimizer") if _holds(value, each)), None)
+        if Optimizer in kinds and inner is not None:
+            return f"; pass its .{inner}"
+        if isinstance(value, Mapping) and any(get_origin(each) is Iterable for each in kinds):
+            return "; pass one of its values"
+        if Optimizer in kinds and isinstance(value, list | tuple | Mapping):
+            several = "step_fn= makes the whole step, and others= holds the rest"
+            return f"; of several pass one: {several}" if "step_fn" in self._names else "; pass one"
+        return ""
+
+    def _unknown(self, name: str) -> str:
+        """Return why a name is none of the function's."""
+        title = self._title
+        text = f"{title}() got an unexpected keyword argument {name!r}"
+        known = [each for each in _FOREIGN.get(name, "").split() if each in self._names]
+        near = known or difflib.get_close_matches(name, self._names, n=1)
+        if near:
+            return f"{text}; did you mean {near[0]}?"
+        is_rate = "max_lr" in _FOREIGN.get(name, "") or name == "optimizer"
+        if is_rate and self._makes_schedules:
+            call = f"AdamW(params, lr=..., schedule={title}(...))"
+            return f"{text}, which multiplies the lr of the optimizer that takes it: {call}"
+        return f"{text}, which takes {', '.join(self._names)}"
+
+    @property
+    def _title(self) -> str:
+        return self._function.__qualname__.removesuffix(".__init__")
+
+
+def _annotated(
+    function: Callable[..., Any], signature: inspect.Signature
+) -> Iterator[tuple[str, Any]]:
+    """Yield name and kind of the parameters whose annotation exists while the program runs."""
+    scope = inspect.unwrap(function).__globals__
+    for name, parameter in signature.parameters.items():
+        if parameter.annotation is not parameter.empty:
+            holder = SimpleNamespace(__annotations__={name: parameter.annotation})
+            with suppress(NameError):  # imported for type checkers only
+                yield name, get_type_hints(holder, scope)[name]
+
+
+def _options(kind: Any) -> Iterator[Any]:
+    """Yield the kinds of a union, or the kind."""
+    if get_origin(kind) in (Union, UnionType):
+        for each in get_args(kind):
+            yield from _options(each)
+    else:
+        yield kind
+
+
+def _names_of(kind: Any) -> list[str]:
+    """Return the names that an argument may be; none of another kind."""
+    given = get_args(kind) if get_origin(kind) is Literal else ()
+    return [each for each in given if isinstance(each, str)]
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Tell whether a value is of an annotated kind, or of one that is not checked."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in args)
+    if kind is Any:
+        return True
+    if kind is bool:
+        return isinstance(value, bool) or (isinstance(value, Integral) and value in (0, 1))
+    if kind in (float, int):
+        number = Real if kind is float else Integral
+        return isinstance(value, number) and not isinstance(value, bool)
+    if origin is Literal:  # the functions say which of the names they know
+        is_name = bool(_names_of(kind)) and isinstance(value, str)
+        return is_name or any(value is each for each in args)
+    if origin is type:
+        return isinstance(value, type) and issubclass(value, args[0])
+    if origin is Callable:
+        made = args[-1] if args and isinstance(args[-1], type) else object
+        if isinstance(value, type | nn.Module):  # a class makes itself, a module a tensor
+            return issubclass(value if isinstance(value, type) else Tensor, made)
+        return callable(value)
+    if origin is Iterable:
+        return isinstance(value, Iterable) and not isinstance(value, (*_NO_LISTS, Mapping, type))
+    if origin is tuple and args[-1] is not Ellipsis:
+        is_alike = isinstance(value, tuple | list) and len(value) == len(args)
+        return is_alike and all(map(_fits, value, args))
+    if origin in (list, tuple, Sequence):
+        is_list = isinstance(value, Sequence) and not isinstance(value, _NO_LISTS)
+        return is_list and (args[0] is int or all(_fits(each, args[0]) for each in value))
+    if origin in (dict, Mapping):
+        is_dict = isinstance(value, Mapping)
+        return is_dict and (args[1] is int or all(_fits(each, args[1]) for each in value.values()))
+    if not isinstance(origin or kind, type):
+        return True
+    if is_protocol(kind):
+        return all(hasattr(value, name) for name in get_protocol_members(kind))
+    return not _home(kind) or isinstance(value, origin or kind)
+
+
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return places and entries of a list, or keys and values of a dict."""
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple) else ()
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """Return a value with numbers, and lists of numbers, of numpy as those of Python."""
+    kinds = list(_options(kind))
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    if isinstance(value, slice):
+        return slice(*(_plain(each, float) for each in (value.start, value.stop, value.step)))
+    if isinstance(value, np.ndarray) and any(get_origin(each) is Sequence for each in kinds):
+        return value if any(get_origin(each) is np.ndarray for each in kinds) else value.tolist()
+    has_numbers = type(value) in (list, tuple, dict) and any(
+        isinstance(each, np.generic) for each in (value.values() if type(value) is dict else value)
+    )
+    if not has_numbers:
+        return value
+    if isinstance(value, dict):
+        return {name: _plain(each, float) for name, each in value.items()}
+    return type(value)(_plain(each, float) for each in value)
+
+
+def _words(kind: Any) -> str:
+    """Return a kind as a message says it."""
+    if get_origin(kind) is Iterable and get_args(kind) == (Any,):
+        return "a loader or a list"
+    if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
+        return f"a tuple of {len(get_args(kind))}"
+    if (named := _KINDS.get(get_origin(kind) or kind)) is not None:
+        return named
+    if get_origin(kind) is Literal:
+        return _listed(list(map(repr, get_args(kind))))
+    if isinstance(kind, type):
+        home = _home(kind)
+        return f"{'an' if home.startswith('lrfast') else 'a'} {home}.{kind.__name__}"
+    return str(kind)
+
+
+def _home(kind: Any) -> str:
+    """Return the package in which a class is public; "" for one that its functions name better."""
+    package = kind.__module__.partition("._")[0]
+    if package.startswith("torch."):
+        return "torch"
+    is_public = package == kind.__module__ or hasattr(sys.modules[package], kind.__name__)
+    return package if is_public else ""
+
+
+def described(value: object) -> str:
+    """Return what came as a message says it: a short value as it is, of others their class."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {value.__name__}"
+    if value is None or isinstance(value, str | Real | Tensor | slice):
+        return short_repr(value)
+    kind = type(value).__name__
+    if isinstance(value, dict | list | tuple | set) and value:
+        inner = value.values() if isinstance(value, dict) else value
+        return f"a {kind} of {', '.join(dict.fromkeys(type(each).__name__ for each in inner))}"
+    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+
+
+def _listed(words: list[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _holds(value: object, name: str) -> bool:
+    """Tell whether a value wraps an optimizer under a name."""
+    return isinstance(getattr(value, "__dict__", {}).get(name), Optimizer)
