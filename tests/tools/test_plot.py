@@ -150,7 +150,7 @@ def test_skips_that_leave_nothing(skip: dict[str, Any]) -> None:
 def test_axes_of_ones_own(tmp_path: Path) -> None:
     figure = Figure()
     left, right = figure.subplots(1, 2)
-    assert make_result().plot(tmp_path / "both.png", ax=right) is figure
+    assert make_result().plot(tmp_path / "both.png", ax=right) is right
     assert not left.lines and right.get_xscale() == "log"
     assert [str(line.get_label()) for line in right.lines[:2]] == ["loss", "smoothed loss"]
     assert len(figure.axes) == 2 and right.get_legend() is not None
