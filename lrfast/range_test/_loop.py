@@ -25,6 +25,9 @@ _GRACE = 5
 # overflow reaches 1 within 16 steps.
 _MAX_STEPS_PER_POINT = 4
 
+# The same for a step function, which may accumulate the gradients of many batches.
+_MAX_CALLS_PER_POINT = 64
+
 # If ranks saw the stop flag at different steps, one would leave while another waits in a
 # collective. On GPUs all ranks therefore poll at the same, few points.
 _POINTS_BETWEEN_AGREEMENTS = 10
@@ -94,13 +97,15 @@ class SweepLoop:
     def _steps(self) -> Iterator[int]:
         """Yield the steps until each learning rate has its point: more if some are skipped."""
         count, step = len(self._lrs), 0
-        missing = count
-        while missing > 0 and step < _MAX_STEPS_PER_POINT * count:
+        missing, most = count, _MAX_STEPS_PER_POINT * count
+        while missing > 0 and step < most:
             for _ in range(missing):
                 yield step
                 step += 1
-            may_skip = self.training.scaler is not None or self.training.step_fn is not None
-            missing = count - len(self.curve) if may_skip else 0
+            calls = self.training.step_fn is not None
+            missing = count - len(self.curve) if calls or self.training.scaler is not None else 0
+            if calls and missing < count:
+                most = _MAX_CALLS_PER_POINT * count
 
     def _has_ended(self, step: int, bar: Progress) -> bool:
         ranks, curve = self.training.ranks, self.curve

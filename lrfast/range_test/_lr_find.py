@@ -40,7 +40,7 @@ from lrfast.training._data import (
 )
 from lrfast.training._ranks import ranks_of
 from lrfast.training._snapshot import Snapshot, bytes_needed, preserved, sizes
-from lrfast.training._step import Training
+from lrfast.training._step import Training, TrainerUpdate
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def lr_find(
     check_count("accumulate", accumulate)
     if valid is not None and lag:
         raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")
-    if step_fn is not None:
+    if step_fn is not None and not isinstance(step_fn, TrainerUpdate):
         clashes = {
             "loss_fn": loss_fn is not None,
             "compute_loss": compute_loss is not None,

@@ -39,6 +39,26 @@ from lrfast.training._ranks import Ranks
 Rate = float | Tensor | None
 
 
+class StepSkipped(Exception):
+    """Raised by a :class:`TrainerUpdate` whose trainer has left its batches out."""
+
+
+@dataclass(frozen=True)
+class TrainerUpdate:
+    """A trainer's own update, given as ``step_fn`` of a range test, which only observes it.
+
+    Unlike a user's ``step_fn`` it takes all micro-batches of an update, and it goes along with a
+    ``compute_loss``, which measures without an update.
+    """
+
+    begin: Callable[[], None]  # clears gradients and counters before a run's first update
+    update: Callable[[list[Any]], Tensor]  # makes it, and returns the micro-batches' mean loss
+
+    def __call__(self, micro_batches: list[Any]) -> Tensor:
+        """Make the update of the micro-batches, and return their mean loss."""
+        return self.update(micro_batches)
+
+
 @dataclass(frozen=True)
 class Training:
     """A model in training: with its optimizer, its data and its loss."""
@@ -210,28 +230,45 @@ class ClosureStep(UpdateFirst):
         return loss
 
 
+@dataclass
 class UserStep(UpdateFirst):
-    """One update by the user's own training step, and the loss that it returns.
+    """One update by the user's or a trainer's own training step, and the loss that it returns.
 
-    A step in which the optimizer did not step adds no point.
+    A step in which the optimizer did not step adds no point, nor does one without a loss.
     """
+
+    def __post_init__(self) -> None:
+        if isinstance(self.training.step_fn, TrainerUpdate):
+            self.training.step_fn.begin()
 
     def record(self, micro_batches: list[Any]) -> Tensor:
         """Make the update, record its loss with the learning rate that it used, and return it."""
-        step_fn, device = self.training.step_fn, self.curve.device
+        training, step_fn, driver = self.training, self.training.step_fn, self.driver
         assert step_fn is not None
-
-        def driven(batch: Any) -> Tensor:
-            self.driver.before_step()
-            loss = check_loss(step_fn(batch), needs_grad=False)
-            self.driver.after_step()
-            return self.training.ranks.mean(loss.detach().to(device))
-
-        return record_call(driven, micro_batches[0], self.curve, self.lr, self.driver.steps_applied)
+        is_trainers = isinstance(step_fn, TrainerUpdate)
+        count = driver.steps_applied().clone()
+        driver.before_step()
+        try:
+            made = step_fn(micro_batches if is_trainers else micro_batches[0])
+        except StepSkipped:
+            return torch.tensor(torch.nan, device=self.curve.device)
+        finally:
+            driver.after_step()
+        loss = check_loss(made, needs_grad=False).detach().to(self.curve.device)
+        if training.valid is None:
+            loss = training.ranks.mean(loss)
+        else:
+            loss = training.validation_loss(training.valid)
+        skip = torch.eq(driver.steps_applied(), count).double().to(self.curve.device)
+        self.curve.record(loss, self.lr(), skip=skip)
+        return loss
 
     def record_only(self, micro_batches: list[Any]) -> None:
-        """Make one update more, which is all that a whole step can do."""
-        self.record(micro_batches)
+        """Record the loss of a trainer's micro-batches; a whole step can only make one update."""
+        if isinstance(self.training.step_fn, TrainerUpdate):
+            self.curve.record(self.training.loss(micro_batches), self.lr())
+        else:
+            self.record(micro_batches)
 
 
 def record_call(
