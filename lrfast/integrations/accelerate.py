@@ -106,16 +106,21 @@ def in_parallel(accelerator: Accelerator, model: nn.Module) -> nn.Module:
 
 @contextmanager
 def undisturbed(accelerator: Accelerator) -> Iterator[None]:
-    """Restore an accelerator's gradient state after the ``with`` block.
+    """Restore an accelerator's counts and lists after the ``with`` block.
 
     Yields:
         None.
     """
     # A loader registers there as in use until its end, which a range test seldom reaches.
-    state = accelerator.gradient_state
+    state, step = accelerator.gradient_state, accelerator.step
     references, syncs = list(state.dataloader_references), state.sync_gradients
+    names = ("_models", "_optimizers", "_schedulers", "_dataloaders")
+    prepared = [(held, list(held)) for held in (getattr(accelerator, name) for name in names)]
     try:
         yield
     finally:
         state.dataloader_references = references
         state._set_sync_gradients(syncs)
+        accelerator.step = step
+        for held, before in prepared:
+            held[:] = before

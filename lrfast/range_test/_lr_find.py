@@ -40,7 +40,7 @@ from lrfast.training._data import (
 )
 from lrfast.training._ranks import ranks_of
 from lrfast.training._snapshot import Snapshot, bytes_needed, preserved, sizes
-from lrfast.training._step import Training, TrainerUpdate
+from lrfast.training._step import TrainerUpdate, Training
 
 _log = logging.getLogger(__name__)
 
