@@ -11,15 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lrfast import suggest
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.optim import FusedOptimizer
 from lrfast.range_test import RangeTest
-
-
-def inner_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Return the innermost optimizer: Accelerate's and Lightning's wrappers hold one each."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
 
 
 def fused_optimizer(optimizer: Optimizer) -> FusedOptimizer:

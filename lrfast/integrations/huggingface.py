@@ -26,8 +26,9 @@ from transformers.optimization import get_scheduler
 
 from lrfast import range_test, schedules
 from lrfast._utils.async_copy import AsyncHostQueue
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import Rates, discriminative
-from lrfast.integrations._shared import LRFinderBase, fused_optimizer, inner_optimizer
+from lrfast.integrations._shared import LRFinderBase, fused_optimizer
 from lrfast.integrations.accelerate import clip_in_step, step_can_clip, undisturbed
 from lrfast.integrations.scheduler import DeviceScheduler
 from lrfast.optim import Adam, AdamW, FusedOptimizer, NAdam

@@ -20,8 +20,9 @@ from torchmetrics import Metric
 
 from lrfast import range_test
 from lrfast._utils.async_copy import AsyncHostQueue
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import NormPolicy, Timetable, set_norm_mode
-from lrfast.integrations._shared import LRFinderBase, fused_optimizer, inner_optimizer
+from lrfast.integrations._shared import LRFinderBase, fused_optimizer
 from lrfast.integrations.scheduler import DeviceScheduler
 
 if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:

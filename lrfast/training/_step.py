@@ -40,7 +40,7 @@ Rate = float | Tensor | None
 
 
 class StepSkipped(Exception):
-    """Raised by a :class:`TrainerUpdate` whose trainer has left its batches out."""
+    """Raised by a :class:`TrainerUpdate` that has made no optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class TrainerUpdate:
 
     begin: Callable[[], None]  # clears gradients and counters before a run's first update
     update: Callable[[list[Any]], Tensor]  # makes it, and returns the micro-batches' mean loss
+    calls: int = 1  # of it per optimizer step; those before the last raise StepSkipped
 
     def __call__(self, micro_batches: list[Any]) -> Tensor:
         """Make the update of the micro-batches, and return their mean loss."""
@@ -89,7 +90,8 @@ class Training:
 
     def data_size(self, micro_batches: list[Any]) -> DataSize:
         """Return how much data the training learns from, by the micro-batches of one update."""
-        rows = self.ranks.count * sum(num_rows(batch) for batch in micro_batches)
+        calls = self.step_fn.calls if isinstance(self.step_fn, TrainerUpdate) else 1
+        rows = calls * self.ranks.count * sum(num_rows(batch) for batch in micro_batches)
         targets = self.ranks.count * sum(num_class_targets(batch) for batch in micro_batches)
         batches = num_batches(self.data)
         in_one_pass = targets * batches // len(micro_batches) if batches is not None else 0

@@ -168,4 +168,4 @@ def options_in_docs(section: str) -> dict[str, str]:
     text = page.split(f"\n## {section}\n")[1].split("\n## ")[0]
     table = text.split("| option | in a sweep |\n| --- | --- |\n")[1].split("\n\n")[0]
     rows = [re.split(r" \| ", line.strip("| ")) for line in table.strip().splitlines()]
-    return {option: honoured for option, honoured in rows}
+    return dict(rows)
