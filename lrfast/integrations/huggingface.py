@@ -453,7 +453,8 @@ def _ready_to_train(trainer: Trainer, loader: Iterable[Any]) -> Iterator[list[st
         return
     if getattr(trainer.args, "activation_checkpointing", False):
         notes.append("a sweep before training stores all activations; LRFindCallback's does not")
-    kept, undo = _KeptState(trainer), [lambda: None]
+    kept = _KeptState(trainer)
+    undo: list[Callable[[], None]] = []
     trainer.is_in_train = True
     try:
         if trainer.neftune_noise_alpha is not None:
@@ -461,7 +462,8 @@ def _ready_to_train(trainer: Trainer, loader: Iterable[Any]) -> Iterator[list[st
         if not isinstance(trainer.optimizer, AcceleratedOptimizer):
             undo.append(_prepare(trainer))
         state, args, batches = trainer.state, trainer.args, num_batches(loader)
-        state.epoch, state.num_train_epochs = 0.0, math.ceil(args.num_train_epochs)
+        state.global_step, state.epoch = 0, 0.0
+        state.num_train_epochs = math.ceil(args.num_train_epochs)
         updates = math.ceil((batches or 0) / args.gradient_accumulation_steps)
         whole = math.ceil(args.num_train_epochs * updates)
         state.max_steps = args.max_steps if args.max_steps > 0 else whole
