@@ -478,8 +478,8 @@ def _prepare(trainer: Trainer) -> Callable[[], None]:
     """Prepare model and optimizer as training does, and return what undoes it."""
     accelerator = trainer.accelerator
     # In mixed precision the forward pass is replaced, and with a scaler the step.
-    places = [(trainer.model, "forward"), (trainer.model, "_original_forward")]
-    places.append((trainer.optimizer, "step"))
+    marks = ("forward", "_original_forward", "_is_accelerate_prepared")
+    places = [*((trainer.model, name) for name in marks), (trainer.optimizer, "step")]
     before = [(vars(owner), name, vars(owner).get(name)) for owner, name in places]
     # Without placement, which would load the state anew: Trainer's models are in place.
     trainer.optimizer = accelerator.prepare_optimizer(trainer.optimizer, device_placement=False)
