@@ -23,6 +23,7 @@ from lrfast._utils.validation import (
     check_positive,
     is_int,
 )
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.finetune import _checkpoint
 from lrfast.finetune._best_model import Best
 from lrfast.finetune._callbacks import Callback
@@ -749,7 +750,8 @@ def _make_optimizer(
 ) -> Optimizer:
     """Return the optimizer of the param groups, with clipping and EMA if it has them built in."""
     # The learning rates are the optimizer's own until a stage sets them.
-    optimizer = make([{k: v for k, v in each.items() if k != "lr"} for each in param_groups])
+    made = make([{k: v for k, v in each.items() if k != "lr"} for each in param_groups])
+    optimizer = inner_optimizer(made)
     asked = {"max_grad_norm": max_grad_norm, "ema_decay": ema_decay}
     given = {name: value for name, value in asked.items() if value is not None}
     if not isinstance(optimizer, Optimizer):

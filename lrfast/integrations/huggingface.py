@@ -7,11 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.optim import Optimizer
@@ -21,20 +26,24 @@ from transformers.optimization import get_scheduler
 
 from lrfast import range_test, schedules
 from lrfast._utils.async_copy import AsyncHostQueue
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import Rates, discriminative
-from lrfast.integrations._shared import LRFinderBase, fused_optimizer, inner_optimizer
-from lrfast.integrations.accelerate import clip_in_step, in_parallel, step_can_clip, undisturbed
+from lrfast.integrations._shared import LRFinderBase, fused_optimizer
+from lrfast.integrations.accelerate import clip_in_step, step_can_clip, undisturbed
 from lrfast.integrations.scheduler import DeviceScheduler
 from lrfast.optim import Adam, AdamW, FusedOptimizer, NAdam
 from lrfast.range_test import RangeTest
 from lrfast.schedules import Schedule
-from lrfast.training._snapshot import GlobalRandom
+from lrfast.training._data import num_batches
+from lrfast.training._snapshot import GlobalRandom, TensorStore
+from lrfast.training._step import TrainerUpdate
 
 __all__ = [
     *("LRFindCallback", "LateLogs", "lr_find", "optimizer_cls_and_kwargs", "schedule_of", "use")
 ]
 
 _FOLLOWS_A_METRIC = ("reduce_lr_on_plateau", "greedy")
+_DATA_SETS = ("train_dataset", "eval_dataset")  # attributes of a Trainer that a step only reads
 
 
 def use(
@@ -147,8 +156,10 @@ def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule:
 def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
     """Run a range test of a Trainer's model, data, loss and optimizer; see :func:`lrfast.lr_find`.
 
-    Nothing has changed afterwards; ``result.apply(trainer.optimizer)`` uses the suggestion. If
-    there are several processes, all of them call it.
+    Each update is Trainer's own, bit for bit: ``get_batch_samples``, ``training_step``, clipping,
+    the callbacks' events up to ``on_optimizer_step``, the optimizer's step. Nothing has changed
+    afterwards; ``result.apply(trainer.optimizer)`` uses the suggestion. ``result.notes`` names the
+    events that are left out. If there are several processes, all of them call it.
 
     Args:
         trainer: Its optimizer, of lrfast or torch, is made if there is none yet.
@@ -160,33 +171,42 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
 
     Raises:
         ValueError: Under FSDP, before training has sharded the model; use :class:`LRFindCallback`.
+            Under DeepSpeed, for an optimizer without a step of its own (LOMO), and if the loss or
+            the step is given: they are the trainer's.
     """
-    trainer.create_optimizer()
-    accelerator = trainer.accelerator
-    model: nn.Module = trainer.model_wrapped
-    if not trainer.is_fsdp_enabled:
-        model = in_parallel(accelerator, model)
-    elif not isinstance(model, FSDPModule | FullyShardedDataParallel):
+    if trainer.is_deepspeed_enabled:
+        raise ValueError("trainer must not use DeepSpeed, whose engine has the optimizer's step")
+    if "lomo" in str(trainer.args.optim).lower():
+        raise ValueError(f"optim must step after the backward pass, got {trainer.args.optim}")
+    sharded = FSDPModule | FullyShardedDataParallel
+    if trainer.is_fsdp_enabled and not isinstance(trainer.model_wrapped, sharded):
         raise ValueError(
             "trainer must be training for a range test under FSDP, which then shards the model: "
             "use LRFindCallback"
         )
-
-    def compute_loss(model: nn.Module, batch: Any) -> Tensor:
-        with trainer.compute_loss_context_manager(), accelerator.autocast():
-            # A copy, because label smoothing pops entries.
-            loss: Tensor = trainer.compute_loss(model, dict(batch))
-        return loss
-
-    options = {
-        "compute_loss": compute_loss,
-        "accumulate": trainer.args.gradient_accumulation_steps,
-        "scaler": accelerator.scaler,
-        "progress": not trainer.args.disable_tqdm,
-    } | options
-    with undisturbed(accelerator):
+    for name in options.keys() & {"loss_fn", "compute_loss", "step_fn", "scaler", "capture"}:
+        raise ValueError(
+            f"{name} must be left out: the updates are the trainer's own training_step"
+        )
+    trainer.create_optimizer()
+    maker = getattr(trainer.create_scheduler, "__self__", None)
+    if isinstance(maker, _Maker):
+        maker.clip_in_step(fused_optimizer(trainer.optimizer))
+    with undisturbed(trainer.accelerator):
         loader = _unused_loader(trainer)
-        return range_test.lr_find(model, inner_optimizer(trainer.optimizer), loader, **options)
+        with _ready_to_train(trainer, loader) as notes:
+            step = _OwnStep(trainer, loader)
+            options = {
+                "compute_loss": step.loss,
+                "step_fn": TrainerUpdate(trainer.model_wrapped.zero_grad, step.update),
+                "accumulate": trainer.args.gradient_accumulation_steps,
+                "scaler": trainer.accelerator.scaler,
+                "progress": not trainer.args.disable_tqdm,
+            } | options
+            options["others"] = [_KeptState(trainer), *options.get("others", ())]
+            optimizer = inner_optimizer(trainer.optimizer)
+            result = range_test.lr_find(trainer.model_wrapped, optimizer, loader, **options)
+    return replace(result, notes=(*notes, *result.notes))
 
 
 class LRFindCallback(LRFinderBase, TrainerCallback):  # type: ignore[misc]
@@ -317,9 +337,7 @@ class _Maker:
     ) -> LRScheduler:
         trainer, args = self._trainer, self._trainer.args
         given = fused_optimizer(trainer.optimizer if optimizer is None else optimizer)
-        if self._clips and self._clipping is not given:
-            clip_in_step(trainer.accelerator, given)
-            self._clipping = given
+        self.clip_in_step(given)
         follows_steps = _kind_of(args) not in _FOLLOWS_A_METRIC
         if trainer.lr_scheduler is None and (self._schedule is not None or follows_steps):
             made = self._schedule or partial(schedule_of, args)
@@ -328,6 +346,170 @@ class _Maker:
             trainer.lr_scheduler = DeviceScheduler(given, made)
             trainer._created_lr_scheduler = True  # the next train() starts a new one
         return self._make_scheduler(num_training_steps, optimizer)
+
+    def clip_in_step(self, optimizer: FusedOptimizer) -> None:
+        """Let the optimizer's step clip, if it does not yet."""
+        if self._clips and self._clipping is not optimizer:
+            clip_in_step(self._trainer.accelerator, optimizer)
+            self._clipping = optimizer
+
+
+class _OwnStep:
+    """A Trainer's own update, as its loop makes it, and its loss."""
+
+    def __init__(self, trainer: Trainer, loader: Iterable[Any]) -> None:
+        self._trainer, self._model = trainer, trainer.model_wrapped
+        self._batches = num_batches(loader)
+        self._handler = copy.copy(trainer.callback_handler)
+        self._handler.callbacks = _users_callbacks(trainer)
+        for name in ("optimizer", "lr_scheduler"):
+            setattr(self._handler, name, getattr(trainer, name))
+        self._handler.train_dataloader = loader
+
+    def update(self, micro_batches: list[Any]) -> Tensor:
+        """Make the update of the micro-batches, and return the loss that Trainer logs for it."""
+        trainer, model = self._trainer, self._model
+        args, gradients = trainer.args, trainer.accelerator.gradient_state
+        batches, items = trainer.get_batch_samples(
+            iter(micro_batches), len(micro_batches), args.device
+        )
+        trainer.current_gradient_accumulation_steps = len(batches)
+        self._call("on_step_begin")
+        losses = []
+        for place, batch in enumerate(batches, 1):
+            is_last = place == len(batches)
+            gradients._set_sync_gradients(is_last)
+            syncs = is_last or gradients.plugin_kwargs.get("sync_each_batch", False)
+            # A copy, because a step may pop entries, and a sweep meets the batch again.
+            inputs = copy.copy(batch) if isinstance(batch, Mapping | list) else batch
+            with nullcontext() if syncs else trainer.accelerator.no_sync(model=model):
+                losses.append(trainer.training_step(model, inputs, items))
+            if not is_last:
+                self._call("on_substep_end")
+        norm = trainer._clip_grad_norm(model) if args.max_grad_norm > 0 else None
+        trainer._get_grad_norm(model, grad_norm=norm)
+        self._call("on_pre_optimizer_step")
+        trainer.optimizer.step()
+        self._call("on_optimizer_step")
+        model.zero_grad()
+        trainer.state.global_step += 1
+        if self._batches:
+            trainer.state.epoch += len(batches) / self._batches
+        total: Tensor = sum(losses[1:], start=losses[0])
+        return total
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the loss of a batch, as Trainer's evaluation finds it."""
+        trainer = self._trainer
+        items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+        inputs = trainer._prepare_inputs(batch)
+        with trainer.compute_loss_context_manager():
+            loss: Tensor = trainer.compute_loss(model, inputs, num_items_in_batch=items)
+        return loss.mean()
+
+    def _call(self, event: str) -> None:
+        trainer = self._trainer
+        on_event = getattr(self._handler, event)
+        trainer.control = on_event(trainer.args, trainer.state, trainer.control)
+
+
+class _KeptState:
+    """Attributes of a Trainer, its state and its callbacks, as one of ``others``."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._store = TensorStore()
+        owners = (trainer, trainer.state, trainer.control, *trainer.callback_handler.callbacks)
+        tables = [vars(owner) for owner in owners if hasattr(owner, "__dict__")]
+        self._tables = [(table, table.copy()) for table in tables]
+        for table in tables:
+            self._store.save([v for name, v in table.items() if name not in _DATA_SETS])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the store holds the state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what there was."""
+        self._store.restore()
+        for table, kept in self._tables:
+            for name in table.keys() - kept.keys():
+                del table[name]
+            table.update(kept)
+
+
+@contextmanager
+def _ready_to_train(trainer: Trainer, loader: Iterable[Any]) -> Iterator[list[str]]:
+    """Prepare a Trainer for a while as its training does; yields notes on what is left out."""
+    callbacks, in_training = _users_callbacks(trainer), trainer.is_in_train
+    missing = ["on_step_end"] + ([] if in_training else ["on_train_begin", "on_epoch_begin"])
+    notes = [
+        f"{name} of {type(each).__name__} is left out of the sweep"
+        for name in missing
+        for each in callbacks
+        if getattr(type(each), name) is not getattr(TrainerCallback, name)
+    ]
+    if in_training:
+        yield notes
+        return
+    if getattr(trainer.args, "activation_checkpointing", False):
+        notes.append("a sweep before training stores all activations; LRFindCallback's does not")
+    kept = _KeptState(trainer)
+    undo: list[Callable[[], None]] = []
+    trainer.is_in_train = True
+    try:
+        if trainer.neftune_noise_alpha is not None:
+            undo.append(_with_neftune(trainer))
+        if not isinstance(trainer.optimizer, AcceleratedOptimizer):
+            undo.append(_prepare(trainer))
+        state, args, batches = trainer.state, trainer.args, num_batches(loader)
+        state.global_step, state.epoch = 0, 0.0
+        state.num_train_epochs = math.ceil(args.num_train_epochs)
+        updates = math.ceil((batches or 0) / args.gradient_accumulation_steps)
+        whole = math.ceil(args.num_train_epochs * updates)
+        state.max_steps = args.max_steps if args.max_steps > 0 else whole
+        yield notes
+    finally:
+        for each in reversed(undo):
+            each()
+        kept.load_state_dict({})
+
+
+def _prepare(trainer: Trainer) -> Callable[[], None]:
+    """Prepare model and optimizer as training does, and return what undoes it."""
+    accelerator = trainer.accelerator
+    # In mixed precision the forward pass is replaced, and with a scaler the step.
+    marks = ("forward", "_original_forward", "_is_accelerate_prepared")
+    places = [*((trainer.model, name) for name in marks), (trainer.optimizer, "step")]
+    before = [(vars(owner), name, vars(owner).get(name)) for owner, name in places]
+    # Without placement, which would load the state anew: Trainer's models are in place.
+    trainer.optimizer = accelerator.prepare_optimizer(trainer.optimizer, device_placement=False)
+    wrapped = trainer._wrap_model(trainer.model_wrapped)
+    is_whole = wrapped is trainer.model  # else in DataParallel, which Accelerate does not prepare
+    trainer.model_wrapped = accelerator.prepare_model(wrapped) if is_whole else wrapped
+
+    def undo() -> None:
+        for table, name, value in before:
+            table.pop(name, None)
+            if value is not None:
+                table[name] = value
+
+    return undo
+
+
+def _with_neftune(trainer: Trainer) -> Callable[[], None]:
+    """Add NEFTune's noise as training does, and return what removes it."""
+    from transformers.integrations.neftune import activate_neftune, deactivate_neftune
+
+    accelerator = trainer.accelerator
+    handle = activate_neftune(trainer.model, trainer.neftune_noise_alpha, accelerator)
+    return partial(deactivate_neftune, trainer.model, handle, accelerator)
+
+
+def _users_callbacks(trainer: Trainer) -> list[TrainerCallback]:
+    """Return the callbacks that are neither of transformers nor of lrfast: those log and save."""
+    known = ("transformers", "lrfast")
+    callbacks = trainer.callback_handler.callbacks
+    return [c for c in callbacks if type(c).__module__.partition(".")[0] not in known]
 
 
 def _kind_of(args: TrainingArguments) -> str:
@@ -345,10 +527,8 @@ def _layer_groups(trainer: Trainer, lr: Rates, decay: float | None) -> list[dict
 
 
 def _unused_loader(trainer: Trainer) -> Any:
-    """Return a new loader in Trainer's order of data, not registered in the accelerator."""
-    prepared = trainer.accelerator._dataloaders
-    known, random = list(prepared), GlobalRandom.take()
+    """Return a new loader in Trainer's order of data."""
+    random = GlobalRandom.take()
     loader = trainer.get_train_dataloader()
     random.put_back()
-    prepared[:] = known
     return loader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -12,9 +13,10 @@ from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer
 from lrfast.optim._checkpoint import check_entry
 from lrfast.optim._options import Schedules
-from lrfast.optim._scheduling import saved_schedules
 
 __all__ = ["DeviceScheduler"]
+
+_log = logging.getLogger(__name__)
 
 
 class DeviceScheduler(LRScheduler):
@@ -27,7 +29,9 @@ class DeviceScheduler(LRScheduler):
     includes both, and synchronises.
 
     A checkpoint of the optimizer holds the schedule and its step. This one's holds the count, and
-    both again, because savers of sharded optimizers keep torch's entries only.
+    both again, because savers of sharded optimizers keep torch's entries only. Where training goes
+    on from a checkpoint with another schedule, this one goes on at the saved step, and a warning
+    says so: trainers cannot pass a choice to ``load_state_dict``.
 
     Args:
         optimizer: An lrfast optimizer, also in a trainer's wrapper.
@@ -55,6 +59,7 @@ class DeviceScheduler(LRScheduler):
         self.optimizer = fused_optimizer(optimizer)
         if schedule is not None:
             self.optimizer.set_schedule(schedule)
+        self.optimizer._is_trainers_plan = True
         self.last_epoch = 0
         self._step_count = 1
 
@@ -99,8 +104,7 @@ class DeviceScheduler(LRScheduler):
             state_dict: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If it holds no count, or a schedule for the optimizer that differs from the
-                attached one.
+            ValueError: If it holds no count, or a schedule that does not fit the optimizer.
         """
         check_dict("state_dict", state_dict, ["last_epoch"])
         last_epoch = check_int("last_epoch", state_dict["last_epoch"])
@@ -108,6 +112,8 @@ class DeviceScheduler(LRScheduler):
         entry = check_dict("optimizer", state_dict.get("optimizer", {}))
         if self.optimizer._loaded_clock is None and entry:
             check_entry(self.optimizer, entry)
-            self.optimizer._check_saved_schedules(saved_schedules(entry))
-            self.optimizer._load_entry(entry)
+            keeps_own, note = self.optimizer._keeps_own(entry, None)
+            self.optimizer._load_entry(entry, keeps_own)
+            if note:
+                _log.warning(note)  # Trainer drops Python's warnings here
         self.last_epoch, self._step_count = last_epoch, step_count

@@ -6,6 +6,7 @@ Tensors of optimizer state are made and owned here, in ``self.state``; the engin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -218,13 +219,15 @@ class FusedOptimizer(SchedulingMixin):
         """Load a state dict of lrfast or torch.optim; float32 states of half parameters stay so.
 
         Its schedules are attached and go on at the saved step. A state dict without a schedule, or
-        without a loss schedule, leaves the attached one.
+        without a loss schedule, leaves the attached one. An attached schedule of the same kind with
+        another length goes on itself, at the saved step, with a UserWarning; so does any other that
+        a trainer's integration has attached.
 
         Args:
             state_dict: From :meth:`state_dict`, of this class or of torch.optim's of that name.
             schedule: Which schedules go on, at the saved step, if the saved and the attached ones
-                differ: "saved", or the optimizer's "own". None, the default, refuses such a state
-                dict.
+                differ: "saved", or the optimizer's "own". None, the default: as above; others are
+                refused.
 
         Raises:
             TypeError, ValueError: If groups or states do not fit, an entry is not what a state dict
@@ -243,11 +246,11 @@ class FusedOptimizer(SchedulingMixin):
             check_choice("schedule", schedule, ("saved", "own"))
         # The user's pre-hooks run first and may replace the dict; the post-hooks see it loaded.
         given: list[dict[str, Any]] = []
+        chosen: list[tuple[bool, str]] = []
 
         def check_and_note(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
             _checkpoint.check_state_dict(self, self._rule, state)
-            if schedule is None:
-                self._check_saved_schedules(saved_schedules(state.get(ENGINE_ENTRY, {})))
+            chosen.append(self._keeps_own(state.get(ENGINE_ENTRY, {}), schedule))
             given.append(state)
 
         def complete(_: torch.optim.Optimizer) -> None:
@@ -255,7 +258,7 @@ class FusedOptimizer(SchedulingMixin):
             _checkpoint.check_loaded_groups(self, self._rule)
             _state.restore_dtypes(self, given[0])
             self._choose_dtypes()
-            self._load_entry(given[0].get(ENGINE_ENTRY, {}), schedule == "own")
+            self._load_entry(given[0].get(ENGINE_ENTRY, {}), keeps_own=chosen[0][0])
 
         with (
             self.register_load_state_dict_pre_hook(check_and_note),
@@ -263,6 +266,8 @@ class FusedOptimizer(SchedulingMixin):
             _checkpoint.rollback_on_error(self),
         ):
             super().load_state_dict(check_dict("state_dict", state_dict))
+        if note := chosen[0][1]:
+            warnings.warn(note, stacklevel=2)
 
     def _entry(self) -> dict[str, Any]:
         """Return lrfast's entry of a state dict. Synchronises the device."""

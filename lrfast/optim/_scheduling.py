@@ -66,6 +66,7 @@ class SchedulingMixin(torch.optim.Optimizer):
     _loss_factor_paused = False  # True while a range test controls the learning rates
     _loaded_clock: tuple[int, int] | None = None  # right after a state dict was loaded
     _captured_by: object = None  # the captured step that makes this optimizer's steps
+    _is_trainers_plan = False  # True for schedules from a trainer, which cannot pass a choice
 
     def set_schedule(self, schedule: Schedules, *, step: int | None = None) -> None:
         """Attach a schedule; its step 0 is the next step that is applied.
@@ -105,7 +106,7 @@ class SchedulingMixin(torch.optim.Optimizer):
         else:
             self._warn_of_torch()
         self._attach(schedules, step or 0)
-        self._loaded_clock = None
+        self._loaded_clock, self._is_trainers_plan = None, False
 
     @property
     def schedules(self) -> list[Schedule | None]:
@@ -260,15 +261,29 @@ class SchedulingMixin(torch.optim.Optimizer):
             if schedule is not None:
                 set_rate(group, rate)
 
-    def _check_saved_schedules(self, saved: list[Schedule | None] | None) -> None:
-        """Refuse a saved schedule that differs from the attached one."""
-        if saved is None or not any(self._schedules) or len(saved) != len(self.param_groups):
-            return  # torch refuses another number of groups
-        if differs := difference(saved, self.schedules):
+    def _keeps_own(self, entry: dict[str, Any], choice: str | None) -> tuple[bool, str]:
+        """Return whether a load keeps the attached schedules, and what it has to tell.
+
+        Without a choice they stay if they differ in length only, or are a trainer's plan, because
+        trainers cannot pass a choice; others are refused.
+        """
+        saved = saved_schedules(entry)
+        if choice is not None or not saved or not any(self._schedules):
+            return choice == "own", ""
+        if len(saved) != len(self.param_groups):  # torch refuses it
+            return False, ""
+        if not (differs := difference(saved, self.schedules)):
+            return False, ""
+        if not self._is_trainers_plan and not _differ_in_length(saved, self.schedules):
             raise ValueError(
                 'schedule must be "saved" or "own" where the saved one and the attached one '
-                f"differ, got None; saved against own: {differs}"
+                f"differ, got None; saved against own: {differs}; inside a trainer, attach it by "
+                "DeviceScheduler"
             )
+        return True, (
+            "the attached schedule goes on at the saved step, not the saved schedule; "
+            f'load_state_dict(state, schedule="saved") takes that; saved against own: {differs}'
+        )
 
     def _attach(self, schedules: list[Schedule | None], step: int = 0) -> None:
         """Attach schedules, one per group, from the next step on; learning rates stay as set."""
@@ -331,6 +346,16 @@ def difference(these: Sequence[Schedule | None], others: Sequence[Schedule | Non
             text = one.difference(other).replace("\n", ", ")
         lines.setdefault(text, []).append(str(group))
     return "; ".join(f"group {', '.join(groups)}: {text}" for text, groups in lines.items())
+
+
+def _differ_in_length(these: Sequence[Schedule | None], others: Sequence[Schedule | None]) -> bool:
+    """Whether each group's schedules are equal, or one kind of schedule with two lengths."""
+    for one, other in zip(these, others, strict=True):
+        if one == other:
+            continue
+        if not (one and other) or one.name != other.name or one.total_steps == other.total_steps:
+            return False
+    return True
 
 
 def set_rate(group: dict[str, Any], rate: float | Tensor) -> None:

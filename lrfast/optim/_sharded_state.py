@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,6 @@ from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_bytes, check_choice, check_dict, load_untrusted
 from lrfast.optim._checkpoint import check_entry
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.optim._scheduling import saved_schedules
 
 
 @public_in("lrfast.sharded")
@@ -28,7 +28,7 @@ class ShardedState:
         model: The module, sharded or not.
         optimizer: An lrfast optimizer over the model's parameters.
         schedule: Which schedules a load keeps if the saved ones and the optimizer's differ, as in
-            ``optimizer.load_state_dict``: "saved", "own", or None, the default, which refuses.
+            ``optimizer.load_state_dict``: "saved", "own", or None, the default.
 
     Raises:
         TypeError: If ``optimizer`` is not an lrfast optimizer.
@@ -77,18 +77,19 @@ class ShardedState:
             state_dict: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If an entry is missing or broken, or the saved schedule differs from the
-                attached one and ``schedule`` is None; nothing has changed then.
+            ValueError: If an entry is missing or broken, or the saved schedule is of another kind
+                than the attached one and ``schedule`` is None; nothing has changed then.
         """
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         check_dict("state_dict", state_dict, ["model", "optimizer", "lrfast"])
         entry = load_untrusted("lrfast", io.BytesIO(check_bytes("lrfast", state_dict["lrfast"])))
         check_entry(self._optimizer, entry)
-        if self._schedule is None:
-            self._optimizer._check_saved_schedules(saved_schedules(entry))
+        keeps_own, note = self._optimizer._keeps_own(entry, self._schedule)
         model, states = state_dict["model"], state_dict["optimizer"]
         set_state_dict(
             self._model, self._optimizer, model_state_dict=model, optim_state_dict=states
         )
-        self._optimizer._load_entry(entry, keeps_own=self._schedule == "own")
+        self._optimizer._load_entry(entry, keeps_own)
+        if note:
+            warnings.warn(note, stacklevel=2)

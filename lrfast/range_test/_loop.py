@@ -11,7 +11,7 @@ import torch
 
 from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
-from lrfast.optim._schedule_driver import attach_schedule
+from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
 from lrfast.range_test._sweep import Sweep
 from lrfast.training._captured import CapturedTrainStep
 from lrfast.training._data import DataSize, device_of
@@ -24,6 +24,9 @@ _GRACE = 5
 # Steps per point at most if a scaler skips some. A scale that begins at 2**16 and halves at each
 # overflow reaches 1 within 16 steps.
 _MAX_STEPS_PER_POINT = 4
+
+# The same for a step function, which may accumulate the gradients of many batches.
+_MAX_CALLS_PER_POINT = 64
 
 # If ranks saw the stop flag at different steps, one would leave while another waits in a
 # collective. On GPUs all ranks therefore poll at the same, few points.
@@ -74,7 +77,7 @@ class SweepLoop:
         shown = self.progress and training.ranks.is_first
         bar = Progress("range test", len(self._lrs), shown=shown)
         try:
-            for number in self._steps():
+            for number in self._steps(driver):
                 micro_batches = next(batches)
                 if number == 0:
                     self.data_size = training.data_size(micro_batches)
@@ -91,16 +94,20 @@ class SweepLoop:
             driver.detach()
         return self.curve
 
-    def _steps(self) -> Iterator[int]:
+    def _steps(self, driver: ScheduleDriver) -> Iterator[int]:
         """Yield the steps until each learning rate has its point: more if some are skipped."""
         count, step = len(self._lrs), 0
-        missing = count
-        while missing > 0 and step < _MAX_STEPS_PER_POINT * count:
+        missing, most = count, _MAX_STEPS_PER_POINT * count
+        while missing > 0 and step < most:
             for _ in range(missing):
                 yield step
                 step += 1
-            may_skip = self.training.scaler is not None or self.training.step_fn is not None
-            missing = count - len(self.curve) if may_skip else 0
+            calls = self.training.step_fn is not None
+            missing = count - len(self.curve) if calls or self.training.scaler is not None else 0
+            if missing and calls:  # a trainer may step without a loss
+                missing = min(missing, count - int(driver.steps_applied()))
+            if calls and missing < count:
+                most = _MAX_CALLS_PER_POINT * count
 
     def _has_ended(self, step: int, bar: Progress) -> bool:
         ranks, curve = self.training.ranks, self.curve

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_count, is_int
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.range_test import _analysis
 from lrfast.range_test._loop import SweepLoop
 from lrfast.range_test._priors import WeightStats, rate_prior, weight_stats
@@ -34,6 +35,7 @@ from lrfast.training._captured import check_captures
 from lrfast.training._data import (
     ComputeLoss,
     LossFunction,
+    PlacedBatches,
     ReplayableLoader,
     StepFunction,
     generators_of,
@@ -42,7 +44,7 @@ from lrfast.training._data import (
 )
 from lrfast.training._ranks import ranks_of
 from lrfast.training._snapshot import Snapshot, preserved, sizes
-from lrfast.training._step import Training
+from lrfast.training._step import TrainerUpdate, Training
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +94,8 @@ def lr_find(
     Args:
         model: Module with trainable parameters; it is put into training mode if it is not.
         optimizer: Of lrfast or torch.optim, with parameters of the model; one whose ``step`` needs
-            a closure gets one.
+            a closure gets one. One that Accelerate has prepared brings its GradScaler and its
+            number of micro-batches; :func:`lrfast.integrations.accelerate.lr_find` also clips.
         data: Batches; cycled if they are too few.
         loss_fn: ``loss_fn(model(inputs), targets)`` for batches ``(inputs, targets)``; of more
             entries than two all but the last are inputs.
@@ -163,9 +166,15 @@ def lr_find(
     if not is_int(verify) or verify == 1 or verify < 0:
         raise ValueError(f"verify must be a whole number of steps, 2 or more, or 0, got {verify!r}")
     check_count("accumulate", accumulate)
+    given, optimizer = optimizer, inner_optimizer(optimizer)
+    notes: tuple[str, ...] = ()
+    if given is not optimizer and scaler is None:
+        scaler = getattr(given, "scaler", None)
+    if step_fn is None and (prepared := getattr(given, "gradient_state", None)) is not None:
+        accumulate, notes = _as_prepared(prepared.num_steps, accumulate)
     if valid is not None and lag:
         raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")
-    if step_fn is not None:
+    if step_fn is not None and not isinstance(step_fn, TrainerUpdate):
         clashes = {
             "loss_fn": loss_fn is not None,
             "compute_loss": compute_loss is not None,
@@ -195,7 +204,9 @@ def lr_find(
     if scaler is not None and training.takes_closure:
         raise ValueError("scaler must be left out for an optimizer that needs a closure")
     kept = [*others, *([] if scaler is None else [scaler])]
-    loaders = {"data": data, "valid": valid, "judge": judge}
+    placed = data.loaders if isinstance(data, PlacedBatches) else [data]
+    names = ["data", *(f"data[{place}]" for place in range(1, len(placed)))]
+    loaders = dict(zip(names, placed, strict=True)) | {"valid": valid, "judge": judge}
     functions = [each for each in (loss_fn, compute_loss, step_fn) if each is not None]
     if snapshot not in ("device", "host"):
         raise ValueError(f"snapshot must be 'device' or 'host', got {snapshot!r}")
@@ -212,7 +223,7 @@ def lr_find(
         result = search.run(sweep, adaptive)
         if verify:
             result = search.add_race(result, verify)
-    result = replace(result, notes=(*result.notes, *saved.notes))
+    result = replace(result, notes=(*notes, *result.notes, *saved.notes))
     for note in result.notes:
         _log.info(note)
     return replace(result, seconds=time.perf_counter() - began, snapshot_bytes=saved.nbytes)
@@ -278,6 +289,18 @@ class _Search:
         if not (batches is None or batches >= used or self.training.same_batch):
             notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
         return tuple(notes)
+
+
+def _as_prepared(steps: int, accumulate: int) -> tuple[int, tuple[str, ...]]:
+    """Return an update's micro-batches under Accelerate, and notes; ``accumulate`` wins over 1."""
+    notes = [
+        "clip_grad_norm_ is left out of the sweep, unless an lrfast optimizer has max_grad_norm; "
+        "lrfast.integrations.accelerate.lr_find(max_grad_norm=...) calls it"
+    ]
+    if accumulate == 1 < steps:
+        notes.append(f"accumulate is {steps}, as the Accelerator has it")
+        accumulate = steps
+    return accumulate, tuple(notes)
 
 
 def _next_sweep(sweep: Sweep, wanted: tuple[float, float]) -> Sweep:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.optim._scheduling import set_rate
 
 # All that torch's schedulers compute a learning rate from, in the param groups and in themselves.
@@ -126,7 +127,7 @@ def _flat(schedulers: Sequence[LRScheduler], optimizer: Optimizer) -> list[LRSch
                 "schedulers must be of torch.optim.lr_scheduler, got a "
                 f"{type(scheduler).__name__}; an lrfast schedule is known to the optimizer"
             )
-        if scheduler.optimizer.param_groups is not optimizer.param_groups:
+        if inner_optimizer(scheduler.optimizer).param_groups is not optimizer.param_groups:
             raise ValueError("schedulers must be attached to optimizer, got one of another")
         inner = _flat(getattr(scheduler, "_schedulers", ()), optimizer)
         found |= {id(each): each for each in (scheduler, *inner)}

@@ -33,6 +33,7 @@ from lrfast._utils.validation import (
     is_int,
     short_repr,
 )
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.range_test._lr_find import lr_find
 from lrfast.range_test._peak_rates import PeakRates
 from lrfast.range_test._result import RangeTest
@@ -165,7 +166,7 @@ class Retest:
         _check_epochs("patience", patience)
         _check_factors(budget, max_change, tolerance)
         _check_options(loader, rule, options)
-        self._rates = PeakRates(optimizer, schedulers)
+        self._rates = PeakRates(inner_optimizer(optimizer), schedulers)
         self._model = model
         self._optimizer = optimizer
         self._loader = loader

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrfast.curve import LossCurve, _CurveRecorder
 from lrfast.optim._optimizer import FusedOptimizer
-from lrfast.training._step import Training, TrainStep, UpdateFirst
+from lrfast.training._step import TrainerUpdate, Training, TrainStep, UpdateFirst
 from lrfast.training.capture import CapturedStep
 from lrfast.training.capture._spec import CaptureSpec
 
@@ -63,6 +63,8 @@ def check_optimizer(optimizer: object) -> None:
 
 def check_captures(training: Training) -> None:
     """Check that a training's updates can be captured; TypeError or ValueError if not."""
+    if isinstance(training.step_fn, TrainerUpdate):
+        raise ValueError("capture must be False inside a trainer, whose own step the host makes")
     check_optimizer(training.optimizer)
     for name in ("step_fn", "valid"):
         if getattr(training, name) is not None:

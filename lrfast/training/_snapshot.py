@@ -343,6 +343,8 @@ class Snapshot:
                 self._others.append((other, copy.deepcopy(other.state_dict())))
         self._iterators: list[tuple[DataLoader[Any], Any]] = []
         for loader in loaders:
+            if (shared := getattr(loader, "gradient_state", None)) is not None:
+                self._store.save(vars(shared))  # where Accelerate's loaders register as in use
             if isinstance(loader, DataLoader):
                 # Persistent workers, once started, no longer draw a seed at each epoch.
                 self._iterators.append((loader, loader._iterator))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,27 @@ from lrfast.training._data import (
 from lrfast.training._ranks import Ranks
 
 Rate = float | Tensor | None
+
+
+class StepSkipped(Exception):
+    """Raised by a :class:`TrainerUpdate` that has made no optimizer step."""
+
+
+@dataclass(frozen=True)
+class TrainerUpdate:
+    """A trainer's own update, given as ``step_fn`` of a range test, which only observes it.
+
+    Unlike a user's ``step_fn`` it takes all micro-batches of an update, and it goes along with a
+    ``compute_loss``, which measures without an update.
+    """
+
+    begin: Callable[[], None]  # clears gradients and counters before a run's first update
+    update: Callable[[list[Any]], Tensor]  # makes it, and returns the micro-batches' mean loss
+    calls: int = 1  # of it per optimizer step; those before the last raise StepSkipped
+
+    def __call__(self, micro_batches: list[Any]) -> Tensor:
+        """Make the update of the micro-batches, and return their mean loss."""
+        return self.update(micro_batches)
 
 
 @dataclass(frozen=True)
@@ -70,7 +92,8 @@ class Training:
 
     def data_size(self, micro_batches: list[Any]) -> DataSize:
         """Return how much data the training learns from, by the micro-batches of one update."""
-        rows = self.ranks.count * sum(num_rows(batch) for batch in micro_batches)
+        calls = self.step_fn.calls if isinstance(self.step_fn, TrainerUpdate) else 1
+        rows = calls * self.ranks.count * sum(num_rows(batch) for batch in micro_batches)
         targets = self.ranks.count * sum(num_class_targets(batch) for batch in micro_batches)
         batches = num_batches(self.data)
         in_one_pass = targets * batches // len(micro_batches) if batches is not None else 0
@@ -215,36 +238,96 @@ class ClosureStep(UpdateFirst):
         return loss
 
 
+@dataclass
 class UserStep(UpdateFirst):
-    """One update by the user's own training step, and the loss that it returns.
+    """One update by the user's or a trainer's own training step, and the loss that it returns.
 
-    A step in which the optimizer did not step adds no point.
+    A step in which the optimizer did not step adds no point, nor does one without a loss.
     """
+
+    def __post_init__(self) -> None:
+        if isinstance(self.training.step_fn, TrainerUpdate):
+            self.training.step_fn.begin()
 
     def record(self, micro_batches: list[Any]) -> Tensor:
         """Make the update, record its loss with the learning rate that it used, and return it."""
-        step_fn, device = self.training.step_fn, self.curve.device
+        training, step_fn, driver = self.training, self.training.step_fn, self.driver
         assert step_fn is not None
-
-        groups = self.training.optimizer.param_groups
-
-        def driven(batch: Any) -> Tensor:
-            self.driver.before_step()
-            rates = [group["lr"] for group in groups]
-            values = [lr.clone() if isinstance(lr, Tensor) else lr for lr in rates]
-            loss = check_loss(step_fn(batch), needs_grad=False)
-            self.driver.after_step()
-            for group, lr, value in zip(groups, rates, values, strict=True):
-                if group["lr"] is not lr or isinstance(lr, Tensor):  # a scheduler stepped, too
-                    group["lr"] = lr
-                    set_rate(group, value)
-            return self.training.ranks.mean(loss.detach().to(device))
-
-        return record_call(driven, micro_batches[0], self.curve, self.lr, self.driver.steps_applied)
+        count = driver.steps_applied().clone()
+        driver.before_step()
+        rates = _rates_of(training.optimizer)
+        check = partial(_check_rates, rates)
+        hook = training.optimizer.register_step_pre_hook(check)
+        try:
+            made = step_fn(
+                micro_batches if isinstance(step_fn, TrainerUpdate) else micro_batches[0]
+            )
+        except StepSkipped:
+            return torch.tensor(torch.nan, device=self.curve.device)
+        finally:
+            hook.remove()
+            driver.after_step()
+            _restore_rates(training.optimizer, rates)
+        loss = check_loss(made, needs_grad=False).detach().to(self.curve.device)
+        if training.valid is None:
+            loss = training.ranks.mean(loss)
+        else:
+            loss = training.validation_loss(training.valid)
+        skip = torch.eq(driver.steps_applied(), count).double().to(self.curve.device)
+        self.curve.record(loss, self.lr(), skip=skip)
+        return loss
 
     def record_only(self, micro_batches: list[Any]) -> None:
-        """Make one update more, which is all that a whole step can do."""
-        self.record(micro_batches)
+        """Record the loss of a trainer's micro-batches; a whole step can only make one update."""
+        if isinstance(self.training.step_fn, TrainerUpdate):
+            self.curve.record(self.training.loss(micro_batches), self.lr())
+        else:
+            self.record(micro_batches)
+
+
+class _GivenRate(NamedTuple):
+    """A param group's learning rate as the range test set it, and its value if it is a tensor."""
+
+    lr: Any
+    version: int
+    value: Any
+
+
+def _rates_of(optimizer: Optimizer) -> list[_GivenRate]:
+    """Return each group's learning rate, by which a change is seen without a synchronisation."""
+    lrs = [group["lr"] for group in optimizer.param_groups]
+    return [
+        _GivenRate(lr, lr._version, lr.clone()) if isinstance(lr, Tensor) else _GivenRate(lr, 0, lr)
+        for lr in lrs
+    ]
+
+
+def _is_as_given(group: dict[str, Any], given: _GivenRate) -> bool:
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        return lr is given.lr and lr._version == given.version
+    return bool(not isinstance(given.lr, Tensor) and lr == given.lr)
+
+
+def _check_rates(
+    given: list[_GivenRate], optimizer: Optimizer, args: Any = (), kwargs: Any = None
+) -> None:
+    """Refuse an update at other learning rates than those that the range test has set."""
+    for index, (group, old) in enumerate(zip(optimizer.param_groups, given, strict=True)):
+        if not _is_as_given(group, old):
+            raise ValueError(
+                f"the training step must keep the learning rates, got {group['lr']} for param "
+                f"group {index}, to which the range test had given {old.value}; leave schedulers "
+                "and warm-ups out of the step while it runs"
+            )
+
+
+def _restore_rates(optimizer: Optimizer, given: list[_GivenRate]) -> None:
+    """Undo what a scheduler in the step has set behind the update."""
+    for group, old in zip(optimizer.param_groups, given, strict=True):
+        if not _is_as_given(group, old):
+            group["lr"] = old.lr
+            set_rate(group, old.value)
 
 
 def _check_step(optimizer: Optimizer, error: Exception) -> None:

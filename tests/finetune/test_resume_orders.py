@@ -248,6 +248,36 @@ def test_another_schedule_is_refused_and_nothing_has_changed() -> None:
     assert optimizer.schedules == before.schedules and optimizer.schedule_step == 0
 
 
+LENGTHS: dict[str, tuple[Schedule, Schedule]] = {
+    "longer": (schedules.cosine(10), schedules.cosine(16)),
+    "shorter": (schedules.one_cycle(20), schedules.one_cycle(12)),
+    "extended": (CYCLE, CYCLE.extend_to(26, 4)),
+    "epochs": tuple(  # type: ignore[dict-item]
+        schedules.per_epoch(schedules.step(1, 0.5), steps).lasting(3 * steps) for steps in (4, 7)
+    ),
+    "product": (schedules.warmup(3) * schedules.linear(1.0, 0.1, 8), None),  # type: ignore[dict-item]
+}
+LENGTHS["product"] = (LENGTHS["product"][0], schedules.warmup(3) * schedules.linear(1.0, 0.1, 9))
+
+
+@pytest.mark.parametrize("kind", LENGTHS)
+def test_another_length_goes_on_at_the_saved_step(kind: str) -> None:
+    """With the length of the new plan, and a warning that says so."""
+    short, longer = LENGTHS[kind]
+    source = lrfast.SGD(groups(start()), schedule=short)
+    ones = [[torch.ones_like(p) for p in params_of(source)]]
+    train(source, ones * 4)
+    optimizer = lrfast.SGD(groups(start()), schedule=[longer, short, longer])
+    with pytest.warns(UserWarning, match="attached schedule goes on .* against own: group 0, 2"):
+        optimizer.load_state_dict(saved(source.state_dict()))
+    assert optimizer.schedules == [longer, short, longer] and optimizer.schedule_step == 4
+    train(optimizer, ones)
+    wanted = [0.1 * longer.at(4), 0.03 * short.at(4), 0.2 * longer.at(4)]
+    assert optimizer.last_rates.tolist() == wanted
+    optimizer.load_state_dict(saved(source.state_dict()), schedule="saved")
+    assert optimizer.schedules == [short] * 3 and optimizer.schedule_step == 4
+
+
 @pytest.mark.parametrize("choice", ["saved", "own"])
 def test_another_schedule_is_a_choice(choice: Any) -> None:
     """Either goes on where the saved one stood."""

@@ -160,3 +160,12 @@ def check_example(text: str, after: int | None) -> None:
     assert difference and waits and "a range test" in text
     assert float(difference[1]) < 1e-4
     assert int(waits[2]) == (int(waits[2]) if after is None else after) < int(waits[1])
+
+
+def options_in_docs(section: str) -> dict[str, str]:
+    """Return the table of options that a section of docs/integrations.md has for its sweeps."""
+    page = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    text = page.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    table = text.split("| option | in a sweep |\n| --- | --- |\n")[1].split("\n\n")[0]
+    rows = [re.split(r" \| ", line.strip("| ")) for line in table.strip().splitlines()]
+    return dict(rows)

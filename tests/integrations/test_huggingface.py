@@ -129,6 +129,48 @@ def test_resume_gives_the_same_weights(tmp_path: Path, at: int) -> None:
     assert losses(resumed) == losses(whole)
 
 
+@pytest.mark.parametrize("schedule", [None, schedules.one_cycle(20).extend_to(28, 4)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_train_epochs": 3},
+        {"per_device_train_batch_size": 4},
+        {"gradient_accumulation_steps": 2, "num_train_epochs": 3},
+        {"max_steps": 10},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 0},
+    ],
+    ids=["epochs", "batch", "accumulation", "steps", "type"],
+)
+def test_resume_with_another_plan(
+    tmp_path: Path, changes: dict[str, Any], schedule: schedules.Schedule | None
+) -> None:
+    """Trainer's own scheduler goes on at the saved step, with the length of the new plan."""
+    kept = {"save_strategy": "steps", "save_steps": 4, "dropout": 0.0, "logging_steps": 1}
+    resumed = []
+    for prepare in (lambda trainer, **options: trainer, huggingface.use):
+        folder = tmp_path / str(len(resumed))
+        train(prepare(make_trainer(folder, **kept)))
+        second = prepare(make_trainer(folder, **kept | changes), schedule=schedule)
+        if prepare is huggingface.use:
+            with pytest.warns(UserWarning, match="the attached schedule goes on at the saved step"):
+                train(second, resume_from_checkpoint=str(folder / "checkpoint-4"))
+        else:
+            train(second, resume_from_checkpoint=str(folder / "checkpoint-4"))
+        resumed.append(second)
+    theirs, ours = resumed
+    steps = ours.state.global_step
+    assert ours.optimizer.optimizer.schedule_step == steps == theirs.state.global_step > 4
+    rates = [
+        [e["learning_rate"] for e in trainer.state.log_history if e["step"] > 4 and "loss" in e]
+        for trainer in (theirs, ours)
+    ]
+    assert len(rates[1]) == steps - 4
+    if schedule is None:  # Trainer's first update still has the old plan's learning rate
+        assert rates[1][1:] == pytest.approx(rates[0][1:], rel=1e-6, abs=1e-12)
+    plan = schedule or huggingface.schedule_of(ours.args, steps)
+    assert rates[1] == pytest.approx([3e-3 * plan.at(k) for k in range(4, steps)])
+
+
 def test_training_again_starts_the_schedule_again(tmp_path: Path) -> None:
     trainer = train(huggingface.use(make_trainer(tmp_path, max_grad_norm=0.1)))
     hooks = len(trainer.optimizer.optimizer._optimizer_step_post_hooks)
@@ -181,9 +223,13 @@ class DrawingTrainer(transformers.Trainer):  # type: ignore[misc]
         return super().get_train_dataloader()
 
 
-def test_a_range_test_leaves_no_trace(tmp_path: Path) -> None:
-    plain = train(huggingface.use(make_trainer(tmp_path, DrawingTrainer)))
-    tested = huggingface.use(make_trainer(tmp_path, DrawingTrainer))
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("prepare", [huggingface.use, lambda trainer: trainer], ids=["use", "own"])
+def test_a_range_test_leaves_no_trace(
+    tmp_path: Path, prepare: Callable[[Any], Any], bf16: bool
+) -> None:
+    plain = train(prepare(make_trainer(tmp_path, DrawingTrainer, bf16=bf16)))
+    tested = prepare(make_trainer(tmp_path, DrawingTrainer, bf16=bf16))
     known = tested.accelerator.gradient_state.dataloader_references
     result = huggingface.lr_find(tested, num_iter=25)
     assert len(result.lrs) > 5

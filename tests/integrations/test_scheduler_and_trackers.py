@@ -78,6 +78,39 @@ def test_a_scheduler_goes_on_from_a_checkpoint() -> None:
     assert again.last_epoch == 7 and again._step_count == 8
 
 
+@pytest.mark.parametrize("plan", [schedules.cosine(7), schedules.linear(1.0, 0.0, 16)])
+def test_another_schedule_in_a_scheduler_goes_on(
+    plan: schedules.Schedule, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With or without a schedule in the optimizer's checkpoint, of another length or kind."""
+    model, optimizer, scheduler = make_scheduled()
+    for _ in range(4):
+        step(model, optimizer)
+        scheduler.step()
+    for is_sharded in (False, True):
+        _, resumed, _ = make_scheduled()
+        again = DeviceScheduler(resumed, plan)
+        saved = optimizer.state_dict()
+        if is_sharded:
+            del saved["lrfast"]
+            resumed.load_state_dict(saved)
+        else:
+            with pytest.warns(UserWarning, match="the attached schedule goes on at the saved step"):
+                resumed.load_state_dict(saved)
+        again.load_state_dict(scheduler.state_dict())
+        assert set(resumed.schedules) == {plan} and resumed.schedule_step == again.last_epoch == 4
+        wanted = [group["lr"] * plan.at(4) for group in resumed.param_groups]
+        assert again.get_last_lr() == resumed.current_rates() == wanted
+    (told,) = caplog.messages
+    assert told.startswith("the attached schedule goes on at the saved step")
+    resumed.load_state_dict(optimizer.state_dict(), schedule="saved")
+    assert resumed.schedules == optimizer.schedules
+    resumed.set_schedule(plan, step=0)  # the user's own now, of whom the choice is asked
+    if plan.name == "linear":
+        with pytest.raises(ValueError, match='schedule must be "saved" or "own"'):
+            resumed.load_state_dict(optimizer.state_dict())
+
+
 def test_a_scheduler_brings_the_schedule_where_the_optimizers_checkpoint_has_none() -> None:
     """As torch's functions for sharded optimizers leave it, which keep torch's entries alone."""
     model, optimizer, scheduler = make_scheduled()
@@ -92,10 +125,6 @@ def test_a_scheduler_brings_the_schedule_where_the_optimizers_checkpoint_has_non
     again.load_state_dict(scheduler.state_dict())
     assert resumed.schedule_step == again.last_epoch == 4
     assert resumed.current_rates() == optimizer.current_rates()
-    resumed.load_state_dict(saved)
-    resumed.set_schedule(schedules.cosine(7))
-    with pytest.raises(ValueError, match='schedule must be "saved" or "own"'):
-        again.load_state_dict(scheduler.state_dict())
 
 
 def test_a_scheduler_needs_an_optimizer_of_ours() -> None:

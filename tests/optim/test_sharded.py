@@ -105,18 +105,20 @@ def test_sharded_state_brings_schedule_plateau_and_step() -> None:
 def test_sharded_state_asks_whose_schedule_goes_on() -> None:
     layer, optimizer = trained(lrfast.schedules.cosine(10), 3, cuts=0)
     saved = lrfast.ShardedState(layer, optimizer).state_dict()
-    longer = lrfast.schedules.cosine(20)
-    other_layer, other = trained(longer, 1, cuts=0)
+    linear, longer = lrfast.schedules.linear(1.0, 0.0, 10), lrfast.schedules.cosine(20)
+    other_layer, other = trained(linear, 1, cuts=0)
     before = other_layer.weight.detach().clone()
-    with pytest.raises(
-        ValueError, match=r'schedule must be "saved" or "own".*total steps: 10 against 20'
-    ):
+    with pytest.raises(ValueError, match=r'schedule must be "saved" or "own".*cosine against lin'):
         lrfast.ShardedState(other_layer, other).load_state_dict(saved)
     assert torch.equal(other_layer.weight, before) and other.schedule_step == 1
     lrfast.ShardedState(other_layer, other, schedule="own").load_state_dict(saved)
-    assert other.schedules == [longer] and other.schedule_step == 3
+    assert other.schedules == [linear] and other.schedule_step == 3
     lrfast.ShardedState(other_layer, other, schedule="saved").load_state_dict(saved)
     assert other.schedules == optimizer.schedules and other.schedule_step == 3
+    other.set_schedule(longer, step=1)
+    with pytest.warns(UserWarning, match=r"attached schedule goes on .*total steps: 10 against 20"):
+        lrfast.ShardedState(other_layer, other).load_state_dict(saved)
+    assert other.schedules == [longer] and other.schedule_step == 3
     with pytest.raises(ValueError, match="schedule must be 'saved' or 'own', got 'both'"):
         lrfast.ShardedState(layer, optimizer, schedule="both")  # type: ignore[arg-type]
 
