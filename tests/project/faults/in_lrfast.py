@@ -416,10 +416,70 @@ FILES = [
     ),
 ]
 
+INTEGRATIONS = [
+    Fault(
+        "a-sweep-inside-trainer-does-not-clip",
+        "lrfast/integrations/huggingface.py",
+        "norm = trainer._clip_grad_norm(model) if args.max_grad_norm > 0 else None",
+        "norm = None",
+        "test_huggingface_updates.py",
+    ),
+    Fault(
+        "a-sweep-inside-trainer-leaves-out-the-callbacks-on-gradients",
+        "lrfast/integrations/huggingface.py",
+        '        self._call("on_pre_optimizer_step")\n',
+        "",
+        "test_huggingface_updates.py",
+    ),
+    Fault(
+        "a-sweep-before-training-leaves-the-model-marked-as-prepared",
+        "lrfast/integrations/huggingface.py",
+        '("forward", "_original_forward", "_is_accelerate_prepared")',
+        '("forward", "_original_forward")',
+        "test_huggingface_updates.py",
+    ),
+    Fault(
+        "attributes-of-a-trainer-keep-what-a-sweep-left",
+        "lrfast/integrations/huggingface.py",
+        "            table.update(kept)\n",
+        "            continue\n",
+        "test_huggingface_updates.py",
+    ),
+    Fault(
+        "a-sweep-under-accelerate-begins-within-a-window",
+        "lrfast/integrations/accelerate.py",
+        "        accelerator.step = 0\n",
+        "",
+        "test_accelerate_updates.py",
+    ),
+    Fault(
+        "a-prepared-optimizer-loses-its-accumulation",
+        "lrfast/range_test/_lr_find.py",
+        "        accumulate = steps\n",
+        "",
+        "test_accelerate_updates.py",
+    ),
+    Fault(
+        "a-new-plan-begins-at-its-first-step",
+        "lrfast/optim",
+        "self._load_entry(given[0].get(ENGINE_ENTRY, {}), keeps_own=chosen[0][0])",
+        "self._load_entry({} if chosen[0][0] else given[0].get(ENGINE_ENTRY, {}))",
+        "test_resume_orders.py test_huggingface.py",
+    ),
+    Fault(
+        "a-schedule-of-another-kind-goes-on-unasked",
+        "lrfast/optim",
+        "not (one and other) or one.name != other.name or",
+        "not (one and other) or",
+        "test_resume_orders.py test_sharded.py",
+    ),
+]
+
 IN_LRFAST = [
     *OPTIM,
     *TRAINING,
     *RANGE_TEST,
+    *INTEGRATIONS,
     *FINETUNE,
     *GROUPS,
     *SCHEDULES,
