@@ -174,6 +174,9 @@ def test_what_the_lr_finder_of_plain_loops_takes_from_a_prepared_optimizer() -> 
     other = lr_find(accelerator, model, optimizer, loader, cross_entropy, **RATES)
     assert result.losses.tolist() == pytest.approx(other.losses.tolist(), rel=1e-6)
     assert other.notes == ()
+    accelerator.step = 1  # within a window, which the sweep does not go on with
+    again = lr_find(accelerator, model, optimizer, loader, cross_entropy, **RATES)
+    assert again.losses.tolist() == other.losses.tolist() and accelerator.step == 1
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     retest = lrfast.Retest(
         *(model, optimizer, loader, cross_entropy), every=1, schedulers=[scheduler], **RATES

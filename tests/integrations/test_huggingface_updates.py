@@ -229,7 +229,9 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["before", "inside"])
+@pytest.mark.parametrize(
+    "inside", [False, pytest.param(True, marks=pytest.mark.full)], ids=["before", "inside"]
+)
 @pytest.mark.parametrize(
     ("options", "prepare"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )
