@@ -30,8 +30,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # torch brings these itself; a copy in the wheel would be a second torch in the process.
-TORCHS_OWN = ("libtorch.so", "libtorch_cpu.so", "libtorch_python.so", "libc10.so", "libgomp*.so*")
-TORCHS_OWN += ("libtorch_cuda.so", "libc10_cuda.so", "libcudart.so*")
+TORCHS_OWN = [
+    *("libtorch.so", "libtorch_cpu.so", "libtorch_python.so", "libc10.so", "libgomp*.so*"),
+    *("libtorch_cuda.so", "libc10_cuda.so", "libcudart.so*"),
+]
 BUILD_NEEDS = ("setuptools>=77.0.3", "wheel", "ninja", "numpy")
 # Runs where neither the sources nor a compiler are in reach.
 SMOKE = """

@@ -113,8 +113,20 @@ def plot_range_test(
         ValueError: If ``rules`` names a method that the range test does not have, or fewer than two
             points would be left.
     """
+    return draw_range_test(result, path, others, rules, (skip_start, skip_end), ax)
+
+
+def draw_range_test(
+    result: DrawnTest,
+    path: File,
+    others: Sequence[DrawnTest],
+    rules: Rules,
+    skip: tuple[int | None, int | None],
+    ax: Axes | None,
+) -> Figure | Axes:
+    """Return the figure or axes of :func:`plot_range_test`."""
     marked = _marked(result, rules)
-    shown = _shown_points(result, skip_start, skip_end, marked)
+    shown = _shown_points(result, *skip, marked)
     losses, *below = panels_of(ax, 2, (8.0, 6.0), height_ratios=(2, 1))
     for index, other in enumerate(others):
         # Neither the line of the losses nor that of the derivative.

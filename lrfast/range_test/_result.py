@@ -27,7 +27,7 @@ from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
 from lrfast.range_test._display import lr_text, terminal_plot
 from lrfast.range_test._peak_rates import Change, PeakRates, undo_changes
-from lrfast.range_test._plot import File, Labels, Rules, plot_comparison, plot_range_test
+from lrfast.range_test._plot import File, Labels, Rules, draw_range_test, plot_comparison
 from lrfast.range_test._sweep import FloatArray, Sweep
 from lrfast.suggest import Suggestion
 
@@ -406,9 +406,7 @@ class RangeTest:
             ValueError: If ``rules`` names a method that the range test does not have, or fewer than
                 two points would be left.
         """
-        return plot_range_test(
-            self, path, others, rules=rules, skip_start=skip_start, skip_end=skip_end, ax=ax
-        )
+        return draw_range_test(self, path, others, rules, (skip_start, skip_end), ax)
 
     @overload
     def compare(

@@ -125,10 +125,10 @@ def _find(
             f"target must be script.py:make or module:make, or a checkpoint with --data, "
             f"got {target!r}"
         )
-    is_own = data is None
-    result = (
-        find(target, **sweep) if is_own else find_for_checkpoint(target, data, **texts, **sweep)
-    )
+    if data is None:
+        result = find(target, **sweep)
+    else:
+        result = find_for_checkpoint(target, data, **texts, **sweep)
     rows = [(name, lr_text(each)) for name, each in result.suggestions.items()]
     lines = [str(result), "", result.terminal_plot(width=72), ""]
     lines += [Table(("rule", "learning rate"), rows).text(), ""]

@@ -451,7 +451,7 @@ class _Rollback(Snapshot):
 
     def outside(self) -> list[Tensor]:
         """Return the memory of the modules' tensors but the optimizer's, which it checks itself."""
-        own = {id(param) for group in self._tables[2] for param in group["params"]}
+        own = {id(param) for group in self._tables[0][2] for param in group["params"]}
         modules = self.modules()
         parameters = [p for m in modules for p in m.parameters(recurse=False) if id(p) not in own]
         buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
