@@ -41,8 +41,12 @@ class AsyncHostQueue:
         self._coming: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def put(self, step: int, values: list[Tensor]) -> None:
-        """Queue a copy of one number of each tensor, as of now."""
-        packed = torch.stack([value.detach().reshape(()).double() for value in values])
+        """Queue a copy of one number of each tensor, as of now; they may be on several devices."""
+        device = next((value.device for value in values if value.is_cuda), values[0].device)
+        numbers = [value.detach().reshape(()) for value in values]
+        packed = torch.stack(
+            [n.to(device, torch.float64, non_blocking=device.type == "cuda") for n in numbers]
+        )
         if packed.device.type != "cuda":
             self._coming.append((step, packed, None))
             return

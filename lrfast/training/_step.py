@@ -353,7 +353,8 @@ def record_call(
     loss = check_loss(step(batch), needs_grad=False).detach()
     skip = None
     if count is not None and before is not None:
-        skip = torch.eq(count(), before).double().to(curve.device)
+        is_queued = curve.device.type == "cuda"  # the CPU would read too early
+        skip = torch.eq(count(), before).to(curve.device, torch.float64, non_blocking=is_queued)
     curve.record(loss, lr(), skip=skip)
     return loss
 

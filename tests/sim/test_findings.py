@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lrfast
+from lrfast._utils.async_copy import AsyncHostQueue
 
 pytestmark = pytest.mark.sim
 cuda = torch.device("cuda")
@@ -233,3 +234,31 @@ def test_19_a_released_step_keeps_its_batch_until_the_stream_of_its_calls_has_us
     for batch in batches * 3:
         eager.step(batch)
     assert torch.equal(line.weights, eager.weights) and len(others) == 6
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, lrfast.SGD])
+def test_20_a_range_test_of_whole_steps_waits_for_nothing(kind: type[torch.optim.SGD]) -> None:
+    """The count of a scheduler on the host was copied to the GPU with a wait, each step."""
+    weights = nn.Parameter(torch.ones(8, device=cuda))
+    optimizer, batch = kind([weights], lr=0.01), torch.ones(8, device=cuda)
+    modes = ["default", *["error"] * 3, "default"]
+
+    def step(batch: Tensor) -> Tensor:
+        torch.cuda.set_sync_debug_mode(modes.pop(0) if modes else "default")
+        optimizer.zero_grad()
+        loss = (weights * batch).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    model = nn.Module()
+    model.weights = weights
+    lrfast.lr_find(model, optimizer, [batch], step_fn=step, num_iter=20, progress=False)
+    assert not modes
+
+
+def test_21_numbers_of_several_devices_are_read_late_together() -> None:
+    values = [torch.full((1,), 3.0, device=device) for device in ("cpu", "cuda:1", "cuda:0")]
+    queue = AsyncHostQueue()
+    queue.put(7, [value + 1 for value in values])
+    assert list(queue.ready(wait=True)) == [(7, [4.0, 4.0, 4.0])]
