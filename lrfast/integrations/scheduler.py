@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from lrfast._utils.validation import check_dict, check_int
+from lrfast._utils.validation import check_dict, check_finite, check_int, check_list
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer
 from lrfast.optim._checkpoint import check_entry
 from lrfast.optim._options import Schedules
+from lrfast.optim._scheduling import set_rate
 
 __all__ = ["DeviceScheduler"]
 
@@ -98,22 +100,35 @@ class DeviceScheduler(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a count, also of one of torch's schedulers; nothing has changed if it raises.
 
-        The optimizer loads the schedule, unless its own checkpoint held one.
+        The optimizer loads the schedule, unless its own checkpoint held one. After a checkpoint of
+        torch.optim it takes the base learning rates of torch's scheduler, because those in the
+        param groups are scheduled ones, and its schedule goes on at the count.
 
         Args:
-            state_dict: From :meth:`state_dict`.
+            state_dict: From :meth:`state_dict`, or of one of torch's schedulers.
 
         Raises:
-            ValueError: If it holds no count, or a schedule that does not fit the optimizer.
+            ValueError: If it holds no count, or schedules or learning rates that do not fit.
         """
         check_dict("state_dict", state_dict, ["last_epoch"])
         last_epoch = check_int("last_epoch", state_dict["last_epoch"])
         step_count = check_int("_step_count", state_dict.get("_step_count", last_epoch + 1))
         entry = check_dict("optimizer", state_dict.get("optimizer", {}))
+        groups = self.optimizer.param_groups
+        given = check_list("base_lrs", state_dict.get("base_lrs", []))
+        rates = [float(each) if isinstance(each, Tensor) else each for each in given]
+        for rate in rates:
+            check_finite("base_lrs", rate, least=0.0)
+        if rates and len(rates) != len(groups):
+            raise ValueError(f"base_lrs must be one per group, {len(groups)}, got {len(rates)}")
         if self.optimizer._loaded_clock is None and entry:
             check_entry(self.optimizer, entry)
             keeps_own, note = self.optimizer._keeps_own(entry, None)
             self.optimizer._load_entry(entry, keeps_own)
             if note:
                 _log.warning(note)  # Trainer drops Python's warnings here
+        elif rates and self.optimizer._loaded_clock is None:
+            for group, rate in zip(groups, rates, strict=True):
+                set_rate(group, rate)
+            self.optimizer._set_schedule_step(last_epoch)
         self.last_epoch, self._step_count = last_epoch, step_count

@@ -32,7 +32,11 @@ CASES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ],
     "`clip_grad_norm_`": [({}, {"max_grad_norm": 0.05})],
     "`clip_in_step`": [({"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.05, "fused": 1})],
-    "`mixed_precision`": [({"mixed_precision": "bf16"}, {"max_grad_norm": 0.05})],
+    "`mixed_precision`": [
+        ({"mixed_precision": "bf16"}, {"max_grad_norm": 0.05}),
+        # A GradScaler as for fp16, which Accelerate makes on GPUs only.
+        ({"scaler": True, "gradient_accumulation_steps": 2}, {"max_grad_norm": 20.0}),
+    ],
 }
 ROWS = [(f"{name}-{i}", *row) for name, rows in CASES.items() for i, row in enumerate(rows)]
 
@@ -40,7 +44,11 @@ ROWS = [(f"{name}-{i}", *row) for name, rows in CASES.items() for i, row in enum
 def prepare(options: dict[str, Any], kind: str, loader: DataLoader[Any]) -> tuple[Any, ...]:
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerate.state.GradientState._reset_state()
-    accelerator = accelerate.Accelerator(cpu=True, **options)
+    scaled = options.get("scaler", False)
+    given = {name: value for name, value in options.items() if name != "scaler"}
+    accelerator = accelerate.Accelerator(cpu=True, **given)
+    if scaled:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
     model = make_model()
     optimizer = OPTIMIZERS[kind](model.parameters())
     return accelerator, *accelerator.prepare(model, optimizer, loader)
@@ -125,6 +133,7 @@ def test_an_update_of_the_sweep_is_that_of_the_loop(
         if len(seen) == 1:
             given = {"max_grad_norm": norm, **RATES}
             result = lr_find(accelerator, model, optimizer, loader, cross_entropy, **given)
+            assert accelerator.scaler is None or accelerator.scaler.get_scale() == 2.0**10
         else:
             set_rates(optimizer, result.sweep)
             losses = loop(accelerator, model, optimizer, loader, norm)

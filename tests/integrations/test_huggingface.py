@@ -171,6 +171,19 @@ def test_resume_with_another_plan(
     assert rates[1] == pytest.approx([3e-3 * plan.at(k) for k in range(4, steps)])
 
 
+def test_resume_from_a_checkpoint_of_trainers_own(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 8, "dropout": 0.0, "logging_steps": 1}
+    theirs = train(make_trainer(tmp_path, **options))
+    ours = huggingface.use(make_trainer(tmp_path, **options))
+    train(ours, resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    rates = [
+        [e["learning_rate"] for e in trainer.state.log_history if "loss" in e]
+        for trainer in (theirs, ours)
+    ]
+    assert len(rates[0]) == STEPS and rates[1] == pytest.approx(rates[0], rel=1e-6, abs=1e-12)
+    assert furthest(ours.model.parameters(), theirs.model.parameters()) < 2e-5
+
+
 def test_training_again_starts_the_schedule_again(tmp_path: Path) -> None:
     trainer = train(huggingface.use(make_trainer(tmp_path, max_grad_norm=0.1)))
     hooks = len(trainer.optimizer.optimizer._optimizer_step_post_hooks)

@@ -133,6 +133,12 @@ def with_sgd(trainer: Any) -> None:
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1, momentum=0.9)
 
 
+def with_scaler(trainer: Any) -> None:
+    """A GradScaler as for fp16, which Accelerate makes on GPUs only."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    trainer.accelerator.scaler = scaler
+
+
 # Row of the table in docs/integrations.md -> options of the trainer, and what else is done to it.
 CASES: dict[str, list[tuple[dict[str, Any], Callable[[Any], Any] | None]]] = {
     "`max_grad_norm`": [
@@ -145,8 +151,10 @@ CASES: dict[str, list[tuple[dict[str, Any], Callable[[Any], Any] | None]]] = {
         ({"gradient_accumulation_steps": 2}, None),
         ({"gradient_accumulation_steps": 2}, huggingface.use),
     ],
-    "`bf16`": [
+    "`bf16`, `fp16`": [
         ({"bf16": True, "label_smoothing_factor": 0.1}, None),
+        ({"max_grad_norm": 20.0}, with_scaler),
+        ({}, lambda trainer: with_scaler(huggingface.use(trainer))),
         ({"bf16": True, "max_grad_norm": 0.05}, huggingface.use),
     ],
     "`label_smoothing_factor`": [({"label_smoothing_factor": 0.2}, None)],

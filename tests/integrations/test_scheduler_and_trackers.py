@@ -127,6 +127,27 @@ def test_a_scheduler_brings_the_schedule_where_the_optimizers_checkpoint_has_non
     assert resumed.current_rates() == optimizer.current_rates()
 
 
+def test_a_scheduler_goes_on_from_a_checkpoint_of_torchs() -> None:
+    """Whose param groups hold scheduled learning rates, and whose scheduler the base ones."""
+    model = make_model()
+    theirs = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(theirs, 16)
+    for _ in range(4):
+        step(model, theirs)
+        plan.step()
+    optimizer, scheduler = with_ours(model)
+    optimizer.load_state_dict(theirs.state_dict())
+    with pytest.raises(ValueError, match="base_lrs must be one per group, 1, got 2"):
+        scheduler.load_state_dict(plan.state_dict() | {"base_lrs": [0.1, 0.2]})
+    with pytest.raises(ValueError, match=r"base_lrs must be a finite number.* got 'high'"):
+        scheduler.load_state_dict(plan.state_dict() | {"base_lrs": ["high"]})
+    assert optimizer.schedule_step == scheduler.last_epoch == 0
+    scheduler.load_state_dict(plan.state_dict())
+    assert optimizer.schedule_step == scheduler.last_epoch == 4
+    assert optimizer.current_rates() == pytest.approx(plan.get_last_lr(), rel=1e-12)
+    assert scheduler.get_last_lr() == optimizer.current_rates()
+
+
 def test_a_scheduler_needs_an_optimizer_of_ours() -> None:
     theirs = torch.optim.AdamW(make_model().parameters())
     with pytest.raises(TypeError, match=r"one of lrfast, got torch.optim.adamw.AdamW; lrfast.wrap"):
