@@ -194,6 +194,8 @@ class TensorStore:
                 else:
                     original[:] = copied
         for parameter, grad, requires_grad in self._gradients.values():
+            if parameter.grad_fn is not None:
+                parameter.detach_()  # written to within a graph, without being detached
             parameter.grad = grad
             parameter.requires_grad = requires_grad
         for module, mode in self.modes.values():
