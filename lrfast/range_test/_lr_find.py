@@ -84,9 +84,10 @@ def lr_find(
 ) -> RangeTest:
     """Run a range test: train with growing learning rates, record the losses, restore everything.
 
-    Training after a range test is, bit for bit, training without it: parameters, buffers,
-    gradients, optimizer state, modes, random numbers and the order of a DataLoader are as before,
-    also if something raises in the middle. Data that can be iterated only once is used up.
+    Training after a range test is, bit for bit, training without it, also if something raises in
+    the middle: parameters, buffers, gradients, optimizer state, modes, random numbers, the order of
+    a DataLoader, and all plain state that model, optimizer, data and ``others`` hold are as before.
+    What cannot be restored, such as data that can be iterated only once, is named in ``notes``.
 
     With a model in DistributedDataParallel, or sharded by FSDP, every rank calls it alike: losses
     are averaged, all ranks stop at the same point, and each restores its own copy.
@@ -102,8 +103,9 @@ def lr_find(
         compute_loss: Instead of ``loss_fn``: ``compute_loss(model, batch)`` returns the loss. With
             neither, the model returns its loss: as it is, as ``.loss``, as ``["loss"]`` or first.
         step_fn: Instead of both: ``step_fn(batch)`` makes a whole training step, from zeroing
-            gradients to ``optimizer.step()``, keeps the learning rates and returns the loss. All
-            that it changes besides model and optimizer belongs in ``others``.
+            gradients to ``optimizer.step()``, keeps the learning rates and returns the loss.
+            Modules, optimizers and schedulers that it names are restored, too; what else it changes
+            belongs in ``others``.
         start_lr: First learning rate, above 0; or one per param group.
         end_lr: Last learning rate, above ``start_lr``; or one per param group.
         num_iter: Points of the sweep, 2 or more. A point is an applied update.

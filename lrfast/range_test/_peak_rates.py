@@ -115,8 +115,9 @@ class PeakRates:
 
 def _flat(schedulers: Sequence[LRScheduler], optimizer: Optimizer) -> list[LRScheduler]:
     """Return the schedulers and those within them, each once."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer)}")
+    if not hasattr(optimizer, "param_groups"):
+        got = type(optimizer).__name__
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {got}")
     if not isinstance(schedulers, Sequence):
         raise TypeError(f"schedulers must be a list, got a {type(schedulers).__name__}; wrap it")
     found: dict[int, LRScheduler] = {}

@@ -85,8 +85,6 @@ class AppliedRates(list[float]):
         optimizer: Its param groups have the new learning rates.
         old: Learning rate of each param group before, [groups].
         new: Learning rate of each param group since, [groups].
-        changes: What has changed instead, if ``old`` and ``new`` are peak learning rates of
-            schedulers of torch; default None: they are not.
 
     Example:
         >>> import torch
@@ -101,16 +99,12 @@ class AppliedRates(list[float]):
         0.1
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        old: Sequence[float],
-        new: Sequence[float],
-        changes: Sequence[Change] | None = None,
-    ) -> None:
+    # If old and new are peak learning rates of schedulers of torch: what was changed for them.
+    _changes: Sequence[Change] | None = None
+
+    def __init__(self, optimizer: Optimizer, old: Sequence[float], new: Sequence[float]) -> None:
         super().__init__(new)
         self.old = list(old)
-        self._changes = changes
         self._optimizer = optimizer
         groups = enumerate(optimizer.param_groups)
         self._names = [str(group.get("name", index)) for index, group in groups]
@@ -303,12 +297,14 @@ class RangeTest:
                     "schedulers must have a peak learning rate above 0 for every group, got 0 for "
                     f"group {index}"
                 )
-        if not schedulers:
-            for group, rate in zip(groups, rates, strict=True):
-                set_rate(group, rate)
-            return AppliedRates(optimizer, old, rates)
-        factors = [new / before if before else 1.0 for new, before in zip(rates, old, strict=True)]
-        return AppliedRates(optimizer, old, rates, peaks.scale(factors))
+        applied = AppliedRates(optimizer, old, rates)
+        if schedulers:
+            pairs = zip(rates, old, strict=True)
+            applied._changes = peaks.scale([new / each if each else 1.0 for new, each in pairs])
+            return applied
+        for group, rate in zip(groups, rates, strict=True):
+            set_rate(group, rate)
+        return applied
 
     def table(self) -> str:
         """Return all suggestions as lines of text; a star marks :attr:`rule`."""

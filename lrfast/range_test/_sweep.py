@@ -142,9 +142,8 @@ def make_sweep(
     swept = _checked_range(start_lr, end_lr)
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     if vary == "ratio" and any(rates[index] == 0 for index in trained):
-        rates = [
-            peak_of(group) for group in optimizer.param_groups
-        ]  # a scheduler's warm-up is at 0
+        # A scheduler's warm-up is at 0, and hides the ratios of the peaks.
+        rates = [peak_of(group) for group in optimizer.param_groups]
     if vary == "same":
         return Sweep(mode, num_iter, (swept,) * count, trained[0])
     if vary == "ratio":

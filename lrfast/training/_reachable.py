@@ -66,7 +66,8 @@ _HOLDERS: Final = (*_TRAINS, argparse.Namespace, SimpleNamespace, UserDict, User
 # Packages whose objects keep to themselves, except those of the types above.
 _CLOSED: Final = sys.stdlib_module_names | {
     *("torch", "lrfast", "lightning", "pytorch_lightning", "lightning_fabric", "accelerate"),
-    *("deepspeed", "ignite", "fastai", "pandas", "pyarrow"),
+    *("deepspeed", "ignite", "fastai", "pandas", "pyarrow", "ray", "wandb", "mlflow", "comet_ml"),
+    *("neptune", "clearml", "tensorboardX"),
 }
 _OPEN: Final = ("torch.utils.data.", "torch.distributions.", "torch.optim.", "torch.amp.")
 # Modules whose attributes are bookkeeping of theirs, which has to go on.

@@ -194,6 +194,8 @@ class TensorStore:
                 else:
                     original[:] = copied
         for parameter, grad, requires_grad in self._gradients.values():
+            if parameter.grad_fn is not None:
+                parameter.detach_()  # written to within a graph, without being detached
             parameter.grad = grad
             parameter.requires_grad = requires_grad
         for module, mode in self.modes.values():
@@ -417,7 +419,16 @@ class Snapshot:
 
 
 @contextmanager
-def preserved(model: nn.Module, optimizer: Optimizer, **options: Any) -> Iterator[Snapshot]:
+def preserved(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    others: Sequence[object] = (),
+    loaders: Sequence[object] | Mapping[str, object] = (),
+    functions: Sequence[object] = (),
+    on_host: bool = False,
+    check: Callable[[dict[torch.device, int]], None] | None = None,
+) -> Iterator[Snapshot]:
     """Take a snapshot on entry and restore it on exit, also after an exception or Ctrl-C.
 
     Arguments and errors are those of `Snapshot`, which it yields.
@@ -430,7 +441,8 @@ def preserved(model: nn.Module, optimizer: Optimizer, **options: Any) -> Iterato
         >>> optimizer.param_groups[0]["lr"]
         0.1
     """
-    snapshot = Snapshot(model, optimizer, **options)
+    options: dict[str, Any] = {"others": others, "loaders": loaders, "functions": functions}
+    snapshot = Snapshot(model, optimizer, **options, on_host=on_host, check=check)
     try:
         yield snapshot
     finally:

@@ -388,6 +388,15 @@ def test_a_tensor_of_a_graph_that_did_not_change_leaves_the_graph_alone() -> Non
     assert leaf.grad is not None
 
 
+def test_a_tensor_that_was_drawn_into_a_graph_is_a_leaf_again() -> None:
+    total = torch.zeros(1)
+    model = model_with(total=total)
+    with preserved(model, torch.optim.SGD(model.parameters(), lr=0.1)):
+        total.add_(model(torch.ones(1, 2)).sum())
+        assert total.grad_fn is not None
+    assert total.is_leaf and not total.requires_grad and total.item() == 0
+
+
 def test_counters_of_classes() -> None:
     class Counting(Rows):
         reads = 0

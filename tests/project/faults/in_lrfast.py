@@ -163,7 +163,7 @@ TRAINING = [
         "lrfast/training",
         "for key in original.keys() - copied.keys():",
         "for key in ():",
-        "test_no_trace.py",
+        "test_no_trace.py::test_sweep_then_train_is_train",
     ),
     Fault(
         "attributes-of-modules-keep-the-state-of-a-sweep",
