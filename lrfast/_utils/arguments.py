@@ -300,6 +300,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return callable(value)
     if origin is Iterable:
         return isinstance(value, Iterable) and not isinstance(value, (*_NO_LISTS, Mapping, type))
+    if origin is tuple and int in args:
+        return True
     if origin is tuple and args[-1] is not Ellipsis:
         is_alike = isinstance(value, tuple | list) and len(value) == len(args)
         return is_alike and all(map(_fits, value, args))
