@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lrfast._utils.arguments import checked
 from lrfast.integrations._shared import StepClipper, fused_optimizer
 
 __all__ = ["clip_in_step", "in_parallel", "step_can_clip", "undisturbed"]
 
 
+@checked
 def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
     """Let ``accelerator.clip_grad_norm_`` clip within the optimizer's step, in the same pass.
 
@@ -76,6 +78,7 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
     accelerator.clip_grad_norm_ = clip_grad_norm_
 
 
+@checked
 def step_can_clip(accelerator: Accelerator) -> bool:
     """Return whether an optimizer's step finds the norm of all gradients.
 
@@ -87,6 +90,7 @@ def step_can_clip(accelerator: Accelerator) -> bool:
     return kind not in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
+@checked
 def in_parallel(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """Return a model in DDP if there are several processes, as ``prepare`` wraps it.
 

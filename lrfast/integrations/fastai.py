@@ -10,12 +10,14 @@ from fastai.optimizer import OptimWrapper
 from torch import Tensor, nn
 
 from lrfast import range_test
+from lrfast._utils.arguments import checked
 from lrfast.optim import AdamW, FusedOptimizer
 from lrfast.range_test import RangeTest
 
 __all__ = ["lr_find", "opt_func"]
 
 
+@checked
 def opt_func(optimizer: type[FusedOptimizer] = AdamW, **options: Any) -> Any:
     """Return an argument for ``Learner(opt_func=...)``.
 
@@ -35,6 +37,7 @@ def opt_func(optimizer: type[FusedOptimizer] = AdamW, **options: Any) -> Any:
     return partial(OptimWrapper, opt=optimizer, **options)
 
 
+@checked
 def lr_find(learner: Learner, **options: Any) -> RangeTest:
     """Run a range test of a Learner's model, training data, loss and optimizer.
 

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.optimization import get_scheduler
 
 from lrfast import range_test, schedules
+from lrfast._utils.arguments import checked
 from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast.groups import Rates, discriminative
 from lrfast.integrations._shared import LRFinderBase, fused_optimizer, inner_optimizer
@@ -37,6 +38,7 @@ __all__ = [
 _FOLLOWS_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 
+@checked
 def use(
     trainer: Trainer,
     optimizer: type[FusedOptimizer] = AdamW,
@@ -144,6 +146,7 @@ def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule:
     return recorded
 
 
+@checked
 def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
     """Run a range test of a Trainer's model, data, loss and optimizer; see :func:`lrfast.lr_find`.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import range_test
+from lrfast._utils.arguments import checked
 from lrfast.integrations._shared import LRFinderBase
 
 __all__ = ["LRFindHandler"]
@@ -48,6 +49,7 @@ class LRFindHandler(LRFinderBase):
         1
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_dict, check_int
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer
@@ -50,6 +51,7 @@ class DeviceScheduler(LRScheduler):
 
     optimizer: FusedOptimizer
 
+    @checked
     def __init__(self, optimizer: Optimizer, schedule: Schedules = None) -> None:
         # Not torch's constructor: it would put a wrapper around optimizer.step, and set rates.
         self.optimizer = fused_optimizer(optimizer)
