@@ -103,14 +103,16 @@ def checked(function: _Function) -> _Function:
 def checked_methods(*but: str) -> Callable[[_Class], _Class]:
     """Return a decorator that checks a class's own constructor and public methods.
 
-    Those named are left out, because every step calls them; they check by themselves.
+    Those named are left out, because every step calls them; they check by themselves, as do those
+    that load what comes from a file.
     """
+    left_out = (*but, "from_dict", "load_state_dict")
 
     def decorate(cls: _Class) -> _Class:
         for name, member in list(vars(cls).items()):
             plain = member.__func__ if isinstance(member, classmethod) else member
             is_public = name == "__init__" or not name.startswith("_")
-            if not is_public or name in but or not inspect.isfunction(plain):
+            if not is_public or name in left_out or not inspect.isfunction(plain):
                 continue
             if len(inspect.signature(plain).parameters) > 1:
                 made = checked(plain)
@@ -214,6 +216,8 @@ class _Door:
                 return f"; lrfast.schedules.get({value!r})(...) makes one"
             if callable(value):
                 return "; lrfast.schedules.from_function(f, total_steps) makes one of it"
+        if isinstance(value, Optimizer) and any("Fused" in str(each) for each in kinds):
+            return "; lrfast.wrap(optimizer) makes one of it"
         if isinstance(value, Optimizer) and any(get_origin(each) is Callable for each in kinds):
             return f"; pass what makes it, such as its class, {type(value).__name__}"
         inner = next((each for each in ("opt", "optimizer") if _holds(value, each)), None)

@@ -151,7 +151,7 @@ class Callback:
         """
 
 
-@checked_methods("on_fit_begin", "on_epoch_end", "load_state_dict")
+@checked_methods("on_fit_begin", "on_epoch_end")
 class EarlyStop(Callback):
     """Ends a stage when validation has stopped getting better; no synchronisation of its own.
 
@@ -220,7 +220,7 @@ class EarlyStop(Callback):
         self.best, self.waited = decode_fields("state", state, checks).values()
 
 
-@checked_methods("on_fit_begin", "on_step_end", "on_epoch_end", "load_state_dict")
+@checked_methods("on_fit_begin", "on_step_end", "on_epoch_end")
 class Observe(Callback):
     """Feeds a loss-driven schedule, whose factor multiplies the stage's learning rates.
 

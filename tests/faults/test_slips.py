@@ -21,6 +21,7 @@ import lrfast
 from lrfast import schedules
 
 BATCHES = make_batches(2)
+X = torch.ones(2)
 Slip = tuple[str, Callable[[Bench], Any], str]
 
 
@@ -83,6 +84,8 @@ SLIPS: list[Slip] = [
      "optimizer must be .*, got a list of AdamW; .*step_fn= .* others="),
     ("a dict of optimizers", lambda b: find(b, b.model, {"a": b.optimizer}), "got a dict of AdamW"),
     ("a wrapped optimizer", lambda b: find(b, b.model, wrapped(b)), "optimizer .*pass its .opt"),
+    ("torch's optimizer", lambda b: lrfast.capture(b.find, torch.optim.SGD([nn.Parameter(X)]), X),
+     "optimizer must be an lrfast.optim.FusedOptimizer, got a SGD; lrfast.wrap"),
     ("a dict of loaders", lambda b: find(b, b.model, b.optimizer, {"train": b.batches}),
      "data must be a loader or a list, got a dict of list; pass one of its values"),
     ("no model", lambda b: find(b, None), "model must be a torch.nn.Module, got None"),
