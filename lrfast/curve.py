@@ -93,7 +93,7 @@ class LossCurve:
     def __init__(
         self,
         capacity: int,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | int = "cpu",
         *,
         width: int = 1,
         beta: float = 0.98,
@@ -106,7 +106,7 @@ class LossCurve:
         _check_beta(beta)
         try:
             device = torch.device(device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"device must be one of torch's, got {device!r}: {error}") from error
         if stop is not None and not (math.isfinite(stop) and stop > 1):
             raise ValueError(f"stop must be above 1, or None, got {stop}")

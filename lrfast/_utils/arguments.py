@@ -29,47 +29,43 @@ from lrfast._utils.validation import short_repr
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Class = TypeVar("_Class", bound=type)
 
-# Names that other libraries give an argument, and ours, of which a function has one at most.
-_FOREIGN: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("learning_rate", "lr_max", "base_lr", "rate"), "lr max_lr base_lr start_lr"),
-    **dict.fromkeys(("max_lr", "lr"), "max_lr lr base_lr end_lr"),
-    "min_lr": "start_lr eta_min min_factor end",
-    **dict.fromkeys(("criterion", "loss", "loss_func", "loss_function", "objective"), "loss_fn"),
-    **dict.fromkeys(("net", "network", "module"), "model"),
-    **dict.fromkeys(("opt", "optim", "opt_func"), "optimizer"),
-    **dict.fromkeys(("params", "parameters"), "params model"),
-    **dict.fromkeys(
-        ("loader", "dataloader", "train_loader", "train_dl", "dls"), "data train loader"
-    ),
-    **dict.fromkeys(("val_loader", "valid_loader", "valid_dl", "val", "validation"), "valid"),
-    **dict.fromkeys(("num_training", "num_it", "max_iters", "steps"), "num_iter total_steps steps"),
-    **dict.fromkeys(("num_steps", "total_iters", "num_training_steps"), "total_steps num_iter"),
-    **dict.fromkeys(("T_max", "max_epochs"), "total_steps T_max epochs"),
-    **dict.fromkeys(("n_epoch", "n_epochs", "num_epochs", "epoch"), "epochs"),
-    **dict.fromkeys(("num_warmup_steps", "warmup"), "warmup_steps warmup steps"),
-    **dict.fromkeys(("early_stop_threshold", "diverge_th", "stop_div"), "stop"),
-    **dict.fromkeys(("smooth_f", "smoothing"), "beta"),
-    "step_mode": "mode",
-    **dict.fromkeys(("accumulation_steps", "accumulate_grad_batches", "grad_accum"), "accumulate"),
-    "gradient_accumulation_steps": "accumulate",
-    **dict.fromkeys(("div_factor", "initial_div_factor"), "div"),
-    **dict.fromkeys(("final_div_factor", "div_final"), "final_div"),
-    "div": "div final_div ratio",
-    **dict.fromkeys(("moms", "max_momentum", "base_momentum"), "momentum"),
-    "anneal_strategy": "anneal",
-    "T_0": "cycle_len",
-    "T_mult": "cycle_mult",
-    **dict.fromkeys(("wd", "l2", "decay_rate"), "weight_decay gamma decay"),
-    **dict.fromkeys(("clip", "max_norm", "clip_grad", "gradient_clip_val"), "max_grad_norm"),
-    **dict.fromkeys(("scheduler", "lr_scheduler"), "schedule schedulers"),
-    **dict.fromkeys(("beta1", "beta2"), "betas beta"),
-    "epsilon": "eps",
-    "ema": "ema_decay",
-    **dict.fromkeys(("callback", "cbs"), "callbacks"),
-    **dict.fromkeys(("precision", "dtype", "use_amp"), "amp"),
-    **dict.fromkeys(("filename", "file", "save_path", "out"), "path"),
-    "axes": "ax",
-}
+# Our names of an argument, of which a function has one at most, and those of other libraries.
+_NAMES: Final = (
+    ("lr max_lr start_lr", "learning_rate lr_max base_lr rate"),
+    ("max_lr lr end_lr", "max_lr lr"),
+    ("start_lr eta_min min_factor end", "min_lr"),
+    ("loss_fn", "criterion loss loss_func loss_function objective"),
+    ("model", "net network module"),
+    ("optimizer", "opt optim opt_func"),
+    ("params model", "params parameters"),
+    ("data train loader", "loader dataloader train_loader train_dl dls"),
+    ("valid", "val_loader valid_loader valid_dl val validation"),
+    ("num_iter total_steps steps", "num_training num_it max_iters steps num_steps"),
+    ("total_steps T_max epochs", "total_iters num_training_steps T_max max_epochs"),
+    ("epochs", "n_epoch n_epochs num_epochs epoch"),
+    ("warmup_steps warmup steps", "num_warmup_steps warmup"),
+    ("stop", "early_stop_threshold diverge_th stop_div"),
+    ("beta", "smooth_f smoothing"),
+    ("mode", "step_mode"),
+    ("accumulate", "accumulation_steps accumulate_grad_batches gradient_accumulation_steps"),
+    ("div final_div ratio", "div div_factor initial_div_factor"),
+    ("final_div", "final_div_factor div_final"),
+    ("momentum", "moms max_momentum base_momentum"),
+    ("anneal", "anneal_strategy"),
+    ("cycle_len", "T_0"),
+    ("cycle_mult", "T_mult"),
+    ("weight_decay gamma decay", "wd l2 decay_rate"),
+    ("max_grad_norm", "clip max_norm clip_grad gradient_clip_val"),
+    ("schedule schedulers", "scheduler lr_scheduler"),
+    ("betas beta", "beta1 beta2"),
+    ("eps", "epsilon"),
+    ("ema_decay", "ema"),
+    ("callbacks", "callback cbs"),
+    ("amp", "precision dtype use_amp"),
+    ("path", "filename file save_path out"),
+    ("ax", "axes"),
+)
+_FOREIGN: Final = {name: own.split() for own, names in _NAMES for name in names.split()}
 _KINDS: Final[Mapping[Any, str]] = {
     NoneType: "None",
     float: "a number",
@@ -107,14 +103,16 @@ def checked(function: _Function) -> _Function:
 def checked_methods(*but: str) -> Callable[[_Class], _Class]:
     """Return a decorator that checks a class's own constructor and public methods.
 
-    Those named are left out, because every step calls them; they check by themselves.
+    Those named are left out, because every step calls them; they check by themselves, as do those
+    that load what comes from a file.
     """
+    left_out = (*but, "from_dict", "load_state_dict")
 
     def decorate(cls: _Class) -> _Class:
         for name, member in list(vars(cls).items()):
             plain = member.__func__ if isinstance(member, classmethod) else member
             is_public = name == "__init__" or not name.startswith("_")
-            if not is_public or name in but or not inspect.isfunction(plain):
+            if not is_public or name in left_out or not inspect.isfunction(plain):
                 continue
             if len(inspect.signature(plain).parameters) > 1:
                 made = checked(plain)
@@ -218,6 +216,8 @@ class _Door:
                 return f"; lrfast.schedules.get({value!r})(...) makes one"
             if callable(value):
                 return "; lrfast.schedules.from_function(f, total_steps) makes one of it"
+        if isinstance(value, Optimizer) and any("Fused" in str(each) for each in kinds):
+            return "; lrfast.wrap(optimizer) makes one of it"
         if isinstance(value, Optimizer) and any(get_origin(each) is Callable for each in kinds):
             return f"; pass what makes it, such as its class, {type(value).__name__}"
         inner = next((each for each in ("opt", "optimizer") if _holds(value, each)), None)
@@ -234,11 +234,11 @@ class _Door:
         """Return why a name is none of the function's."""
         title = self._title
         text = f"{title}() got an unexpected keyword argument {name!r}"
-        known = [each for each in _FOREIGN.get(name, "").split() if each in self._names]
+        known = [each for each in _FOREIGN.get(name, ()) if each in self._names]
         near = known or difflib.get_close_matches(name, self._names, n=1)
         if near:
             return f"{text}; did you mean {near[0]}?"
-        is_rate = "max_lr" in _FOREIGN.get(name, "") or name == "optimizer"
+        is_rate = "max_lr" in _FOREIGN.get(name, ()) or name == "optimizer"
         if is_rate and self._makes_schedules:
             call = f"AdamW(params, lr=..., schedule={title}(...))"
             return f"{text}, which multiplies the lr of the optimizer that takes it: {call}"
@@ -299,7 +299,10 @@ def _fits(value: Any, kind: Any) -> bool:
             return issubclass(value if isinstance(value, type) else Tensor, made)
         return callable(value)
     if origin is Iterable:
-        return isinstance(value, Iterable) and not isinstance(value, (*_NO_LISTS, Mapping, type))
+        yields = isinstance(value, Iterable) or hasattr(value, "__getitem__")
+        return yields and not isinstance(value, (*_NO_LISTS, Mapping, type))
+    if origin is tuple and int in args:
+        return True
     if origin is tuple and args[-1] is not Ellipsis:
         is_alike = isinstance(value, tuple | list) and len(value) == len(args)
         return is_alike and all(map(_fits, value, args))

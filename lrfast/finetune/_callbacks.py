@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from lrfast._utils.arguments import checked_methods
 from lrfast._utils.decode import decode_fields, optional
@@ -23,7 +24,7 @@ from lrfast._utils.validation import (
 from lrfast.finetune._best_model import Best
 from lrfast.finetune._history import History, Stage
 from lrfast.finetune._metrics import check_monitored, is_better, mode_of
-from lrfast.finetune._stage_state import Run
+from lrfast.finetune._stage_state import Run, StageOptions
 from lrfast.groups import LayerGroups, NormPolicy, Rates
 from lrfast.optim._loss_schedules import LossSchedule
 from lrfast.range_test import RangeTest
@@ -61,8 +62,18 @@ class Tuner(Protocol):
     def validate(self) -> dict[str, float]: ...
     def finished_stages(self) -> list[Stage]: ...
     def lr_find(self, **options: Any) -> RangeTest: ...
-    def fit_one_cycle(self, epochs: int, max_lr: Rates, **options: Any) -> Stage: ...
-    def fit_sgdr(self, cycles: int, cycle_len: int, max_lr: Rates, **options: Any) -> Stage: ...
+    def fit_one_cycle(
+        self, epochs: int, max_lr: Rates, **options: Unpack[StageOptions]
+    ) -> Stage: ...
+    def fit_sgdr(
+        self,
+        cycles: int,
+        cycle_len: int,
+        max_lr: Rates,
+        *,
+        cycle_mult: float = 2.0,
+        **options: Unpack[StageOptions],
+    ) -> Stage: ...
     def resume(self) -> Stage: ...
 
 
@@ -140,7 +151,7 @@ class Callback:
         """
 
 
-@checked_methods("on_fit_begin", "on_epoch_end", "load_state_dict")
+@checked_methods("on_fit_begin", "on_epoch_end")
 class EarlyStop(Callback):
     """Ends a stage when validation has stopped getting better; no synchronisation of its own.
 
@@ -209,7 +220,7 @@ class EarlyStop(Callback):
         self.best, self.waited = decode_fields("state", state, checks).values()
 
 
-@checked_methods("on_fit_begin", "on_step_end", "on_epoch_end", "load_state_dict")
+@checked_methods("on_fit_begin", "on_step_end", "on_epoch_end")
 class Observe(Callback):
     """Feeds a loss-driven schedule, whose factor multiplies the stage's learning rates.
 

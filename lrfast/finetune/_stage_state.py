@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,20 @@ from lrfast.groups import Rates, spread
 from lrfast.schedules import Schedule
 from lrfast.training._data import num_batches
 from lrfast.training._random import RandomStates
+
+
+class StageOptions(TypedDict, total=False):
+    """Keyword arguments of all stages, see :meth:`FineTuner.fit`."""
+
+    timetable: Mapping[int, int] | None
+    precompute: bool
+
+
+class OneCycleOptions(StageOptions, total=False):
+    """Keyword arguments of both stages of :meth:`FineTuner.fine_tune`."""
+
+    final_div: float
+    momentum: tuple[float, float] | None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from lrfast import schedules
 from lrfast._utils.arguments import checked_methods, described
@@ -33,7 +34,13 @@ from lrfast.finetune._loop import Interrupts, Loop
 from lrfast.finetune._metrics import Metric, evaluate
 from lrfast.finetune._recipe._plan import RecipeConfig, TopRateSource
 from lrfast.finetune._recipe._recipe import Recipe
-from lrfast.finetune._stage_state import Run, epoch_batches, group_rates
+from lrfast.finetune._stage_state import (
+    OneCycleOptions,
+    Run,
+    StageOptions,
+    epoch_batches,
+    group_rates,
+)
 from lrfast.groups import (
     Groups,
     NormPolicy,
@@ -323,7 +330,7 @@ class FineTuner:
         div: float = 25.0,
         final_div: float = 1e4,
         momentum: tuple[float, float] | None = (0.95, 0.85),
-        **options: Any,
+        **options: Unpack[StageOptions],
     ) -> Stage:
         """Train with :func:`lrfast.schedules.one_cycle`, each group up to its peak learning rate.
 
@@ -355,7 +362,7 @@ class FineTuner:
         *,
         pct_start: float = 0.75,
         final_div: float = 1e5,
-        **options: Any,
+        **options: Unpack[StageOptions],
     ) -> Stage:
         """Train with :func:`lrfast.schedules.flat_cosine`, the last step at the last learning rate.
 
@@ -385,7 +392,7 @@ class FineTuner:
         *,
         cycle_mult: float = 2.0,
         eta_min: float = 0.0,
-        **options: Any,
+        **options: Unpack[StageOptions],
     ) -> Stage:
         """Train with warm restarts: :func:`lrfast.schedules.sgdr`, in cycles of whole epochs.
 
@@ -420,7 +427,7 @@ class FineTuner:
         lr_mult: float = 100.0,
         pct_start: float = 0.3,
         div: float = 5.0,
-        **options: Any,
+        **options: Unpack[OneCycleOptions],
     ) -> tuple[Stage, Stage]:
         """Train the head only, then everything: fastai's two stages, with its defaults.
 
@@ -454,11 +461,11 @@ class FineTuner:
             raise ValueError(f"div must lie within 1 and {_FASTAI_PEAK_OVER_LAST:g}, got {div}")
         check_fraction("pct_start", pct_start)
         self.freeze()
-        first = {"final_div": _FASTAI_PEAK_OVER_LAST / 25.0} | options
+        first: OneCycleOptions = {"final_div": _FASTAI_PEAK_OVER_LAST / 25.0, **options}
         head = self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **first)
         self.unfreeze()
         top = slice(base_lr / 2 / lr_mult, base_lr / 2)
-        second = {"final_div": _FASTAI_PEAK_OVER_LAST / div} | options
+        second: OneCycleOptions = {"final_div": _FASTAI_PEAK_OVER_LAST / div, **options}
         return head, self.fit_one_cycle(epochs, top, pct_start=pct_start, div=div, **second)
 
     def recipe(

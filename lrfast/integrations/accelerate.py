@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lrfast import range_test
+from lrfast._utils.arguments import checked
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.integrations._shared import StepClipper, fused_optimizer
 from lrfast.range_test import RangeTest
@@ -34,6 +35,7 @@ from lrfast.training._step import StepSkipped, TrainerUpdate
 __all__ = ["clip_in_step", "in_parallel", "lr_find", "step_can_clip", "undisturbed"]
 
 
+@checked
 def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
     """Let ``accelerator.clip_grad_norm_`` clip within the optimizer's step, in the same pass.
 
@@ -88,6 +90,7 @@ def clip_in_step(accelerator: Accelerator, optimizer: Optimizer) -> None:
     accelerator.clip_grad_norm_ = clip_grad_norm_
 
 
+@checked
 def lr_find(
     accelerator: Accelerator,
     model: nn.Module,
@@ -178,6 +181,7 @@ def lr_find(
         return range_test.lr_find(model, optimizer, data, **given, **options)
 
 
+@checked
 def step_can_clip(accelerator: Accelerator) -> bool:
     """Return whether an optimizer's step finds the norm of all gradients.
 
@@ -189,6 +193,7 @@ def step_can_clip(accelerator: Accelerator) -> bool:
     return kind not in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
+@checked
 def in_parallel(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """Return a model in DDP if there are several processes, as ``prepare`` wraps it.
 

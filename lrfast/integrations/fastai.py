@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import range_test
+from lrfast._utils.arguments import checked
 from lrfast.integrations._shared import KeptObjects, check_own_updates, mean_loss
 from lrfast.optim import AdamW, FusedOptimizer
 from lrfast.range_test import RangeTest
@@ -25,6 +26,7 @@ from lrfast.training._step import TrainerUpdate
 __all__ = ["lr_find", "opt_func"]
 
 
+@checked
 def opt_func(optimizer: type[FusedOptimizer] = AdamW, **options: Any) -> Any:
     """Return an argument for ``Learner(opt_func=...)``.
 
@@ -44,6 +46,7 @@ def opt_func(optimizer: type[FusedOptimizer] = AdamW, **options: Any) -> Any:
     return partial(OptimWrapper, opt=optimizer, **options)
 
 
+@checked
 def lr_find(learner: Learner, **options: Any) -> RangeTest:
     """Run a range test of a Learner's model, training data, loss and optimizer.
 

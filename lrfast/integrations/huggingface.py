@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.optimization import get_scheduler
 
 from lrfast import range_test, schedules
+from lrfast._utils.arguments import checked
 from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import Rates, discriminative
@@ -46,6 +47,7 @@ _FOLLOWS_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 _DATA_SETS = ("train_dataset", "eval_dataset")  # attributes of a Trainer that a step only reads
 
 
+@checked
 def use(
     trainer: Trainer,
     optimizer: type[FusedOptimizer] = AdamW,
@@ -153,6 +155,7 @@ def schedule_of(args: TrainingArguments, total_steps: int) -> Schedule:
     return recorded
 
 
+@checked
 def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
     """Run a range test of a Trainer's model, data, loss and optimizer; see :func:`lrfast.lr_find`.
 

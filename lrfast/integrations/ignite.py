@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import range_test
+from lrfast._utils.arguments import checked
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.integrations._shared import (
     KeptObjects,
@@ -71,6 +72,7 @@ class LRFindHandler(LRFinderBase):
         1
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

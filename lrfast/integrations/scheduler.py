@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_dict, check_finite, check_int, check_list
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer
@@ -56,6 +57,7 @@ class DeviceScheduler(LRScheduler):
 
     optimizer: FusedOptimizer
 
+    @checked
     def __init__(self, optimizer: Optimizer, schedule: Schedules = None) -> None:
         # Not torch's constructor: it would put a wrapper around optimizer.step, and set rates.
         self.optimizer = fused_optimizer(optimizer)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
+from lrfast._utils.arguments import checked
 from lrfast.finetune._history import History
 from lrfast.range_test import RangeTest
 
 __all__ = ["epochs", "points", "steps", "suggestions"]
 
 
+@checked
 def steps(history: History) -> pd.DataFrame:
     """Return one row per step: "stage", "loss", "momentum" and the learning rates "lr_0", ...
 
@@ -28,17 +30,20 @@ def steps(history: History) -> pd.DataFrame:
     return together.rename_axis("step")
 
 
+@checked
 def epochs(history: History) -> pd.DataFrame:
     """Return one row of validation results per epoch, indexed by its last step."""
     return pd.DataFrame(history.epochs).set_index("step") if history.epochs else pd.DataFrame()
 
 
+@checked
 def points(result: RangeTest) -> pd.DataFrame:
     """Return "loss", "smoothed" and "derivative" of each point, indexed by its learning rate."""
     columns = {"loss": result.losses, "smoothed": result.smoothed, "derivative": result.derivative}
     return pd.DataFrame(columns, index=pd.Index(result.lrs, name="lr"))
 
 
+@checked
 def suggestions(result: RangeTest) -> pd.DataFrame:
     """Return "lr" (NaN: no suggestion), "confidence" and "reason" of each suggestion method."""
     names = ["lr", "confidence", "reason"]

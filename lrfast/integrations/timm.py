@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lrfast import schedules
+from lrfast._utils.arguments import checked
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer
 from lrfast.optim._wrap import TWINS
@@ -48,6 +49,7 @@ def register() -> list[str]:
     return [name for name in default_registry.list_optimizers() if name.startswith(_PREFIX)]
 
 
+@checked
 def create_optimizer_v2(
     model_or_params: nn.Module | Iterable[Any],
     opt: str = "adamw",
@@ -94,6 +96,7 @@ def create_optimizer_v2(
     return optimizer
 
 
+@checked
 def create_schedule(
     optimizer: Optimizer, updates_per_epoch: int, **kwargs: Any
 ) -> tuple[Schedule | list[Schedule], int]:

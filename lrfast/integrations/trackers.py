@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast._utils.validation import check_count
 from lrfast.finetune import Callback, FineTuner
@@ -35,6 +36,7 @@ class Run(Protocol):
         """Write some numbers."""
 
 
+@checked
 def to_tensorboard(writer: ScalarWriter) -> Log:
     """Return a tracker that writes each number under its name as the tag."""
 
@@ -45,6 +47,7 @@ def to_tensorboard(writer: ScalarWriter) -> Log:
     return log
 
 
+@checked
 def to_run(run: Run) -> Log:
     """Return a tracker that calls ``run.log(values, step=step)``."""
 
@@ -72,6 +75,7 @@ class Tracking(Callback):
         >>> tracking = Tracking(lambda values, step: seen.update({step: values}), every=10)
     """
 
+    @checked
     def __init__(self, log: Log, every: int = 10) -> None:
         self._log, self._every = log, check_count("every", every)
         self._reader = AsyncHostQueue()
@@ -103,6 +107,7 @@ class Tracking(Callback):
             self._log({"loss": loss, **{f"lr_{g}": rate for g, rate in enumerate(rates)}}, step)
 
 
+@checked
 def log_range_test(result: RangeTest, log: Log) -> None:
     """Log a range test, point by point: "range_test/lr", "/loss" and "/smoothed"."""
     columns = {"lr": result.lrs, "loss": result.losses, "smoothed": result.smoothed}

@@ -59,7 +59,7 @@ class Telemetry:
         return self.update_norms / self.weight_norms
 
 
-@checked_methods("step", "load_state_dict")
+@checked_methods("step")
 class FusedOptimizer(SchedulingMixin):
     """Base of the fused optimizers: one launch updates all parameters.
 

@@ -132,7 +132,9 @@ def check_group(index: int, group: dict[str, Any]) -> None:
             f"lr of param_groups[{index}] must be a number or a tensor on cpu or cuda, got one on "
             f"{rate.device}"
         )
-    if not isinstance(rate, torch.Tensor | int | float | np.number):
+    if isinstance(rate, np.number):
+        group["lr"] = rate = rate.item()  # which neither overflows nor warns
+    if not isinstance(rate, torch.Tensor | int | float):
         raise TypeError(f"lr of param_groups[{index}] must be a number, got {short_repr(rate)}")
     if not 0 <= rate <= sys.float_info.max:  # NaN fails, too
         shown = rate.item() if isinstance(rate, torch.Tensor) else rate

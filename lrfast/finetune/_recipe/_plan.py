@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from lrfast._utils.public import public_in
-from lrfast._utils.validation import check_at_least_1, check_choice, check_count
+from lrfast._utils.validation import check_at_least_1, check_choice, check_count, short_repr
 from lrfast.finetune._callbacks import Tuner
 from lrfast.finetune._stage_state import epoch_batches
 from lrfast.groups._norms import statistics_layers
@@ -34,9 +34,8 @@ class RecipeConfig:
     def check(self, tuner: Tuner) -> None:
         """Check their ranges, and that they fit the tuner."""
         if not isinstance(self.epochs, tuple | list) or len(self.epochs) != 2:
-            raise ValueError(
-                f"epochs must be two numbers, the head's and all layers', got {self.epochs!r}"
-            )
+            got = short_repr(self.epochs)
+            raise ValueError(f"epochs must be two numbers, the head's and all layers', got {got}")
         for index, count in enumerate(self.epochs):
             check_count(f"epochs[{index}]", count)
         check_choice("top", self.top, get_args(TopRateSource))

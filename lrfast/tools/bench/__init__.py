@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_positive
 from lrfast.tools.bench._contenders import LRFAST, TORCH, Extras, Subject, make_contenders
 from lrfast.tools.bench._result import UPDATE, BenchResult, Quartiles
@@ -19,6 +20,7 @@ from lrfast.training._data import ComputeLoss, LossFunction, make_compute_loss
 __all__ = ["BenchResult", "bench"]
 
 
+@checked
 def bench(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

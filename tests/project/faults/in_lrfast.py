@@ -203,9 +203,9 @@ TRAINING = [
     Fault(
         "tied-batches-are-moved-as-lists",
         "lrfast/training",
-        "return type(batch)(*(to_device(value, device) for value in batch))",
-        "return [to_device(value, device) for value in batch]",
-        "test_points.py test_range_test.py test_sweeps.py",
+        "changed = tuple.__new__(type(container), items)",
+        "changed = tuple(items)",
+        "test_batch_classes.py",
     ),
 ]
 
@@ -466,8 +466,8 @@ FILES = [
     Fault(
         "an-unfinished-file-is-left-behind",
         "lrfast/_utils",
-        "        new.unlink(missing_ok=True)\n        raise\n",
-        "        raise\n",
+        "        new.unlink(missing_ok=True)\n",
+        "",
         "test_result_files.py test_kills.py test_out_of_memory.py test_interrupted_stages.py",
     ),
     Fault(
@@ -486,6 +486,7 @@ FILES = [
     ),
 ]
 
+<<<<<<< HEAD
 INTEGRATIONS = [
     Fault(
         "lightnings-callbacks-are-left-out-of-a-sweep",
@@ -612,10 +613,76 @@ INTEGRATIONS = [
         "not (one and other) or one.name != other.name or",
         "not (one and other) or",
         "test_resume_orders.py test_sharded.py",
+=======
+DOORS = [
+    Fault(
+        "kinds-of-arguments-are-not-checked",
+        "lrfast/_utils/arguments.py",
+        "if _fits(value, self._kinds[name]) or (is_near and is_left):",
+        "if True or (is_near and is_left):",
+        "test_foreign_kinds.py test_slips.py",
+    ),
+    Fault(
+        "swapped-arguments-are-not-recognised",
+        "lrfast/_utils/arguments.py",
+        "if _fits(its_value, self._kinds[name]):",
+        "if not _fits(its_value, self._kinds[name]):",
+        "test_slips.py",
+    ),
+    Fault(
+        "foreign-names-are-unknown",
+        "lrfast/_utils/arguments.py",
+        "near = known or difflib",
+        "near = difflib",
+        "test_slips.py",
+    ),
+    Fault(
+        "numbers-of-numpy-stay-numpys",
+        "lrfast/_utils/arguments.py",
+        "if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):",
+        "if False:",
+        "test_slips.py",
+    ),
+    Fault(
+        "batches-of-dict-classes-become-dicts",
+        "lrfast/training/_data.py",
+        "return _with_values(container, {key",
+        "return dict({key",
+        "test_batch_classes.py",
+    ),
+    Fault(
+        "accuracy-counts-ignored-targets",
+        "lrfast/finetune/_metrics.py",
+        "counts = targets != _IGNORED",
+        "counts = targets == targets",
+        "test_accuracy.py",
+    ),
+    Fault(
+        "a-missing-folder-is-that-of-a-hidden-file",
+        "lrfast/_utils/atomic_write.py",
+        "if not target.parent.is_dir():",
+        "if False:",
+        "test_missing_folders.py",
+    ),
+    Fault(
+        "the-level-of-a-loss-acts-in-silence",
+        "lrfast/suggest/_auto.py",
+        "        if seen < 1:\n",
+        "        if seen < 0:\n",
+        "test_reasons.py",
+    ),
+    Fault(
+        "given-axes-are-not-drawn-into",
+        "lrfast/_utils/figures.py",
+        "    return [ax]\n",
+        "    return [new_figure(*size).subplots()]\n",
+        "test_plot_axes.py",
+>>>>>>> doors
     ),
 ]
 
 IN_LRFAST = [
+    *DOORS,
     *OPTIM,
     *TRAINING,
     *RANGE_TEST,
