@@ -13,7 +13,7 @@ import torch
 
 from lrfast._utils.extension import extension
 from lrfast._utils.public import public_in
-from lrfast._utils.validation import check_count, short_repr
+from lrfast._utils.validation import MAX_STEPS, check_bool, check_count, short_repr
 from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class StepOptions(TypedDict, total=False):
     skip_nonfinite: bool
     zero_grads: bool
     ema_decay: float | None
+    ema_start: int
+    ema_warmup: bool
     state_dtype: torch.dtype | None
     stochastic_rounding: bool
     seed: int
@@ -58,6 +60,10 @@ class Options:
             skipped; default False.
         ema_decay: Decay, in [0, 1), of an EMA of the weights, which starts at the weights before a
             parameter's first update; float32 for half parameters. None, the default: no EMA.
+        ema_start: Number of first steps, in [0, 2**53], during which the EMA is the weights
+            themselves; default 0.
+        ema_warmup: Whether the decay warms up: it is ``min(ema_decay, (1 + n) / (10 + n))`` after
+            ``n`` averaged steps, as in TensorFlow and diffusers; default False.
         state_dtype: Dtype of new states: float32 (for half parameters), bfloat16 (for float32
             parameters) or None, the default, for the parameter's own.
         stochastic_rounding: Whether to round bfloat16 parameters and their bfloat16 states up or
@@ -75,6 +81,8 @@ class Options:
     skip_nonfinite: bool = False
     zero_grads: bool = False
     ema_decay: float | None = None
+    ema_start: int = 0
+    ema_warmup: bool = False
     state_dtype: torch.dtype | None = None
     stochastic_rounding: bool = False
     seed: int = 0
@@ -92,11 +100,18 @@ class Options:
             )
         for name in ("seed", "telemetry"):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 0, 2**63 - 1))
+        object.__setattr__(
+            self, "ema_start", check_count("ema_start", self.ema_start, 0, MAX_STEPS)
+        )
+        check_bool("ema_warmup", self.ema_warmup)
+        if decay is None and (self.ema_start or self.ema_warmup):
+            raise ValueError("ema_decay must be set for ema_start and ema_warmup, got None")
 
     def encode(self) -> _C.EngineOptions:
         """Return the options in the engine's form."""
         decay = -1.0 if self.ema_decay is None else self.ema_decay
-        flags = (self.skip_nonfinite, self.zero_grads, decay, self.stochastic_rounding)
+        average = (decay, self.ema_start, self.ema_warmup)
+        flags = (self.skip_nonfinite, self.zero_grads, *average, self.stochastic_rounding)
         options: _C.EngineOptions = extension().EngineOptions(
             self.max_grad_norm or 0.0, *flags, self.seed, self.telemetry
         )

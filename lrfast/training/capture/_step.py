@@ -126,6 +126,12 @@ class CapturedStep:
         self._captures = 0
         self._flag: Tensor | None = None  # the curve's
 
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a captured step cannot be copied or pickled, because it belongs to one model in one "
+            "process; call lrfast.capture for the copy"
+        )
+
     @property
     def captures(self) -> int:
         """How often the step was captured."""
@@ -147,6 +153,7 @@ class CapturedStep:
         """
         if self._is_released:
             raise RuntimeError("the captured step was released; call lrfast.capture again")
+        self._spec.optimizer._check_steps()
         if self._spec.recorder is not None:
             self._spec.recorder.begin()
         change = self._sync_tables()
