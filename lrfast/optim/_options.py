@@ -36,12 +36,12 @@ class StepOptions(TypedDict, total=False):
     skip_nonfinite: bool
     zero_grads: bool
     ema_decay: float | None
-    ema_start: int
-    ema_warmup: bool
     state_dtype: torch.dtype | None
     stochastic_rounding: bool
     seed: int
     telemetry: int
+    ema_start: int
+    ema_warmup: bool
 
 
 @public_in("lrfast.optim")
@@ -60,10 +60,6 @@ class Options:
             skipped; default False.
         ema_decay: Decay, in [0, 1), of an EMA of the weights, which starts at the weights before a
             parameter's first update; float32 for half parameters. None, the default: no EMA.
-        ema_start: Number of first steps, in [0, 2**53], during which the EMA is the weights
-            themselves; default 0.
-        ema_warmup: Whether the decay warms up: it is ``min(ema_decay, (1 + n) / (10 + n))`` after
-            ``n`` averaged steps, as in TensorFlow and diffusers; default False.
         state_dtype: Dtype of new states: float32 (for half parameters), bfloat16 (for float32
             parameters) or None, the default, for the parameter's own.
         stochastic_rounding: Whether to round bfloat16 parameters and their bfloat16 states up or
@@ -72,6 +68,10 @@ class Options:
             step and the element only, so that a resumed run and a replayed CUDA graph get the same.
         telemetry: Number of last steps, in [0, 2**63), whose norms and learning rates are kept on
             the device, see :meth:`FusedOptimizer.telemetry`; default 0.
+        ema_start: Number of first steps, in [0, 2**53], during which the EMA is the weights
+            themselves; default 0.
+        ema_warmup: Whether the decay warms up: it is ``min(ema_decay, (1 + n) / (10 + n))`` after
+            ``n`` averaged steps, as in TensorFlow and diffusers; default False.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -81,12 +81,12 @@ class Options:
     skip_nonfinite: bool = False
     zero_grads: bool = False
     ema_decay: float | None = None
-    ema_start: int = 0
-    ema_warmup: bool = False
     state_dtype: torch.dtype | None = None
     stochastic_rounding: bool = False
     seed: int = 0
     telemetry: int = 0
+    ema_start: int = 0
+    ema_warmup: bool = False
 
     def __post_init__(self) -> None:
         norm, decay = self.max_grad_norm, self.ema_decay
