@@ -54,6 +54,8 @@ class EngineOptions:
         skip_nonfinite: bool,
         zero_grads: bool,
         ema_decay: float,
+        ema_start: int,
+        ema_warmup: bool,
         stochastic_rounding: bool,
         seed: int,
         telemetry: int,

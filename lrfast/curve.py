@@ -163,6 +163,20 @@ class LossCurve:
         if not may_skip and not self._may_skip and self._recorded >= self.capacity:
             raise IndexError(f"the curve is full: its capacity is {self.capacity} losses")
 
+    def _make_room(self, count: int) -> bool:
+        """Let a full curve take so many losses more, and return whether it was full.
+
+        A graph that records into it must then be captured again.
+        """
+        if self._recorded < self.capacity:
+            return False
+        for name in ("_losses", "_rates"):
+            rows: Tensor = getattr(self, name)
+            more = rows.new_full((count, *rows.shape[1:]), math.nan)
+            setattr(self, name, torch.cat([rows, more]))
+        self.capacity += count
+        return True
+
     def _count(self, may_skip: bool) -> None:
         self._may_skip = self._may_skip or may_skip
         self._recorded += 1

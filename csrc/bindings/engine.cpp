@@ -1,7 +1,10 @@
 #include "bindings/engine.h"
 
+#include <ATen/TracerMode.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
+#include <algorithm>
 #include <unordered_map>
 
 #include "bindings/device.h"
@@ -21,6 +24,22 @@ const float* float_on(const std::optional<at::Tensor>& scalar, at::Device device
   }
   held.push_back(scalar->to(device, at::kFloat, may_queue_copy(device)));
   return held.back().const_data_ptr<float>();
+}
+
+// A graph of operators would hold nothing of a step, which happens once, while it is traced.
+void check_not_traced() {
+  using Modes = c10::impl::TorchDispatchModeTLS;
+  const bool has_proxies =
+      Modes::any_modes_set() && Modes::get_mode(c10::impl::TorchDispatchModeKey::PROXY).has_value();
+  TORCH_CHECK(!has_proxies && !at::tracer::impl::is_dispatch_enabled() &&
+                  !c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::PreDispatch),
+              "the optimizer's step cannot be traced, by make_fx, torch.export or torch.jit.trace: "
+              "the graph would lose its update; trace loss and gradients and call step() after the "
+              "graph, use lrfast.capture, or take an optimizer of torch.optim");
+}
+
+bool contains(const std::vector<at::Device>& devices, const at::Tensor& tensor) {
+  return std::find(devices.begin(), devices.end(), tensor.device()) != devices.end();
 }
 
 void check_number(const std::optional<at::Tensor>& scalar, const char* name) {
@@ -51,7 +70,7 @@ void Engine::rebuild(const py::list& param_groups) {
   for (const Parameter& param : parameters_) known.emplace(param.object.ptr(), &param);
   const py::object shards = find_shards_(param_groups);
   std::vector<Parameter> parameters;
-  std::vector<DevicePlan> plans;
+  std::vector<at::Device> devices;  // of those that may train
   int32_t g = 0;
   for (py::handle group : param_groups) {
     int32_t index = 0;
@@ -61,22 +80,33 @@ void Engine::rebuild(const py::list& param_groups) {
       param.object = py::reinterpret_borrow<py::object>(object);
       param.tensor = local_tensor(object);
       param.is_local = !param.tensor.is_same(THPVariable_Unpack(object.ptr()));
-      param.is_counted = shards.is_none() || shards.attr("counts")(object).cast<bool>();
       param.group = g;
       param.index = index++;
       param.is_bound = false;
-      param.inspect();
-      const at::Device device = param.tensor.device();
-      TORCH_CHECK(!is_capturing(device),
-                  "the optimizer has no tables for its parameters yet, and cannot make them while "
-                  "a CUDA graph is captured: make a step before, or use lrfast.capture");
-      DevicePlan& plan = plan_for(device, plans, plans_, initial_clock_);
-      param.device = static_cast<int32_t>(&plan - plans.data());
+      param.is_left_out = false;
       param.number = static_cast<uint32_t>(parameters.size());
-      param.row = plan.add(param);
+      if (param.may_train()) devices.push_back(param.tensor.device());
       parameters.push_back(std::move(param));
     }
     g += 1;
+  }
+  std::vector<DevicePlan> plans;
+  for (Parameter& param : parameters) {
+    // A frozen parameter demands nothing: no kernel for its kind, no tables for a device and no
+    // mesh of its own.
+    const bool is_beside = devices.empty() || (!param.is_local && contains(devices, param.tensor));
+    if ((!is_beside && !param.may_train()) || !param.try_inspect()) {
+      param.leave_out();
+      continue;
+    }
+    const at::Device device = param.tensor.device();
+    TORCH_CHECK(!is_capturing(device),
+                "the optimizer has no tables for its parameters yet, and cannot make them while "
+                "a CUDA graph is captured: make a step before, or use lrfast.capture");
+    DevicePlan& plan = plan_for(device, plans, plans_, initial_clock_);
+    param.device = static_cast<int32_t>(&plan - plans.data());
+    param.is_counted = shards.is_none() || shards.attr("counts")(param.object).cast<bool>();
+    param.row = plan.add(param);
   }
   for (DevicePlan& plan : plans) plan.finish(g);
   shards_ = shards;
@@ -110,6 +140,7 @@ py::object Engine::step(const py::list& param_groups, const py::dict& state,
                         const std::optional<at::Tensor>& grad_scale,
                         const std::optional<at::Tensor>& found_inf) {
   const at::NoGradGuard no_grad;
+  check_not_traced();
   if (!groups_.are_held(param_groups, parameters_)) rebuild(param_groups);
   read(param_groups, state);
   std::vector<MissingStates> missing;
@@ -142,6 +173,7 @@ py::object Engine::step(const py::list& param_groups, const py::dict& state,
 
 // Brings one parameter's row and gradient up to date.
 Engine::Readiness Engine::prepare(Parameter& param, const py::dict& state) {
+  if (param.is_left_out) return prepare_left_out(param);
   const GroupNeeds needs = groups_.needs(param.group);
   void* grad = nullptr;
   if (!param.is_bound || needs.frozen || param.form != needs.form ||
@@ -157,26 +189,36 @@ Engine::Readiness Engine::prepare(Parameter& param, const py::dict& state) {
 // The same if something is not as it was, or never is.
 Engine::Readiness Engine::prepare_changed(Parameter& param, const py::dict& state) {
   DevicePlan& plan = plans_[param.device];
-  const bool is_frozen = groups_.needs(param.group).frozen;
   if (!param.is_unchanged()) {
     const int64_t elements = param.elements;
-    // Rows, chunks and devices no longer fit.
-    if (param.tensor.device() != plan.device || elements_of(param.tensor) != elements) {
+    // Rows, chunks and devices no longer fit, or no kernel can update what it has become.
+    if (param.tensor.device() != plan.device || elements_of(param.tensor) != elements ||
+        !param.try_inspect()) {
       return Readiness::kStale;
     }
-    param.inspect();
     param.is_bound = false;
     plan.set_row(param, {});
   }
-  // A graph has to know a frozen parameter's gradient for the time when it trains again.
-  const bool is_left_out = is_frozen && !settings_.options.zero_grads && !is_recording();
-  void* grad = is_left_out ? nullptr : param.locate_grad();
-  if (grad != nullptr && !is_frozen) {
+  void* grad = reads_grad(param) ? param.locate_grad() : nullptr;
+  if (grad != nullptr && !groups_.needs(param.group).frozen) {
     if (!bind(param, state)) return Readiness::kLacksStates;
     if (param.staged_param.defined()) param.staged_param.copy_(param.tensor.detach());
   }
   plan.set_grad(param, grad);
   return Readiness::kReady;
+}
+
+// The same for one in no table, which is inspected, and raises, once it has a gradient.
+Engine::Readiness Engine::prepare_left_out(Parameter& param) {
+  if (!param.has_grad() || !reads_grad(param)) return Readiness::kReady;
+  param.inspect();
+  return Readiness::kStale;
+}
+
+// A graph has to know a frozen parameter's gradient for the time when it trains again.
+bool Engine::reads_grad(const Parameter& param) const {
+  const bool is_frozen = groups_.needs(param.group).frozen;
+  return !is_frozen || settings_.options.zero_grads || is_recording();
 }
 
 bool Engine::bind(Parameter& param, const py::dict& state) {
@@ -266,7 +308,8 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
     tables.gradients.found_inf = float_on(found_inf, plan.device, held);
     all.push_back(tables);
   }
-  if (settings_.wants_norms() && (!shards_.is_none() || plans_.size() > 1)) {
+  const bool is_shared = !shards_.is_none() && !plans_.empty();
+  if (settings_.wants_norms() && (is_shared || plans_.size() > 1)) {
     run(all, Phase::kSquares);
     add_squares();
     run(all, Phase::kUpdate);
@@ -279,7 +322,7 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
 // Brings staged values home and tells autograd what has changed.
 void Engine::finish_launch() {
   for (Parameter& param : parameters_) {
-    if (plans_[param.device].grad(param) == nullptr) continue;
+    if (param.is_left_out || plans_[param.device].grad(param) == nullptr) continue;
     if (settings_.options.zero_grads && param.uses_staged_grad) param.grad().zero_();
     if (groups_.needs(param.group).frozen) continue;
     at::Tensor& tensor = param.tensor;
@@ -326,6 +369,7 @@ void Engine::mark_gradients(int64_t number) {
 
 py::object Engine::refresh(int64_t number, const py::list& param_groups, const py::dict& state) {
   const at::NoGradGuard no_grad;
+  check_not_traced();
   if (!has_recorded(number)) return py::str("another step of the same optimizer was captured");
   if (recording_->rebuilds != rebuilds_ || !groups_.are_held(param_groups, parameters_)) {
     return py::str("param_groups hold other groups or parameters");
@@ -344,7 +388,7 @@ py::object Engine::refresh(int64_t number, const py::list& param_groups, const p
     if (!change.empty()) return py::str(change);
     if (trains && !bind(param, state)) missing.push_back(missing_states(param));
     // A step beside the graph may have moved it.
-    if (!param.tensor.is_cpu()) plans_[param.device].set_grad(param, read);
+    if (!param.is_left_out && !param.tensor.is_cpu()) plans_[param.device].set_grad(param, read);
   }
   if (!missing.empty()) return py::cast(missing);
   update_tables();

@@ -84,6 +84,8 @@ class Engine {
   enum class Readiness { kReady, kLacksStates, kStale };
   Readiness prepare(Parameter& param, const py::dict& state);
   Readiness prepare_changed(Parameter& param, const py::dict& state);
+  Readiness prepare_left_out(Parameter& param);
+  bool reads_grad(const Parameter& param) const;
   bool bind(Parameter& param, const py::dict& state);
   MissingStates missing_states(const Parameter& param) const;
   void update_tables();

@@ -67,9 +67,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("layout_strides", &layout_strides, arg("param"));
 
   py::class_<EngineOptions>(m, "EngineOptions")
-      .def(py::init<double, bool, bool, double, bool, uint64_t, int64_t>(), arg("max_grad_norm"),
-           arg("skip_nonfinite"), arg("zero_grads"), arg("ema_decay"), arg("stochastic_rounding"),
-           arg("seed"), arg("telemetry"));
+      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, int64_t>(),
+           arg("max_grad_norm"), arg("skip_nonfinite"), arg("zero_grads"), arg("ema_decay"),
+           arg("ema_start"), arg("ema_warmup"), arg("stochastic_rounding"), arg("seed"),
+           arg("telemetry"));
 
   py::class_<MissingStates>(m, "MissingStates")
       .def_readonly("group", &MissingStates::group)

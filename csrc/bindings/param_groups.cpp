@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <sstream>
+#include <string_view>
 
 namespace lrfast::bindings {
 namespace {
@@ -14,20 +15,28 @@ py::object intern(const char* text) {
   return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(text));
 }
 
-// A one-element CPU tensor's value, without the dispatcher (and so without a device read).
+// A one-element CPU tensor's value; of the usual types without the dispatcher.
 double read_cpu_scalar(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kFloat:
       return *tensor.const_data_ptr<float>();
     case at::kDouble:
       return *tensor.const_data_ptr<double>();
-    case at::kInt:
-      return *tensor.const_data_ptr<int32_t>();
-    case at::kLong:
-      return static_cast<double>(*tensor.const_data_ptr<int64_t>());
     default:
-      return NAN;
+      return tensor.is_complex() || tensor.scalar_type() == at::kBool ? NAN
+                                                                      : tensor.item().toDouble();
   }
+}
+
+// What torch's 1 - lr * weight_decay makes of a decoupled decay: it is taken in the type of a
+// tensor lr, and a half one has no room for a small decay beside the 1.
+double decay_beside(at::ScalarType type, double rate, double decay) {
+  const auto round = [type](double x) {
+    const auto number = static_cast<float>(x);
+    return type == at::kHalf ? static_cast<double>(at::Half(number))
+                             : static_cast<double>(at::BFloat16(number));
+  };
+  return rate == 0.0 ? decay : (1.0 - round(1.0 - round(rate * decay))) / rate;
 }
 
 bool is_device_scalar(py::handle value) {
@@ -162,6 +171,7 @@ bool ParamGroups::read_row(size_t index, PyObject* group, GroupRow& row) {
       fresh.hypers[k] = to_double(index, static_cast<int>(k), value);
     }
   }
+  round_decay(group, fresh.hypers);
   PyObject* frozen = PyDict_GetItemWithError(group, frozen_key_.ptr());
   const int is_frozen = frozen == nullptr ? 0 : PyObject_IsTrue(frozen);
   if (is_frozen < 0) throw py::error_already_set();
@@ -177,6 +187,21 @@ bool ParamGroups::read_row(size_t index, PyObject* group, GroupRow& row) {
   held.read_version = version;
   held.is_fixed = all_fixed;
   return changed;
+}
+
+void ParamGroups::round_decay(PyObject* group, double* hypers) const {
+  const py::object rate = value_of(0, group, 0);  // the rate comes first
+  if (!THPVariable_Check(rate.ptr()) || is_device_scalar(rate)) return;
+  const at::ScalarType type = THPVariable_Unpack(rate.ptr()).scalar_type();
+  if (type != at::kHalf && type != at::kBFloat16) return;
+  double* decay = nullptr;
+  bool is_decoupled = false;
+  for (size_t k = 0; k < rule_.hypers.size(); ++k) {
+    const std::string_view key = rule_.hypers[k].key;
+    if (key == "weight_decay") decay = &hypers[k];
+    if (key == "decoupled_weight_decay") is_decoupled = hypers[k] != 0.0;
+  }
+  if (is_decoupled) *decay = decay_beside(type, hypers[0], *decay);
 }
 
 py::object ParamGroups::value_of(size_t index, py::handle group, size_t hyper) const {

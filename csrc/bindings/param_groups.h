@@ -65,6 +65,8 @@ class ParamGroups {
   };
 
   bool read_row(size_t index, PyObject* group, GroupRow& row);
+  // For a group whose learning rate is a half tensor on the CPU.
+  void round_decay(PyObject* group, double* hypers) const;
   py::object value_of(size_t index, py::handle group, size_t hyper) const;
   double to_double(size_t index, int hyper, py::handle value) const;
   double read_max_norm(size_t index, py::handle group) const;

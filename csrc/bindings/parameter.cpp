@@ -146,6 +146,32 @@ void Parameter::inspect() {
   layout.append(tensor.strides().begin(), tensor.strides().end());
 }
 
+// What raises may be a tensor subclass, in Python.
+bool Parameter::try_inspect() {
+  try {
+    inspect();
+    return true;
+  } catch (const std::exception&) {
+    PyErr_Clear();
+    return false;
+  }
+}
+
+void Parameter::leave_out() {
+  is_left_out = true;
+  key = StorageKey(tensor.unsafeGetTensorImpl());
+  staged_param.reset();
+  staged_grad.reset();
+}
+
+bool Parameter::has_grad() const {
+  return grad_impl(*THPVariable_Unpack(object.ptr()).unsafeGetTensorImpl()) != nullptr;
+}
+
+bool Parameter::may_train() const {
+  return THPVariable_Unpack(object.ptr()).requires_grad() || has_grad();
+}
+
 at::Tensor Parameter::grad() const {
   if (!is_local) return tensor.unsafeGetTensorImpl()->grad();
   const py::object grad = object.attr("grad");
@@ -206,7 +232,10 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
   }
   const bool has_count = rule.count_name != nullptr;
   at::Tensor found_count = has_count ? find_state(dict, rule.count_name) : make_count(*this);
-  if (!is_usable_scalar(found_count, *this, at::kFloat)) return Binding::kUnusable;
+  if (!is_usable_scalar(found_count, *this, at::kFloat) &&
+      !is_usable_scalar(found_count, *this, at::kDouble)) {
+    return Binding::kUnusable;
+  }
   // Once kept, the product stays in use: after a cycle the power of the current beta1 is wrong.
   at::Tensor found_product = rule.product_name ? find_state(dict, rule.product_name) : at::Tensor();
   if (!is_usable_scalar(found_product, *this, at::kDouble)) {
@@ -237,7 +266,10 @@ TensorRow Parameter::make_row(const EngineOptions& options) const {
   row.param = target.mutable_data_ptr();
   for (size_t k = 0; k < states.size(); ++k) row.states[k] = states[k].mutable_data_ptr();
   if (average.defined()) row.average = average.mutable_data_ptr();
-  if (count.defined()) row.count = count.mutable_data_ptr<float>();
+  if (count.defined()) {
+    row.count = count.mutable_data_ptr();
+    row.counts_in_double = count.scalar_type() == at::kDouble;
+  }
   if (product.defined()) row.product = product.mutable_data_ptr<double>();
   row.numel = elements;
   row.group = group;

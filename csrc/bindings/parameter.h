@@ -22,6 +22,8 @@ struct StorageKey {
   const void* data = nullptr;  // of the storage
 
   StorageKey() = default;
+  // Of a parameter that is left out: sparse and packed ones have no storage to ask for.
+  explicit StorageKey(const at::TensorImpl* without_storage) : impl(without_storage) {}
   explicit StorageKey(const at::Tensor& tensor)
       : impl(tensor.unsafeGetTensorImpl()),
         storage(impl->unsafe_storage().unsafeGetStorageImpl()),
@@ -39,6 +41,8 @@ struct EngineOptions {
   bool skip_nonfinite = false;
   bool zero_grads = false;
   double ema_decay = -1.0;           // of the weights; negative: no average is kept
+  int64_t ema_start = 0;             // steps before which the average is the weights
+  bool ema_warmup = false;           // whether the decay grows from then on
   bool stochastic_rounding = false;  // of bfloat16 parameters and their bfloat16 states
   uint64_t seed = 0;
   int64_t telemetry = 0;  // steps that the ring of records holds; 0: none
@@ -84,6 +88,7 @@ struct Parameter {
   int32_t row = 0;     // in that plan
   int32_t num_state_keys = 0;
   bool is_bound = false;      // states are known, the row is valid
+  bool is_left_out = false;   // of all tables, until it has a gradient
   bool is_local = false;      // part of a DTensor: tensor is its local tensor
   bool is_counted = true;     // its squares, in the norms; see TensorRow
   bool starts_fresh = false;  // its states were absent when it got its first gradient
@@ -144,6 +149,10 @@ struct Parameter {
   std::string describe() const;
   // Raises for a parameter that no kernel can update, and notes how it lies in memory.
   void inspect();
+  bool try_inspect();  // the same; false instead of raising
+  void leave_out();
+  bool has_grad() const;
+  bool may_train() const;  // or has a gradient
   // Where the kernels find the gradient, laid out like the parameter; null for none. Raises for a
   // gradient of another shape, dtype, device or layout than the parameter.
   void* locate_grad();

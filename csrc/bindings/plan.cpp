@@ -124,6 +124,8 @@ StepTables DevicePlan::fixed_tables(const StepSettings& settings) const {
   tables.gradients.skip_nonfinite = options.skip_nonfinite;
   tables.gradients.zero = options.zero_grads;
   tables.average_weight = 1.0 - options.ema_decay;
+  tables.average_start = options.ema_start;
+  tables.average_warms_up = options.ema_warmup;
   tables.has_averages = options.ema_decay >= 0.0;
   tables.seed = options.seed;
   tables.num_chunks = static_cast<int64_t>(chunks_.rows().size());

@@ -22,7 +22,8 @@ const void* held_grad(const Parameter& param) {
 
 // A part of a DTensor is known by its wrapper alone.
 const void* held_data(const Parameter& param) {
-  const at::TensorImpl* grad = param.is_local ? nullptr : grad_impl(*param.key.impl);
+  if (param.is_local || param.is_left_out) return nullptr;
+  const at::TensorImpl* grad = grad_impl(*param.key.impl);
   return grad == nullptr ? nullptr : grad->unsafe_storage().data();
 }
 
@@ -40,7 +41,8 @@ void RecordedGradient::mark(const Parameter& param) {
 }
 
 std::string RecordedGradient::change_in(const Parameter& param, bool trains) const {
-  if (!param.is_unchanged()) return param.describe() + " lies elsewhere in memory";
+  if (!param.is_left_out && !param.is_unchanged())
+    return param.describe() + " lies elsewhere in memory";
   if (requires_grad_now(param) != requires_grad) {
     return "requires_grad of " + param.describe() + " has changed";
   }
@@ -67,6 +69,7 @@ void GraphRecording::note_step(const StepSettings& settings, const ParamGroups& 
   gradients.assign(parameters.size(), {});
   for (size_t i = 0; i < parameters.size(); ++i) {
     const Parameter& param = parameters[i];
+    if (param.is_left_out) continue;
     gradients[i].read = plans[param.device].grad(param);
     gradients[i].skips_staging = param.staged_param.defined() && groups.needs(param.group).frozen;
   }
@@ -79,6 +82,8 @@ std::string GraphRecording::change_in(const StepSettings& settings,
   if (now.skip_nonfinite != options.skip_nonfinite) return name("skip_nonfinite");
   if (now.zero_grads != options.zero_grads) return name("zero_grads");
   if (now.ema_decay != options.ema_decay) return name("ema_decay");
+  if (now.ema_start != options.ema_start) return name("ema_start");
+  if (now.ema_warmup != options.ema_warmup) return name("ema_warmup");
   if (now.stochastic_rounding != options.stochastic_rounding) return name("stochastic_rounding");
   if (now.seed != options.seed) return name("seed");
   if (now.telemetry != options.telemetry) return name("telemetry");

@@ -26,6 +26,7 @@ struct Update {
   typename Rule::template Scalars<T> scalars;
   T factor;  // multiplies the gradient: the scaler's inverse times the clipping
   Noise noise;
+  T average_weight;  // of the updated parameter in its moving average
 };
 
 // state(k): the element's k-th state, in memory or in a register; element: its index in the tensor.
@@ -41,10 +42,11 @@ LRFAST_HD void update_element(Param& param, const Param& grad, State&& state,
   store(value, param, update.noise, element, 0);
 }
 
-// An exponential moving average's step towards a value; weight: 1 - decay.
+// An exponential moving average's step towards a value; weight: 1 - decay. One of 1 takes the value
+// as it is, which the difference would round.
 template <class T>
 LRFAST_HD void average_element(T& average, T value, T weight) {
-  average = average + (value - average) * weight;
+  average = weight == T(1) ? value : average + (value - average) * weight;
 }
 
 // Adds a square to a sum: of gradients for their norm, of updates and weights for telemetry.

@@ -68,12 +68,27 @@ LRFAST_HD double gradient_factor(const StepTables& t, int32_t group) {
   return unscale * clip_coefficient(t.totals.norms[own > 0.0 ? group : t.num_groups + 1], max_norm);
 }
 
+// The weight of the updated parameters in their moving average: 1 until the average starts. A decay
+// that warms up is min(decay, (1 + n) / (10 + n)) after n averaged steps, as TensorFlow's is.
+LRFAST_HD double average_weight(const StepTables& t) {
+  const int64_t averaged = t.clock->steps - t.average_start;
+  if (averaged < 0) return 1.0;
+  const double first = t.average_warms_up ? 9.0 / (10.0 + static_cast<double>(averaged)) : 0.0;
+  return first > t.average_weight ? first : t.average_weight;
+}
+
+LRFAST_HD double count_of(const TensorRow& row) {
+  if (row.counts_in_double) return *static_cast<const double*>(row.count);
+  return *static_cast<const float*>(row.count);
+}
+
 template <class Rule, class T, class Powers>
 LRFAST_HD Update<Rule, T> prepare(const StepTables& t, const TensorRow& row, const double* hypers,
                                   const Noise& noise, Powers&& powers) {
-  const TensorClock clock{*row.count, row.product ? *row.product : -1.0};
+  const TensorClock clock{count_of(row), row.product ? *row.product : -1.0};
   return {Rule::template prepare<T>(hypers, clock, powers),
-          static_cast<T>(gradient_factor(t, row.group)), noise};
+          static_cast<T>(gradient_factor(t, row.group)), noise,
+          static_cast<T>(t.has_averages ? average_weight(t) : 0.0)};
 }
 
 // ---- sums ------------------------------------------------------------------------------------
@@ -118,8 +133,12 @@ LRFAST_HD void write_record(const StepTables& t, int32_t group, RecordField fiel
 // After a tensor's update. Only now: until then other threads still read the old counts.
 template <class Rule>
 LRFAST_HD void advance(const TensorRow& row, const double* hypers) {
-  if (row.product) *row.product *= Rule::product_factor(hypers, *row.count);
-  *row.count += 1.0f;
+  if (row.product) *row.product *= Rule::product_factor(hypers, count_of(row));
+  if (row.counts_in_double) {
+    *static_cast<double*>(row.count) += 1.0;
+  } else {
+    *static_cast<float*>(row.count) += 1.0f;
+  }
 }
 
 LRFAST_HD void advance(Clock& clock) {

@@ -16,7 +16,7 @@ struct TensorRow {
   void* param;               // [numel]
   void* states[kMaxStates];  // [numel] each, in the order that the rule names them
   void* average;             // [numel] of the type that the arithmetic runs in; null: none is kept
-  float* count;              // [] updates applied to this tensor so far
+  void* count;               // [] updates applied to this tensor so far; float or double
   double* product;           // [] product of the momenta used so far; may be null
   int64_t numel;
   int32_t group;
@@ -24,6 +24,7 @@ struct TensorRow {
   DtypePair dtypes;
   uint8_t form;     // which of its rule's forms: which states it has
   uint8_t counted;  // 0: its squares are counted elsewhere, where the same elements lie too
+  uint8_t counts_in_double;
 };
 
 struct GroupRow {
@@ -104,6 +105,8 @@ struct StepTables {
   GradientOptions gradients;
   Totals totals;
   double average_weight;  // 1 - decay of the weights' moving average
+  int64_t average_start;  // steps in all before which the average is the weights
+  bool average_warms_up;  // whether the decay grows from then on
   bool has_averages;      // whether any tensor keeps one
   uint64_t seed;          // of stochastic rounding
   int64_t num_chunks;

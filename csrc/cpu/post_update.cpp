@@ -27,12 +27,11 @@ void zero_chunks(const StepTables& t, int64_t begin, int64_t end) {
   }
 }
 
-LRFAST_CLONES void average_tile(const StepTables& t, const TensorRow& row, int64_t begin,
-                                int64_t end) {
+LRFAST_CLONES void average_tile(const TensorRow& row, double weight, int64_t begin, int64_t end) {
   with_types(row.dtypes, [&]<class Param, class State>() {
     using T = compute_t<Param>;
     average_range(static_cast<T*>(row.average) + begin,
-                  static_cast<const Param*>(row.param) + begin, static_cast<T>(t.average_weight),
+                  static_cast<const Param*>(row.param) + begin, static_cast<T>(weight),
                   end - begin);
   });
 }

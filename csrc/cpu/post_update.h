@@ -16,7 +16,7 @@ void zero_chunks(const StepTables& t, int64_t begin, int64_t end);
 // The rest works on elements [begin, end) of one tensor.
 
 // Moves the average towards the weights.
-void average_tile(const StepTables& t, const TensorRow& row, int64_t begin, int64_t end);
+void average_tile(const TensorRow& row, double weight, int64_t begin, int64_t end);
 
 void zero_tile(DtypePair dtypes, void* grads, int64_t begin, int64_t end);
 

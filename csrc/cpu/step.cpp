@@ -56,13 +56,13 @@ class PreparedScalars {
   // Has them made for a tensor, unless they are those of the last one; returns their place.
   int prepare(const StepTables& t, const TensorRow& row, const Hypers* hypers) {
     const double product = row.product ? *row.product : -1.0;
+    const double count = count_of(row);
     const bool is_double = row.dtypes == DtypePair::kFloat64;
-    if (row.group == group_ && *row.count == count_ && product == product_ &&
-        is_double == is_double_) {
+    if (row.group == group_ && count == count_ && product == product_ && is_double == is_double_) {
       return place_;
     }
     group_ = row.group;
-    count_ = *row.count;
+    count_ = count;
     product_ = product;
     is_double_ = is_double;
     place_ = 1 - place_;
@@ -92,7 +92,7 @@ class PreparedScalars {
   Update<Rule, double> doubles_[2]{};
   PowerCache powers_;
   double product_ = 0.0;
-  float count_ = 0.0f;
+  double count_ = 0.0;
   int32_t group_ = -1;
   int place_ = 0;
   bool is_double_ = false;
@@ -180,7 +180,8 @@ LRFAST_HD void update_range(const TensorRow& row, const void* grads,
 
 // The rule and the passes behind it, tile by tile, so that each element comes from memory once.
 template <class UpdateTile>
-LRFAST_HD void update_tiles(const StepTables& t, int64_t c, Range range, UpdateTile&& update_tile) {
+LRFAST_HD void update_tiles(const StepTables& t, int64_t c, Range range, double average_weight,
+                            UpdateTile&& update_tile) {
   const int32_t tensor = t.chunks[c].tensor;
   const TensorRow& row = t.tensors[tensor];
   double* sums = t.totals.chunk_changes ? t.totals.chunk_changes + 2 * c : nullptr;
@@ -189,7 +190,7 @@ LRFAST_HD void update_tiles(const StepTables& t, int64_t c, Range range, UpdateT
     const int64_t end = std::min(begin + kTile, range.end);
     if (sums) widen_tile(row, begin, end, before);
     update_tile(begin, end);
-    if (row.average) average_tile(t, row, begin, end);
+    if (row.average) average_tile(row, average_weight, begin, end);
     if (t.gradients.zero) zero_tile(row.dtypes, t.grads[tensor], begin, end);
     if (sums) add_changes(row, before, begin, end, sums);
   }
@@ -207,7 +208,7 @@ LRFAST_HD void update_chunk(const StepTables& t, int64_t c,
     update_range<Rule, form, Param, State>(row, grads, update, noise, begin, end);
   };
   if (row.average || t.gradients.zero || t.totals.chunk_changes) {
-    update_tiles(t, c, range, update_tile);
+    update_tiles(t, c, range, update.average_weight, update_tile);
   } else {
     update_tile(range.begin, range.end);
   }

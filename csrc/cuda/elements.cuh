@@ -125,7 +125,8 @@ struct Changes {
 
 // Length elements behind the rule: the sums, the weights' average, the zeroing of the gradient.
 template <int length, class Param>
-LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at, int first,
+LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at,
+                               const compute_t<Param>& average_weight, int first,
                                const Param* before, const Param* after, Changes& changes) {
   using T = compute_t<Param>;
   if (t.totals.chunk_changes) {
@@ -137,11 +138,12 @@ LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at, in
     }
   }
   if (at.average) {
-    const T weight = static_cast<T>(t.average_weight);
     alignas(kVectorBytes) T average[length];
     load<length>(at.average, first, average);
     LRFAST_UNROLL
-    for (int e = 0; e < length; ++e) average_element(average[e], to_compute(after[e]), weight);
+    for (int e = 0; e < length; ++e) {
+      average_element(average[e], to_compute(after[e]), average_weight);
+    }
     save<length>(average, at.average, first);
   }
   if (t.gradients.zero) {
@@ -192,7 +194,7 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
     for (int k = 0; k < kStates; ++k) save<length>(held[k], at.states[k], first);
     if constexpr (passes) {
       reload_barrier();
-      finish_elements<length>(t, at, first, before, param, changes);
+      finish_elements<length>(t, at, update.average_weight, first, before, param, changes);
     }
   });
   return changes;

@@ -21,7 +21,7 @@ from lrfast._utils.validation import (
     load_untrusted,
     short_repr,
 )
-from lrfast.finetune._best_model import check_like, named_tensors
+from lrfast.finetune._best_model import check_like, named_tensors, shape_of
 from lrfast.finetune._callbacks import Tuner
 from lrfast.finetune._history import History
 from lrfast.finetune._stage_state import ResumePoint, Run
@@ -166,7 +166,7 @@ def _kind(tuner: Tuner) -> dict[str, Any]:
     return {
         "optimizer": f"{made.__module__.split('.')[0]}.{made.__qualname__}",
         "groups": [[names[p] for p in group["params"]] for group in optimizer.param_groups],
-        "shapes": {n: list(p.shape) for n, p in named_tensors(tuner.model).items()},
+        "shapes": {n: shape_of(p) for n, p in named_tensors(tuner.model).items()},
         "loss schedule": None if schedule is None else schedule.identity,
         "steps per epoch": tuner.epoch_steps,
         "norm_mode": tuner.norm_mode,

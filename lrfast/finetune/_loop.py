@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.progress import Progress
 from lrfast.curve import CurveStatus, LossCurve
 from lrfast.finetune._epoch_table import epoch_table
-from lrfast.finetune._stage_state import ResumePoint, Run
+from lrfast.finetune._stage_state import ResumePoint, Run, epoch_batches
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
 from lrfast.training._captured import CapturedTrainStep
@@ -64,12 +65,10 @@ class Loop:
         self._late_scale = None if scale is None else AsyncHostCopy(scale)
         # lrfast's kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
-        kind = CapturedTrainStep if training.captures else TrainStep
-        self._step = kind(
-            *(training, self._curve, self.driver),
-            lr=self.driver.loss_factor,
-            max_grad_norm=max_grad_norm,
-        )
+        self._max_grad_norm = max_grad_norm
+        self._step = self._make_step()
+        self._length = epoch_batches(training.data)
+        self._has_warned = False  # of an epoch of another length
         self._shows_progress = progress
         self._began = self._epoch_began = time.perf_counter()
         self._epoch_seconds: list[float] = []
@@ -84,6 +83,11 @@ class Loop:
             self._bar.close()
         finally:
             self._step.release()
+
+    def _make_step(self) -> TrainStep:
+        kind = CapturedTrainStep if self._training.captures else TrainStep
+        parts = (self._training, self._curve, self.driver)
+        return kind(*parts, lr=self.driver.loss_factor, max_grad_norm=self._max_grad_norm)
 
     def now(self, model: nn.Module) -> Run:
         """Return the run with all that is needed to resume it; synchronises."""
@@ -115,6 +119,10 @@ class Loop:
         run, size = self.run, self._training.accumulate
         batches = self._batches()
         while not run.has_ended_pass and (micro_batches := list(islice(batches, size))):
+            self._check_length(run.used + len(micro_batches), has_ended=False)
+            if self._curve._make_room(run.epoch_steps):
+                self._step.release()  # a graph holds the places of the losses
+                self._step = self._make_step()
             loss = self._step.record(micro_batches)
             if self._training.captures:
                 loss = loss.clone()  # for callbacks to keep
@@ -132,6 +140,7 @@ class Loop:
                 f"train must yield a batch in every epoch, got none in epoch {run.epoch + 1}; can "
                 "it be iterated only once? Pass a DataLoader or a list of batches"
             )
+        self._check_length(run.used, has_ended=True)
 
     def end_epoch(self, measures: dict[str, float]) -> tuple[dict[str, float], str]:
         """Advance the run to the next epoch; return this one's row and the curve's outcome."""
@@ -155,6 +164,21 @@ class Loop:
             lines = epoch_table(stage, times)
             for line in lines[-1:] if len(self._epoch_seconds) > 1 else [lines[0], lines[-1]]:
                 self._bar.write(line)
+
+    def _check_length(self, used: int, has_ended: bool) -> None:
+        """Warn, once, of an epoch with more batches than the data's length, or fewer."""
+        length = self._length
+        if self._has_warned or used == length or (used < length and not has_ended):
+            return
+        self._has_warned, run = True, self.run
+        what, then = "fewer", f"ends before its {run.total_steps} planned steps"
+        if used > length:
+            what, then = "more", f"holds its last learning rate after {run.total_steps} steps"
+        warnings.warn(
+            f"train must yield as many batches as its length says, {length}, got {what} in epoch "
+            f"{run.epoch + 1}: the schedule {then}",
+            stacklevel=2,
+        )
 
     def _num_losses(self, status: CurveStatus) -> int:
         return len(self._curve) if status.stopped_at is None else status.stopped_at + 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lrfast.groups._norms import is_norm
 
@@ -120,14 +121,17 @@ def _is_stack(module: nn.Module) -> bool:
     if not isinstance(module, _CONTAINERS):
         return False
     # A block has more weights than the one of a unit with its norm and activation.
-    weights = [(type(m), sum(p.dim() > 1 for p in m.parameters())) for m in module.children()]
+    weights = [
+        (type(m), sum(not is_lazy(p) and p.dim() > 1 for p in m.parameters()))
+        for m in module.children()
+    ]
     blocks = Counter(kind for kind, count in weights if count > 1)
     single = isinstance(module, nn.ModuleList) and blocks.total() == 1
     return single or max(blocks.values(), default=0) > 1
 
 
 def _size(parameters: Iterable[Tensor]) -> int:
-    return sum(p.numel() for p in parameters)
+    return sum(p.numel() for p in parameters if not is_lazy(p))
 
 
 def _with_parameters(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_rate
@@ -113,7 +114,8 @@ def _spared(model: nn.Module, no_decay: Sequence[str] | Literal[True] | None) ->
     names = parameter_names(model)
     if no_decay is True:
         biases = {p for p, aliases in names.items() if _BIAS.search(aliases[0].rpartition(".")[2])}
-        return norm_parameters(model) | biases | {p for p in names if p.dim() <= 1}
+        vectors = {p for p in names if not is_lazy(p) and p.dim() <= 1}
+        return norm_parameters(model) | biases | vectors
     spared: set[Tensor] = set()
     for index, pattern in enumerate(no_decay):
         found = matching(pattern, names)

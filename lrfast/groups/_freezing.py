@@ -67,7 +67,9 @@ def freeze_to(optimizer: torch.optim.Optimizer, n: int, *, train_norms: bool = F
         if is_captured and all(p.requires_grad for p in own):
             continue  # a captured graph writes on to the gradients whose addresses it recorded
         for position, parameter in enumerate(group["params"]):
-            parameter.requires_grad_(not frozen and position not in kept)
+            is_number = parameter.is_floating_point() or parameter.is_complex()
+            # As an attribute: lazy parameters have no requires_grad_().
+            parameter.requires_grad = is_number and not frozen and position not in kept
             if not parameter.requires_grad:
                 parameter.grad = None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
@@ -104,8 +105,9 @@ class LayerGroups(Sequence[LayerGroup]):
         """Return the table, without its middle and with counts for names if they are many."""
         rows = []
         for index, group in enumerate(self.groups):
-            total = sum(p.numel() for p in group.parameters)
-            trainable = sum(p.numel() for p in group.parameters if p.requires_grad)
+            sized = [p for p in group.parameters if not is_lazy(p)]
+            total = sum(p.numel() for p in sized)
+            trainable = sum(p.numel() for p in sized if p.requires_grad)
             counts = (str(len(group.names)), f"{total:,}", f"{trainable:,}")
             rows.append((str(index), group.name, *counts))
         columns = ("group", "name", "tensors", "parameters", "trainable")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from timm.optim import Lion as timm_lion
 from timm.optim import create_optimizer_v2 as timm_create_optimizer_v2
 from timm.optim._optim_factory import default_registry
 from timm.scheduler import create_scheduler_v2
@@ -21,7 +22,7 @@ from torch.optim import Optimizer
 from lrfast import schedules
 from lrfast._utils.arguments import checked
 from lrfast.integrations._shared import fused_optimizer
-from lrfast.optim import FusedOptimizer
+from lrfast.optim import FusedOptimizer, Lion
 from lrfast.optim._wrap import TWINS
 from lrfast.schedules import Schedule
 
@@ -34,7 +35,7 @@ def register() -> list[str]:
     """Make lrfast's optimizers known to timm, and return their names there.
 
     They are timm's names with "lrfast" in front, with timm's defaults, for each class of torch that
-    lrfast has, too.
+    lrfast has, too, and for Lion. timm's cautious variants are not among them.
 
     Example:
         >>> "lrfastadamw" in register()
@@ -43,8 +44,9 @@ def register() -> list[str]:
     known = default_registry.list_optimizers()
     for name in known:
         info = default_registry.get_optimizer_info(name)
-        fused = TWINS.get(info.opt_class)
-        if fused is not None and _PREFIX + name not in known:
+        fused = Lion if info.opt_class is timm_lion else TWINS.get(info.opt_class)
+        is_cautious = "caution" in (info.defaults or {})
+        if fused is not None and not is_cautious and _PREFIX + name not in known:
             default_registry.register(replace(info, name=_PREFIX + name, opt_class=fused))
     return [name for name in default_registry.list_optimizers() if name.startswith(_PREFIX)]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lrfast._utils.extension import extension
@@ -29,8 +31,17 @@ from lrfast.optim._state import SCALARS
 ENGINE_ENTRY = "lrfast"  # key of lrfast's entry in a state dict; torch.optim ignores it
 
 
-def check_state_dict(optimizer: SchedulingMixin, rule: str, state_dict: Mapping[str, Any]) -> None:
-    """Check that an optimizer can load a state dict; torch checks the number of parameters."""
+# What wrappers put into the names of parameters: DDP, torch.compile, FSDP, activation checkpoints.
+_WRAPPERS = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+
+
+def check_state_dict(
+    optimizer: SchedulingMixin, rule: str, state_dict: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a state dict that an optimizer can load, its parameters in the optimizer's order.
+
+    torch checks the number of parameters.
+    """
     check_dict("state_dict", state_dict, ["state", "param_groups"])
     groups = [
         check_dict(f"param_groups[{index}]", group, ["params"])
@@ -41,9 +52,41 @@ def check_state_dict(optimizer: SchedulingMixin, rule: str, state_dict: Mapping[
             if not isinstance(place, int | str):
                 raise ValueError(f"params must be numbers or names, got {short_repr(place)}")
         _check_copies(f"param_groups[{index}]", group)
-    check_saved_groups(set(optimizer.defaults), dict(state_dict))
+    groups = _in_own_order(optimizer, groups)
+    state_dict = {**state_dict, "param_groups": groups}
+    check_saved_groups(set(optimizer.defaults), state_dict)
     _check_states(optimizer, rule, groups, check_dict("state", state_dict["state"]))
     check_entry(optimizer, state_dict.get(ENGINE_ENTRY, {}))
+    return state_dict
+
+
+def _in_own_order(optimizer: SchedulingMixin, groups: list[dict[Any, Any]]) -> list[dict[Any, Any]]:
+    """Return saved groups with parameters by name, if both sides have names, else as they are.
+
+    torch goes by position alone, so that two parameters of one shape may swap their states.
+    """
+    own: list[Any] = [group.get("param_names") for group in optimizer.param_groups]
+    if len(own) != len(groups) or None in (*own, *(group.get("param_names") for group in groups)):
+        return groups
+    ordered = []
+    for index, (group, names) in enumerate(zip(groups, own, strict=True)):
+        where = f"param_names of param_groups[{index}]"
+        saved = [check_str(where, name) for name in check_list(where, group["param_names"])]
+        places = dict(zip(saved, group["params"], strict=False))
+        wanted = names
+        if places.keys() != set(names):
+            places = {_WRAPPERS.sub("", name): place for name, place in places.items()}
+            wanted = [_WRAPPERS.sub("", name) for name in names]
+        lacking, foreign = sorted(set(wanted) - places.keys()), sorted(places.keys() - set(wanted))
+        if lacking or foreign or not len(saved) == len(places) == len(group["params"]):
+            raise ValueError(
+                f"{where} must be the optimizer's {len(names)} names, got {len(saved)}, which lack "
+                f"{short_repr(lacking)} and have {short_repr(foreign)}; delete 'param_names' from "
+                "its groups to load by position"
+            )
+        params = [places[name] for name in wanted]
+        ordered.append(group | {"params": params, "param_names": list(names)})
+    return ordered
 
 
 def check_entry(optimizer: SchedulingMixin, entry: Any) -> None:
@@ -102,7 +145,7 @@ def _check_states(
     _check_copies("state", {place: state[place] for place in state.keys() - set(saved)})
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     for place, param in zip(saved, params, strict=False):
-        if place not in state:
+        if place not in state or not _may_train(param):
             continue
         for name, value in check_dict(f"state[{short_repr(place)}]", state[place]).items():
             where = f"state[{short_repr(place)}][{short_repr(check_str('a state', name))}]"
@@ -116,6 +159,12 @@ def _check_states(
                     )
             elif value is not None and (name in moments or not isinstance(value, int | float)):
                 raise ValueError(f"{where} must be a tensor or None, got {short_repr(value)}")
+
+
+def _may_train(param: Tensor) -> bool:
+    """Return whether a step can use states of a parameter; torch's Adagrad makes them for any."""
+    is_dense = param.layout is torch.strided and not param.is_quantized
+    return is_dense and param.device.type != "meta"
 
 
 def _check_copies(where: str, group: dict[Any, Any]) -> None:

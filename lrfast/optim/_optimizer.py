@@ -73,6 +73,7 @@ class FusedOptimizer(SchedulingMixin):
 
     _rule: ClassVar[str]
     _options: Options
+    _holds_average = False  # within ema_parameters()
 
     def _set_up(self, schedule: Schedules, options: StepOptions) -> None:
         self._engine = None
@@ -174,7 +175,8 @@ class FusedOptimizer(SchedulingMixin):
     def ema_parameters(self) -> Iterator[None]:
         """Give the model the EMA of its weights for the ``with`` block, in place.
 
-        Parameters that were never updated have no EMA and stay as they are.
+        Parameters that were never updated have no EMA and stay as they are. A step within the
+        block is refused, because the weights of before return after it.
 
         Yields:
             None.
@@ -191,18 +193,21 @@ class FusedOptimizer(SchedulingMixin):
         """
         if self._options.ema_decay is None:
             raise ValueError("ema_decay must be set to average weights, got None")
+        outer = self._holds_average
         params = (param for group in self.param_groups for param in group["params"])
         averaged = [
             (param, self.state[param]["ema"], param.detach().clone())
             for param in params
             if "ema" in self.state.get(param, {})
         ]
+        self._holds_average = True
         try:
             with torch.no_grad():
                 for param, average, _ in averaged:
                     param.copy_(average)
             yield
         finally:
+            self._holds_average = outer
             with torch.no_grad():
                 for param, _, own in averaged:
                     param.copy_(own)
@@ -222,6 +227,8 @@ class FusedOptimizer(SchedulingMixin):
         without a loss schedule, leaves the attached one. An attached schedule of the same kind with
         another length goes on itself, at the saved step, with a UserWarning; so does any other that
         a trainer's integration has attached.
+        Where the groups of both have "param_names", as optimizers over ``named_parameters()`` have,
+        states go by name, otherwise by position.
 
         Args:
             state_dict: From :meth:`state_dict`, of this class or of torch.optim's of that name.
@@ -248,10 +255,11 @@ class FusedOptimizer(SchedulingMixin):
         given: list[dict[str, Any]] = []
         chosen: list[tuple[bool, str]] = []
 
-        def check_and_note(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-            _checkpoint.check_state_dict(self, self._rule, state)
+        def check_and_note(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+            state = _checkpoint.check_state_dict(self, self._rule, state)
             chosen.append(self._keeps_own(state.get(ENGINE_ENTRY, {}), schedule))
             given.append(state)
+            return state
 
         def complete(_: torch.optim.Optimizer) -> None:
             # What torch's own does not restore.
@@ -272,7 +280,9 @@ class FusedOptimizer(SchedulingMixin):
     def _entry(self) -> dict[str, Any]:
         """Return lrfast's entry of a state dict. Synchronises the device."""
         entry = self._schedule_entry()
-        if self._options.stochastic_rounding or self._options.telemetry:
+        options = self._options
+        averages_by_step = options.ema_start > 0 or options.ema_warmup
+        if options.stochastic_rounding or options.telemetry or averages_by_step:
             entry["steps"] = self._clock()[1]
         return entry
 
@@ -306,6 +316,14 @@ class FusedOptimizer(SchedulingMixin):
         self._options = options
         if self._engine is not None:
             self._engine.set_options(options.encode())
+
+    def _check_steps(self) -> None:
+        """Refuse a step whose update would be lost."""
+        if self._holds_average:
+            raise RuntimeError(
+                "step must wait until ema_parameters() has ended, got a call within its block: the "
+                "model holds the EMA of its weights, and the update would be thrown away"
+            )
 
     def _update(self) -> None:
         engine = self._engine or self._make_engine()
@@ -349,7 +367,8 @@ class FusedOptimizer(SchedulingMixin):
             state["ema"] = _state.as_engine_state("ema", average, param, kept_in)
         is_new = count not in state
         if count is not None:
-            state[count] = _state.as_scalar(state.get(count, 0.0), param, torch.float32)
+            kept = state.get(count, 0.0)
+            state[count] = _state.as_scalar(kept, param, _state.count_dtype(kept))
         if product is not None and product in state:
             state[product] = _state.as_scalar(state[product], param, torch.float64)
         elif product is not None and names.needs_product:
@@ -413,6 +432,7 @@ _Snapshot = tuple[ScheduleSnapshot, list[Tensor]]  # with copies of the engine's
 
 
 def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | None = None) -> Any:
+    optimizer._check_steps()
     loss = None
     if closure is not None:
         with torch.enable_grad():

@@ -13,7 +13,7 @@ import torch
 
 from lrfast._utils.extension import extension
 from lrfast._utils.public import public_in
-from lrfast._utils.validation import check_count, short_repr
+from lrfast._utils.validation import MAX_STEPS, check_bool, check_count, short_repr
 from lrfast.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class StepOptions(TypedDict, total=False):
     stochastic_rounding: bool
     seed: int
     telemetry: int
+    ema_start: int
+    ema_warmup: bool
 
 
 @public_in("lrfast.optim")
@@ -66,6 +68,10 @@ class Options:
             step and the element only, so that a resumed run and a replayed CUDA graph get the same.
         telemetry: Number of last steps, in [0, 2**63), whose norms and learning rates are kept on
             the device, see :meth:`FusedOptimizer.telemetry`; default 0.
+        ema_start: Number of first steps, in [0, 2**53], during which the EMA is the weights
+            themselves; default 0.
+        ema_warmup: Whether the decay warms up: it is ``min(ema_decay, (1 + n) / (10 + n))`` after
+            ``n`` averaged steps, as in TensorFlow and diffusers; default False.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -79,6 +85,8 @@ class Options:
     stochastic_rounding: bool = False
     seed: int = 0
     telemetry: int = 0
+    ema_start: int = 0
+    ema_warmup: bool = False
 
     def __post_init__(self) -> None:
         norm, decay = self.max_grad_norm, self.ema_decay
@@ -92,11 +100,18 @@ class Options:
             )
         for name in ("seed", "telemetry"):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 0, 2**63 - 1))
+        object.__setattr__(
+            self, "ema_start", check_count("ema_start", self.ema_start, 0, MAX_STEPS)
+        )
+        check_bool("ema_warmup", self.ema_warmup)
+        if decay is None and (self.ema_start or self.ema_warmup):
+            raise ValueError("ema_decay must be set for ema_start and ema_warmup, got None")
 
     def encode(self) -> _C.EngineOptions:
         """Return the options in the engine's form."""
         decay = -1.0 if self.ema_decay is None else self.ema_decay
-        flags = (self.skip_nonfinite, self.zero_grads, decay, self.stochastic_rounding)
+        average = (decay, self.ema_start, self.ema_warmup)
+        flags = (self.skip_nonfinite, self.zero_grads, *average, self.stochastic_rounding)
         options: _C.EngineOptions = extension().EngineOptions(
             self.max_grad_norm or 0.0, *flags, self.seed, self.telemetry
         )

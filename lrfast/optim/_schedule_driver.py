@@ -136,10 +136,10 @@ class _HostDriver(ScheduleDriver):
         self._own_rates = [float(group["lr"]) for group in groups]
         self._own_momenta = [momentum_of(group) for group in groups]
         schedules = [schedule] * len(groups) if isinstance(schedule, Schedule) else list(schedule)
-        steps = np.arange(total_steps)
+        steps = np.arange(total_steps + 1)  # the last holds afterwards
         tables = {each: (each.values(steps), each.momentum(steps)) for each in set(schedules)}
         self._tables = [tables[each] for each in schedules]
-        self._last = total_steps - 1
+        self._last = total_steps
         self._next = start
         self._has_stepped = False
         self._found_inf: Tensor | None = None

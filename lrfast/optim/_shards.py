@@ -42,9 +42,13 @@ class Shards:
 
 
 def find_shards(param_groups: list[dict[str, Any]]) -> Shards | None:
-    """Return the ownership of sharded parameters; None if every process holds all of them."""
+    """Return the ownership of sharded parameters; None if every process holds all of them.
+
+    Parameters that cannot train do not count.
+    """
     params = chain.from_iterable(group["params"] for group in param_groups)
-    shared = [param for param in params if hasattr(param, "_local_tensor")]
+    trained = [param for param in params if param.requires_grad or param.grad is not None]
+    shared = [param for param in trained if hasattr(param, "_local_tensor")]
     if not any(placement.is_shard() for param in shared for placement in param.placements):
         return None
     meshes = list(dict.fromkeys(param.device_mesh for param in shared))

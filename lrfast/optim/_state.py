@@ -50,6 +50,12 @@ def average_dtype(param: Tensor) -> torch.dtype:
     return torch.float32 if is_half else param.dtype
 
 
+def count_dtype(count: Any) -> torch.dtype:
+    """Return the dtype of a count of updates, as torch has it: float64 if that is the default."""
+    own = count.dtype if isinstance(count, Tensor) else torch.get_default_dtype()
+    return torch.float64 if own is torch.float64 else torch.float32
+
+
 def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     """Undo torch's cast of loaded states to the parameter's dtype if it loses digits.
 

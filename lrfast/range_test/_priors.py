@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lrfast.suggest import rate_scale, typical_rate
@@ -38,11 +39,11 @@ class WeightStats:
 def weight_stats(optimizer: Optimizer) -> WeightStats:
     """Measure the weights that an optimizer trains, without a synchronisation."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    trained = [param.detach() for param in params if param.requires_grad]
-    norms = [_norm(parameter) for parameter in trained]
+    measured = {param: norm for param in params if (norm := _norm(param)) is not None}
+    norms = list(measured.values())
     together = [norm.to(norms[0].device, non_blocking=norms[0].is_cuda) for norm in norms]
     norm = torch.linalg.vector_norm(torch.stack(together)) if together else torch.zeros(())
-    return WeightStats(sum(parameter.numel() for parameter in trained), norm)
+    return WeightStats(sum(parameter.numel() for parameter in measured), norm)
 
 
 def rate_prior(
@@ -62,9 +63,17 @@ def rate_prior(
     return RatePrior(rates[known], scale)
 
 
-def _norm(parameter: Tensor) -> Tensor:
-    """Return the norm [] of a parameter, of a DTensor as a whole, in float32 at least."""
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(parameter.to(dtype)).float()
+def _norm(parameter: Tensor) -> Tensor | None:
+    """Return the norm [] of a parameter that may train, of a DTensor as a whole, or None.
+
+    In float32 at least. Kinds that have no norm, such as sparse and packed ones, do not train.
+    """
+    if not parameter.requires_grad or parameter.device.type == "meta" or is_lazy(parameter):
+        return None
+    try:
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(parameter.detach().to(dtype)).float()
+    except (NotImplementedError, RuntimeError):
+        return None
     whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return whole

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from textwrap import wrap
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from torch.optim import Optimizer
@@ -192,6 +192,13 @@ class RangeTest:
     repeats: FloatArray | None = None
     snapshot_bytes: int = 0
     race: Race | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"suggestions": dict(self.suggestions)}  # a view cannot be pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        suggestions = MappingProxyType(state["suggestions"])
+        vars(self).update(state, suggestions=suggestions)
 
     @property
     def rule(self) -> str:

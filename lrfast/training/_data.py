@@ -57,8 +57,9 @@ class PlacedBatch(NamedTuple):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter."""
-    return next(model.parameters()).device
+    """Return the device of the model's first parameter that has memory."""
+    devices = [parameter.device for parameter in model.parameters()]
+    return next((device for device in devices if device.type != "meta"), devices[0])
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -229,7 +230,10 @@ def mean_over_batches(
             total = weight * values if total is None else total + weight * values
             rows += weight
     if total is None:
-        raise ValueError("valid must yield at least one batch, got none")
+        raise ValueError(
+            "valid must yield at least one batch, got none: it is empty, or has ended and cannot "
+            "be iterated again; pass a loader or a list of batches"
+        )
     return total / rows
 
 

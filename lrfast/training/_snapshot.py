@@ -28,6 +28,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -82,14 +83,15 @@ def _bytes_to_copy(found: Reachable) -> dict[torch.device, int]:
     grads = (leaf.grad for leaf in leaves if leaf.grad is not None)
     states = tensors_in([list(each.state.values()) for each in found.optimizers])
     needed: dict[torch.device, int] = {}
-    for tensor in dict.fromkeys(chain(leaves, buffers, grads, states)):
+    tensors = dict.fromkeys(chain(leaves, buffers, grads, states))
+    for tensor in filter(_has_values, tensors):
         needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(dense_view(tensor))
     return needed
 
 
 def dense_view(tensor: Tensor) -> Tensor:
     """Return the part of `tensor` with memory of its own; copy_ refuses expanded dimensions."""
-    if tensor.layout is torch.strided:
+    if tensor.layout is torch.strided and not tensor.is_nested:
         for dim, stride in enumerate(tensor.stride()):
             if stride == 0 and tensor.shape[dim] > 1:
                 tensor = tensor.narrow(dim, 0, 1)
@@ -100,7 +102,11 @@ def bytes_of(tensor: Tensor) -> int:
     """Return the size of a tensor's memory, sparse ones included."""
     if tensor.layout is torch.sparse_coo:
         return tensor._indices().nbytes + tensor._values().nbytes
-    return tensor.nbytes
+    return tensor.numel() * tensor.element_size()  # nbytes is not there for every layout
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return tensor.device.type != "meta" and not is_lazy(tensor)
 
 
 class TensorStore:
@@ -147,7 +153,8 @@ class TensorStore:
         if id(value) in self._saved:
             return
         if isinstance(value, Tensor):
-            self._saved[id(value)] = (value, self._copy(dense_view(value)))
+            if (copied := self._copied(value)) is not None:
+                self._saved[id(value)] = (value, copied)
         elif isinstance(value, torch.Generator):
             self._saved[id(value)] = (value, value.get_state())
         elif isinstance(value, dict):
@@ -157,6 +164,18 @@ class TensorStore:
         if isinstance(value, dict | list | tuple):
             for item in value.values() if isinstance(value, dict) else value:
                 self.save(item)
+
+    def _copied(self, tensor: Tensor) -> Tensor | None:
+        """Return a copy; None of a packed parameter without a gradient, which no step changes."""
+        if not _has_values(tensor):
+            return None
+        try:
+            return self._copy(dense_view(tensor))
+        except (NotImplementedError, RuntimeError) as error:
+            is_idle = isinstance(tensor, nn.Parameter) and tensor.grad is None
+            if not is_idle or is_out_of_memory(error):
+                raise
+            return None
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if not self._on_host or tensor.device.type == "cpu":
@@ -485,6 +504,9 @@ def _check(
             got = type(other).__name__
             wanted = "an object with state_dict and load_state_dict"
             raise TypeError(f"others[{index}]: wanted {wanted}, got {got}")
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if is_lazy(tensor):
+    for path, module in model.named_modules():
+        tensors = chain(module.named_parameters(path, False), module.named_buffers(path, False))
+        lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+        if lazy and isinstance(module, LazyModuleMixin):  # others initialise none
+            name = lazy[0]
             raise ValueError(f"model: wanted initialised parameters and buffers, got lazy {name!r}")

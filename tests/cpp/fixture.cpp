@@ -192,6 +192,8 @@ StepTables Plan::tables() {
     t.totals.capacity = options.telemetry;
   }
   t.average_weight = options.average_weight;
+  t.average_start = options.average_start;
+  t.average_warms_up = options.average_warms_up;
   t.seed = options.seed;
   t.num_chunks = static_cast<int64_t>(chunks.size());
   t.chunk_size = chunk_size_;

@@ -62,6 +62,8 @@ struct Options {
   bool norms = false;     // also where nothing above or below needs them
   int64_t telemetry = 0;  // capacity of the ring of records
   double average_weight = 0.125;
+  int64_t average_start = 0;
+  bool average_warms_up = false;
   uint64_t seed = 42;
   int64_t steps = 6;  // before the plan's first; its schedules begin at 0 all the same
   // Quarters of small whole numbers: sums of their squares are exact in any order, so that norms,

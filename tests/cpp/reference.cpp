@@ -87,7 +87,10 @@ void average_tensor(Tensor& tensor, double weight) {
     const std::vector<T> params = load<Param>(tensor.param);
     for (size_t i = 0; i < params.size(); ++i) {
       T& average = tensor.average.as<T>()[i];
-      average += (params[i] - average) * static_cast<T>(weight);
+      if (weight == 1.0)
+        average = params[i];
+      else
+        average += (params[i] - average) * static_cast<T>(weight);
     }
   });
 }
@@ -169,7 +172,13 @@ void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& 
     sums[0] += (after[i] - before[i]) * (after[i] - before[i]);
     sums[1] += after[i] * after[i];
   }
-  if (spec.has_average) average_tensor(tensor, plan.options.average_weight);
+  if (spec.has_average) {
+    const Options& options = plan.options;
+    const int64_t averaged = plan.clock.as<Clock>()->steps - options.average_start;
+    double weight = options.average_weight;
+    if (options.average_warms_up) weight = std::max(weight, 9.0 / (averaged + 10.0));
+    average_tensor(tensor, averaged < 0 ? 1.0 : weight);
+  }
   float& count = *tensor.count.as<float>();
   Rules::visit(plan.rule, [&]<class Rule>() {
     if (spec.has_product) *tensor.product.as<double>() *= Rule::product_factor(hypers, count);

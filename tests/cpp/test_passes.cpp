@@ -145,6 +145,29 @@ void test_values_of_passes() {
   }
 }
 
+// The average is the weights at first, and its decay then goes from 1 / 10 to its own.
+void test_averages_over_steps(int rule) {
+  GroupRow group{};
+  for (double& hyper : group.hypers) hyper = 0.25;
+  group.schedule = -1;
+  Options options;
+  options.average_weight = 0.6;
+  options.average_start = 2;
+  options.average_warms_up = true;
+  for (const DtypePair dtypes : kAllDtypePairs) {
+    const Context context("averages over steps, dtypes ", dtypes);
+    TensorSpec spec{100, dtypes};
+    spec.has_average = true;
+    Trio trio([&] { return Plan(rule, {spec}, {group}, 64, options); });
+    Grid grid(rule, 2, 32);
+    for (int step = 0; step < 9; ++step) {
+      trio.step(grid);
+      EXPECT_SAME(trio.on_grid, trio.plain);
+      EXPECT_SAME(trio.on_cpu, trio.plain);
+    }
+  }
+}
+
 // ---- steps that are skipped ------------------------------------------------------------------
 
 struct SkipCase {
@@ -274,6 +297,7 @@ int main() {
   test_values_of_passes();
   for_each_rule([](int rule) {
     test_combinations(rule);
+    test_averages_over_steps(rule);
     test_everything(rule);
     test_kernels(rule);
     test_zeroing(rule);

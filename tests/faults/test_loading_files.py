@@ -93,8 +93,8 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     "run": (lambda d: d["run"].update(epochs=HUGE), r"epochs must be a whole number in \[1"),
     "epochs": (lambda d: d["run"].update(epochs=2**30), "epochs must be of 2147483648 steps in"),
     "fewer batches than updates": (
-        lambda d: d["run"].update(used=0),
-        "step must be 5 at most after the batches used",
+        lambda d: d["run"].update(epoch=0, used=0, rows=[]),
+        "step must be 0 at most after the batches used",
     ),
     "more losses than steps": (
         lambda d: d["run"].update(

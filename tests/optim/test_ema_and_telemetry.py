@@ -211,3 +211,175 @@ def test_telemetry_after_a_resume_begins_anew_and_counts_on() -> None:
     second.step()
     seen = second.telemetry()
     assert seen.first_step == 5 and seen.rates.tolist() == [[0.1]]
+
+
+def lost_steps() -> dict[str, Any]:
+    """What would make an update whose weights are gone after ema_parameters()."""
+    from torch import nn
+
+    def plain(optimizer: Any, param: Any) -> Any:
+        return optimizer.step
+
+    def closure(optimizer: Any, param: Any) -> Any:
+        return lambda: optimizer.step(lambda: param.square().sum())
+
+    def scaled(optimizer: Any, param: Any) -> Any:
+        scaler = torch.amp.GradScaler(param.device.type, init_scale=2.0)
+        scaler.scale(param.sum())
+        return lambda: scaler.step(optimizer)
+
+    def captured(optimizer: Any, param: Any) -> Any:
+        def train_step(inputs: Tensor) -> Tensor:
+            optimizer.zero_grad(set_to_none=False)
+            loss = (param * inputs).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step = lrfast.capture(train_step, optimizer, torch.ones(4))
+        return lambda: step(torch.ones(4))
+
+    def swept(optimizer: Any, param: Any) -> Any:
+        model = nn.Linear(4, 1, bias=False)
+        model.weight = param
+
+        def loss(model: Any, batch: Tensor) -> Tensor:
+            return (param * batch).square().sum()
+
+        return lambda: lrfast.lr_find(
+            model, optimizer, [torch.ones(4)], compute_loss=loss, num_iter=5, progress=False
+        )
+
+    return {each.__name__: each for each in (plain, closure, scaled, captured, swept)}
+
+
+@pytest.mark.parametrize("name", lost_steps())
+def test_a_step_within_ema_parameters_is_refused(name: str) -> None:
+    """Before anything has changed: weights, states, counts, averages."""
+    param = torch.nn.Parameter(torch.linspace(0.5, 2.0, 4))
+    optimizer = lrfast.AdamW([param], lr=0.25, ema_decay=0.75)
+    for _ in range(2):
+        param.grad = torch.linspace(-1.0, 1.0, 4)
+        optimizer.step()
+    step = lost_steps()[name](optimizer, param)
+    param.grad.fill_(1.0)
+    before = param.detach().clone()
+    states = {key: value.clone() for key, value in optimizer.state[param].items()}
+    with optimizer.ema_parameters():
+        averaged = param.detach().clone()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"step must wait until ema_parameters\(\) has"):
+                step()
+            assert torch.equal(param, averaged) and not torch.equal(param, before)
+        with optimizer.ema_parameters():
+            pass
+        with pytest.raises(RuntimeError, match="step must wait"):
+            step()
+    assert torch.equal(param, before)
+    for key, value in optimizer.state[param].items():
+        assert torch.equal(value, states[key])
+    step()
+    if name != "swept":
+        assert not torch.equal(param, before)
+
+
+def test_steps_work_again_after_an_exception_in_the_block() -> None:
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = lrfast.SGD([param], lr=0.5, ema_decay=0.5)
+    with pytest.raises(KeyError), optimizer.ema_parameters():
+        raise KeyError
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(param, torch.full((3,), 0.5))
+
+
+AVERAGES: dict[str, dict[str, Any]] = {
+    "late": {"ema_start": 3},
+    "warm": {"ema_warmup": True},
+    "late and warm": {"ema_start": 2, "ema_warmup": True},
+}
+
+
+def decay_at(step: int, ema_decay: float, ema_start: int = 0, ema_warmup: bool = False) -> float:
+    """The EMA's decay at a step, counted from 0, as the options' text has it."""
+    if step < ema_start:
+        return 0.0
+    averaged = step - ema_start
+    return min(ema_decay, (1 + averaged) / (10 + averaged)) if ema_warmup else ema_decay
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=by_name)
+@pytest.mark.parametrize("case", STATEFUL, ids=by_name)
+def test_averages_start_late_and_warm_up(
+    case: OptimizerCase, dtype: torch.dtype, name: str, device: torch.device
+) -> None:
+    """Also over a checkpoint in the middle, and past the point where the decay is its own."""
+    params, options = parameters(dtype, device), {"ema_decay": 0.3, **AVERAGES[name]}
+    optimizer = case.ours(case.groups(params), **case.options, **options)
+    averages = [wide(param) for param in params_of(optimizer)]
+    for step in range(8):
+        for param in params_of(optimizer):
+            param.grad = random_grad(param)
+        optimizer.step()
+        decay = decay_at(step, **options)
+        for index, param in enumerate(params_of(optimizer)):
+            averages[index] = averages[index].lerp(wide(param), 1 - decay)
+            ema = optimizer.state[param]["ema"]
+            if step < options.get("ema_start", 0):
+                assert torch.equal(ema, wide(param))
+            torch.testing.assert_close(ema, averages[index], rtol=1e-5, atol=1e-6)
+        if step == 4:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = case.ours(case.groups(params), **case.options, **options)
+            optimizer.load_state_dict(saved)
+
+
+def test_averages_are_those_of_torchs_averaged_model() -> None:
+    """With the warm-up of TensorFlow as its function."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = lrfast.SGD(model.parameters(), lr=0.3, momentum=0.8, ema_decay=0.6, ema_warmup=True)
+
+    def average(old: Tensor, new: Tensor, count: Any) -> Tensor:
+        return old.lerp(new, 1 - min(0.6, float(count) / (9 + float(count))))
+
+    averaged = torch.optim.swa_utils.AveragedModel(model, avg_fn=average)
+    averaged.n_averaged.fill_(1)  # it starts at the weights as they are, not at the first update
+    for _ in range(12):
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        averaged.update_parameters(model)
+    with optimizer.ema_parameters():
+        for own, other in zip(model.parameters(), averaged.module.parameters(), strict=True):
+            torch.testing.assert_close(own, other)
+
+
+def test_skipped_steps_do_not_warm_up_the_average() -> None:
+    param = torch.nn.Parameter(torch.ones(3))
+    options: dict[str, Any] = {"ema_decay": 0.9, "ema_start": 1, "ema_warmup": True}
+    optimizer = lrfast.SGD([param], lr=0.5, skip_nonfinite=True, **options)
+    average, applied = torch.ones(3), 0
+    for number in range(6):
+        bad = number % 2 == 1
+        param.grad = torch.full((3,), float("nan") if bad else 0.5)
+        optimizer.step()
+        if not bad:
+            average = average.lerp(param.detach(), 1 - decay_at(applied, **options))
+            applied += 1
+        torch.testing.assert_close(optimizer.state[param]["ema"], average)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ema_start": 5}, "ema_decay must be set for ema_start and ema_warmup, got None"),
+        ({"ema_warmup": True}, "ema_decay must be set for ema_start and ema_warmup, got None"),
+        ({"ema_decay": 0.9, "ema_start": -1}, "ema_start must be a whole number, 0 or more"),
+        ({"ema_decay": 0.9, "ema_start": 0.5}, "ema_start must be a whole number, 0 or more"),
+        ({"ema_decay": 0.9, "ema_warmup": 3}, "ema_warmup must be True or False, got 3"),
+    ],
+)
+def test_options_of_the_average_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lrfast.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.5, **options)

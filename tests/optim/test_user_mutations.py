@@ -56,6 +56,8 @@ class WithoutMemory(torch.Tensor):
 def test_a_subclass_without_memory_is_refused() -> None:
     param = torch.nn.Parameter(WithoutMemory(torch.ones(3)))
     optimizer = lrfast.SGD([param], lr=0.1)
+    optimizer.step()  # without a gradient it makes no demands
+    param.grad = torch.ones(3)
     with pytest.raises(
         TypeError, match="must have memory of its own, as a tensor subclass may not"
     ):

@@ -59,13 +59,18 @@ class CaptureSpec:
 
     @property
     def device(self) -> torch.device:
-        """Device of the optimizer's parameters."""
-        device: torch.device = self.parameters()[0].device
-        return device
+        """Device of the parameters that train."""
+        return self._trained()[0].device
 
     def parameters(self) -> list[Tensor]:
         """Return the optimizer's parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _trained(self) -> list[Tensor]:
+        """Return the parameters that may train; all if there are none."""
+        parameters = self.parameters()
+        trained = [p for p in parameters if p.requires_grad or p.grad is not None]
+        return [p for p in trained if p.device.type != "meta"] or parameters
 
     def graph_constants(self) -> tuple[object, ...]:
         """Return what a graph holds of a scaler's numbers."""
@@ -102,11 +107,12 @@ class CaptureSpec:
                     f"others[{index}] must be a tensor or have state_dict and load_state_dict, got "
                     f"{type(other).__name__}"
                 )
-        devices = list(dict.fromkeys(param.device for param in self.parameters()))
+        trained = self._trained()
+        devices = list(dict.fromkeys(param.device for param in trained))
         if len(devices) != 1:
             got = ", ".join(map(str, devices))
             raise ValueError(f"optimizer must have all parameters on one device, got {got}")
-        if any(hasattr(param, "_local_tensor") for param in self.parameters()):
+        if any(hasattr(param, "_local_tensor") for param in trained):
             raise ValueError("optimizer must hold whole parameters, got some that processes share")
         if self.curve is not None:
             self._check_curve(self.curve)

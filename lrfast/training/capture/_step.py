@@ -132,6 +132,12 @@ class CapturedStep:
         self._outside: list[Tensor] = []  # what the graph knows beside the optimizer's parameters
         self._stream: torch.cuda.Stream | None = None  # that all memory is noted for
 
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a captured step cannot be copied or pickled, because it belongs to one model in one "
+            "process; call lrfast.capture for the copy"
+        )
+
     @property
     def captures(self) -> int:
         """How often the step was captured."""
@@ -153,6 +159,7 @@ class CapturedStep:
         """
         if self._is_released:
             raise RuntimeError("the captured step was released; call lrfast.capture again")
+        self._spec.optimizer._check_steps()
         if self._spec.recorder is not None:
             self._spec.recorder.begin()
         change = self._sync_tables()

@@ -211,6 +211,27 @@ SCHEDULE = [
 
 STEP = [
     Fault(
+        "the-average-warms-up-one-step-early",
+        "csrc/core/step.h",
+        "9.0 / (10.0 + static_cast<double>(averaged))",
+        "9.0 / (11.0 + static_cast<double>(averaged))",
+        program("test_passes") + " test_ema_and_telemetry.py",
+    ),
+    Fault(
+        "the-average-starts-one-step-late",
+        "csrc/core/step.h",
+        "if (averaged < 0) return 1.0;",
+        "if (averaged <= 0) return 1.0;",
+        program("test_passes") + " test_ema_and_telemetry.py",
+    ),
+    Fault(
+        "a-count-in-float64-is-read-as-float32",
+        "csrc/core/step.h",
+        "if (row.counts_in_double) return *static_cast<const double*>(row.count);",
+        "if (row.counts_in_double) return *static_cast<const float*>(row.count);",
+        "test_tensor_rates.py",
+    ),
+    Fault(
         "clip-scales-small-gradients-up",
         "csrc/core/step.h",
         "return coefficient < 1.0 ? coefficient : norm == norm ? 1.0 : norm;",
@@ -462,6 +483,41 @@ BINDINGS = [
         "return param.starts_fresh ? at::zeros({}, options) : at::ones({}, options);",
         "return at::zeros({}, options);",
         "test_state_dicts.py",
+    ),
+    Fault(
+        "a-parameter-without-a-gradient-must-fit",
+        "csrc/bindings/engine.cpp",
+        "|| !param.try_inspect()) {\n      param.leave_out();",
+        "|| (param.inspect(), false)) {\n      param.leave_out();",
+        "test_idle_parameters.py test_idle_models.py",
+    ),
+    Fault(
+        "a-left-out-parameter-never-trains",
+        "csrc/bindings/engine.cpp",
+        "  if (!param.has_grad() || !reads_grad(param)) return Readiness::kReady;\n",
+        "  if (param.is_left_out) return Readiness::kReady;\n",
+        "test_idle_parameters.py",
+    ),
+    Fault(
+        "a-traced-step-is-lost",
+        "csrc/bindings/engine.cpp",
+        "  TORCH_CHECK(!has_proxies &&",
+        "  TORCH_CHECK((!has_proxies || true) &&",
+        "test_compile.py",
+    ),
+    Fault(
+        "a-half-learning-rate-is-no-number",
+        "csrc/bindings/param_groups.cpp",
+        "      return tensor.is_complex() ||",
+        "      return tensor.is_floating_point() ||",
+        "test_tensor_rates.py",
+    ),
+    Fault(
+        "a-half-learning-rate-keeps-the-whole-decay",
+        "csrc/bindings/param_groups.cpp",
+        "  if (is_decoupled) *decay = decay_beside(",
+        "  if (is_decoupled && false) *decay = decay_beside(",
+        "test_tensor_rates.py",
     ),
     Fault(
         "a-nan-that-a-group-holds",
