@@ -14,8 +14,16 @@ namespace lrfast::bindings {
 
 constexpr int64_t kCpuChunk = 16384;   // elements; small enough to balance a handful of threads
 constexpr int64_t kCudaChunk = 32768;  // elements; many, as each chunk is prepared by one thread
+// Of models that do not give every block of a GPU a chunk of those (264 blocks on an H100): a step
+// takes as long as its longest block.
+constexpr int64_t kSmallCudaChunk = 16384;
+constexpr int64_t kSmallCudaModel = 256 * kCudaChunk;  // elements: 8 million
 
-inline int64_t chunk_size(at::Device device) { return device.is_cpu() ? kCpuChunk : kCudaChunk; }
+// elements: of all parameters on that device.
+inline int64_t chunk_size(at::Device device, int64_t elements) {
+  if (device.is_cpu()) return kCpuChunk;
+  return elements < kSmallCudaModel ? kSmallCudaChunk : kCudaChunk;
+}
 
 // With CUDA (cuda.cpp), or an error that says it is not built in (no_cuda.cpp).
 namespace cuda_calls {

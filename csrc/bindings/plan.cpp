@@ -36,16 +36,24 @@ int32_t DevicePlan::add(const Parameter& param) {
   tensors_.edit().push_back(param.make_row({}));
   grads_.edit().push_back(nullptr);
   elements_ += param.elements;
-  begin_group(param.group);
-  const int64_t size = chunk_size(device);
-  for (int64_t c = 0; c * size < param.elements; ++c) {
-    chunks_.edit().push_back({row, static_cast<int32_t>(c)});
-  }
   return row;
 }
 
-void DevicePlan::finish(int64_t groups) {
+// Cuts all tensors into chunks. Their size is known only now, as it depends on all elements.
+void DevicePlan::cut_chunks(int64_t groups) {
+  chunk_size_ = chunk_size(device, elements_);
+  for (size_t row = 0; row < tensors_.rows().size(); ++row) {
+    const TensorRow& tensor = tensors_.rows()[row];
+    begin_group(tensor.group);
+    for (int64_t c = 0; c * chunk_size_ < tensor.numel; ++c) {
+      chunks_.edit().push_back({static_cast<int32_t>(row), static_cast<int32_t>(c)});
+    }
+  }
   begin_group(groups);
+}
+
+void DevicePlan::finish(int64_t groups) {
+  cut_chunks(groups);
   const auto options = at::TensorOptions().device(device);
   rates = at::zeros({groups}, options.dtype(at::kDouble));
   values_ =
@@ -129,7 +137,7 @@ StepTables DevicePlan::fixed_tables(const StepSettings& settings) const {
   tables.has_averages = options.ema_decay >= 0.0;
   tables.seed = options.seed;
   tables.num_chunks = static_cast<int64_t>(chunks_.rows().size());
-  tables.chunk_size = chunk_size(device);
+  tables.chunk_size = chunk_size_;
   tables.num_tensors = static_cast<int32_t>(tensors_.rows().size());
   tables.num_groups = static_cast<int32_t>(groups_.rows().size());
   if (settings.wants_norms()) {

@@ -74,6 +74,7 @@ class DevicePlan {
 
  private:
   void begin_group(size_t group);
+  void cut_chunks(int64_t groups);
   // visit(array, address) for each table and its address in a launch.
   template <class Visit>
   void visit_arrays(StepTables& tables, const Visit& visit);
@@ -93,6 +94,7 @@ class DevicePlan {
   at::Tensor chunk_squares_;            // [chunks] float64, as squares
   at::Tensor chunk_changes_;            // [chunks, 2] float64, as records
   int64_t elements_ = 0;                // of all its parameters
+  int64_t chunk_size_ = 0;              // elements, decided when the last parameter is there
   std::optional<c10::Stream> stream_;   // that all memory is noted for; on a GPU
   cpu::Scratch scratch_;
 };

@@ -125,18 +125,15 @@ LRFAST_HD bool follow(CurveState& s, double loss, double beta, double stop) {
   return diverged;
 }
 
-// rates: [width], or null to leave the row as planned. A loss that is not finite sets the flag and
-// enters no average. A finite one of a skipped step, and any loss past the capacity, change
-// nothing.
-LRFAST_HD void record(const CurveRows& curve, double loss, const double* rates, bool skipped) {
+// A loss that is not finite sets the flag and enters no average. A finite one of a skipped step,
+// and any loss past the capacity, change nothing. Returns the loss's place, or kNowhere.
+constexpr int64_t kNowhere = -1;
+LRFAST_HD int64_t record_loss(const CurveRows& curve, double loss, bool skipped) {
   CurveState& s = *curve.state;
   const bool is_finite = std::isfinite(loss);
   const int64_t index = static_cast<int64_t>(s.count);
-  if (index >= curve.capacity || (skipped && is_finite)) return;
+  if (index >= curve.capacity || (skipped && is_finite)) return kNowhere;
   curve.losses[index] = loss;
-  if (rates != nullptr) {
-    for (int64_t g = 0; g < curve.width; ++g) curve.rates[index * curve.width + g] = rates[g];
-  }
   double flag = kRunning;
   if (!is_finite) {
     flag = kNonFinite;
@@ -149,12 +146,26 @@ LRFAST_HD void record(const CurveRows& curve, double loss, const double* rates, 
   }
   s.last = loss;
   s.count += 1.0;
+  return index;
 }
 
 // skip: a GradScaler's found_inf; its address may be null.
+LRFAST_HD int64_t record_loss(const CurveRows& curve, const Scalar& loss, const Scalar& skip) {
+  return record_loss(curve, load(loss), skip.address != nullptr && load(skip) != 0.0);
+}
+
+// The rates beside the loss of that place, from first on in strides. rates: [width], or null to
+// leave the row as planned.
+LRFAST_HD void copy_rates(const CurveRows& curve, int64_t place, const double* rates, int64_t first,
+                          int64_t stride) {
+  if (place == kNowhere || rates == nullptr) return;
+  double* const row = curve.rates + place * curve.width;
+  for (int64_t g = first; g < curve.width; g += stride) row[g] = rates[g];
+}
+
 LRFAST_HD void record(const CurveRows& curve, const Scalar& loss, const double* rates,
                       const Scalar& skip) {
-  record(curve, load(loss), rates, skip.address != nullptr && load(skip) != 0.0);
+  copy_rates(curve, record_loss(curve, loss, skip), rates, 0, 1);
 }
 
 // values: [count] -> out: [count]. Values that are not finite give NaN there and are left out of

@@ -110,6 +110,48 @@ LRFAST_HD void from_compute(float x, StochasticBFloat16& out, uint32_t noise) {
 #endif
 }
 
+// Two neighbours at once, which a GPU holds in one register.
+LRFAST_HD void to_compute(const StochasticBFloat16* x, float (&out)[2]) {
+#if defined(__CUDA_ARCH__)
+  asm("{\n"
+      ".reg .b32 both;\n"
+      "mov.b32 both, {%2, %3};\n"
+      "shl.b32 %0, both, 16;\n"
+      "and.b32 %1, both, 0xffff0000;\n"
+      "}"
+      : "=f"(out[0]), "=f"(out[1])
+      : "h"(x[0].bits), "h"(x[1].bits));
+#else
+  for (int i = 0; i < 2; ++i) out[i] = to_compute(x[i]);
+#endif
+}
+
+// The same with the halves of one noise, the low one first.
+LRFAST_HD void from_compute(const float (&x)[2], StochasticBFloat16* out, uint32_t noise) {
+#if defined(__CUDA_ARCH__)
+  asm("{\n"
+      ".reg .pred finite;\n"
+      ".reg .f32 size;\n"
+      ".reg .b32 first, second, both;\n"
+      "mov.b32 first, %2;\n"
+      "mov.b32 second, %3;\n"
+      "abs.f32 size, %2;\n"
+      "setp.lt.f32 finite, size, 0f7f800000;\n"
+      "@finite add.u32 first, first, %4;\n"
+      "abs.f32 size, %3;\n"
+      "setp.lt.f32 finite, size, 0f7f800000;\n"
+      "@finite add.u32 second, second, %5;\n"
+      "cvt.rz.bf16x2.f32 both, second, first;\n"
+      "mov.b32 {%0, %1}, both;\n"
+      "}"
+      : "=h"(out[0].bits), "=h"(out[1].bits)
+      : "f"(x[0]), "f"(x[1]), "r"(noise & 0xffffu), "r"(noise >> 16));
+#else
+  from_compute(x[0], out[0], noise & 0xffffu);
+  from_compute(x[1], out[1], noise >> 16);
+#endif
+}
+
 LRFAST_HD void from_compute(float x, Float16& out) {
 #if defined(__CUDA_ARCH__)
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));

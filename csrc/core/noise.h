@@ -25,16 +25,23 @@ struct Noise {
     return {static_cast<uint32_t>(mix(mix(seed + tensor) + static_cast<uint64_t>(step)))};
   }
 
-  // 32 bits for an element's value number which: 0 for the parameter, then its states. The 32-bit
-  // finalizer of MurmurHash3 (Appleby, public domain), which vectorises.
-  LRFAST_HD uint32_t operator()(int64_t element, int which) const {
-    uint32_t x = (static_cast<uint32_t>(element) * 4u + static_cast<uint32_t>(which)) ^ key;
+  // 32 bits for value number which (0 for the parameter, then its states) of elements 2 * pair and
+  // 2 * pair + 1, who take the low and the high half. The 32-bit finalizer of MurmurHash3 (Appleby,
+  // public domain), which vectorises.
+  LRFAST_HD uint32_t of_pair(uint32_t pair, int which) const {
+    uint32_t x = (pair * 4u + static_cast<uint32_t>(which)) ^ key;
     x ^= x >> 16;
     x *= 0x85ebca6bu;
     x ^= x >> 13;
     x *= 0xc2b2ae35u;
     x ^= x >> 16;
     return x;
+  }
+
+  // An element's 16 bits.
+  LRFAST_HD uint32_t operator()(int64_t element, int which) const {
+    const uint32_t both = of_pair(static_cast<uint32_t>(element) >> 1, which);
+    return (element & 1) != 0 ? both >> 16 : both & 0xffffu;
   }
 };
 

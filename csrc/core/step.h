@@ -103,20 +103,32 @@ LRFAST_HD double sum_chunks(const StepTables& t, const double* chunks, int width
   return sum;
 }
 
-// From each group's sum of squares to the norms.
-LRFAST_HD void finish_norms(const StepTables& t) {
-  const double* squares = t.totals.group_squares;
+// Squares of groups: of all, and of those that share a max_norm.
+struct SquareTotals {
   double all = 0.0;
   double shared = 0.0;
+};
+
+// One group's norm, from its sum of squares, which is added to the totals.
+LRFAST_HD void finish_group_norm(const StepTables& t, int32_t g, double unscale,
+                                 SquareTotals& totals) {
+  const double squares = t.totals.group_squares[g];
+  totals.all += squares;
+  if (t.groups[g].max_norm <= 0.0) totals.shared += squares;
+  t.totals.norms[g] = std::sqrt(squares) * unscale;
+}
+
+LRFAST_HD void finish_total_norms(const StepTables& t, double unscale, const SquareTotals& totals) {
+  t.totals.norms[t.num_groups] = std::sqrt(totals.all) * unscale;
+  t.totals.norms[t.num_groups + 1] = std::sqrt(totals.shared) * unscale;
+}
+
+// From each group's sum of squares to the norms.
+LRFAST_HD void finish_norms(const StepTables& t) {
   const double unscale = unscaling(t.gradients);
-  double* norms = t.totals.norms;
-  for (int32_t g = 0; g < t.num_groups; ++g) {
-    all += squares[g];
-    if (t.groups[g].max_norm <= 0.0) shared += squares[g];
-    norms[g] = std::sqrt(squares[g]) * unscale;
-  }
-  norms[t.num_groups] = std::sqrt(all) * unscale;
-  norms[t.num_groups + 1] = std::sqrt(shared) * unscale;
+  SquareTotals totals;
+  for (int32_t g = 0; g < t.num_groups; ++g) finish_group_norm(t, g, unscale, totals);
+  finish_total_norms(t, unscale, totals);
 }
 
 // One of the sums in a group's line in the ring of records; the clock still shows the step before.

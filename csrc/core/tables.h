@@ -46,13 +46,15 @@ struct Clock {
   int64_t steps;    // steps applied in all
   // The rest is for CUDA.
   int32_t blocks_done;    // blocks of the running kernel that have finished
-  int32_t decision;       // a StopDecision, the running kernel's
+  int32_t decision;       // a Decision, the running kernel's
   int32_t norms_stopped;  // whether the kernel that took this step's norms was stopped
 };
 
-// Whether a kernel is stopped, as its first block has seen it: another stream may set the flag
-// while others have yet to look, and half an update would be worse than either.
-enum StopDecision : int32_t { kUndecided, kRuns, kIsStopped };
+// What a kernel does, as the flags were when its first block looked: another stream may set one
+// while other blocks have yet to look, and half an update would be worse than either. Numbers that
+// another stream may write, the scale of the gradients and that of the learning rates, are read
+// once for each chunk: a chunk is updated with the old one or with the new one.
+enum Decision : int32_t { kUndecided, kRuns, kIsStopped, kIsSkipped };
 
 // What the host may exchange between two launches of the same CUDA graph: a graph holds the other
 // addresses by value, and of these only where this row is.

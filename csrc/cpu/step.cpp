@@ -1,5 +1,7 @@
 #include "cpu/step.h"
 
+#include <bit>
+#include <cstring>
 #include <new>
 
 #include "core/rules.h"
@@ -127,6 +129,21 @@ LRFAST_HD void narrow(const float* from, Element* to, const Noise& noise, int64_
                       int which) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < kBlock; ++i) store(from[i], to[i], noise, first + i, which);
+}
+
+// The noise of a pair of elements lies in memory as each of them takes it: low half first.
+LRFAST_HD void narrow(const float* from, StochasticBFloat16* to, const Noise& noise, int64_t first,
+                      int which) {
+  static_assert(std::endian::native == std::endian::little);
+  uint32_t pairs[kBlock / 2 + 1];  // one more for a block that begins with the second of a pair
+  for (uint32_t i = 0; i <= kBlock / 2; ++i) {
+    pairs[i] = noise.of_pair((static_cast<uint32_t>(first) >> 1) + i, which);
+  }
+  uint16_t halves[kBlock + 2];
+  std::memcpy(halves, pairs, sizeof(halves));
+  const uint16_t* own = halves + (first & 1);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < kBlock; ++i) from_compute(from[i], to[i], own[i]);
 }
 
 template <class Rule, uint8_t form, class Param, class State>

@@ -1,4 +1,5 @@
-// The loss curve on a GPU. Recording is one thread's work; it costs a launch and no wait.
+// The loss curve on a GPU. Recording costs a launch and no wait.
+#include "cuda/curve_body.cuh"
 #include "cuda/launch.h"
 
 namespace lrfast::cuda {
@@ -8,7 +9,9 @@ namespace {
 
 __global__ void record_kernel(const CurveRows curve, const Scalar loss, const double* rates,
                               const Scalar skip) {
-  record(curve, loss, rates, skip);
+  __shared__ int64_t place;
+  CudaBlock block;
+  record_body(curve, loss, rates, skip, place, block);
 }
 
 // An EMA is a chain: one thread walks it, once per look at the curve.
@@ -34,7 +37,7 @@ unsigned blocks_for(int64_t count) {
 
 cudaError_t launch_record(const CurveRows& curve, const Scalar& loss, const double* rates,
                           const Scalar& skip, cudaStream_t stream) {
-  record_kernel<<<1, 1, 0, stream>>>(curve, loss, rates, skip);
+  record_kernel<<<1, kThreads, 0, stream>>>(curve, loss, rates, skip);
   return cudaGetLastError();
 }
 

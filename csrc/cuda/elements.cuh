@@ -44,12 +44,14 @@ struct ChunkAddresses {
 // Lets the arithmetic on next begin only when done is known. Elements of a vector are independent,
 // and the compiler would work on all at once, with registers that it has not: RMSprop on bfloat16
 // spilled 72 bytes on sm_100. Other warps fill the waits.
-template <class Element>
-LRFAST_HD void serialize([[maybe_unused]] Element& done, [[maybe_unused]] Element& next) {
+template <class Done, class Next>
+LRFAST_HD void serialize([[maybe_unused]] Done& done, [[maybe_unused]] Next& next) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(Element) == sizeof(uint16_t)) {
+  if constexpr (sizeof(Next) == sizeof(uint16_t)) {
     asm volatile("" : "+h"(done.bits), "+h"(next.bits));
-  } else if constexpr (sizeof(Element) == sizeof(float)) {
+  } else if constexpr (sizeof(Done) == sizeof(uint16_t)) {
+    asm volatile("" : "+f"(next) : "h"(done.bits));
+  } else if constexpr (sizeof(Next) == sizeof(float)) {
     asm volatile("" : "+f"(done), "+f"(next));
   } else {
     asm volatile("" : "+d"(done), "+d"(next));
@@ -74,6 +76,7 @@ template <class Rule, uint8_t form, class Param, class State>
 LRFAST_HD ChunkAddresses locate_chunk(const TensorRow& row, void* grads, int64_t begin,
                                       int64_t chunk_size) {
   ChunkAddresses at = locate_grad<Param>(row, grads, begin, chunk_size);
+  at.aligned = at.aligned && begin % 2 == 0;  // two neighbours share their noise
   at.param = static_cast<Param*>(row.param) + begin;
   at.average = row.average ? static_cast<compute_t<Param>*>(row.average) + begin : nullptr;
   at.aligned = at.aligned && is_aligned(at.param) && is_aligned(at.average);
@@ -153,13 +156,45 @@ LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at,
 }
 
 // Elements of a vector: as many as make the widest of its arrays 16 bytes. Doubles go one by one,
-// as each fills two registers: in pairs they spill (AdamW 260 bytes on sm_100).
-template <bool passes, class Param, class State>
+// as each fills two registers: in pairs they spill (AdamW 260 bytes on sm_100). Of arrays that are
+// rounded at random, five of eight elements each spill too (AdamW with amsgrad 12 bytes on sm_90).
+template <bool passes, int states, class Param, class State>
 constexpr int vector_length() {
   if (sizeof(Param) == sizeof(double)) return 1;
+  if (states > 2 && std::is_same_v<State, StochasticBFloat16>) return 4;
   size_t widest = sizeof(Param) > sizeof(State) ? sizeof(Param) : sizeof(State);
   if (passes && sizeof(compute_t<Param>) > widest) widest = sizeof(compute_t<Param>);
   return static_cast<int>(kVectorBytes / widest);
+}
+
+// Two neighbours whose values are rounded at random: one noise and one conversion serve both.
+template <class Rule, uint8_t form, int length, class Param, class State>
+LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length], int e,
+                           const Update<Rule, float>& update, uint32_t pair) {
+  constexpr int kStates = Rule::kStates[form].count;
+  float values[2];
+  float grads[2];
+  float states[kStates > 0 ? kStates : 1][2];
+  to_compute(&param[e], values);
+  to_compute(&grad[e], grads);
+  if (e > 0) serialize(param[e - 1], grads[0]);
+  LRFAST_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    if (i > 0) serialize(values[0], grads[1]);
+    LRFAST_UNROLL
+    for (int k = 0; k < kStates; ++k) states[k][i] = to_compute(held[k][e + i]);
+    update_element<Rule, form>(
+        values[i], grads[i], [&](int k) -> float& { return states[k][i]; }, update, 0);
+  }
+  from_compute(values, &param[e], update.noise.of_pair(pair, 0));
+  LRFAST_UNROLL
+  for (int k = 0; k < kStates; ++k) {
+    if constexpr (std::is_same_v<State, StochasticBFloat16>) {
+      from_compute(states[k], &held[k][e], update.noise.of_pair(pair, k + 1));
+    } else {
+      for (int i = 0; i < 2; ++i) from_compute(states[k][i], held[k][e + i]);
+    }
+  }
 }
 
 // This thread's part of a chunk. Indices are ints.
@@ -169,7 +204,7 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
                                int threads) {
   constexpr int kStates = Rule::kStates[form].count;
   Changes changes;
-  constexpr int kLength = vector_length<passes, Param, State>();
+  constexpr int kLength = vector_length<passes, kStates, Param, State>();
   walk_chunk<kLength>(at, thread, threads, [&]<int length>(int first) {
     alignas(kVectorBytes) Param param[length];
     alignas(kVectorBytes) Param grad[length];
@@ -180,13 +215,22 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
     load<length>(at.grad, first, grad);
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) load<length>(at.states[k], first, held[k]);
+    if constexpr (passes) {
+      LRFAST_UNROLL
+      for (int e = 0; e < length; ++e) before[e] = param[e];
+    }
+    constexpr bool kInPairs = length > 1 && std::is_same_v<Param, StochasticBFloat16>;
     LRFAST_UNROLL
-    for (int e = 0; e < length; ++e) {
-      if constexpr (passes) before[e] = param[e];
-      update_element<Rule, form>(
-          param[e], grad[e], [&](int k) -> State& { return held[k][e]; }, update,
-          at.begin + first + e);
-      if constexpr (length > 1) serialize(param[e], grad[e + 1 < length ? e + 1 : e]);
+    for (int e = 0; e < length; e += kInPairs ? 2 : 1) {
+      if constexpr (kInPairs) {
+        const uint32_t pair = static_cast<uint32_t>(at.begin + first + e) / 2;
+        update_pair<Rule, form, length>(param, grad, held, e, update, pair);
+      } else {
+        update_element<Rule, form>(
+            param[e], grad[e], [&](int k) -> State& { return held[k][e]; }, update,
+            at.begin + first + e);
+        if constexpr (length > 1) serialize(param[e], grad[e + 1 < length ? e + 1 : e]);
+      }
     }
     reload_barrier();
     save<length>(param, at.param, first);
@@ -200,18 +244,47 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
   return changes;
 }
 
-// This thread's part of a chunk's sum of squares. In float over the few elements of a vector, whose
-// sum then goes into a double: double arithmetic per element would be slow on consumer GPUs.
+// Vectors of one thread that are on their way from memory at once while squares are summed: one
+// after the other, they would leave memory idle half of the time.
+constexpr int kVectorsAtOnce = 4;
+
+// The sum of squares of this many vectors, a stride apart. In float, of a few elements each, which
+// then go into a double: double arithmetic per element would be slow on consumer GPUs.
+template <int length, int vectors, class Param>
+LRFAST_HD double square_vectors(const ChunkAddresses& at, int first, int stride) {
+  alignas(kVectorBytes) Param grad[vectors][length];
+  compute_t<Param> squares[vectors] = {};
+  LRFAST_UNROLL
+  for (int v = 0; v < vectors; ++v) load<length>(at.grad, first + v * stride, grad[v]);
+  LRFAST_UNROLL
+  for (int v = 0; v < vectors; ++v) {
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) add_square(squares[v], to_compute(grad[v][e]));
+  }
+  LRFAST_UNROLL
+  for (int v = 1; v < vectors; ++v) squares[0] += squares[v];
+  return squares[0];
+}
+
+// This thread's part of a chunk's sum of squares.
 template <class Param>
 LRFAST_HD double square_chunk(const ChunkAddresses& at, int thread, int threads) {
+  constexpr int kLength = kVectorBytes / sizeof(Param);
+  const int stride = threads * kLength;
   double sum = 0.0;
-  walk_chunk<kVectorBytes / sizeof(Param)>(at, thread, threads, [&]<int length>(int first) {
-    alignas(kVectorBytes) Param grad[length];
-    load<length>(at.grad, first, grad);
-    compute_t<Param> squares = 0;
-    LRFAST_UNROLL
-    for (int e = 0; e < length; ++e) add_square(squares, to_compute(grad[e]));
-    sum += squares;
+  ChunkAddresses rest = at;
+  if (at.aligned) {
+    const int rounds = at.count / (kVectorsAtOnce * stride);
+    LRFAST_NO_UNROLL
+    for (int round = 0; round < rounds; ++round) {
+      const int first = round * kVectorsAtOnce * stride + thread * kLength;
+      sum += square_vectors<kLength, kVectorsAtOnce, Param>(at, first, stride);
+    }
+    rest.grad = static_cast<Param*>(at.grad) + rounds * kVectorsAtOnce * stride;
+    rest.count -= rounds * kVectorsAtOnce * stride;
+  }
+  walk_chunk<kLength>(rest, thread, threads, [&]<int length>(int first) {
+    sum += square_vectors<length, 1, Param>(rest, first, 0);
   });
   return sum;
 }

@@ -1,6 +1,8 @@
 // The optimizer step on a GPU: one launch for all parameter groups, one more where gradients are
 // clipped, and a small one for the first step of a schedule.
 #include <algorithm>
+#include <array>
+#include <atomic>
 
 #include "core/rules.h"
 #include "cuda/launch.h"
@@ -12,6 +14,7 @@ namespace {
 // ---- kernels ---------------------------------------------------------------------------------
 
 constexpr int kThreads = kMaxThreads;
+constexpr int kDevices = 64;            // whose launch facts are kept
 constexpr int kBlocksPerProcessor = 2;  // 1024 threads of at most 64 registers fill a register file
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) norm_kernel(const StepTables t) {
@@ -22,8 +25,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) norm_kernel(con
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) finish_norms_kernel(
     const StepTables t) {
+  __shared__ NormMemory shared;
   CudaBlock block;
-  finish_norms_body(t, block);
+  finish_norms_body(t, shared, block);
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) schedule_kernel(
@@ -43,13 +47,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step_kernel(con
 
 using Kernel = void (*)(StepTables);
 
-// As many blocks as are resident at once, or as there are chunks; one at least, as a step without
-// chunks still advances the clock.
-cudaError_t launch(Kernel kernel, const StepTables& tables, cudaStream_t stream) {
-  int device = 0;
+// Blocks of a kernel that are resident on a device at once.
+cudaError_t count_resident(Kernel kernel, int device, int& blocks) {
   int processors = 0;
   int per_processor = 0;
-  if (cudaError_t e = cudaGetDevice(&device)) return e;
   if (cudaError_t e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) {
     return e;
   }
@@ -57,8 +58,32 @@ cudaError_t launch(Kernel kernel, const StepTables& tables, cudaStream_t stream)
           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, 0)) {
     return e;
   }
-  const int64_t resident = processors * per_processor;
-  const int64_t blocks = std::max<int64_t>(1, std::min(tables.num_chunks, resident));
+  blocks = processors * per_processor;
+  return cudaSuccess;
+}
+
+// The same, asked for once per device: the driver takes a microsecond for its answer. Threads that
+// ask at once find the same, and 0 stands for what has not been asked.
+template <Kernel kernel>
+cudaError_t find_resident(int& blocks) {
+  static std::array<std::atomic<int>, kDevices> known{};
+  int device = 0;
+  if (cudaError_t e = cudaGetDevice(&device)) return e;
+  if (device >= kDevices) return count_resident(kernel, device, blocks);
+  blocks = known[device].load(std::memory_order_relaxed);
+  if (blocks > 0) return cudaSuccess;
+  const cudaError_t error = count_resident(kernel, device, blocks);
+  if (error == cudaSuccess) known[device].store(blocks, std::memory_order_relaxed);
+  return error;
+}
+
+// As many blocks as are resident at once, or as there are chunks; one at least, as a step without
+// chunks still advances the clock.
+template <Kernel kernel>
+cudaError_t launch(const StepTables& tables, cudaStream_t stream) {
+  int resident = 0;
+  if (cudaError_t e = find_resident<kernel>(resident)) return e;
+  const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(tables.num_chunks, resident));
   kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(tables);
   return cudaGetLastError();
 }
@@ -76,17 +101,17 @@ cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {
 
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
   if (tables.totals.chunk_squares && tables.phase != Phase::kUpdate) {
-    if (cudaError_t error = launch(&norm_kernel, tables, stream)) return error;
+    if (cudaError_t error = launch<&norm_kernel>(tables, stream)) return error;
   }
   if (tables.phase == Phase::kSquares) return cudaSuccess;
   if (tables.phase == Phase::kUpdate) {
-    finish_norms_kernel<<<1, 1, 0, stream>>>(tables);
+    finish_norms_kernel<<<1, kThreads, 0, stream>>>(tables);
     if (cudaError_t error = cudaGetLastError()) return error;
   }
   cudaError_t error = cudaErrorInvalidValue;
   Rules::visit(rule, [&]<class Rule>() {
-    const Kernel kernel = has_passes(tables) ? &step_kernel<Rule, true> : &step_kernel<Rule, false>;
-    error = launch(kernel, tables, stream);
+    error = has_passes(tables) ? launch<&step_kernel<Rule, true>>(tables, stream)
+                               : launch<&step_kernel<Rule, false>>(tables, stream);
   });
   return error;
 }

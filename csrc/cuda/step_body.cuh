@@ -35,8 +35,9 @@ struct BlockSums {
 };
 
 struct NormMemory {  // shared by the block
-  BlockSums sums;
-  ChunkAddresses at;
+  BlockSums sums;    // of a chunk, of groups, of all groups
+  BlockSums shared;  // of the groups that share a max_norm
+  double unscale;
   bool is_stopped;
   bool is_last;
 };
@@ -50,8 +51,7 @@ struct StepMemory {  // shared by the block
   BlockSums weights;
   ChunkAddresses at;
   int32_t tensor;  // whose scalars are prepared
-  bool is_stopped;
-  bool is_skipped;  // stopped, or only gradients may change
+  int32_t decision;
   bool is_last;
 
   template <class T>
@@ -87,10 +87,19 @@ LRFAST_HD void sum_groups(const StepTables& t, const double* chunks, int width, 
   }
 }
 
-// Whether the kernel is stopped: the same for all its blocks. For one thread of each.
+// What the kernel does: the same for all its blocks. For one thread of each.
 template <class Block>
-LRFAST_HD bool decide_stop(const StepTables& t, Block& block) {
-  return block.decide(&t.clock->decision, is_stopped(t) ? kIsStopped : kRuns) == kIsStopped;
+LRFAST_HD int32_t decide_norms(const StepTables& t, Block& block) {
+  return block.decide(&t.clock->decision, is_stopped(t) ? kIsStopped : kRuns);
+}
+
+// A step with norms is stopped if these were, because there are none for it then.
+template <class Block>
+LRFAST_HD int32_t decide_step(const StepTables& t, Block& block) {
+  const bool has_norms = t.totals.chunk_squares != nullptr;
+  const bool stopped = has_norms ? t.clock->norms_stopped != 0 : is_stopped(t);
+  const int32_t own = stopped ? kIsStopped : is_skipped(t) ? kIsSkipped : kRuns;
+  return block.decide(&t.clock->decision, own);
 }
 
 // What the blocks of a kernel have shared, as the next one wants to find it.
@@ -100,26 +109,43 @@ LRFAST_HD void clear_blocks(Clock& clock) {
   clock.blocks_done = 0;
 }
 
+// From each group's sum of squares to the norms. The scale is read once for all of them.
+template <class Block>
+LRFAST_HD void finish_norms(const StepTables& t, NormMemory& shared, Block& block) {
+  block.thread_zero([&] { shared.unscale = unscaling(t.gradients); });
+  block.for_each_thread([&](int thread) {
+    SquareTotals totals;
+    for (int32_t g = thread; g < t.num_groups; g += block.threads()) {
+      finish_group_norm(t, g, shared.unscale, totals);
+    }
+    shared.sums.values[thread] = totals.all;
+    shared.shared.values[thread] = totals.shared;
+  });
+  shared.sums.add_parts(block);
+  shared.shared.add_parts(block);
+  block.thread_zero(
+      [&] { finish_total_norms(t, shared.unscale, {shared.sums.total(), shared.shared.total()}); });
+}
+
 // The first kernel, where a norm is wanted: the squares of all gradients. Blocks are counted in
 // also where the step is stopped.
 template <class Block>
 LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) {
-  block.thread_zero([&] { shared.is_stopped = decide_stop(t, block); });
+  block.thread_zero([&] { shared.is_stopped = decide_norms(t, block) == kIsStopped; });
   const int64_t num_chunks = shared.is_stopped ? 0 : t.num_chunks;
   for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     const TensorRow& row = t.tensors[chunk.tensor];
     const bool counts = is_counted(t, chunk.tensor);
     with_types(row.dtypes, [&]<class Param, class State>() {
-      if (counts) {
-        block.thread_zero([&] {
-          shared.at = locate_grad<Param>(row, t.grads[chunk.tensor], chunk.index * t.chunk_size,
-                                         t.chunk_size);
-        });
-      }
       block.for_each_thread([&](int thread) {
-        shared.sums.values[thread] =
-            counts ? square_chunk<Param>(shared.at, thread, block.threads()) : 0.0;
+        double sum = 0.0;
+        if (counts) {
+          const ChunkAddresses at = locate_grad<Param>(row, t.grads[chunk.tensor],
+                                                       chunk.index * t.chunk_size, t.chunk_size);
+          sum = square_chunk<Param>(at, thread, block.threads());
+        }
+        shared.sums.values[thread] = sum;
       });
     });
     shared.sums.add_parts(block);
@@ -130,8 +156,8 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
   if (!shared.is_last) return;
   sum_groups(t, t.totals.chunk_squares, 1, shared.sums, block,
              [&](int32_t group, double sum) { t.totals.group_squares[group] = sum; });
+  if (t.phase == Phase::kWhole) finish_norms(t, shared, block);
   block.thread_zero([&] {
-    if (t.phase == Phase::kWhole) finish_norms(t);
     clear_blocks(*t.clock);
     t.clock->norms_stopped = shared.is_stopped;
   });
@@ -139,9 +165,9 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
 
 // The same once other devices and processes have added their squares.
 template <class Block>
-LRFAST_HD void finish_norms_body(const StepTables& t, Block& block) {
+LRFAST_HD void finish_norms_body(const StepTables& t, NormMemory& shared, Block& block) {
   if (t.clock->norms_stopped) return;
-  block.thread_zero([&] { finish_norms(t); });
+  finish_norms(t, shared, block);
 }
 
 // The schedules' values at the coming step, once for each group: evaluated where a tensor's scalars
@@ -234,18 +260,15 @@ LRFAST_HD void skip_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& shar
   });
 }
 
-// passes: whether averages, zeroing or telemetry are wanted; they cost registers. A step with norms
-// is stopped if these were, because there are none for it then.
+// passes: whether averages, zeroing or telemetry are wanted; they cost registers.
 template <class Rule, bool passes, class Block>
 LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
   block.thread_zero([&] {
-    const bool has_norms = t.totals.chunk_squares != nullptr;
-    shared.is_stopped = has_norms ? t.clock->norms_stopped != 0 : decide_stop(t, block);
-    shared.is_skipped = shared.is_stopped || is_skipped(t);
+    shared.decision = decide_step(t, block);
     shared.tensor = -1;
   });
-  const int64_t num_chunks = shared.is_stopped ? 0 : t.num_chunks;
-  const bool skipped = shared.is_skipped;
+  const int64_t num_chunks = shared.decision == kIsStopped ? 0 : t.num_chunks;
+  const bool skipped = shared.decision != kRuns;  // or stopped
   for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     if (skipped || !is_updated(t, chunk.tensor)) {

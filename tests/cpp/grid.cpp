@@ -53,8 +53,8 @@ void Grid::step(const StepTables& t) {
   for (int64_t i = 0; takes_squares && i < blocks; ++i) run_norm_block(t, at(i));
   if (t.phase == Phase::kSquares) return;
   if (t.phase == Phase::kUpdate) {
-    cuda::HostBlock block{0, 1, 1};
-    cuda::finish_norms_body(t, block);
+    cuda::HostBlock block{0, 1, threads};
+    cuda::finish_norms_body(t, *static_cast<cuda::NormMemory*>(norm_memory_.get()), block);
   }
   if (lacks_values(t)) run_schedule_block(t);
   for (int64_t i = 0; i < blocks; ++i) run_step_block(t, at(i));

@@ -22,7 +22,7 @@ struct Curve {
   Curve(const Curve&) = delete;
   void add(double loss, bool skipped = false) {
     const double now[] = {state.count, -state.count};
-    record(rows, loss, now, skipped);
+    copy_rates(rows, record_loss(rows, loss, skipped), now, 0, 1);
   }
 
   CurveState state{};

@@ -106,14 +106,42 @@ void test_distinct() {
   EXPECT_EQ(keys.size(), size_t{3 * 30 * 30});
   std::set<uint32_t> values;
   const Noise noise = Noise::at(5, 6, 7);
-  for (int64_t element = 0; element < 10000; ++element) {
-    for (int which = 0; which < 1 + kMaxStates; ++which) values.insert(noise(element, which));
+  for (uint32_t pair = 0; pair < 10000; ++pair) {
+    for (int which = 0; which < 1 + kMaxStates; ++which) {
+      const uint32_t both = noise.of_pair(pair, which);
+      values.insert(both);
+      EXPECT_EQ(noise(2 * pair, which), both & 0xffffu);
+      EXPECT_EQ(noise(2 * pair + 1, which), both >> 16);
+    }
   }
   EXPECT_EQ(values.size(), size_t{10000 * (1 + kMaxStates)});
 }
 
+// Two at once are what each of them is alone, also beside an infinity or a NaN.
+void test_pairs() {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (uint64_t i = 0; i < 20000; ++i) {
+    float x[2] = {bits_as<float>(static_cast<uint32_t>(mix(i))),
+                  bits_as<float>(static_cast<uint32_t>(mix(i) >> 32))};
+    if (i % 7 == 0) x[i % 2] = kInfinity;
+    if (i % 11 == 0) x[i % 2] = NAN;
+    const uint32_t noise = static_cast<uint32_t>(mix(i + 1));
+    StochasticBFloat16 both[2];
+    from_compute(x, both, noise);
+    for (const int k : {0, 1}) {
+      const float alone = rounded(x[k], k == 0 ? noise & 0xffffu : noise >> 16);
+      EXPECT_EQ(bits_as<uint32_t>(to_compute(both[k])), bits_as<uint32_t>(alone));
+    }
+    float wide[2];
+    to_compute(both, wide);
+    for (const int k : {0, 1}) {
+      EXPECT_EQ(bits_as<uint32_t>(wide[k]), bits_as<uint32_t>(to_compute(both[k])));
+    }
+  }
+}
+
 // Share of the 2^16 elements in which both noises agree on a bit: a half, but for chance. Its
-// deviation is 2^-9.
+// deviation is 2^-9. A shift of 1 compares what two neighbours take of one hash, and of two.
 double agreement(const Noise& a, const Noise& b, int64_t shift, int which, int bit) {
   int64_t same = 0;
   for (int64_t i = 0; i < 65536; ++i) {
@@ -127,7 +155,9 @@ void test_independence() {
   const double kBound = 5 * 0x1p-9;
   for (int bit = 0; bit < 16; ++bit) {  // those that a rounding uses
     const Context context("bit ", bit);
-    EXPECT_NEAR(agreement(noise, noise, 1, 0, bit), 0.5, kBound);
+    for (const int64_t shift : {1, 2, 3}) {
+      EXPECT_NEAR(agreement(noise, noise, shift, 0, bit), 0.5, kBound);
+    }
     EXPECT_NEAR(agreement(noise, noise, 0, 1, bit), 0.5, kBound);
     EXPECT_NEAR(agreement(noise, Noise::at(5, 7, 7), 0, 0, bit), 0.5, kBound);
     EXPECT_NEAR(agreement(noise, Noise::at(5, 6, 8), 0, 0, bit), 0.5, kBound);
@@ -213,6 +243,7 @@ int main() {
   test_special_values();
   test_mean();
   test_distinct();
+  test_pairs();
   test_independence();
   test_steps();
   return report("test_noise");

@@ -270,6 +270,32 @@ void test_stop_in_the_middle(int rule) {
   }
 }
 
+// found_inf likewise: all blocks skip the step, or none.
+void test_found_inf_in_the_middle(int rule) {
+  for (const float first : {0.0f, 1.0f}) {
+    for (const double max_norm : {0.0, 1.0}) {
+      const Context context("first block's found_inf ", first, ", max_norm ", max_norm);
+      Options options;
+      options.max_norm = max_norm;
+      options.exact_grads = options.zero = options.has_found_inf = true;
+      Plan plan(rule, mixed_specs(rule), three_groups(rule), 512, options);
+      options.found_inf = first;
+      Plan plain(rule, mixed_specs(rule), three_groups(rule), 512, options);
+      Grid grid(rule, 3, 32);
+      const StepTables t = plan.tables();
+      grid.run_schedule_block(t);
+      for (int64_t i = 0; max_norm > 0.0 && i < 3; ++i) grid.run_norm_block(t, i);
+      for (int64_t i = 0; i < 3; ++i) {
+        plan.options.found_inf = i == 0 ? first : 1.0f - first;
+        grid.run_step_block(t, i);
+      }
+      reference_step(plain);
+      EXPECT_SAME(plan, plain);
+      EXPECT_EQ(t.clock->decision, kUndecided);
+    }
+  }
+}
+
 // Ten steps under three schedules: clock, counts, rates and products move on together.
 void test_schedules(int rule) {
   std::vector<GroupRow> groups = three_groups(rule);
@@ -339,6 +365,7 @@ int main() {
     test_left_out(rule);
     test_stop(rule);
     test_stop_in_the_middle(rule);
+    test_found_inf_in_the_middle(rule);
     test_schedules(rule);
   });
   return report("test_step_body");

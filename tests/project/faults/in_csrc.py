@@ -130,8 +130,8 @@ CURVE = [
     Fault(
         "curve-rates-in-the-first-row",
         "csrc/core/curve.h",
-        "curve.rates[index * curve.width + g] = rates[g];",
-        "curve.rates[g] = rates[g];",
+        "double* const row = curve.rates + place * curve.width;",
+        "double* const row = curve.rates;",
         program("test_curve"),
     ),
     Fault(

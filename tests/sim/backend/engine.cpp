@@ -14,6 +14,7 @@
 
 #include "bindings/device.h"
 #include "core/rules.h"
+#include "cuda/curve_body.cuh"
 #include "cuda/step_body.cuh"
 #include "memory.h"
 #include "queues.h"
@@ -120,8 +121,8 @@ void step(int rule, const StepTables& tables, at::Device device) {
   if (tables.phase == Phase::kSquares) return;
   if (tables.phase == Phase::kUpdate) {
     launch(device, "finish_norms_kernel", tables, [tables] {
-      cuda::HostBlock block{0, 1, 1};
-      cuda::finish_norms_body(tables, block);
+      cuda::HostBlock block{0, 1, kThreads};
+      cuda::finish_norms_body(tables, *shared_memory<cuda::NormMemory>(), block);
     });
   }
   launch(device, "step_kernel", tables, [rule, tables] { run_step(rule, tables); });
@@ -147,7 +148,11 @@ void record(const CurveRows& curve, const Scalar& loss, const double* rates, con
             at::Device device) {
   check_addresses(loss, device);
   check_addresses(skip, device);
-  launch(device, "record_kernel", curve, [=] { lrfast::record(curve, loss, rates, skip); });
+  launch(device, "record_kernel", curve, [=] {
+    int64_t place = 0;
+    cuda::HostBlock block{0, 1, kThreads};
+    cuda::record_body(curve, loss, rates, skip, place, block);
+  });
 }
 
 void smooth_ema(const double* values, double* out, int64_t count, double beta, at::Device device) {
