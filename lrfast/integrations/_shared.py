@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import suggest
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.optim import FusedOptimizer
 from lrfast.range_test import RangeTest
+from lrfast.training._snapshot import TensorStore
+
+_log = logging.getLogger(__name__)
 
 
 def fused_optimizer(optimizer: Optimizer) -> FusedOptimizer:
@@ -37,10 +42,65 @@ class LRFinderBase:
         self._rule = rule
 
     def _take(self, result: RangeTest, optimizer: Optimizer) -> None:
-        """Keep a result, and apply its learning rate if there is one."""
+        """Keep a result, apply its learning rate if there is one, and announce both."""
         self.results.append(result)
-        if result.suggestions[self._rule or result.rule].lr is not None:
+        rule = self._rule or result.rule
+        answer = result.suggestions[rule]
+        if answer.lr is None:
+            self._announce(f"range test: learning rates stay, {rule} has none: {answer.reason}")
+        else:
+            before = [f"{float(group['lr']):.3g}" for group in optimizer.param_groups]
             result.apply(optimizer, self._rule)
+            pairs = zip(before, optimizer.param_groups, strict=True)
+            rates = ", ".join(f"{old} to {float(group['lr']):.3g}" for old, group in pairs)
+            self._announce(f"range test: learning rate set from {rates} ({rule}: {answer.reason})")
+        for note in result.notes:
+            self._announce(f"range test: {note}")
+
+    def _announce(self, text: str) -> None:
+        """Tell the user in the trainer's own way."""
+        _log.info(text)
+
+
+class KeptObjects:
+    """Attributes of a trainer's objects, as an entry of ``others``; restored in place.
+
+    Containers and tensors in the attributes are restored, too, and so are objects and modules in
+    them for which ``is_part(owner, item)`` is true. Others are kept by reference.
+    """
+
+    def __init__(self, roots: Iterable[object], is_part: Callable[[object, object], bool]) -> None:
+        self._store = TensorStore()
+        seen: dict[int, object] = {}
+        waiting = list(roots)
+        while waiting:
+            owner = waiting.pop()
+            if id(owner) in seen or not hasattr(owner, "__dict__"):
+                continue
+            seen[id(owner)] = owner
+            self._store.save(vars(owner))
+            if isinstance(owner, nn.Module):
+                self._store.save_modules(owner)
+                waiting.extend(owner.children())
+            items = _items_in(list(vars(owner).values()))
+            waiting.extend(each for each in items if is_part(owner, each))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the store holds the state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what there was."""
+        self._store.restore()
+
+
+def _items_in(value: object) -> Iterator[object]:
+    """Yield what nested containers hold."""
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _items_in(item)
+    else:
+        yield value
 
 
 class StepClipper:

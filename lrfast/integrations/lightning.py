@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
@@ -22,24 +26,27 @@ from lrfast import range_test
 from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import NormPolicy, Timetable, set_norm_mode
-from lrfast.integrations._shared import LRFinderBase, fused_optimizer
+from lrfast.integrations._shared import KeptObjects, LRFinderBase, fused_optimizer
 from lrfast.integrations.scheduler import DeviceScheduler
+from lrfast.training._data import PlacedBatch, PlacedBatches, end_workers, num_batches
+from lrfast.training._snapshot import Stateful
+from lrfast.training._step import StepSkipped, TrainerUpdate
 
 if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
-    from pytorch_lightning import Callback, LightningModule, Trainer, strategies
+    import pytorch_lightning as pl
 else:
     try:
-        from lightning.pytorch import Callback, LightningModule, Trainer, strategies
+        import lightning.pytorch as pl
     except ImportError:
-        from pytorch_lightning import Callback, LightningModule, Trainer, strategies
+        import pytorch_lightning as pl
 
 __all__ = ["ClipInStep", "GradualUnfreezing", "LRFindCallback", "StepMonitor"]
 
 # Their shards do not tell which elements other processes hold.
-_KEEP_THEIR_SHARDS = (strategies.FSDPStrategy, strategies.DeepSpeedStrategy)
+_KEEP_THEIR_SHARDS = (pl.strategies.FSDPStrategy, pl.strategies.DeepSpeedStrategy)
 
 
-class ClipInStep(Callback):  # type: ignore[misc]
+class ClipInStep(pl.Callback):  # type: ignore[misc]
     """Clips to ``Trainer(gradient_clip_val=...)`` within the optimizer's step.
 
     That saves Lightning's pass over the gradients, and works under "16-mixed", for which Lightning
@@ -47,7 +54,7 @@ class ClipInStep(Callback):  # type: ignore[misc]
     ``ModelParallelStrategy`` the norm costs one collective.
 
     Example:
-        >>> trainer = Trainer(
+        >>> trainer = pl.Trainer(
         ...     gradient_clip_val=1.0, callbacks=[ClipInStep()], accelerator="cpu", logger=False,
         ...     enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         ... )
@@ -58,7 +65,7 @@ class ClipInStep(Callback):  # type: ignore[misc]
     def __init__(self) -> None:
         self._asked: float | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move the value from the trainer to the optimizers.
 
         Raises:
@@ -82,32 +89,37 @@ class ClipInStep(Callback):  # type: ignore[misc]
         for optimizer in optimizers:
             optimizer.max_grad_norm = float(self._asked)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the trainer's value."""
         if self._asked is not None:
             self._asked, trainer.gradient_clip_val = None, self._asked
 
     def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Restore the trainer's value."""
         self.teardown(trainer, pl_module, "fit")
 
 
-class LRFindCallback(LRFinderBase, Callback):  # type: ignore[misc]
+class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
     """Runs a range test at the start of some epochs, and trains on at the suggested learning rates.
 
+    The trainer makes the updates itself: with its hooks and its closure, its clipping, precision
+    and accumulation, in automatic and in manual optimization. Loggers record nothing meanwhile, and
+    Lightning's callbacks that only watch or save do not run. A batch for which ``training_step``
+    returns None adds no point.
+
     A suggestion becomes the highest learning rate of the schedule, and ratios between param groups
-    stay. Without a suggestion the learning rates stay. Nothing else changes: weights, states, order
-    of data and random numbers are restored. Logs of the module meanwhile are dropped, and its
-    torchmetrics are reset. ``results`` holds all range tests.
+    stay. Without a suggestion the learning rates stay. Either is announced in Lightning's log.
+    Nothing else changes: weights, states, counters, metrics, callbacks, order of data and random
+    numbers are restored. ``results`` holds all range tests.
 
     Args:
         epochs: Epochs, from 0, at whose start to test; default (0,).
         rule: Name of the suggestion method; None, the default: that of :attr:`RangeTest.rule`.
-        data: Batches; None, the default: the trainer's, if it has one loader.
+        data: Batches, or loaders as for ``Trainer.fit``; None, the default: the trainer's.
         **options: Other arguments of :func:`lrfast.lr_find`. ``accumulate`` is by default the
-            trainer's ``accumulate_grad_batches``.
+            trainer's ``accumulate_grad_batches``; in manual optimization, batches per update.
 
     Example:
         >>> finder = LRFindCallback(num_iter=50)
@@ -124,32 +136,57 @@ class LRFindCallback(LRFinderBase, Callback):  # type: ignore[misc]
     ) -> None:
         LRFinderBase.__init__(self, rule)
         self._epochs, self._data, self._options = frozenset(epochs), data, options
+        self._is_due = False
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run and apply a range test, if the epoch is one of those asked for.
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note whether the epoch is one of those asked for.
 
         Raises:
-            TypeError: If there are several training loaders and no ``data``.
-            ValueError: Under manual optimization, and if a scheduler on the host would overwrite
-                the learning rate.
+            TypeError: If ``training_step`` takes an iterator.
+            ValueError: If a scheduler on the host would overwrite the learning rate.
         """
-        if trainer.current_epoch not in self._epochs:
+        self._is_due = trainer.current_epoch in self._epochs
+        if self._is_due:
+            _check_setup(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Run and apply a range test before such an epoch's first batch, after its other hooks.
+
+        Raises:
+            TypeError: If the trainer's data can be iterated only once and there is no ``data``.
+            ValueError: If a step sets a learning rate, or backpropagates no loss.
+        """
+        if not self._is_due:
             return
-        _check_setup(trainer, pl_module)
-        optimizer = inner_optimizer(trainer.optimizers[0])
-        options: dict[str, Any] = {
-            "compute_loss": _loss_of(trainer, pl_module),
-            "accumulate": trainer.accumulate_grad_batches,
-            "scaler": getattr(trainer.precision_plugin, "scaler", None),
-            "progress": trainer.progress_bar_callback is not None,
-        } | self._options
-        data = _loader_of(trainer) if self._data is None else self._data
-        with _silent(pl_module):
-            result = range_test.lr_find(trainer.strategy.model, optimizer, data, **options)
-        self._take(result, optimizer)
+        self._is_due = False
+        data, kept, notes = _data_of(trainer, self._data)
+        optimizers = [inner_optimizer(each) for each in trainer.optimizers]
+        if len(optimizers) > 1:
+            notes.append(
+                f"of {len(optimizers)} optimizers the range test has moved the learning rate of "
+                "the first, and the others stepped at their own"
+            )
+        with _observed(trainer, pl_module, data) as observer:
+            step = _TrainerStep(trainer, observer, data)
+            kept = [*kept, *optimizers[1:], _trainer_state(trainer)]
+            options: dict[str, Any] = {
+                "compute_loss": _loss_of(trainer, pl_module),
+                "step_fn": TrainerUpdate(step.begin, step.update),
+                "accumulate": trainer.accumulate_grad_batches,
+                "scaler": getattr(trainer.precision_plugin, "scaler", None),
+                "progress": trainer.progress_bar_callback is not None,
+            } | self._options
+            options["others"] = [*options.get("others", ()), *kept]
+            result = range_test.lr_find(trainer.strategy.model, optimizers[0], data, **options)
+        self._take(replace(result, notes=(*result.notes, *notes)), optimizers[0])
+
+    def _announce(self, text: str) -> None:
+        pl.utilities.rank_zero_info(f"LRFindCallback: {text}")
 
 
-class GradualUnfreezing(Callback):  # type: ignore[misc]
+class GradualUnfreezing(pl.Callback):  # type: ignore[misc]
     """Freezes and unfreezes layer groups by a schedule, without changing the optimizer's groups.
 
     Unlike with ``BackboneFinetuning``, which adds a param group at unfreezing, states, schedulers
@@ -170,11 +207,11 @@ class GradualUnfreezing(Callback):  # type: ignore[misc]
         self.timetable = timetable if isinstance(timetable, Timetable) else Timetable(timetable)
         self._norm_mode: NormPolicy = norm_mode
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze this epoch's layer groups, also if a checkpoint is resumed within the epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze this epoch's layer groups."""
         for inner in map(inner_optimizer, trainer.optimizers):
             self.timetable.apply(inner, trainer.current_epoch)
@@ -182,7 +219,7 @@ class GradualUnfreezing(Callback):  # type: ignore[misc]
                 set_norm_mode(pl_module, inner, self._norm_mode)
 
 
-class StepMonitor(Callback):  # type: ignore[misc]
+class StepMonitor(pl.Callback):  # type: ignore[misc]
     """Logs each group's learning rate and the gradient norm, without a synchronisation.
 
     Lightning's ``LearningRateMonitor`` reads ``param_groups``, which hold what the schedule
@@ -199,7 +236,12 @@ class StepMonitor(Callback):  # type: ignore[misc]
         self._seen = -1
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Queue copies at logging steps, and log those that have arrived."""
         step = trainer.global_step
@@ -210,11 +252,11 @@ class StepMonitor(Callback):  # type: ignore[misc]
             self._reader.put(step, [*optimizer.last_rates, *norms])
         self._log(trainer, wait=False)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the last ones, with a synchronisation."""
         self._log(trainer, wait=True)
 
-    def _log(self, trainer: Trainer, wait: bool) -> None:
+    def _log(self, trainer: pl.Trainer, wait: bool) -> None:
         groups = trainer.optimizers[0].param_groups
         names = [f"lr-{group.get('name', index)}" for index, group in enumerate(groups)]
         for step, numbers in self._reader.ready(wait):
@@ -223,11 +265,11 @@ class StepMonitor(Callback):  # type: ignore[misc]
                 logger.log_metrics(metrics, step=step)
 
 
-def _check_setup(trainer: Trainer, module: LightningModule) -> None:
-    if not module.automatic_optimization:
-        raise ValueError(
-            "automatic_optimization must be on for a range test; else call lrfast.lr_find with a "
-            "step_fn"
+def _check_setup(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise TypeError(
+            "training_step must take a batch for a range test, got one that takes dataloader_iter; "
+            "call lrfast.lr_find with a step_fn"
         )
     for config in trainer.lr_scheduler_configs:
         if not isinstance(config.scheduler, DeviceScheduler):
@@ -237,42 +279,216 @@ def _check_setup(trainer: Trainer, module: LightningModule) -> None:
             )
 
 
-def _loss_of(trainer: Trainer, module: LightningModule) -> Any:
+class _Observer(pl.Callback):  # type: ignore[misc]
+    """Keeps what the trainer's step returns, and the first loss that it backpropagates."""
+
+    def __init__(self) -> None:
+        self.outputs: Any = None
+        self.loss: Tensor | None = None
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        if self.loss is None and not pl_module.automatic_optimization:
+            scale = getattr(getattr(trainer.precision_plugin, "scaler", None), "_scale", None)
+            self.loss = loss.detach() if scale is None else loss.detach() / scale
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, idx: int
+    ) -> None:
+        self.outputs = outputs
+
+
+class _OneBatch:
+    """The data fetcher of a single batch, as the trainer's loop asks for one."""
+
+    def __init__(self, placed: PlacedBatch) -> None:
+        self._placed, self.done = placed, placed.is_last
+
+    def __next__(self) -> tuple[Any, int, int]:
+        return self._placed.batch, self._placed.index, 0
+
+
+class _TrainerStep:
+    """The trainer's own steps, batch by batch, of which only the loss is read."""
+
+    def __init__(self, trainer: pl.Trainer, observer: _Observer, data: PlacedBatches) -> None:
+        self._trainer, self._observer, self._data = trainer, observer, data
+        self._loop = trainer.fit_loop.epoch_loop
+
+    def begin(self) -> None:
+        """Start a pass, as the loop does at an epoch's start."""
+        loop = self._loop
+        loop._restarting = False
+        loop.batch_progress.reset_on_run()
+        loop.scheduler_progress.reset_on_run()
+        loop.automatic_optimization.optim_progress.reset_on_run()
+        self._trainer._logger_connector.reset_results()
+
+    def update(self, micro_batches: Sequence[PlacedBatch]) -> Tensor:
+        """Have the trainer step through batches, and return the mean of their losses."""
+        losses = [loss for each in micro_batches if (loss := self._loss_of(each)) is not None]
+        if not losses:
+            raise StepSkipped
+        return losses[0] if len(losses) == 1 else torch.stack(losses).double().mean()
+
+    def _loss_of(self, placed: PlacedBatch) -> Tensor | None:
+        """Step through one batch; None if there is no loss, because the batch is left out."""
+        if self._data.is_ended:
+            return None
+        if placed.index == 0:
+            self.begin()
+        observer, trainer = self._observer, self._trainer
+        observer.outputs = observer.loss = None
+        try:
+            self._loop.advance(_OneBatch(placed))
+        except StopIteration:  # on_train_batch_start has returned -1
+            self._data.is_ended = True
+            return None
+        is_automatic = trainer.lightning_module.automatic_optimization
+        loss = (observer.outputs or {}).get("loss")
+        if loss is None:
+            if observer.loss is None and not is_automatic:
+                raise ValueError(
+                    "training_step must return the loss for a range test, or pass it to "
+                    "manual_backward, got neither"
+                )
+            return observer.loss
+        return loss.detach() * trainer.accumulate_grad_batches if is_automatic else loss.detach()
+
+
+# Lightning's callbacks that watch, save or stop a training, and change no update.
+_WATCHING = (
+    *("BasePredictionWriter", "BatchSizeFinder", "Checkpoint", "DeviceStatsMonitor"),
+    *("EarlyStopping", "LearningRateFinder", "LearningRateMonitor", "ModelSummary", "ProgressBar"),
+    *("SpikeDetection", "ThroughputMonitor", "Timer"),
+)
+
+
+@contextmanager
+def _observed(
+    trainer: pl.Trainer, module: pl.LightningModule, data: PlacedBatches
+) -> Iterator[_Observer]:
+    """Let the trainer step for an observer: without loggers, and callbacks that only watch."""
+    observer, loop = _Observer(), trainer.fit_loop
+    named = tuple(getattr(pl.callbacks, name, LRFindCallback) for name in _WATCHING)
+    watching = (*named, LRFindCallback, StepMonitor)
+    running = [each for each in trainer.callbacks if not isinstance(each, watching)]
+    loop_results = loop.epoch_loop._results
+    before = trainer.callbacks, trainer.loggers, loop.max_batches
+    trainer.callbacks = [observer, *running]
+    trainer.loggers = [pl.loggers.logger.DummyLogger() for _ in trainer.loggers]
+    length = num_batches(data)
+    loop.max_batches = math.inf if length is None else length
+    loop.epoch_loop._results = type(loop_results)(training=True)
+    # The numbers of a progress bar would be read at every step.
+    object.__setattr__(module, "log", partial(_log_off_the_bar, module.log))
+    try:
+        yield observer
+    finally:
+        object.__delattr__(module, "log")
+        loop.epoch_loop._results = loop_results
+        trainer.callbacks, trainer.loggers, loop.max_batches = before
+
+
+def _log_off_the_bar(
+    log: Any, name: str, value: Any, prog_bar: bool = False, *args: Any, **kwargs: Any
+) -> None:
+    log(name, value, False, *args, **kwargs)
+
+
+def _trainer_state(trainer: pl.Trainer) -> KeptObjects:
+    """The state that the trainer's steps change outside model and optimizer."""
+    own = {id(module) for module in trainer.lightning_module.modules()}
+    library = pl.__name__
+
+    def is_part(owner: object, value: object) -> bool:
+        kind = type(value).__module__
+        if kind.startswith(library):
+            return kind.startswith((f"{library}.loops", f"{library}.callbacks"))
+        if isinstance(value, nn.Module):
+            return id(value) not in own
+        return kind.partition(".")[0] == type(owner).__module__.partition(".")[0]
+
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    metrics = [each for each in trainer.lightning_module.modules() if isinstance(each, Metric)]
+    roots = [trainer, trainer.fit_loop, trainer._logger_connector, *trainer.callbacks]
+    return KeptObjects([*roots, *schedulers, *metrics], is_part)
+
+
+def _loss_of(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
     takes_index = len(inspect.signature(module.training_step).parameters) > 1
 
     def compute_loss(model: nn.Module, batch: Any) -> Tensor:
+        index = 0
+        if isinstance(batch, PlacedBatch):
+            batch, index, _ = batch
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        output: Any = trainer.strategy.training_step(batch, *([0] if takes_index else []))
+        output: Any = trainer.strategy.training_step(batch, *([index] if takes_index else []))
         loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
         return loss
 
     return compute_loss
 
 
-def _loader_of(trainer: Trainer) -> DataLoader[Any]:
-    loader = trainer.train_dataloader
+class _Combined:
+    """The batches of combined loaders, pass by pass."""
+
+    def __init__(self, loader: Any, length: float | None) -> None:
+        self._loader, self._length = loader, length
+
+    def __len__(self) -> int:
+        if not isinstance(self._length, int):
+            raise TypeError("the loaders have no length")
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        iter(self._loader)
+        try:
+            for batch, _, _ in self._loader:
+                yield batch
+        finally:
+            for iterator in self._loader._iterator.iterators:
+                end_workers(iterator)
+
+
+def _data_of(trainer: pl.Trainer, given: Any) -> tuple[PlacedBatches, list[object], list[str]]:
+    """Return the batches of a range test, what else of their loaders to restore, and notes."""
+    combined_loader = pl.utilities.CombinedLoader
+    source, length = given, None
+    if given is None:
+        source, length = trainer.fit_loop._combined_loader, trainer.fit_loop.max_batches
+    elif isinstance(given, dict | list | tuple) and _are_loaders(given):
+        source = combined_loader(given, "max_size_cycle")
+    elif not isinstance(given, combined_loader):
+        return PlacedBatches(given, [given]), [], []
+    kept, notes = [], []
+    for each in source.flattened:
+        if isinstance(each, Iterator) and given is None:
+            raise TypeError(
+                "data must be given where the trainer's can be iterated only once, got "
+                f"{type(each).__name__}"
+            )
+        if isinstance(each, Stateful):
+            kept.append(each)
+        elif not isinstance(each, DataLoader | Sequence):
+            notes.append(f"{type(each).__name__} was iterated, and cannot be restored")
+    own = copy.copy(source)
+    own._iterator, own.flattened = None, [_own_loader(each) for each in source.flattened]
+    return PlacedBatches(_Combined(own, length), own.flattened), kept, notes
+
+
+def _are_loaders(given: Any) -> bool:
+    items = list(given.values() if isinstance(given, dict) else given)
+    return bool(items) and all(isinstance(each, DataLoader) for each in items)
+
+
+def _own_loader(loader: Any) -> Any:
+    """A DataLoader whose workers, which end with a pass, are not the trainer's."""
     if not isinstance(loader, DataLoader):
-        got = type(loader).__name__
-        raise TypeError(f"data must be given where the trainer has not one DataLoader, got {got}")
-    # With persistent workers a loader has one iterator, which is the trainer's.
+        return loader
     own = copy.copy(loader)
-    own._iterator = None
+    vars(own).update(_iterator=None, persistent_workers=False)
     return own
-
-
-@contextmanager
-def _silent(module: LightningModule) -> Iterator[None]:
-    """Drop a module's logs, and reset its metrics."""
-    names = ("log", "log_dict")
-    for name in names:
-        object.__setattr__(module, name, lambda *args, **kwargs: None)
-    try:
-        yield
-    finally:
-        for name in names:
-            object.__delattr__(module, name)
-        for each in module.modules():
-            if isinstance(each, Metric):
-                each.reset()

@@ -11,7 +11,7 @@ import torch
 
 from lrfast._utils.progress import Progress
 from lrfast.curve import LossCurve
-from lrfast.optim._schedule_driver import attach_schedule
+from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
 from lrfast.range_test._sweep import Sweep
 from lrfast.training._captured import CapturedTrainStep
 from lrfast.training._data import DataSize, device_of
@@ -77,7 +77,7 @@ class SweepLoop:
         shown = self.progress and training.ranks.is_first
         bar = Progress("range test", len(self._lrs), shown=shown)
         try:
-            for number in self._steps():
+            for number in self._steps(driver):
                 micro_batches = next(batches)
                 if number == 0:
                     self.data_size = training.data_size(micro_batches)
@@ -94,7 +94,7 @@ class SweepLoop:
             driver.detach()
         return self.curve
 
-    def _steps(self) -> Iterator[int]:
+    def _steps(self, driver: ScheduleDriver) -> Iterator[int]:
         """Yield the steps until each learning rate has its point: more if some are skipped."""
         count, step = len(self._lrs), 0
         missing, most = count, _MAX_STEPS_PER_POINT * count
@@ -104,6 +104,8 @@ class SweepLoop:
                 step += 1
             calls = self.training.step_fn is not None
             missing = count - len(self.curve) if calls or self.training.scaler is not None else 0
+            if missing and calls:  # a trainer may step without a loss
+                missing = min(missing, count - int(driver.steps_applied()))
             if calls and missing < count:
                 most = _MAX_CALLS_PER_POINT * count
 

@@ -33,6 +33,7 @@ from lrfast.training._captured import check_captures
 from lrfast.training._data import (
     ComputeLoss,
     LossFunction,
+    PlacedBatches,
     ReplayableLoader,
     StepFunction,
     generators_of,
@@ -200,7 +201,7 @@ def lr_find(
     if scaler is not None and training.takes_closure:
         raise ValueError("scaler must be left out for an optimizer that needs a closure")
     kept = [*others, *([] if scaler is None else [scaler])]
-    loaders = [data, valid, judge]
+    loaders = [*(data.loaders if isinstance(data, PlacedBatches) else [data]), valid, judge]
     _check_memory(bytes_needed(model, optimizer), snapshot)
     on_host = snapshot == "host"
     with preserved(model, optimizer, others=kept, loaders=loaders, on_host=on_host) as saved:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, tee
-from typing import Any
+from itertools import count, islice, tee
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,14 @@ class DataSize:
 
     batch_size: int | None = None  # rows per update
     targets: int | None = None  # classes to predict in one pass; None if targets are no classes
+
+
+class PlacedBatch(NamedTuple):
+    """A batch with its place in a pass, for trainers whose steps depend on it."""
+
+    batch: Any
+    index: int  # from 0
+    is_last: bool  # of its pass, whose last update takes what micro-batches are left
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -214,17 +222,57 @@ class DataExhausted(ValueError):
 
 
 def accumulation_windows(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Yield ``size`` batches at a time; if the data end early, the rest comes before the error."""
+    """Yield ``size`` batches at a time; if the data end early, the rest comes before the error.
+
+    A :class:`PlacedBatch` that is the last of its pass ends a window.
+    """
     while True:
         window: list[Any] = []
         try:
             for _ in range(size):
-                window.append(next(batches))  # noqa: PERF401, because it may raise in between
+                window.append(next(batches))
+                if isinstance(window[-1], PlacedBatch) and window[-1].is_last:
+                    break
         except DataExhausted:
             if window:
                 yield window
             raise
         yield window
+
+
+class PlacedBatches:
+    """Batches of loaders, each with its place in a pass, which a trainer may end early.
+
+    Without a length one batch is drawn ahead, to know the last.
+    """
+
+    def __init__(self, batches: Iterable[Any], loaders: Sequence[Any]) -> None:
+        self._batches = batches
+        self.loaders = loaders  # that the batches come from
+        self.is_ended = False  # whether the trainer leaves out the rest of the pass
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]  # num_batches sees a TypeError
+
+    def __iter__(self) -> Iterator[PlacedBatch]:
+        self.is_ended = False
+        length = num_batches(self._batches)
+        with closing(iterate_once(self._batches)) as present:
+            ahead = list(islice(present, 0 if length else 1))
+            for index in count():
+                ahead.extend(islice(present, 1))
+                if not ahead or self.is_ended:
+                    return
+                is_last = len(ahead) == 1 if length is None else index + 1 >= length
+                yield PlacedBatch(ahead.pop(0), index, is_last)
+                if is_last:
+                    return
+
+
+def _is_replayable(data: object) -> bool:
+    if isinstance(data, PlacedBatches):
+        return all(map(_is_replayable, data.loaders))
+    return isinstance(data, torch.utils.data.DataLoader | Sequence)
 
 
 class ReplayableLoader:
@@ -237,7 +285,7 @@ class ReplayableLoader:
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
-        self._is_cached = not isinstance(data, torch.utils.data.DataLoader | Sequence)
+        self._is_cached = not _is_replayable(data)
         self._start: Iterator[Any] | None = None
 
     def __len__(self) -> int:

@@ -250,12 +250,14 @@ class UserStep(UpdateFirst):
         is_trainers = isinstance(step_fn, TrainerUpdate)
         count = driver.steps_applied().clone()
         driver.before_step()
+        rates = _rates_of(training.optimizer)
         try:
             made = step_fn(micro_batches if is_trainers else micro_batches[0])
         except StepSkipped:
             return torch.tensor(torch.nan, device=self.curve.device)
         finally:
             driver.after_step()
+        _check_rates(training.optimizer, rates)
         loss = check_loss(made, needs_grad=False).detach().to(self.curve.device)
         if training.valid is None:
             loss = training.ranks.mean(loss)
@@ -271,6 +273,24 @@ class UserStep(UpdateFirst):
             self.curve.record(self.training.loss(micro_batches), self.lr())
         else:
             self.record(micro_batches)
+
+
+def _rates_of(optimizer: Optimizer) -> list[tuple[Any, int]]:
+    """Return each group's learning rate as it is, with the version of a tensor."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return [(rate, rate._version if isinstance(rate, Tensor) else 0) for rate in rates]
+
+
+def _check_rates(optimizer: Optimizer, before: list[tuple[Any, int]]) -> None:
+    """Refuse a step that has set a learning rate, because the range test sets them."""
+    for index, (old, new) in enumerate(zip(before, _rates_of(optimizer), strict=True)):
+        both_plain = not isinstance(old[0], Tensor) and not isinstance(new[0], Tensor)
+        if not (old == new if both_plain else old[0] is new[0] and old[1] == new[1]):
+            raise ValueError(
+                f"the training step must keep the learning rates, got {new[0]} for param group "
+                f"{index}, to which the range test had given {old[0]}; leave schedulers and "
+                "warm-ups out of the step while it runs"
+            )
 
 
 def record_call(
