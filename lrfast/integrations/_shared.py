@@ -47,15 +47,15 @@ class LRFinderBase:
         rule = self._rule or result.rule
         answer = result.suggestions[rule]
         if answer.lr is None:
-            self._announce(f"range test: learning rates stay, {rule} has none: {answer.reason}")
+            self._announce(f"learning rates stay, because {rule} has none: {answer.reason}")
         else:
             before = [f"{float(group['lr']):.3g}" for group in optimizer.param_groups]
             result.apply(optimizer, self._rule)
             pairs = zip(before, optimizer.param_groups, strict=True)
             rates = ", ".join(f"{old} to {float(group['lr']):.3g}" for old, group in pairs)
-            self._announce(f"range test: learning rate set from {rates} ({rule}: {answer.reason})")
+            self._announce(f"learning rate set from {rates} ({rule}: {answer.reason})")
         for note in result.notes:
-            self._announce(f"range test: {note}")
+            self._announce(note)
 
     def _announce(self, text: str) -> None:
         """Tell the user in the trainer's own way."""

@@ -165,8 +165,8 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
         optimizers = [inner_optimizer(each) for each in trainer.optimizers]
         if len(optimizers) > 1:
             notes.append(
-                f"of {len(optimizers)} optimizers the range test has moved the learning rate of "
-                "the first, and the others stepped at their own"
+                f"the range test moved the learning rate of the first of {len(optimizers)} "
+                "optimizers; the others stepped at their own"
             )
         with _observed(trainer, pl_module, data) as observer:
             step = _TrainerStep(trainer, observer, data)

@@ -344,11 +344,6 @@ def test_the_example(
     check_example(capsys.readouterr().out, after=6)
 
 
-def manual(module: Any) -> Any:
-    module.automatic_optimization = False
-    return ours(module)
-
-
 ERRORS: list[tuple[Make, Any, dict[str, Any], type[Exception], str]] = [
     (theirs, integration.ClipInStep, {"gradient_clip_val": 1.0}, TypeError, "one of lrfast"),
     (
@@ -358,7 +353,6 @@ ERRORS: list[tuple[Make, Any, dict[str, Any], type[Exception], str]] = [
         ValueError,
         "gradient_clip_algorithm must be 'norm', got",
     ),
-    (manual, integration.LRFindCallback, {}, ValueError, "automatic_optimization must be on"),
     (
         theirs,
         integration.LRFindCallback,
@@ -384,9 +378,3 @@ def test_shards_that_only_a_strategy_knows(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match=r"strategy must not be FSDPStrategy .* ModelParallelStra"):
         trainer.fit(Classifier(ours), make_loader())
     assert trainer.gradient_clip_val == 0.3
-
-
-def test_several_loaders_need_data() -> None:
-    module, trainer = Classifier(ours), make_trainer([integration.LRFindCallback()])
-    with pytest.raises(TypeError, match="data must be given where the trainer has not one"):
-        trainer.fit(module, [make_loader(), make_loader()])
