@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from random import Random
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from lrfast import suggest
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.optim import FusedOptimizer
 from lrfast.range_test import RangeTest
+from lrfast.training._data import check_loss
 from lrfast.training._snapshot import TensorStore
+from lrfast.training._step import StepSkipped
 
 _log = logging.getLogger(__name__)
 
@@ -66,23 +69,32 @@ class KeptObjects:
     """Attributes of a trainer's objects, as an entry of ``others``; restored in place.
 
     Containers and tensors in the attributes are restored, too, and so are objects and modules in
-    them for which ``is_part(owner, item)`` is true. Others are kept by reference.
+    them for which ``is_part(owner, item)`` is true, and Python's generators. Others, and what is in
+    attributes of the names ``apart``, are kept by reference.
     """
 
-    def __init__(self, roots: Iterable[object], is_part: Callable[[object, object], bool]) -> None:
+    def __init__(
+        self,
+        roots: Iterable[object],
+        is_part: Callable[[object, object], bool] = lambda owner, item: False,
+        apart: Collection[str] = (),
+    ) -> None:
         self._store = TensorStore()
-        seen: dict[int, object] = {}
+        self._tables: dict[int, tuple[object, dict[str, Any]]] = {}  # attributes, by the owner's id
+        self._random: list[tuple[Random, Any]] = []
         waiting = list(roots)
         while waiting:
             owner = waiting.pop()
-            if id(owner) in seen or not hasattr(owner, "__dict__"):
+            if id(owner) in self._tables or not hasattr(owner, "__dict__"):
                 continue
-            seen[id(owner)] = owner
-            self._store.save(vars(owner))
+            self._tables[id(owner)] = owner, dict(vars(owner))
             if isinstance(owner, nn.Module):
                 self._store.save_modules(owner)
                 waiting.extend(owner.children())
-            items = _items_in(list(vars(owner).values()))
+            values = [value for name, value in vars(owner).items() if name not in apart]
+            self._store.save(values)
+            items = list(_items_in(values))
+            self._random += [(each, each.getstate()) for each in items if isinstance(each, Random)]
             waiting.extend(each for each in items if is_part(owner, each))
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,6 +104,12 @@ class KeptObjects:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what there was."""
         self._store.restore()
+        for owner, table in self._tables.values():
+            for name in vars(owner).keys() - table.keys():
+                del vars(owner)[name]
+            vars(owner).update(table)
+        for generator, state in self._random:
+            generator.setstate(state)
 
 
 def _items_in(value: object) -> Iterator[object]:
@@ -101,6 +119,14 @@ def _items_in(value: object) -> Iterator[object]:
             yield from _items_in(item)
     else:
         yield value
+
+
+def mean_loss(losses: Iterable[Any]) -> Tensor:
+    """Return the mean loss of micro-batches; None is that of one which the trainer has left out."""
+    kept = [check_loss(each, needs_grad=False).detach() for each in losses if each is not None]
+    if not kept:
+        raise StepSkipped
+    return kept[0] if len(kept) == 1 else torch.stack([each.double() for each in kept]).mean()
 
 
 class StepClipper:

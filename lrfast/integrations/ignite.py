@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from ignite.handlers.param_scheduler import (
+    ParamGroupScheduler,
+    ParamScheduler,
+    ReduceLROnPlateauScheduler,
+)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import range_test
-from lrfast.integrations._shared import LRFinderBase
+from lrfast.integrations._shared import KeptObjects, LRFinderBase, inner_optimizer, mean_loss
+from lrfast.training._step import TrainerUpdate
 
 __all__ = ["LRFindHandler"]
 
@@ -18,20 +29,24 @@ __all__ = ["LRFindHandler"]
 class LRFindHandler(LRFinderBase):
     """Runs a range test when an engine starts, and trains on at the suggested learning rate.
 
-    The engine's own process function makes the steps; its handlers do not run meanwhile. Weights,
-    states, order of data and random numbers are restored. Without a suggestion the learning rates
-    stay. ``results`` holds all range tests.
+    The engine's own process function makes the updates. It finds the engine's iteration, epoch and
+    batch as in training, and the events that it fires are handled; handlers of the engine's own
+    events do not run, and ``notes`` of the result name them. An output of None adds no point.
+    Weights, states, the engine's state, order of data and random numbers are restored. Without a
+    suggestion the learning rates stay. ``results`` holds all range tests.
 
     Args:
         model: Module that the engine trains.
         optimizer: Its optimizer, of lrfast or torch.
-        output_transform: Maps the process function's output to the loss, a tensor on the device;
-            default: the output itself. ``create_supervised_trainer`` returns ``loss.item()``, a
-            synchronisation per step, unless its own ``output_transform`` is
+        output_transform: Maps the process function's output to the loss, a tensor on the device or
+            a number; default: the output itself. ``create_supervised_trainer`` returns
+            ``loss.item()``, a synchronisation per step, unless its own ``output_transform`` is
             ``lambda x, y, y_pred, loss: loss``.
         rule: Name of the suggestion method; None, the default: that of :attr:`RangeTest.rule`.
-        **options: Arguments of :func:`lrfast.lr_find` that go with a ``step_fn``. A GradScaler that
-            the process function uses belongs in ``others``.
+        **options: Arguments of :func:`lrfast.lr_find` that go with a ``step_fn``, and
+            ``accumulate``, calls of the process function per update; by default those of a
+            ``create_supervised_trainer``. What the process function changes besides model,
+            optimizer and the GradScaler that it closes over belongs in ``others``.
 
     Example:
         >>> import torch, lrfast
@@ -59,6 +74,7 @@ class LRFindHandler(LRFinderBase):
         super().__init__(rule)
         self._model, self._optimizer = model, optimizer
         self._loss_of, self._options = output_transform, options
+        self._logger = logging.getLogger(__name__)
 
     def attach(self, engine: Engine) -> LRFindHandler:
         """Return itself, after registering for the engine's start."""
@@ -66,12 +82,126 @@ class LRFindHandler(LRFinderBase):
         return self
 
     def __call__(self, engine: Engine) -> None:
-        """Run a range test on the engine's data, and apply it."""
+        """Run a range test on the engine's data, and apply it.
 
-        def step(batch: Any) -> Tensor:
-            return self._loss_of(engine._process_function(engine, batch))
-
+        Raises:
+            ValueError: If a handler would overwrite the learning rate that is found.
+        """
+        optimizer = inner_optimizer(self._optimizer)
+        _check_schedulers(engine, optimizer)
+        held = _closed_over(engine._process_function)
+        options = {"accumulate": held.get("gradient_accumulation_steps", 1)} | self._options
+        scalers = [each for each in held.values() if isinstance(each, torch.amp.GradScaler)]
+        kept = KeptObjects([engine, engine.state], apart=("dataloader", "batch"))
+        options["others"] = [*options.get("others", ()), *scalers, kept]
+        step = _EngineStep(engine, self._loss_of)
+        data = engine.state.dataloader
         result = range_test.lr_find(
-            self._model, self._optimizer, engine.state.dataloader, step_fn=step, **self._options
+            self._model,
+            optimizer,
+            repeat(None) if data is None else data,
+            **_with_step(step, **options),
         )
-        self._take(result, self._optimizer)
+        notes = [f"{name} did not run in the range test" for name in _handlers_left_out(engine)]
+        self._logger = engine.logger
+        self._take(replace(result, notes=(*result.notes, *notes)), optimizer)
+
+    def _announce(self, text: str) -> None:
+        self._logger.info("LRFindHandler: %s", text)
+
+
+class _EngineStep:
+    """The engine's own step, with its counters as in training."""
+
+    def __init__(self, engine: Engine, loss_of: Callable[[Any], Any]) -> None:
+        self._engine, self._loss_of = engine, loss_of
+
+    def update(self, batches: Iterable[Any]) -> Tensor:
+        """Step through the micro-batches of an update, and return the mean of their losses."""
+        return mean_loss(map(self._step, batches))
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Step through one batch, and return its loss."""
+        return self.update([batch])
+
+    def _step(self, batch: Any) -> Any:
+        engine, state = self._engine, self._engine.state
+        if state.iteration % (state.epoch_length or 2**63) == 0:
+            state.epoch += 1
+        state.iteration += 1
+        state.batch = batch
+        state.output = engine._process_function(engine, batch)
+        loss = None if state.output is None else self._loss_of(state.output)
+        return torch.tensor(float(loss)) if isinstance(loss, float | int) else loss
+
+
+def _with_step(step: _EngineStep, **options: Any) -> dict[str, Any]:
+    """Options of ``lr_find`` for a step of one or several calls per update."""
+    if options["accumulate"] == 1:
+        return {"step_fn": step} | options
+    for name in ("valid", "verify", "lag"):
+        if options.get(name):
+            raise ValueError(f"{name} must be left out with a process function that accumulates")
+    return {"step_fn": TrainerUpdate(lambda: None, step.update)} | options
+
+
+def _check_schedulers(engine: Engine, optimizer: Optimizer) -> None:
+    """Refuse a handler that sets the optimizer's learning rate."""
+    for _, handler in _handlers_of(engine):
+        if _sets_rate(handler, optimizer):
+            raise ValueError(
+                "the engine must have no handler that sets the learning rate for a range test, got "
+                f"{type(handler).__name__}, which would overwrite what is found; find it first, "
+                "and make the scheduler from it, or give the optimizer a schedule of lrfast, which "
+                "multiplies it"
+            )
+
+
+def _sets_rate(handler: Any, optimizer: Optimizer) -> bool:
+    if isinstance(handler, ParamGroupScheduler):
+        return any(_sets_rate(each, optimizer) for each in handler.schedulers)
+    # Of ReduceLROnPlateau the present learning rate is a factor.
+    is_kind = isinstance(handler, ParamScheduler)
+    if not is_kind or isinstance(handler, ReduceLROnPlateauScheduler):
+        return False
+    return handler.param_name == "lr" and inner_optimizer(handler.optimizer) is optimizer
+
+
+def _handlers_of(engine: Engine) -> list[tuple[Any, Any]]:
+    """Every event's handlers, also of filtered events."""
+    return [
+        (event, handler._parent() if hasattr(handler, "_parent") else handler)
+        for event, handlers in engine._event_handlers.items()
+        for handler, _, _ in handlers
+    ]
+
+
+# What happens between two updates.
+_BETWEEN = frozenset(
+    {
+        *(Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED, Events.EPOCH_STARTED),
+        *(Events.ITERATION_STARTED, Events.ITERATION_COMPLETED),
+    }
+)
+
+
+def _handlers_left_out(engine: Engine) -> list[str]:
+    """Names of handlers that training runs between updates, without ignite's own."""
+    return [
+        f"{getattr(handler, '__name__', type(handler).__name__)}, a handler of {event.name},"
+        for event, handler in _handlers_of(engine)
+        if event in _BETWEEN and not _is_watching(handler)
+    ]
+
+
+def _is_watching(handler: Any) -> bool:
+    owner = getattr(handler, "__self__", handler)
+    module = getattr(handler if inspect.isfunction(handler) else type(owner), "__module__", "")
+    return isinstance(owner, LRFindHandler) or str(module).startswith("ignite.")
+
+
+def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
+    """What a process function closes over, by name."""
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
+        return {}
+    return dict(inspect.getclosurevars(function).nonlocals)

@@ -17,7 +17,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
@@ -26,11 +25,16 @@ from lrfast import range_test
 from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import NormPolicy, Timetable, set_norm_mode
-from lrfast.integrations._shared import KeptObjects, LRFinderBase, fused_optimizer
+from lrfast.integrations._shared import (
+    KeptObjects,
+    LRFinderBase,
+    fused_optimizer,
+    mean_loss,
+)
 from lrfast.integrations.scheduler import DeviceScheduler
 from lrfast.training._data import PlacedBatch, PlacedBatches, end_workers, num_batches
 from lrfast.training._snapshot import Stateful
-from lrfast.training._step import StepSkipped, TrainerUpdate
+from lrfast.training._step import TrainerUpdate
 
 if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
     import pytorch_lightning as pl
@@ -327,12 +331,9 @@ class _TrainerStep:
 
     def update(self, micro_batches: Sequence[PlacedBatch]) -> Tensor:
         """Have the trainer step through batches, and return the mean of their losses."""
-        losses = [loss for each in micro_batches if (loss := self._loss_of(each)) is not None]
-        if not losses:
-            raise StepSkipped
-        return losses[0] if len(losses) == 1 else torch.stack(losses).double().mean()
+        return mean_loss(map(self._loss_of, micro_batches))
 
-    def _loss_of(self, placed: PlacedBatch) -> Tensor | None:
+    def _loss_of(self, placed: PlacedBatch) -> Any:
         """Step through one batch; None if there is no loss, because the batch is left out."""
         if self._data.is_ended:
             return None
@@ -354,7 +355,7 @@ class _TrainerStep:
                     "manual_backward, got neither"
                 )
             return observer.loss
-        return loss.detach() * trainer.accumulate_grad_batches if is_automatic else loss.detach()
+        return loss * trainer.accumulate_grad_batches if is_automatic else loss
 
 
 # Lightning's callbacks that watch, save or stop a training, and change no update.

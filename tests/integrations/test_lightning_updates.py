@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import bits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from tiny import bits
 from trainers import cross_entropy, load, options_in_docs, quieten
 
 pl = load("lightning").pytorch
