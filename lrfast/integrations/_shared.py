@@ -65,6 +65,13 @@ class LRFinderBase:
         _log.info(text)
 
 
+def check_own_updates(options: Collection[str]) -> None:
+    """Refuse arguments of ``lr_find`` that would replace a trainer's own updates."""
+    for name in ("loss_fn", "compute_loss", "step_fn", "capture"):
+        if name in options:
+            raise ValueError(f"{name} must be left out: the updates are the trainer's own")
+
+
 class KeptObjects:
     """Attributes of a trainer's objects, as an entry of ``others``; restored in place.
 

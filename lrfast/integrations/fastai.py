@@ -12,12 +12,11 @@ from fastai.callback.core import CancelEpochException, CancelFitException, Cance
 from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device
-from fastcore.foundation import L
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import range_test
-from lrfast.integrations._shared import KeptObjects, mean_loss
+from lrfast.integrations._shared import KeptObjects, check_own_updates, mean_loss
 from lrfast.optim import AdamW, FusedOptimizer
 from lrfast.range_test import RangeTest
 from lrfast.training._data import PlacedBatch, PlacedBatches, num_batches
@@ -67,6 +66,7 @@ def lr_find(learner: Learner, **options: Any) -> RangeTest:
         TypeError: If the Learner's optimizer is not one of lrfast or torch.
         ValueError: With ``NonNativeMixedPrecision``, which makes other parameters.
     """
+    check_own_updates(options)
     optimizer = _optimizer_of(learner)
     for each in learner.cbs:
         if type(each).__name__ in ("ModelToHalf", "NonNativeMixedPrecision"):
@@ -80,12 +80,12 @@ def lr_find(learner: Learner, **options: Any) -> RangeTest:
     with _running_callbacks(learner, model) as running:
         kept = KeptObjects([learner, loader, *running], apart=("dataset", "dls"))
         step = _LearnerStep(learner, loader, data, options.get("num_iter", 100))
-        options = {
+        own: dict[str, Any] = {
             "compute_loss": step.loss,
             "step_fn": TrainerUpdate(step.begin, step.update),
             "accumulate": _accumulated(running, loader),
-        } | options
-        options["others"] = [*options.get("others", ()), kept]
+        }
+        options = own | options | {"others": [*options.get("others", ()), kept]}
         return range_test.lr_find(model, optimizer, data, **options)
 
 
@@ -148,13 +148,13 @@ class _LearnerStep:
         learner = self._learner
         if self._data.is_ended:
             return None
-        if placed.index == 0 and not self._is_new:
+        if placed.place == 0 and not self._is_new:
             learner("after_train")
             self._begin_pass(learner.epoch + 1)
         self._is_new = False
         learner.loss = None
         try:
-            learner.one_batch(placed.index, placed.batch)
+            learner.one_batch(placed.place, placed.batch)
         except (CancelTrainException, CancelEpochException, CancelFitException):
             self._data.is_ended = True
         return learner.loss
@@ -181,7 +181,7 @@ def _running_callbacks(learner: Learner, model: nn.Module) -> Iterator[list[Any]
         and not hasattr(each, "accelerator")
         and _WATCHING.isdisjoint(kind.__module__ for kind in type(each).__mro__)
     ]
-    learner.cbs, learner.model = L(running), model
+    learner.cbs, learner.model = type(callbacks)(running), model
     try:
         yield running
     finally:

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import range_test
-from lrfast.integrations._shared import KeptObjects, LRFinderBase, inner_optimizer, mean_loss
+from lrfast.integrations._shared import (
+    KeptObjects,
+    LRFinderBase,
+    check_own_updates,
+    inner_optimizer,
+    mean_loss,
+)
 from lrfast.training._step import TrainerUpdate
 
 __all__ = ["LRFindHandler"]
@@ -72,6 +78,7 @@ class LRFindHandler(LRFinderBase):
         **options: Any,
     ) -> None:
         super().__init__(rule)
+        check_own_updates(options)
         self._model, self._optimizer = model, optimizer
         self._loss_of, self._options = output_transform, options
         self._logger = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from lrfast.groups import NormPolicy, Timetable, set_norm_mode
 from lrfast.integrations._shared import (
     KeptObjects,
     LRFinderBase,
+    check_own_updates,
     fused_optimizer,
     mean_loss,
 )
@@ -139,6 +140,7 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         LRFinderBase.__init__(self, rule)
+        check_own_updates(options)
         self._epochs, self._data, self._options = frozenset(epochs), data, options
         self._is_due = False
 
@@ -172,6 +174,7 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
                 f"the range test moved the learning rate of the first of {len(optimizers)} "
                 "optimizers; the others stepped at their own"
             )
+        shows_bar = trainer.progress_bar_callback is not None
         with _observed(trainer, pl_module, data) as observer:
             step = _TrainerStep(trainer, observer, data)
             kept = [*kept, *optimizers[1:], _trainer_state(trainer)]
@@ -180,7 +183,7 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
                 "step_fn": TrainerUpdate(step.begin, step.update),
                 "accumulate": trainer.accumulate_grad_batches,
                 "scaler": getattr(trainer.precision_plugin, "scaler", None),
-                "progress": trainer.progress_bar_callback is not None,
+                "progress": shows_bar,
             } | self._options
             options["others"] = [*options.get("others", ()), *kept]
             result = range_test.lr_find(trainer.strategy.model, optimizers[0], data, **options)
@@ -310,7 +313,7 @@ class _OneBatch:
         self._placed, self.done = placed, placed.is_last
 
     def __next__(self) -> tuple[Any, int, int]:
-        return self._placed.batch, self._placed.index, 0
+        return self._placed.batch, self._placed.place, 0
 
 
 class _TrainerStep:
@@ -337,7 +340,7 @@ class _TrainerStep:
         """Step through one batch; None if there is no loss, because the batch is left out."""
         if self._data.is_ended:
             return None
-        if placed.index == 0:
+        if placed.place == 0:
             self.begin()
         observer, trainer = self._observer, self._trainer
         observer.outputs = observer.loss = None
@@ -465,7 +468,8 @@ def _data_of(trainer: pl.Trainer, given: Any) -> tuple[PlacedBatches, list[objec
         source = combined_loader(given, "max_size_cycle")
     elif not isinstance(given, combined_loader):
         return PlacedBatches(given, [given]), [], []
-    kept, notes = [], []
+    kept: list[object] = []
+    notes: list[str] = []
     for each in source.flattened:
         if isinstance(each, Iterator) and given is None:
             raise TypeError(

@@ -31,7 +31,7 @@ class PlacedBatch(NamedTuple):
     """A batch with its place in a pass, for trainers whose steps depend on it."""
 
     batch: Any
-    index: int  # from 0
+    place: int  # from 0
     is_last: bool  # of its pass, whose last update takes what micro-batches are left
 
 
@@ -259,12 +259,12 @@ class PlacedBatches:
         length = num_batches(self._batches)
         with closing(iterate_once(self._batches)) as present:
             ahead = list(islice(present, 0 if length else 1))
-            for index in count():
+            for place in count():
                 ahead.extend(islice(present, 1))
                 if not ahead or self.is_ended:
                     return
-                is_last = len(ahead) == 1 if length is None else index + 1 >= length
-                yield PlacedBatch(ahead.pop(0), index, is_last)
+                is_last = len(ahead) == 1 if length is None else place + 1 >= length
+                yield PlacedBatch(ahead.pop(0), place, is_last)
                 if is_last:
                     return
 

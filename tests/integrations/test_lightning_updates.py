@@ -457,3 +457,9 @@ def test_other_options_of_a_range_test(find: dict[str, Any]) -> None:
     result = finder.results[0]
     assert len(seen) > 2 * BATCHES + 12 and len(result.lrs) > 12
     assert (result.race is not None) == ("verify" in find)
+
+
+@pytest.mark.parametrize("name", ["loss_fn", "compute_loss", "step_fn", "capture"])
+def test_what_would_replace_the_trainers_updates(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be left out: the updates are the trainer's"):
+        integration.LRFindCallback(**{name: None})

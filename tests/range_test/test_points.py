@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import lrfast
 from lrfast import RangeTest, lr_find
-from lrfast.training._data import DataExhausted, accumulation_windows, cycle_data
+from lrfast.training._data import DataExhausted, PlacedBatches, accumulation_windows, cycle_data
 
 ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
 PLAIN: dict[str, Any] = {"stop": None, "progress": False, "start_lr": 1e-3, "end_lr": 0.5}
@@ -74,6 +74,22 @@ def test_windows_of_data_that_end(size: int, batches: int, expected: int) -> Non
 def test_windows_of_data_that_are_cycled() -> None:
     found = accumulation_windows(cycle_data([0, 1, 2]), 2)
     assert [next(found) for _ in range(4)] == [[0, 1], [2, 0], [1, 2], [0, 1]]
+
+
+@pytest.mark.parametrize("is_sized", [True, False])
+def test_a_trainers_windows_end_with_a_pass(is_sized: bool) -> None:
+    """Also if the trainer ends it early, and if the data have no length."""
+
+    class Unsized:
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(5))
+
+    data = PlacedBatches(range(5) if is_sized else Unsized(), [])
+    windows = accumulation_windows(cycle_data(data), 2)
+    found = [[(each.batch, each.place) for each in next(windows)] for _ in range(4)]
+    assert found == [[(0, 0), (1, 1)], [(2, 2), (3, 3)], [(4, 4)], [(0, 0), (1, 1)]]
+    data.is_ended = True
+    assert [each.batch for each in next(windows)] == [0, 1]
 
 
 @ALL

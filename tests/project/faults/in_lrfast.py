@@ -473,6 +473,69 @@ INTEGRATIONS = [
         "not (one and other) or",
         "test_resume_orders.py test_sharded.py",
     ),
+    Fault(
+        "lightnings-callbacks-are-left-out-of-a-sweep",
+        "lrfast/integrations/lightning.py",
+        "trainer.callbacks = [observer, *running]",
+        "trainer.callbacks = [observer]",
+        "test_lightning_updates.py",
+    ),
+    Fault(
+        "a-sweeps-first-batch-is-lightnings-second",
+        "lrfast/integrations/lightning.py",
+        "        loop.batch_progress.reset_on_run()\n",
+        "",
+        "test_lightning_updates.py",
+    ),
+    Fault(
+        "a-window-of-micro-batches-goes-on-in-the-next-pass",
+        "lrfast/training/_data.py",
+        "if isinstance(window[-1], PlacedBatch) and window[-1].is_last:",
+        "if False and isinstance(window[-1], PlacedBatch) and window[-1].is_last:",
+        "test_points.py",
+    ),
+    Fault(
+        "lightnings-metrics-keep-what-a-sweep-counted",
+        "lrfast/integrations/lightning.py",
+        "return KeptObjects([*roots, *schedulers, *metrics], is_part)",
+        "return KeptObjects([*roots, *schedulers, *metrics[:0]], is_part)",
+        "test_lightning_updates.py test_lightning.py",
+    ),
+    Fault(
+        "an-engines-counter-stands-still",
+        "lrfast/integrations/ignite.py",
+        "        state.iteration += 1\n",
+        "",
+        "test_ignite_fastai_updates.py",
+    ),
+    Fault(
+        "an-engines-scheduler-overwrites-what-is-found",
+        "lrfast/integrations/ignite.py",
+        "        if _sets_rate(handler, optimizer):",
+        "        if False and _sets_rate(handler, optimizer):",
+        "test_ignite_fastai_updates.py",
+    ),
+    Fault(
+        "a-learner-sweeps-without-its-weight-decay",
+        "lrfast/integrations/fastai.py",
+        "            learner.opt.set_hypers(wd=learner.wd)\n",
+        "            pass\n",
+        "test_ignite_fastai_updates.py",
+    ),
+    Fault(
+        "a-range-test-is-silent-about-what-it-sets",
+        "lrfast/integrations/_shared.py",
+        'self._announce(f"learning rate set from',
+        'str(f"learning rate set from',
+        "test_lightning_updates.py test_ignite_fastai_updates.py",
+    ),
+    Fault(
+        "a-step-may-set-a-learning-rate-in-a-sweep",
+        "lrfast/training/_step.py",
+        "        _check_rates(training.optimizer, rates)\n",
+        "",
+        "test_lightning_updates.py",
+    ),
 ]
 
 IN_LRFAST = [
@@ -485,4 +548,5 @@ IN_LRFAST = [
     *SCHEDULES,
     *SUGGEST,
     *FILES,
+    *INTEGRATIONS,
 ]
