@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -70,6 +70,13 @@ def check_own_updates(options: Collection[str]) -> None:
     for name in ("loss_fn", "compute_loss", "step_fn", "capture"):
         if name in options:
             raise ValueError(f"{name} must be left out: the updates are the trainer's own")
+
+
+def check_measures_nothing(options: Mapping[str, Any], where: str) -> None:
+    """Refuse arguments of ``lr_find`` that need a loss without an update."""
+    for name in ("valid", "verify", "lag"):
+        if options.get(name):
+            raise ValueError(f"{name} must be left out {where}, which has no loss without a step")
 
 
 class KeptObjects:

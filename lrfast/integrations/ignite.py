@@ -18,11 +18,13 @@ from ignite.handlers.param_scheduler import (
 )
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import range_test
 from lrfast.integrations._shared import (
     KeptObjects,
     LRFinderBase,
+    check_measures_nothing,
     check_own_updates,
     inner_optimizer,
     mean_loss,
@@ -51,8 +53,8 @@ class LRFindHandler(LRFinderBase):
         rule: Name of the suggestion method; None, the default: that of :attr:`RangeTest.rule`.
         **options: Arguments of :func:`lrfast.lr_find` that go with a ``step_fn``, and
             ``accumulate``, calls of the process function per update; by default those of a
-            ``create_supervised_trainer``. What the process function changes besides model,
-            optimizer and the GradScaler that it closes over belongs in ``others``.
+            ``create_supervised_trainer``. Modules, optimizers, schedulers and GradScalers that the
+            process function names are restored; what else it changes belongs in ``others``.
 
     Example:
         >>> import torch, lrfast
@@ -96,11 +98,13 @@ class LRFindHandler(LRFinderBase):
         """
         optimizer = inner_optimizer(self._optimizer)
         _check_schedulers(engine, optimizer)
-        held = _closed_over(engine._process_function)
+        held = _named_in(engine._process_function)
         options = {"accumulate": held.get("gradient_accumulation_steps", 1)} | self._options
-        scalers = [each for each in held.values() if isinstance(each, torch.amp.GradScaler)]
+        kinds = nn.Module | Optimizer | LRScheduler | torch.amp.GradScaler
+        trained = (self._model, self._optimizer, optimizer)
+        others = [v for v in held.values() if isinstance(v, kinds) and v not in trained]
         kept = KeptObjects([engine, engine.state], apart=("dataloader", "batch"))
-        options["others"] = [*options.get("others", ()), *scalers, kept]
+        options["others"] = [*options.get("others", ()), *others, kept]
         step = _EngineStep(engine, self._loss_of)
         data = engine.state.dataloader
         result = range_test.lr_find(
@@ -146,9 +150,7 @@ def _with_step(step: _EngineStep, **options: Any) -> dict[str, Any]:
     """Options of ``lr_find`` for a step of one or several calls per update."""
     if options["accumulate"] == 1:
         return {"step_fn": step} | options
-    for name in ("valid", "verify", "lag"):
-        if options.get(name):
-            raise ValueError(f"{name} must be left out with a process function that accumulates")
+    check_measures_nothing(options, "with a process function that accumulates")
     return {"step_fn": TrainerUpdate(lambda: None, step.update)} | options
 
 
@@ -207,8 +209,9 @@ def _is_watching(handler: Any) -> bool:
     return isinstance(owner, LRFindHandler) or str(module).startswith("ignite.")
 
 
-def _closed_over(function: Callable[..., Any]) -> dict[str, Any]:
-    """What a process function closes over, by name."""
+def _named_in(function: Callable[..., Any]) -> dict[str, Any]:
+    """What a process function closes over, and the globals that it names."""
     if not (inspect.isfunction(function) or inspect.ismethod(function)):
         return {}
-    return dict(inspect.getclosurevars(function).nonlocals)
+    found = inspect.getclosurevars(function)
+    return {**found.globals, **found.nonlocals}

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric
 
 from lrfast import range_test
@@ -28,12 +28,19 @@ from lrfast.groups import NormPolicy, Timetable, set_norm_mode
 from lrfast.integrations._shared import (
     KeptObjects,
     LRFinderBase,
+    check_measures_nothing,
     check_own_updates,
     fused_optimizer,
     mean_loss,
 )
 from lrfast.integrations.scheduler import DeviceScheduler
-from lrfast.training._data import PlacedBatch, PlacedBatches, end_workers, num_batches
+from lrfast.training._data import (
+    PlacedBatch,
+    PlacedBatches,
+    check_loss,
+    end_workers,
+    num_batches,
+)
 from lrfast.training._snapshot import Stateful
 from lrfast.training._step import TrainerUpdate
 
@@ -149,11 +156,12 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
 
         Raises:
             TypeError: If ``training_step`` takes an iterator.
-            ValueError: If a scheduler on the host would overwrite the learning rate.
+            ValueError: If a scheduler on the host would overwrite the learning rate, and for
+                ``valid``, ``verify`` and ``lag`` in manual optimization.
         """
         self._is_due = trainer.current_epoch in self._epochs
         if self._is_due:
-            _check_setup(trainer, pl_module)
+            _check_setup(trainer, pl_module, self._options)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -272,7 +280,11 @@ class StepMonitor(pl.Callback):  # type: ignore[misc]
                 logger.log_metrics(metrics, step=step)
 
 
-def _check_setup(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+def _check_setup(
+    trainer: pl.Trainer, module: pl.LightningModule, options: Mapping[str, Any]
+) -> None:
+    if not module.automatic_optimization:
+        check_measures_nothing(options, "in manual optimization")
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise TypeError(
             "training_step must take a batch for a range test, got one that takes dataloader_iter; "
@@ -406,13 +418,16 @@ def _trainer_state(trainer: pl.Trainer) -> KeptObjects:
     own = {id(module) for module in trainer.lightning_module.modules()}
     library = pl.__name__
 
+    def package_of(value: object) -> str:
+        return type(value).__module__.partition(".")[0]
+
     def is_part(owner: object, value: object) -> bool:
-        kind = type(value).__module__
-        if kind.startswith(library):
-            return kind.startswith((f"{library}.loops", f"{library}.callbacks"))
         if isinstance(value, nn.Module):
             return id(value) not in own
-        return kind.partition(".")[0] == type(owner).__module__.partition(".")[0]
+        if package_of(value) == library.partition(".")[0]:
+            return type(value).__module__.startswith((f"{library}.loops", f"{library}.callbacks"))
+        is_data = isinstance(value, Dataset | pl.LightningDataModule)
+        return package_of(value) == package_of(owner) and not is_data
 
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     metrics = [each for each in trainer.lightning_module.modules() if isinstance(each, Metric)]
@@ -431,8 +446,7 @@ def _loss_of(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         output: Any = trainer.strategy.training_step(batch, *([index] if takes_index else []))
-        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
-        return loss
+        return check_loss(output["loss"] if isinstance(output, Mapping) else output, False)
 
     return compute_loss
 
@@ -467,7 +481,8 @@ def _data_of(trainer: pl.Trainer, given: Any) -> tuple[PlacedBatches, list[objec
     elif isinstance(given, dict | list | tuple) and _are_loaders(given):
         source = combined_loader(given, "max_size_cycle")
     elif not isinstance(given, combined_loader):
-        return PlacedBatches(given, [given]), [], []
+        own = _own_loader(given)
+        return PlacedBatches(own, [own]), [], []
     kept: list[object] = []
     notes: list[str] = []
     for each in source.flattened:
@@ -476,9 +491,11 @@ def _data_of(trainer: pl.Trainer, given: Any) -> tuple[PlacedBatches, list[objec
                 "data must be given where the trainer's can be iterated only once, got "
                 f"{type(each).__name__}"
             )
+        if isinstance(each, DataLoader | Sequence):
+            continue
         if isinstance(each, Stateful):
             kept.append(each)
-        elif not isinstance(each, DataLoader | Sequence):
+        else:
             notes.append(f"{type(each).__name__} was iterated, and cannot be restored")
     own = copy.copy(source)
     own._iterator, own.flattened = None, [_own_loader(each) for each in source.flattened]

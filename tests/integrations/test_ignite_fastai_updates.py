@@ -169,6 +169,25 @@ def with_events(model: Model, optimizer: Any, note: Note) -> Any:
     return engine
 
 
+def with_another_network(model: Model, optimizer: Any, note: Note) -> Any:
+    other = nn.Linear(8, 8)
+    nn.init.eye_(other.weight)
+    others = torch.optim.Adam(other.parameters(), lr=0.01)
+
+    def process(engine: Any, batch: Any) -> Any:
+        optimizer.zero_grad()
+        others.zero_grad()
+        loss = cross_entropy(model(other(batch[0])), batch[1])
+        loss.backward()
+        optimizer.step()
+        others.step()
+        weights, states = list(other.parameters()), others.state_dict()["state"]
+        note(engine, copy.deepcopy(weights), copy.deepcopy(states))
+        return loss.detach()
+
+    return load("ignite").engine.Engine(process)
+
+
 Make = Callable[[Model, Any, Note], Any]
 
 # Row of the table in docs/integrations.md -> engines, and arguments of LRFindHandler.
@@ -190,6 +209,7 @@ ENGINES: dict[str, list[tuple[Make, dict[str, Any]]]] = {
         (with_scaler, {}),
     ],
     "events that the process function fires, `engine.state.metrics`": [(with_events, {})],
+    "modules and optimizers that the process function names": [(with_another_network, {})],
     "an output of None, `engine.state.epoch`": [(partial(own_engine, skips), {})],
     "`engine.run(None)`": [(partial(own_engine, without_data), {})],
 }

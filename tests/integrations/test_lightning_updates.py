@@ -351,7 +351,9 @@ class OnTheHost(Module):
 
 
 ONCE = r"data must be given where the trainer's can be iterated only once, got list_iterator"
+NO_MEASURE = "verify must be left out in manual optimization, which has no loss without a step"
 ERRORS: list[tuple[Case, type[Exception], str]] = [
+    (Case(Manual, find={"verify": 4}), ValueError, NO_MEASURE),
     (Case(WarmsUp), ValueError, "the training step must keep the learning rates, got 1e-05 for"),
     (Case(Iterates), TypeError, "training_step must take a batch for a range test, got one that"),
     (Case(LossIsSecret), ValueError, "training_step must return the loss for a range test, or"),
@@ -367,7 +369,7 @@ def test_what_cannot_be_reproduced_is_refused(
     case: Case, kind: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as raised:
-        fit(case, kind, integration.LRFindCallback(**SWEEP))
+        fit(case, kind, integration.LRFindCallback(**(SWEEP | case.find)))
     assert "\n" not in str(raised.value)
 
 
@@ -463,3 +465,23 @@ def test_other_options_of_a_range_test(find: dict[str, Any]) -> None:
 def test_what_would_replace_the_trainers_updates(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be left out: the updates are the trainer's"):
         integration.LRFindCallback(**{name: None})
+
+
+@pytest.mark.parametrize("given", ["the trainer's", "another", "dict"])
+def test_loaders_given_for_a_range_test(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the trainer's own, while its workers run."""
+    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given: None)
+    rows = make_loader().dataset
+    loaders = [
+        DataLoader(rows, 8, shuffle=True, num_workers=1, persistent_workers=True) for _ in range(2)
+    ]
+    data = {"the trainer's": loaders[0], "another": make_loader(), "dict": combined().iterables}
+    module = Both if given == "dict" else Module
+    trained = combined if given == "dict" else lambda: loaders[0]
+    plain = fit(Case(module, loader=trained), lrfast.AdamW)
+    trained = combined if given == "dict" else lambda: loaders[1]
+    if given == "the trainer's":
+        data[given] = loaders[1]
+    finder = integration.LRFindCallback(data=data[given], **SWEEP)
+    tested = fit(Case(module, loader=trained), lrfast.AdamW, finder)
+    assert bits(tested[UPDATES:]) == bits(plain) and len(finder.results[0].lrs) == UPDATES

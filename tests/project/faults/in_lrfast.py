@@ -516,6 +516,13 @@ INTEGRATIONS = [
         "test_ignite_fastai_updates.py",
     ),
     Fault(
+        "another-network-of-an-engine-stays-as-a-sweep-left-it",
+        "lrfast/integrations/ignite.py",
+        'options["others"] = [*options.get("others", ()), *others, kept]',
+        'options["others"] = [*options.get("others", ()), *others[:0], kept]',
+        "test_ignite_fastai_updates.py",
+    ),
+    Fault(
         "a-learner-sweeps-without-its-weight-decay",
         "lrfast/integrations/fastai.py",
         "            learner.opt.set_hypers(wd=learner.wd)\n",
