@@ -21,12 +21,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import range_test
+from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.integrations._shared import (
     KeptObjects,
     LRFinderBase,
     check_measures_nothing,
     check_own_updates,
-    inner_optimizer,
     mean_loss,
 )
 from lrfast.training._step import TrainerUpdate
