@@ -257,7 +257,8 @@ class UserStep(UpdateFirst):
             return torch.tensor(torch.nan, device=self.curve.device)
         finally:
             driver.after_step()
-        _check_rates(training.optimizer, rates)
+        if is_trainers:
+            _check_rates(training.optimizer, rates)
         loss = check_loss(made, needs_grad=False).detach().to(self.curve.device)
         if training.valid is None:
             loss = training.ranks.mean(loss)
@@ -282,14 +283,14 @@ def _rates_of(optimizer: Optimizer) -> list[tuple[Any, int]]:
 
 
 def _check_rates(optimizer: Optimizer, before: list[tuple[Any, int]]) -> None:
-    """Refuse a step that has set a learning rate, because the range test sets them."""
+    """Refuse a trainer's step that has set a learning rate, and would overwrite what is found."""
     for index, (old, new) in enumerate(zip(before, _rates_of(optimizer), strict=True)):
         both_plain = not isinstance(old[0], Tensor) and not isinstance(new[0], Tensor)
         if not (old == new if both_plain else old[0] is new[0] and old[1] == new[1]):
             raise ValueError(
                 f"the training step must keep the learning rates, got {new[0]} for param group "
                 f"{index}, to which the range test had given {old[0]}; leave schedulers and "
-                "warm-ups out of the step while it runs"
+                "warm-ups out of its hooks, and give the optimizer a schedule of lrfast"
             )
 
 

@@ -539,8 +539,8 @@ INTEGRATIONS = [
     Fault(
         "a-step-may-set-a-learning-rate-in-a-sweep",
         "lrfast/training/_step.py",
-        "        _check_rates(training.optimizer, rates)\n",
-        "",
+        "            _check_rates(training.optimizer, rates)\n",
+        "            pass\n",
         "test_lightning_updates.py",
     ),
 ]
