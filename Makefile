@@ -42,7 +42,7 @@ $(VENV)/.build: $(VENV)/.env setup.py pyproject.toml $(NATIVE)
 # An environment of its own, with what the demo needs and nothing else.
 DEMO := .venv-demo
 demo: $(DEMO)/.build ## what lrfast does, in a minute
-	$(DEMO)/bin/lrfast demo
+	$(DEMO)/bin/python -m lrfast.demo
 
 $(DEMO)/.env: requirements/demo.txt
 	@$(python-check)

@@ -1,4 +1,8 @@
-"""The demo."""
+"""The demo; ``python -m lrfast.demo`` runs it without the command line's packages."""
+
+from pathlib import Path
+
+from rich.console import Console
 
 from lrfast.tools.demo import (
     BATCH,
@@ -45,3 +49,6 @@ __all__ = [
     "transplant",
     "uniform",
 ]
+
+if __name__ == "__main__":
+    run(Path("lrfast-demo"), Console())
