@@ -347,6 +347,27 @@ def test_a_step_that_fails_leaves_no_trace(moment: int, device: torch.device) ->
     train_both({}, device, steps=3)
 
 
+def test_gradients_that_a_step_adds_to_and_drops_are_refused(device: torch.device) -> None:
+    layer = nn.Linear(3, 1).to(device)
+    optimizer = SGD(layer.parameters(), lr=0.1)
+
+    def train_step(batch: torch.Tensor) -> torch.Tensor:
+        loss = layer(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    batch = torch.ones(4, 3, device=device)
+    layer(batch).sum().backward()
+    before = copied({name: p.grad for name, p in layer.named_parameters()})
+    with pytest.raises(ValueError, match="must find no gradients if it adds to them"):
+        lrfast.capture(train_step, optimizer, batch)
+    assert_same({name: p.grad for name, p in layer.named_parameters()}, before)
+    optimizer.zero_grad()
+    lrfast.capture(train_step, optimizer, batch)(batch)
+
+
 # ---- batches, release ----------------------------------------------------------------------------
 
 
