@@ -48,7 +48,7 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
         self,
         params: ParamsT,
         lr: float | Tensor = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
         momentum_decay: float = 4e-3,
