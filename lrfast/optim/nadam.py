@@ -62,8 +62,8 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
-            params, lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay,
-            foreach=foreach, maximize=maximize, capturable=capturable,
-            differentiable=differentiable,
+            params, lr, betas,  # type: ignore[arg-type]  # torch takes tensors, too
+            eps, weight_decay, momentum_decay, decoupled_weight_decay, foreach=foreach,
+            maximize=maximize, capturable=capturable, differentiable=differentiable,
         )  # fmt: skip
         self._set_up(schedule, options)
