@@ -48,7 +48,7 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
         self,
         params: ParamsT,
         lr: float | Tensor = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
         momentum_decay: float = 4e-3,
@@ -62,8 +62,8 @@ class NAdam(FusedOptimizer, torch.optim.NAdam):
         **options: Unpack[StepOptions],
     ) -> None:
         super().__init__(
-            params, lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay,
-            foreach=foreach, maximize=maximize, capturable=capturable,
-            differentiable=differentiable,
+            params, lr, betas,  # type: ignore[arg-type]  # torch takes tensors, too
+            eps, weight_decay, momentum_decay, decoupled_weight_decay, foreach=foreach,
+            maximize=maximize, capturable=capturable, differentiable=differentiable,
         )  # fmt: skip
         self._set_up(schedule, options)

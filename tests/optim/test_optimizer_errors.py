@@ -298,8 +298,18 @@ SCHEDULE_ERRORS = (
 )
 
 CURVE_ERRORS = (
-    ErrorCase("capacity", lambda: LossCurve(0), ValueError, "capacity must be 1 or more, got 0"),
-    ErrorCase("width", lambda: LossCurve(1, width=0), ValueError, "width must be 1 or more, got 0"),
+    ErrorCase(
+        "capacity",
+        lambda: LossCurve(0),
+        ValueError,
+        "capacity must be a whole number, 1 or more, got 0",
+    ),
+    ErrorCase(
+        "width",
+        lambda: LossCurve(1, width=0),
+        ValueError,
+        "width must be a whole number, 1 or more, got 0",
+    ),
     ErrorCase("beta", lambda: LossCurve(1, beta=1.0), ValueError, r"beta.*\[0, 1\), got 1"),
     ErrorCase("stop", lambda: LossCurve(1, stop=1.0), ValueError, "stop must be above 1.*got 1"),
     ErrorCase("nan stop", lambda: LossCurve(1, stop=nan), ValueError, "stop must be above 1.*nan"),
@@ -336,7 +346,12 @@ CURVE_ERRORS = (
     ErrorCase(
         "slope", lambda: LossCurve(1).derivative(), ValueError, "needs 2 losses or more, got 0"
     ),
-    ErrorCase("reach", lambda: LossCurve(1).derivative(window=0), ValueError, "window must be 1"),
+    ErrorCase(
+        "reach",
+        lambda: LossCurve(1).derivative(window=0),
+        ValueError,
+        "window must be a whole number, 1",
+    ),
 )
 
 
