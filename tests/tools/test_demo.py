@@ -74,6 +74,7 @@ def test_it_prints_every_stage_and_writes_the_plots(
     monkeypatch.setattr(demo, "load_digits", lambda: digits)
     out = tmp_path / "deep" / "folder"
     text = io.StringIO()
+    monkeypatch.setattr(demo, "ADAPTERS", 5)
     demo.run(out, Console(file=text, width=160))
     names = {path.name for path in out.iterdir()}
     tests = {"range_test_the_head.png", "range_test_all_layers_before_training.png"}
@@ -82,7 +83,8 @@ def test_it_prints_every_stage_and_writes_the_plots(
     shown = " ".join(text.getvalue().split())
     parts = (
         "Pretraining on the digits 0 to 4",
-        "all layers",
+        "auto suggests",
+        "epoch train_loss valid_loss",
         "Fine-tuning on 5 to 9, 10 labels each",
         "batch norm",
         "range test on the head",
@@ -94,10 +96,33 @@ def test_it_prints_every_stage_and_writes_the_plots(
     )
     places = [shown.find(part) for part in parts]
     assert -1 not in places and places == sorted(places), shown
-    assert shown.count("Range test") == 3 and shown.count("3 x frozen") == 2
-    assert all(shown.count(column) >= 3 for column in ("rate", "loss", "accuracy"))
-    assert "of its drop" in shown and "Best on average here:" in shown
+    assert shown.count("3 x frozen") == 2 and "▲" in shown
+    assert "of its drop" in shown
+    last = ("A tie:", "Best on average here:")
+    assert sum(words in shown for words in last) == 1
+    assert "parameter groups, against torch" in shown and "lrfast's update is" in shown
+    assert f"Pictures are in {out}" in text.getvalue().replace("\n", "")
     assert shown.count("%") >= 1 + 4 * 3
+
+
+def test_a_lead_within_the_draws_is_a_tie() -> None:
+    draws = {"a": [0.90, 0.92, 0.94], "b": [0.91, 0.92, 0.92], "c": [0.5, 0.5, 0.5]}
+    assert demo.verdict(draws) == "A tie: a and b differ by less than the draws do."
+    draws["b"] = [0.80, 0.81, 0.85]
+    assert demo.verdict(draws) == "Best on average here: a."
+    assert demo.verdict({"a": [0.9], "b": [0.1]}).startswith("A tie")
+
+
+def test_without_matplotlib_the_demo_says_what_pictures_need(
+    digits: demo.Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    tuner, plan = demo.fine_tune(demo.make_model(), demo.make_task(digits, 0), 0)
+    plan.tests["head"] = lrfast.lr_find(
+        tuner.model, tuner.optimizer, tuner.train, tuner.loss_fn, num_iter=5, progress=False
+    )
+    assert "pip install 'lrfast[plot]'" in demo._plots(tmp_path, plan, tuner)
 
 
 def test_the_recipe_trains_at_the_rates_found(
