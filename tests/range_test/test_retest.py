@@ -310,7 +310,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"data": []}, r"options must be keyword arguments of lr_find, got 'data'"),
     ({"schedulers": [schedules.cosine(3)]}, r"schedulers must be of torch.* got a Schedule"),
     ({"loader": iter([])}, r"loader must be iterable more than once, got an iterator"),
-    ({"optimizer": 3}, r"optimizer must be a torch.optim.Optimizer, got <class 'int'>"),
+    ({"optimizer": 3}, r"optimizer must be a torch.optim.Optimizer, got int"),
 ]
 
 
