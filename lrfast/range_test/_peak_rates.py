@@ -117,7 +117,7 @@ def _flat(schedulers: Sequence[LRScheduler], optimizer: Optimizer) -> list[LRSch
     """Return the schedulers and those within them, each once."""
     if not hasattr(optimizer, "param_groups"):
         got = type(optimizer).__name__
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got a {got}")
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {got}")
     if not isinstance(schedulers, Sequence):
         raise TypeError(f"schedulers must be a list, got a {type(schedulers).__name__}; wrap it")
     found: dict[int, LRScheduler] = {}
