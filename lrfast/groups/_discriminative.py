@@ -112,9 +112,8 @@ def _spared(model: nn.Module, no_decay: object) -> set[Tensor]:
     names = parameter_names(model)
     if no_decay is True:
         biases = {p for p, aliases in names.items() if _BIAS.search(aliases[0].rpartition(".")[2])}
-        return (
-            norm_parameters(model) | biases | {p for p in names if not is_lazy(p) and p.dim() <= 1}
-        )
+        vectors = {p for p in names if not is_lazy(p) and p.dim() <= 1}
+        return norm_parameters(model) | biases | vectors
     if not isinstance(no_decay, (list, tuple)):
         raise TypeError(f"no_decay must be None, True or a list of patterns, got {no_decay!r}")
     spared: set[Tensor] = set()
