@@ -255,8 +255,8 @@ STEP = [
     Fault(
         "product-advances-after-the-count",
         "csrc/core/step.h",
-        "if (row.product) *row.product *= Rule::product_factor(hypers, *row.count);",
-        "if (row.product) *row.product *= Rule::product_factor(hypers, *row.count + 1.0f);",
+        "if (row.product) *row.product *= Rule::product_factor(hypers, count_of(row));",
+        "if (row.product) *row.product *= Rule::product_factor(hypers, count_of(row) + 1.0);",
         steps_of("nadam"),
     ),
     Fault(
@@ -290,8 +290,8 @@ STEP = [
     Fault(
         "average-moves-the-other-way",
         "csrc/core/kernel.h",
-        "average = average + (value - average) * weight;",
-        "average = average + (value - average) * (T(1) - weight);",
+        ": average + (value - average) * weight;",
+        ": average + (value - average) * (T(1) - weight);",
         program("test_passes"),
     ),
     Fault(
@@ -335,15 +335,15 @@ DRIVER = [
     Fault(
         "scalars-of-another-product",
         "csrc/cpu/step.cpp",
-        "*row.count == count_ && product == product_ &&",
-        "*row.count == count_ &&",
+        "count == count_ && product == product_ &&",
+        "count == count_ &&",
         program("test_cpu_step"),
     ),
     Fault(
         "scalars-of-another-group",
         "csrc/cpu/step.cpp",
-        "if (row.group == group_ && *row.count",
-        "if (*row.count",
+        "if (row.group == group_ && count == count_",
+        "if (count == count_",
         program("test_cpu_step"),
     ),
     Fault(

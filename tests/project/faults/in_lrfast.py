@@ -415,8 +415,8 @@ GROUPS = [
     Fault(
         "what-was-frozen-at-the-start-trains-later",
         "lrfast/groups",
-        "requires_grad_(not frozen and position not in kept)",
-        "requires_grad_(not frozen)",
+        "is_number and not frozen and position not in kept",
+        "is_number and not frozen",
         "test_freezing.py",
     ),
     Fault(
@@ -429,7 +429,7 @@ GROUPS = [
     Fault(
         "norms-decay",
         "lrfast/groups",
-        "return norm_parameters(model) | biases | {p for p in names if p.dim() <= 1}",
+        "return norm_parameters(model) | biases | vectors",
         "return biases",
         "test_group_rates.py test_explicit_groups.py",
     ),
