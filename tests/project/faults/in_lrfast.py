@@ -555,5 +555,4 @@ IN_LRFAST = [
     *SCHEDULES,
     *SUGGEST,
     *FILES,
-    *INTEGRATIONS,
 ]
