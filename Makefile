@@ -16,7 +16,7 @@ CXX_FILES := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cuh' -o 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .PHONY: help env build demo test test-full test-all faults sim coverage dist docs pictures lint format \
-	sources-check cuda-check sanitize bench bench-quick peers gpu-check clean distclean
+	sources-check cuda-check sanitize bench bench-quick peers gpu-check torch-matrix clean distclean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -131,9 +131,15 @@ pictures: build ## the pictures that docs/plots.py makes, to docs/images
 	$(BIN)/python docs/plots.py
 
 # GPU machines bring their own torch, and often no network: PYTHON as it is, and no installation.
-# GPU_CHECK_ARGS=--dry-run rehearses it anywhere; --commit=... names the sources where .git is not.
-gpu-check: ## on a machine with a GPU: build, GPU tests, benchmarks, sanitizers (OUT=folder for results)
+# GPU_CHECK_ARGS=--dry-run rehearses it anywhere; --budget=300 gives it less time; --commit=... names
+# the sources where .git is not.
+gpu-check: ## on a machine with a GPU: nine minutes in order of value (OUT=folder for results)
 	$(PYTHON) tools/gpu_check.py --out $(OUT) $(GPU_CHECK_ARGS)
+
+# Fresh environments, one after the other: each downloads its torch, 3 GB where that has CUDA.
+# LRFAST_CUDA=1 compiles the kernels too; MATRIX_ARGS="-- -k name" runs a part of the tests.
+torch-matrix: ## build and test against other versions of torch (VERSIONS="2.11.0 2.15.0")
+	$(PYTHON) tools/torch_matrix.py $(if $(VERSIONS),--versions $(VERSIONS)) $(MATRIX_ARGS)
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build docs/images/concepts docs/images/*.svg

@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+OLDEST_TORCH = (2, 11)
+SUPPORTED = "torch 2.11 to 2.15"  # as tools/torch_matrix.py tests
 GET_TORCH = "https://pytorch.org/get-started/locally"
 # Contraction is off everywhere: only then can CPU and CUDA agree to the bit.
 CXX_FLAGS = ["-std=c++20", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden"]
@@ -38,8 +40,8 @@ def import_torch():
         raise RuntimeError(f"lrfast is compiled against torch: install torch first, {GET_TORCH}")
     import torch
 
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
-        raise RuntimeError(f"lrfast needs torch>=2.11, got torch {torch.__version__}.")
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        raise RuntimeError(f"lrfast runs with {SUPPORTED}, got torch {torch.__version__}.")
     return torch
 
 

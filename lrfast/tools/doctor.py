@@ -27,7 +27,7 @@ from lrfast.optim import AdamW
 
 Status = Literal["ok", "note", "broken"]
 
-OLDEST_TORCH = (2, 11)
+OLDEST_TORCH, NEWEST_TORCH = (2, 11), (2, 15)  # as tools/torch_matrix.py tests
 NEEDED = ("numpy", "tqdm")
 OPTIONAL = {  # package: what it is for, and the extra of pip that brings it
     "matplotlib": ("plots", "plot"),
@@ -120,10 +120,15 @@ def _python(engine: ModuleType | None) -> Finding:
 def _torch() -> Finding:
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     found = f"{torch.__version__}, {cuda}"
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
-        wanted = ".".join(map(str, OLDEST_TORCH))
-        return Finding("torch", "broken", found, f"install torch {wanted} or newer")
-    return Finding("torch", "ok", found)
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    oldest, newest = (".".join(map(str, each)) for each in (OLDEST_TORCH, NEWEST_TORCH))
+    if version < OLDEST_TORCH:
+        return Finding("torch", "broken", found, f"install torch {oldest} to {newest}")
+    if version > NEWEST_TORCH:
+        found += f", newer than {newest}, the last one that lrfast is tested with"
+        advice = f"if something fails, install torch {oldest} to {newest} and build lrfast again"
+        return Finding("torch", "note", found, advice)
+    return Finding("torch", "ok", f"{found} (supported: {oldest} to {newest})")
 
 
 def _load() -> tuple[ModuleType | None, Finding]:

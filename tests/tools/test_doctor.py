@@ -189,15 +189,31 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding("tqdm").status == "broken"
 
 
-def test_old_torch_new_python_and_a_processor_without_avx2(
+def test_a_new_python_and_a_processor_without_avx2(
     fake: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake(instruction_set="default", has_dict_versions=False)
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
     assert finding("processor").status == "note"
     assert finding("Python").status == "note"
-    monkeypatch.setattr(torch, "__version__", "2.10.1")
-    assert finding("torch").status == "broken"
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "advice"),
+    [
+        ("2.10.1", "broken", "install torch 2.11 to 2.15"),
+        ("2.11.0", "ok", None),
+        ("2.15.1+cu132", "ok", None),
+        ("2.16.0", "note", "if something fails, install torch 2.11 to 2.15 and build lrfast again"),
+        ("3.0.0", "note", "if something fails, install torch 2.11 to 2.15 and build lrfast again"),
+    ],
+)
+def test_versions_of_torch(
+    version: str, status: str, advice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    found = finding("torch")
+    assert (found.status, found.advice) == (status, advice) and version in found.found
 
 
 def test_the_command_without_an_engine() -> None:
