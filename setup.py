@@ -97,7 +97,6 @@ def main():
         "lrfast._C",
         [file for file in files if file.endswith(suffixes) and file != unused],
         depends=[file for file in files if file.endswith((".h", ".cuh"))],
-        define_macros=[("LRFAST_WITH_CUDA", None)] if cuda else [],
     )
     # System headers, so that warnings are about lrfast; and not for nvcc, whose files include none.
     mode = DEBUG if os.environ.get("LRFAST_DEBUG") == "1" else OPTIMIZED
