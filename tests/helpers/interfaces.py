@@ -132,7 +132,8 @@ def _read(node: ast.ClassDef | ast.FunctionDef) -> Any:
     for argument in ast.walk(node.args):
         if isinstance(argument, ast.arg):
             argument.annotation = None
-    decorators = [ast.unparse(each) for each in node.decorator_list]
+    # A check of arguments leaves what they are called as it was.
+    decorators = [d for each in node.decorator_list if (d := ast.unparse(each)) != "checked"]
     return " ".join([*decorators, f"({ast.unparse(node.args)})"])
 
 
