@@ -254,8 +254,6 @@ class Observe(Callback):
     def __init__(
         self, schedule: LossSchedule, monitor: str = "valid_loss", every: int | None = None
     ) -> None:
-        if not isinstance(schedule, LossSchedule):
-            raise TypeError(f"schedule must be a Plateau or Greedy, got {type(schedule).__name__}")
         self.schedule = schedule
         self.monitor = monitor
         self.every = None if every is None else check_count("every", every)

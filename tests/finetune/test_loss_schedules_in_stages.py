@@ -235,8 +235,8 @@ def test_refuses() -> None:
     tuner, other = make_tuner("sgd"), make_tuner("sgd")
     plateau = plateau_of(tuner)
     for arguments, error, message in (
-        (("plateau",), TypeError, "schedule must be a Plateau or Greedy, got str"),
-        ((schedules.constant(),), TypeError, "schedule must be a Plateau or Greedy, got Schedule"),
+        (("plateau",), TypeError, "schedule must be an .*LossSchedule, got .plateau."),
+        ((schedules.constant(),), TypeError, "schedule must be an .*LossSchedule, got a Schedule"),
         ((plateau, "valid_loss", 0), ValueError, "every must be a whole number, 1 or more, got 0"),
         ((plateau, "valid_loss", 2.0), ValueError, "every must be a whole number, 1 or more"),
         ((plateau, "accuracy", 2), ValueError, "every=2 .* monitor must be left out, got 'acc"),

@@ -132,9 +132,10 @@ def _read(node: ast.ClassDef | ast.FunctionDef) -> Any:
     for argument in ast.walk(node.args):
         if isinstance(argument, ast.arg):
             argument.annotation = None
-    # A check of arguments leaves what they are called as it was.
-    decorators = [d for each in node.decorator_list if (d := ast.unparse(each)) != "checked"]
-    return " ".join([*decorators, f"({ast.unparse(node.args)})"])
+    # What checks arguments keeps a signature as it is.
+    decorators = [ast.unparse(each) for each in node.decorator_list]
+    others = [each for each in decorators if each != "checked"]
+    return " ".join([*others, f"({ast.unparse(node.args)})"])
 
 
 def main() -> None:
