@@ -314,6 +314,7 @@ def test_a_refused_group_loses_nothing(first: bool) -> None:
     for step in range(8):
         if step == 4:
             refused = torch.ones(2, dtype=torch.int32)
+            refused.grad = torch.ones(2, dtype=torch.int32)
             group = {**ours.param_groups[0], "params": [refused]}
             ours.param_groups.insert(0 if first else 1, group)
             with pytest.raises(TypeError, match="complex128, got Int"):
