@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import provenance
 from benchmarks.provenance import ROOT
-from benchmarks.report import results
+from benchmarks.report import predicted, results
 from benchmarks.report.results import rows_of
 from benchmarks.speed import model_sets
 from lrfast import _C
@@ -117,6 +117,30 @@ LEFT = """## What is left, and why
 - **GPUs**: no figure on this page comes from one. The aims are 92 % of the device's own copy
   bandwidth at 100 million float32 parameters and more, one launch per update, and less than 10 µs
   of the host's time per captured step; `make gpu-check` measures them.
+"""
+
+# Millions of parameters, types of parameter and states, whether gradients are clipped.
+PREDICTED = [
+    (1, "float32", "float32", False),
+    (25.6, "float32", "float32", False),
+    (100, "float32", "float32", False),
+    (100, "float32", "float32", True),
+    (100, "bfloat16", "bfloat16", False),
+    (100, "stochastic bfloat16", "stochastic bfloat16", False),
+    (100, "bfloat16", "float32", True),
+]
+PREDICTED_ON = ("H100", "H200", "B200")
+PREDICTED_TEXT = """## Predicted on GPUs
+
+**Computed, not measured**, to be judged by the first run on each: AdamW, all parameters in one
+tensor. A kernel takes as long as the slowest of three limits: its bytes at {share} of the data
+sheet's bandwidth; its instructions at four a cycle of each multiprocessor at the highest clock; its
+loads, of which a thread has so many under way at once and waits {latency:.0f} ns for them. Blocks
+take whole chunks, so that their number is rounded up, and each launch costs {launch:.0f} µs more.
+The share, the wait and the launch are assumed; instructions and loads are counted in the machine
+code (`make cuda-check`). The floor is the bytes at the whole bandwidth.
+"""
+LOOPS = """What was counted, in the loop over elements of AdamW's kernel:
 """
 
 SHARDED = """## Sharded over many GPUs
@@ -286,6 +310,52 @@ def left() -> str:
 # ---- computed --------------------------------------------------------------------------------
 
 
+def predicted_rows() -> list[list[str]]:
+    """Returns AdamW's predicted times, one row per size, pair of types and GPU."""
+    rows = []
+    for millions, param, state, clipped in PREDICTED:
+        for name, gpu in predicted.gpus().items():
+            if name not in PREDICTED_ON:
+                continue
+            elements = round(millions * 1e6)
+            step = predicted.find_loop(
+                gpu.arch, "step_kernel<Adam, false>", param, state, ADAMW_STATES
+            )
+            kernels = [step]
+            if clipped:
+                half = param.removeprefix("stochastic ")
+                kernels.append(predicted.find_loop(gpu.arch, "norm_kernel", half, half, 0))
+            parts = [predicted.predict(gpu, kernel, elements) for kernel in kernels]
+            floor = sum(kernel.moved for kernel in kernels) * elements / gpu.bandwidth
+            total = sum(part.seconds for part in parts)
+            types = param if param == state else f"{param}, {state} states"
+            cells = [f"{millions:g}", types, "yes" if clipped else "no", name]
+            bounds = dict.fromkeys(part.bound for part in parts)
+            rows.append([*cells, f"{1e6 * floor:,.1f}", f"{1e6 * total:,.1f}", ", ".join(bounds)])
+    return rows
+
+
+def predicted_times() -> str:
+    """Returns what a step is predicted to take on GPUs, and of which instructions."""
+    text = PREDICTED_TEXT.format(
+        share=predicted.SHARE, latency=1e9 * predicted.LATENCY, launch=1e6 * predicted.LAUNCH
+    )
+    header = ["M parameters", "types", "clipped", "GPU", "floor, µs", "predicted, µs", "bound by"]
+    loops = []
+    for param, state in dict.fromkeys((row[1], row[2]) for row in PREDICTED):
+        for name, gpu in predicted.gpus().items():
+            if name in PREDICTED_ON:
+                loop = predicted.find_loop(
+                    gpu.arch, "step_kernel<Adam, false>", param, state, ADAMW_STATES
+                )
+                in_flight = loop.in_flight * predicted.BLOCK * predicted.PER_PROCESSOR / 1024
+                types = param if param == state else f"{param}, {state} states"
+                loops.append([types, name, f"{loop.instructions:.1f}", f"{in_flight:.0f}"])
+    heads = ["types", "GPU", "instructions per element", "KiB in flight per multiprocessor"]
+    times, counts = table(header, predicted_rows(), texts=4), table(heads, loops, texts=2)
+    return f"{text}\n{times}\n{LOOPS}\n{counts}"
+
+
 def torch_launches(shards: list[int]) -> int:
     """Returns how many launches torch's fused AdamW takes at least for one group's tensors."""
     chunks = sum(math.ceil(numel / TORCH_CHUNK) for numel in shards)
@@ -328,7 +398,7 @@ def render() -> str:
     ours, theirs = whole_update()
     parts = [HEAD, OPTIONS, rules_table(), AFTER_RULES, options_table()]
     parts.append(AFTER_OPTIONS.format(fused=ours, apart=theirs, ratio=theirs / ours))
-    parts += [MEASURED, measured(), left(), sharded()]
+    parts += [MEASURED, measured(), left(), predicted_times(), sharded()]
     return "\n".join(parts)
 
 

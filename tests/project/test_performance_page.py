@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from cases import OPTIMIZERS, OptimizerCase, by_name
 
 from benchmarks.provenance import RESULTS
-from benchmarks.report import limits
+from benchmarks.report import limits, predicted
 from lrfast.tools.bench._contenders import bytes_moved
 
 
@@ -59,6 +60,33 @@ def test_what_a_rank_moves() -> None:
     first = dict(zip(range(20), limits.sharded_rows("8B", 8)[0], strict=False))
     assert first[5] == f"{8_030_261_248 / 8 * 28 / 1e9:.2f}"
     assert float(first[7]) == pytest.approx(8_030_261_248 / 8 * 32 / 3.35e12 * 1e3, abs=0.01)
+
+
+GPU = predicted.Gpu("sm_90", 4e12, 100, 2e9)
+LOOP = predicted.Loop(moved=28, loaded=16, in_flight=64, instructions=50)
+
+
+@pytest.mark.parametrize(
+    ("change", "elements", "bound", "microseconds"),
+    [
+        # 28 bytes of 100 million at 92 % of 4 TB/s.
+        ({}, 100_000_000, "memory", 2.8e9 / 3.68e12 * 1e6),
+        # 1,000 instructions of each: 100 processors issue 128 in each of 2e9 cycles.
+        ({"instructions": 1000}, 100_000_000, "instructions", 1e11 / 2.56e13 * 1e6),
+        # One block loads 16 bytes of 16,384 elements, 8 bytes of each thread at a time.
+        ({"in_flight": 8}, 1_000_000, "loads", 16384 * 16 / (8 * 512) * 0.7),
+        # 201 chunks of 200 blocks: one of them takes a second one.
+        ({}, 201 * 16384, "memory", 2 * 200 * 16384 * 28 / 3.68e12 * 1e6),
+    ],
+)
+def test_a_prediction_by_hand(
+    change: dict[str, float], elements: int, bound: str, microseconds: float
+) -> None:
+    found = predicted.predict(GPU, dataclasses.replace(LOOP, **change), elements)
+    assert found.bound == bound
+    # Chunks are whole: at 100 million a little more than the elements alone.
+    wanted = microseconds + 1e6 * predicted.LAUNCH
+    assert 1e6 * found.seconds == pytest.approx(wanted, rel=0.002)
 
 
 def result(**rows: Any) -> dict[str, Any]:
