@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.wrapped_optimizers import inner_optimizer
@@ -44,8 +45,13 @@ class LRFinderBase:
         self.results: list[RangeTest] = []
         self._rule = rule
 
-    def _take(self, result: RangeTest, optimizer: Optimizer) -> None:
-        """Keep a result, apply its learning rate if there is one, and announce both."""
+    def _take(
+        self, result: RangeTest, optimizer: Optimizer, schedulers: Iterable[object] = ()
+    ) -> None:
+        """Keep a result, apply its learning rate if there is one, and announce both.
+
+        Of ``schedulers`` those of torch that are attached to the optimizer have their peaks scaled.
+        """
         self.results.append(result)
         rule = self._rule or result.rule
         answer = result.suggestions[rule]
@@ -53,7 +59,7 @@ class LRFinderBase:
             self._announce(f"learning rates stay, because {rule} has none: {answer.reason}")
         else:
             before = [f"{float(group['lr']):.3g}" for group in optimizer.param_groups]
-            result.apply(optimizer, self._rule)
+            result.apply(optimizer, self._rule, schedulers=_attached(schedulers, optimizer))
             pairs = zip(before, optimizer.param_groups, strict=True)
             rates = ", ".join(f"{old} to {float(group['lr']):.3g}" for old, group in pairs)
             self._announce(f"learning rate set from {rates} ({rule}: {answer.reason})")
@@ -63,6 +69,17 @@ class LRFinderBase:
     def _announce(self, text: str) -> None:
         """Tell the user in the trainer's own way."""
         _log.info(text)
+
+
+def _attached(schedulers: Iterable[object], optimizer: Optimizer) -> list[LRScheduler]:
+    """Return the schedulers of torch, also of those within a wrapper, of this optimizer."""
+    inner = [getattr(each, "scheduler", each) for each in schedulers]
+    return [
+        each
+        for each in inner
+        if isinstance(each, LRScheduler)
+        and inner_optimizer(each.optimizer).param_groups is optimizer.param_groups
+    ]
 
 
 def check_own_updates(options: Collection[str]) -> None:

@@ -244,7 +244,8 @@ class LRFindCallback(LRFinderBase, TrainerCallback):  # type: ignore[misc]
         """Run and apply a range test, unless the epoch is resumed within."""
         if (state.epoch or 0) in self._epochs:
             optimizer = fused_optimizer(self._trainer.optimizer)
-            self._take(lr_find(self._trainer, **self._options), optimizer)
+            result = lr_find(self._trainer, **self._options)
+            self._take(result, optimizer, [self._trainer.lr_scheduler])
 
 
 class LateLogs(TrainerCallback):  # type: ignore[misc]

@@ -117,7 +117,7 @@ class LRFindHandler(LRFinderBase):
         )
         notes = [f"{name} did not run in the range test" for name in _handlers_left_out(engine)]
         self._logger = engine.logger
-        self._take(replace(result, notes=(*result.notes, *notes)), optimizer)
+        self._take(replace(result, notes=(*result.notes, *notes)), optimizer, held.values())
 
     def _announce(self, text: str) -> None:
         self._logger.info("LRFindHandler: %s", text)
