@@ -255,18 +255,20 @@ class UserStep(UpdateFirst):
         assert step_fn is not None
         count = driver.steps_applied().clone()
         driver.before_step()
+        is_trainers = isinstance(step_fn, TrainerUpdate)
         rates = _rates_of(training.optimizer)
         check = partial(_check_rates, rates)
         hook = training.optimizer.register_step_pre_hook(check)
         try:
-            made = step_fn(
-                micro_batches if isinstance(step_fn, TrainerUpdate) else micro_batches[0]
-            )
+            made = step_fn(micro_batches if is_trainers else micro_batches[0])
         except StepSkipped:
             return torch.tensor(torch.nan, device=self.curve.device)
         finally:
             hook.remove()
             driver.after_step()
+        if is_trainers:  # whose hooks would overwrite what is found
+            _check_rates(rates, training.optimizer)
+        else:
             _restore_rates(training.optimizer, rates)
         loss = check_loss(made, needs_grad=False).detach().to(self.curve.device)
         if training.valid is None:
