@@ -107,7 +107,8 @@ class LossCurve:
         try:
             device = torch.device(device)
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"device must be one of torch's, got {device!r}: {error}") from error
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device must be one of torch's, got {device!r}: {reason}") from error
         if stop is not None and not (math.isfinite(stop) and stop > 1):
             raise ValueError(f"stop must be above 1, or None, got {stop}")
         self.capacity, self.width = capacity, width

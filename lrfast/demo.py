@@ -1,9 +1,5 @@
 """The demo; ``python -m lrfast.demo`` runs it without the command line's packages."""
 
-from pathlib import Path
-
-from rich.console import Console
-
 from lrfast.tools.demo import (
     BATCH,
     EPOCHS,
@@ -51,4 +47,8 @@ __all__ = [
 ]
 
 if __name__ == "__main__":
+    from pathlib import Path
+
+    from rich.console import Console
+
     run(Path("lrfast-demo"), Console())

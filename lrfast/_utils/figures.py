@@ -141,8 +141,13 @@ def lr_ticks(axis: Axis, span: float) -> None:
 
     subs = (1.0,) if span > 300 else (1.0, 2.0, 5.0)
     axis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda lr, _: short_lr(lr)))
+    axis.set_major_formatter(FuncFormatter(_tick))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _tick(lr: float, place: int | None) -> str:
+    """Return a tick's label; a function of the module, so that figures can be pickled."""
+    return short_lr(lr)
 
 
 def short_lr(lr: float) -> str:

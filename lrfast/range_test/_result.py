@@ -261,7 +261,7 @@ class RangeTest:
         optimizer: Optimizer,
         rule: str | None = None,
         *,
-        schedulers: Sequence[LRScheduler] = (),
+        schedulers: Sequence[Any] = (),
     ) -> AppliedRates:
         """Set the suggested learning rates, except in groups that the sweep held; return them.
 

@@ -40,8 +40,9 @@ class DataSize:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse a model that trains parameters of the meta device, which hold no values."""
-    if any(p.is_meta and p.requires_grad for p in model.parameters()):
+    """Refuse a model all of whose trained parameters are on the meta device, without values."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if trained and all(p.is_meta for p in trained):
         raise ValueError(
             "model must hold its weights, got trainable parameters on the meta device; call "
             "model.to_empty(device=...) and load them"

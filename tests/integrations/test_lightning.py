@@ -189,7 +189,7 @@ def test_a_range_test_leaves_no_trace(kind: str, monkeypatch: pytest.MonkeyPatch
         return module
 
     plain = run([])
-    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given: None)
+    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given, **options: None)
     finder = integration.LRFindCallback(epochs=(0, 2), num_iter=12)
     tested = run([finder])
     assert [len(result.lrs) > 3 for result in finder.results] == [True, True]

@@ -308,7 +308,7 @@ def test_updates_are_the_trainers_own(
 ) -> None:
     """In a sweep that leaves the weights' learning rate alone, and in the training after it."""
     plain = fit(case, kind)
-    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given: None)
+    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given, **options: None)
     finder = integration.LRFindCallback(**(SWEEP | case.find))
     tested = fit(case, kind, finder)
     swept = len(tested) - len(plain)
@@ -470,7 +470,7 @@ def test_what_would_replace_the_trainers_updates(name: str) -> None:
 @pytest.mark.parametrize("given", ["the trainer's", "another", "dict"])
 def test_loaders_given_for_a_range_test(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the trainer's own, while its workers run."""
-    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given: None)
+    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given, **options: None)
     rows = make_loader().dataset
     loaders = [
         DataLoader(rows, 8, shuffle=True, num_workers=1, persistent_workers=True) for _ in range(2)

@@ -381,5 +381,5 @@ def test_skipped_steps_do_not_warm_up_the_average() -> None:
     ],
 )
 def test_options_of_the_average_are_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         lrfast.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.5, **options)

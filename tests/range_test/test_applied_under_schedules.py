@@ -120,7 +120,7 @@ def test_a_held_group_keeps_its_schedule() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        (lambda o: L.StepLR(o, 2), TypeError, "schedulers must be a list, got a StepLR; wrap it"),
+        (lambda o: L.StepLR(o, 2), TypeError, "schedulers must be a list, got a StepLR"),
         (lambda o: [schedules.cosine(3)], TypeError, "must be of torch.* got a Schedule"),
         (lambda o: [L.StepLR(make_groups()[1], 2)], ValueError, "must be attached to optimizer"),
     ],

@@ -223,9 +223,19 @@ CASES: list[Case] = [
         (f"vary {v!r}", lambda b, v=v: b.find(vary=v), ValueError, f"vary must be .*got {v!r}$")
         for v in ("ratios", None, 1.0, True, 3, -4)
     ],
-    ("start text", lambda b: b.find(start_lr="1e-3"), TypeError, "start_lr must be a nu.*'1e-3'$"),
-    ("end none", lambda b: b.find(end_lr=None), TypeError, "end_lr must be a number, got None"),
-    ("end bool", lambda b: b.find(end_lr=True), TypeError, "end_lr must be a number, got True"),
+    ("start text", lambda b: b.find(start_lr="1e-3"), TypeError, "start_lr must be a nu.*'1e-3'"),
+    (
+        "end none",
+        lambda b: b.find(end_lr=None),
+        TypeError,
+        "end_lr must be a number or a list, got None",
+    ),
+    (
+        "end bool",
+        lambda b: b.find(end_lr=True),
+        TypeError,
+        "end_lr must be a number or a list, got True",
+    ),
     ("starts", lambda b: b.find(start_lr=[1, 2]), ValueError, "start_lr must .*3 groups, got 2"),
     ("ends", lambda b: b.find(end_lr=[1.0] * 4), ValueError, "end_lr must .*3 groups, got 4 rates"),
     ("no end", lambda b: b.find(end_lr=[]), ValueError, "end_lr must be one .*got 0 rates"),

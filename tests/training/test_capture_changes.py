@@ -319,19 +319,19 @@ BAD: list[BadCall] = [
         "optimizer",
         {"optimizer": torch.optim.SGD([nn.Parameter(torch.ones(1))])},
         TypeError,
-        "optimizer must be one of lrfast's, got SGD; lrfast.wrap",
+        "optimizer must be an lrfast.* got a SGD; lrfast.wrap",
     ),
     BadCall("hooks", {"optimizer": _hooked()}, ValueError, "optimizer must have no step hooks"),
     BadCall("warmup", {"warmup": 0}, ValueError, "warmup must be a whole number .* got 0"),
     BadCall("warmup of bool", {"warmup": True}, ValueError, "warmup must be .* got True"),
     BadCall("recapture", {"recapture": "yes"}, ValueError, "recapture must be 'error' or 'auto'"),
     BadCall(
-        "scaler", {"scaler": 2.0}, TypeError, "scaler must be a torch.amp.GradScaler, got float"
+        "scaler", {"scaler": 2.0}, TypeError, "scaler must be a torch.GradScaler or None, got 2.0"
     ),
     BadCall(
         "others", {"others": [1]}, TypeError, r"others\[0\] must be a tensor or have .* got int"
     ),
-    BadCall("curve", {"curve": []}, TypeError, "curve must be a lrfast.LossCurve, got list"),
+    BadCall("curve", {"curve": []}, TypeError, "curve must be an lrfast.* got a list"),
     BadCall(
         "width",
         {"curve": lrfast.LossCurve(3, width=3)},

@@ -241,15 +241,15 @@ STEP = [
     Fault(
         "clip-counts-groups-that-have-their-own-limit",
         "csrc/core/step.h",
-        "if (t.groups[g].max_norm <= 0.0) shared += squares[g];",
-        "shared += squares[g];",
+        "if (t.groups[g].max_norm <= 0.0) totals.shared += squares;",
+        "totals.shared += squares;",
         program("test_clipping"),
     ),
     Fault(
         "clip-norms-are-not-unscaled",
         "csrc/core/step.h",
-        "norms[t.num_groups + 1] = std::sqrt(shared) * unscale;",
-        "norms[t.num_groups + 1] = std::sqrt(shared);",
+        "norms[t.num_groups + 1] = std::sqrt(totals.shared) * unscale;",
+        "norms[t.num_groups + 1] = std::sqrt(totals.shared);",
         program("test_clipping"),
     ),
     Fault(
