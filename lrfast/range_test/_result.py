@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
 from lrfast._utils.arguments import checked_methods
@@ -283,14 +282,13 @@ class RangeTest:
                 optimizer has another number of groups, or a scheduler is attached to it that is not
                 among ``schedulers``; nothing is set then.
         """
-        rates = self.rates(rule)
+        peaks, rates = PeakRates(optimizer, schedulers), self.rates(rule)
         groups = optimizer.param_groups
         if len(groups) != len(rates):
             raise ValueError(
                 f"optimizer must have the {len(rates)} param groups of the range test, got "
                 f"{len(groups)}"
             )
-        peaks = PeakRates(optimizer, schedulers)
         old = list(peaks.peaks())
         for index, (first, last) in enumerate(self.sweep.ranges):
             if first == last:

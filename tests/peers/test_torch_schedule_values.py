@@ -260,7 +260,7 @@ def test_schedulers_that_cannot_be_imported() -> None:
     optimizer = torch_optimizer()
     with pytest.raises(TypeError, match="follows the step alone, got Red"):
         schedules.from_torch(lrs.ReduceLROnPlateau(optimizer), 5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="scheduler must be a torch.LRScheduler, got 3"):
+    with pytest.raises(TypeError, match=r"scheduler must be a torch\.LRScheduler, got 3"):
         schedules.from_torch(3, 5)  # type: ignore[arg-type]
     rebounding = lrs.OneCycleLR(torch_optimizer(), 1.0, 10, anneal_strategy="linear")
     with pytest.raises(ValueError, match=r"must be finite and not negative, got -.* at step 10"):
