@@ -59,7 +59,7 @@ nitpick_ignore_regex = [
     # What a public class is made of and nobody makes by hand.
     (
         "py:class",
-        r"lrfast\.(\w+\.)+(Constants|RandomStates|RateChoice|RecipeConfig|ResumePoint)",
+        r"lrfast\.(\w+\.)+(Constants|OneCycleOptions|RandomStates|RateChoice|RecipeConfig|ResumePoint|StageOptions)",
     ),
 ]
 # Private types in signatures, and where what they can do is documented.
