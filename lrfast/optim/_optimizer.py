@@ -184,8 +184,8 @@ class FusedOptimizer(SchedulingMixin):
             model: The module, on its device, with the optimizer's parameters.
 
         Raises:
-            ValueError: If the optimizer was made without ``ema_decay=``, or the state dict that was
-                loaded holds an EMA of other buffers.
+            ValueError: If the optimizer was made without ``ema_decay=``, its step is captured, or
+                the state dict that was loaded holds an EMA of other buffers.
 
         Example:
             >>> import torch, lrfast
@@ -194,6 +194,11 @@ class FusedOptimizer(SchedulingMixin):
             >>> optimizer.average_buffers(model)
         """
         self._check_averages()
+        if self._captured_by is not None:
+            raise ValueError(
+                "average_buffers must be called before lrfast.capture, got an optimizer whose step "
+                "is captured; release that first"
+            )
         buffers = {without_wrappers(name): place for name, place in buffers_of(model).items()}
         averages = BufferAverages(buffers)
         if saved := self._saved_averages:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from device_reads import NoDeviceReads
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -57,7 +58,7 @@ def buffers_within(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
 
 
 def test_averages_are_those_of_torchs_averaged_model() -> None:
-    """Parameters and buffers at once; its integers, averages of counters, have no use."""
+    """Parameters and buffers at once; the counter stays the model's own."""
     model = make_model()
     del model._buffers["level"], model._buffers["mask"]  # torch's would be NaN, and stand still
     optimizer = make_optimizer(model, ema_decay=0.7)
@@ -144,7 +145,10 @@ def test_a_skipped_step_moves_no_average(poison: float) -> None:
 def test_buffers_of_frozen_groups_move_too() -> None:
     model = make_model()
     head = nn.Parameter(torch.ones(4))
-    groups = [{"params": list(model.parameters()), "frozen": True}, {"params": [head]}]
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.parameters()), "frozen": True},
+        {"params": [head]},
+    ]
     optimizer = lrfast.AdamW(groups, lr=0.3, ema_decay=0.8)
     optimizer.average_buffers(model)
     wanted = model[1].running_mean.clone()  # type: ignore[index]
@@ -280,3 +284,40 @@ def test_misuse_is_refused_before_anything_changes() -> None:
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
     optimizer.average_buffers(model)
     optimizer.step()
+
+
+def test_a_captured_step_averages_and_keeps_its_buffers() -> None:
+    """A graph would go on writing to the averages of before."""
+    found = []
+    for captures in (False, True):
+        torch.manual_seed(3)
+        model = make_model()
+        optimizer = make_optimizer(model, ema_decay=0.7, ema_warmup=True)
+        optimizer.average_buffers(model)
+
+        def step(inputs: Tensor, model: nn.Module = model, optimizer: Any = optimizer) -> Tensor:
+            optimizer.zero_grad(set_to_none=False)
+            loss: Tensor = model(inputs).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run: Any = lrfast.capture(step, optimizer, torch.ones(6, 3)) if captures else step
+        for _ in range(4):
+            run(torch.randn(6, 3))
+        if captures:
+            with pytest.raises(ValueError, match=r"must be called before lrfast\.capture"):
+                optimizer.average_buffers(model)
+            run.release()
+        found.append(buffers_within(model, optimizer))
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name])
+
+
+def test_a_step_reads_nothing_from_the_device() -> None:
+    model = make_model()
+    optimizer = make_optimizer(model, ema_decay=0.7, ema_warmup=True, ema_start=1)
+    optimizer.average_buffers(model)
+    with NoDeviceReads():
+        for _ in range(4):
+            train_step(model, optimizer)
