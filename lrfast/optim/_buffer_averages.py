@@ -25,7 +25,7 @@ class _Part:
     average: Tensor
 
     def buffers(self) -> list[Tensor]:
-        found = [owner[key] for owner, key in self.owners.values()]
+        found = [_local(owner[key]) for owner, key in self.owners.values()]
         shapes = [None if buffer is None else buffer.shape for buffer in found]
         for name, shape, wanted in zip(self.owners, shapes, self.shapes, strict=True):
             if shape != wanted:
@@ -34,7 +34,7 @@ class _Part:
                     f"buffer {name!r} must keep its shape {list(wanted)}, got {got}; call "
                     "average_buffers(model) again"
                 )
-        return [buffer.detach() for buffer in found if buffer is not None]
+        return [buffer for buffer in found if buffer is not None]
 
     def gathered(self) -> Tensor:
         flat = _flat(self.buffers(), self.average.dtype)
@@ -59,15 +59,16 @@ class BufferAverages:
     def __init__(self, buffers: Mapping[str, tuple[dict[str, Tensor | None], str]]) -> None:
         by_device: dict[torch.device, dict[str, tuple[dict[str, Tensor | None], str]]] = {}
         for name, (owner, key) in buffers.items():
-            if (buffer := owner[key]) is not None:
+            if (buffer := _local(owner[key])) is not None:
                 by_device.setdefault(buffer.device, {})[name] = owner, key
         self._parts: list[_Part] = []
         for owners in by_device.values():
-            found = [each for owner, key in owners.values() if (each := owner[key]) is not None]
+            places = owners.values()
+            found = [each for owner, key in places if (each := _local(owner[key])) is not None]
             # Half types would lose most of its steps.
             dtype = reduce(torch.promote_types, (each.dtype for each in found), torch.float32)
             shapes = [each.shape for each in found]
-            self._parts.append(_Part(owners, shapes, _flat([b.detach() for b in found], dtype)))
+            self._parts.append(_Part(owners, shapes, _flat(found, dtype)))
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -177,6 +178,11 @@ def saved_averages(entry: Mapping[str, Any]) -> dict[str, Tensor]:
         if not check_tensor(where, value).is_floating_point():
             raise ValueError(f"{where} must be of a floating-point dtype, got {short_repr(value)}")
     return saved
+
+
+def _local(buffer: Tensor | None) -> Tensor | None:
+    """Return this process's part of a buffer, detached."""
+    return None if buffer is None else getattr(buffer, "_local_tensor", buffer).detach()
 
 
 def _flat(buffers: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -210,6 +210,27 @@ def test_averages_go_on_unchanged(kind: str) -> None:
         assert torch.equal(value, found[1][name])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)]
+)
+def test_small_moves_of_half_buffers_add_up(dtype: torch.dtype, kept: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).to(dtype)
+    optimizer = make_optimizer(model, ema_decay=0.999)
+    optimizer.average_buffers(model)
+    norm: Any = model[1]
+    norm.running_mean.fill_(1.0)
+    optimizer.average_buffers(model)
+    norm.running_mean.fill_(2.0)
+    norm.eval()
+    for _ in range(9):
+        model(torch.randn(6, 3, dtype=dtype)).sum().backward()
+        optimizer.step()
+    average = optimizer.state_dict()["lrfast"]["ema_buffers"]["1.running_mean"]
+    assert average.dtype == kept
+    torch.testing.assert_close(average, torch.full((4,), 2 - 0.999**9, dtype=kept))
+    assert norm.running_mean.dtype == dtype
+
+
 def test_wrappers_do_not_change_the_names() -> None:
     model = make_model()
     optimizer = make_optimizer(model, ema_decay=0.7)
