@@ -15,12 +15,15 @@ from lrfast._utils.async_copy import note_use
 from lrfast._utils.validation import check_dict, check_tensor, short_repr
 from lrfast.optim._options import Options
 
+# By a buffer's name, its module's buffers, which may be exchanged, and its key there.
+Owners = dict[str, tuple[dict[str, Tensor | None], str]]
+
 
 @dataclass
 class _Part:
     """The buffers on one device, and their averages one after another in one tensor."""
 
-    owners: dict[str, tuple[dict[str, Tensor | None], str]]  # who may exchange their buffers
+    owners: Owners
     shapes: list[torch.Size]
     average: Tensor
 
@@ -53,11 +56,11 @@ class BufferAverages:
     Others, such as counters, caches and masks, have no average.
 
     Args:
-        buffers: By name, the dict that holds the buffer and its key there.
+        buffers: From :func:`buffers_of`.
     """
 
-    def __init__(self, buffers: Mapping[str, tuple[dict[str, Tensor | None], str]]) -> None:
-        by_device: dict[torch.device, dict[str, tuple[dict[str, Tensor | None], str]]] = {}
+    def __init__(self, buffers: Owners) -> None:
+        by_device: dict[torch.device, Owners] = {}
         for name, (owner, key) in buffers.items():
             if (buffer := _local(owner[key])) is not None:
                 by_device.setdefault(buffer.device, {})[name] = owner, key
@@ -158,7 +161,7 @@ class BufferAverages:
 _ENTRY = "ema_buffers"
 
 
-def buffers_of(model: nn.Module) -> dict[str, tuple[dict[str, Tensor | None], str]]:
+def buffers_of(model: nn.Module) -> Owners:
     """Return which buffers of a model are averaged, as :class:`BufferAverages` takes them."""
     return {
         f"{prefix}.{key}" if prefix else key: (module._buffers, key)
