@@ -108,7 +108,7 @@ class FineTuner:
         ema_decay: Decay, in [0, 1), of an EMA of the weights, kept by an lrfast optimizer; None
             (default): the optimizer's.
         validate_ema: Whether validation, and the best model, use the EMA of the weights if there
-            is one (default True); buffers, such as those of batch norm, are not averaged.
+            is one (default True), and of buffers, such as the statistics of batch norm.
         keep_best: "valid_loss" or the name of a metric: a copy of the model with its best value is
             kept on the device, for :meth:`restore_best`. None (default): no copy.
         best_mode: Whether the lowest ("min") or the highest ("max") value is the best; None
@@ -201,6 +201,7 @@ class FineTuner:
         self._interrupted: Run | None = None
         self._partial: Stage | None = None  # the interrupted stage's record in the history
         self._check()
+        self._average_buffers()
 
     def _check(self) -> None:
         check_choice("norm_mode", self.norm_mode, get_args(NormPolicy))
@@ -644,6 +645,8 @@ class FineTuner:
         )
         max_grad_norm = None if isinstance(self.optimizer, FusedOptimizer) else self.max_grad_norm
         self._interrupted = self._partial = None
+        if not self.history.stages and run.step == 0:
+            self._average_buffers()  # from the weights that the training starts with
         with Interrupts() as interrupts:
             self._loop = loop = Loop(
                 *(training, run, self.loaders), max_grad_norm=max_grad_norm, progress=self.progress
@@ -706,12 +709,22 @@ class FineTuner:
         with autocast(model, self.amp):
             return evaluate(model, valid, compute_loss, self.loss_fn, self.metrics)
 
+    def _average_buffers(self) -> None:
+        """Start an EMA of the buffers, if there is one of the weights."""
+        if (optimizer := self._averaging()) is not None:
+            optimizer.average_buffers(self.model)
+
+    def _averaging(self) -> FusedOptimizer | None:
+        """Return the optimizer if it keeps an EMA."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, FusedOptimizer) and optimizer._options.ema_decay is not None:
+            return optimizer
+        return None
+
     def _ema_weights(self) -> AbstractContextManager[None]:
         """Return the context of validation, in which the model may have the EMA of its weights."""
-        optimizer = self.optimizer
-        if not self.validate_ema or not isinstance(optimizer, FusedOptimizer):
-            return nullcontext()
-        return nullcontext() if optimizer._options.ema_decay is None else optimizer.ema_parameters()
+        optimizer = self._averaging() if self.validate_ema else None
+        return nullcontext() if optimizer is None else optimizer.ema_parameters()
 
     def _callback(self, event: str, *details: Any) -> None:
         for callback in self.callbacks:

@@ -23,6 +23,7 @@ from lrfast._utils.validation import (
     check_tensor,
     short_repr,
 )
+from lrfast.optim._buffer_averages import saved_averages
 from lrfast.optim._loss_schedules import check_saved
 from lrfast.optim._options import check_group, check_saved_groups
 from lrfast.optim._scheduling import SchedulingMixin, saved_schedules
@@ -33,6 +34,11 @@ ENGINE_ENTRY = "lrfast"  # key of lrfast's entry in a state dict; torch.optim ig
 
 # What wrappers put into the names of parameters: DDP, torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+
+
+def without_wrappers(name: str) -> str:
+    """Return a name in a model as it is without wrappers around its modules."""
+    return _WRAPPERS.sub("", name)
 
 
 def check_state_dict(
@@ -75,8 +81,8 @@ def _in_own_order(optimizer: SchedulingMixin, groups: list[dict[Any, Any]]) -> l
         places = dict(zip(saved, group["params"], strict=False))
         wanted = names
         if places.keys() != set(names):
-            places = {_WRAPPERS.sub("", name): place for name, place in places.items()}
-            wanted = [_WRAPPERS.sub("", name) for name in names]
+            places = {without_wrappers(name): place for name, place in places.items()}
+            wanted = [without_wrappers(name) for name in names]
         lacking, foreign = sorted(set(wanted) - places.keys()), sorted(places.keys() - set(wanted))
         if lacking or foreign or not len(saved) == len(places) == len(group["params"]):
             raise ValueError(
@@ -101,6 +107,9 @@ def check_entry(optimizer: SchedulingMixin, entry: Any) -> None:
             )
     check_int("steps", entry.get("steps", 0))
     check_saved(optimizer, entry.get("loss_schedule"))
+    averages = saved_averages(entry)
+    if optimizer._buffer_averages is not None:
+        optimizer._buffer_averages.check(averages)
 
 
 def check_loaded_groups(optimizer: SchedulingMixin, rule: str) -> None:
@@ -123,8 +132,9 @@ def check_loaded_groups(optimizer: SchedulingMixin, rule: str) -> None:
 @contextmanager
 def rollback_on_error(optimizer: SchedulingMixin) -> Iterator[None]:
     """Restore the optimizer if the block raises; torch's load replaces its tables."""
-    names = ("state", "param_groups", "_engine", "_loaded_clock")
-    kept = {name: vars(optimizer)[name] for name in names if name in vars(optimizer)}
+    averages = ("_buffer_averages", "_saved_averages")
+    names = ("state", "param_groups", "_engine", "_loaded_clock", *averages)
+    kept = {name: getattr(optimizer, name) for name in names}
     schedules = optimizer._schedule_snapshot()
     try:
         yield

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
 from lrfast._utils.arguments import checked_methods
@@ -23,7 +23,8 @@ from lrfast._utils.extension import extension
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_choice, check_dict
 from lrfast.optim import _checkpoint, _state
-from lrfast.optim._checkpoint import ENGINE_ENTRY
+from lrfast.optim._buffer_averages import BufferAverages, buffers_of, saved_averages
+from lrfast.optim._checkpoint import ENGINE_ENTRY, without_wrappers
 from lrfast.optim._display import optimizer_text
 from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
 from lrfast.optim._options import Options, Schedules, StepOptions, check_group
@@ -171,12 +172,47 @@ class FusedOptimizer(SchedulingMixin):
             kept = torch.zeros(0, len(self.param_groups), 4, dtype=torch.float64)
         return Telemetry(first, *kept.unbind(-1))
 
+    def average_buffers(self, model: nn.Module) -> None:
+        """Keep an EMA of a model's buffers, too, such as the statistics of batch norm.
+
+        It starts at the buffers as they are, and moves at every applied step with the decay of the
+        weights' EMA, without a synchronisation; :meth:`ema_parameters` gives it to the model.
+        Buffers that are not of a floating-point dtype or not persistent have no EMA. State dicts
+        hold it: call this before :meth:`load_state_dict` or after it. Another call starts it anew.
+
+        Args:
+            model: The module, on its device, with the optimizer's parameters.
+
+        Raises:
+            ValueError: If the optimizer was made without ``ema_decay=``, its step is captured, or
+                the state dict that was loaded holds an EMA of other buffers.
+
+        Example:
+            >>> import torch, lrfast
+            >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+            >>> optimizer = lrfast.SGD(model.parameters(), lr=0.5, ema_decay=0.9)
+            >>> optimizer.average_buffers(model)
+        """
+        self._check_averages()
+        if self._captured_by is not None:
+            raise ValueError(
+                "average_buffers must be called before lrfast.capture, got an optimizer whose step "
+                "is captured; release that first"
+            )
+        buffers = {without_wrappers(name): place for name, place in buffers_of(model).items()}
+        averages = BufferAverages(buffers)
+        if saved := self._saved_averages:
+            averages.check(saved)
+            averages = averages.loaded(saved)
+        self._buffer_averages, self._saved_averages = averages, None
+
     @contextmanager
     def ema_parameters(self) -> Iterator[None]:
         """Give the model the EMA of its weights for the ``with`` block, in place.
 
-        Parameters that were never updated have no EMA and stay as they are. A step within the
-        block is refused, because the weights of before return after it.
+        Parameters that were never updated have no EMA and stay as they are, and so do buffers
+        without :meth:`average_buffers`. A step within the block is refused, because the weights of
+        before return after it.
 
         Yields:
             None.
@@ -191,15 +227,13 @@ class FusedOptimizer(SchedulingMixin):
             >>> with optimizer.ema_parameters():
             ...     output = layer(torch.ones(1, 2))
         """
-        if self._options.ema_decay is None:
-            raise ValueError("ema_decay must be set to average weights, got None")
+        self._check_averages()
         outer = self._holds_average
         params = (param for group in self.param_groups for param in group["params"])
-        averaged = [
-            (param, self.state[param]["ema"], param.detach().clone())
-            for param in params
-            if "ema" in self.state.get(param, {})
-        ]
+        pairs = [(p, self.state[p]["ema"]) for p in params if "ema" in self.state.get(p, {})]
+        if self._buffer_averages is not None:
+            pairs += self._buffer_averages.pairs()
+        averaged = [(param, average, param.detach().clone()) for param, average in pairs]
         self._holds_average = True
         try:
             with torch.no_grad():
@@ -284,6 +318,9 @@ class FusedOptimizer(SchedulingMixin):
         averages_by_step = options.ema_start > 0 or options.ema_warmup
         if options.stochastic_rounding or options.telemetry or averages_by_step:
             entry["steps"] = self._clock()[1]
+        averages = self._buffer_averages
+        if buffers := self._saved_averages if averages is None else averages.state_dict():
+            entry["ema_buffers"] = buffers
         return entry
 
     def _load_entry(self, entry: dict[str, Any], keeps_own: bool = False) -> None:
@@ -298,9 +335,15 @@ class FusedOptimizer(SchedulingMixin):
         self._clock_at_start = (applied, entry.get("steps", steps))
         self._loaded_clock = None if saved is None else self._clock_at_start
         load_saved(self, entry.get("loss_schedule"))
+        averages = saved_averages(entry)
+        if self._buffer_averages is None:
+            self._saved_averages = averages
+        else:
+            self._buffer_averages = self._buffer_averages.loaded(averages)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_schedules", "_loss_schedule", "_options", "_loaded_clock")
+        averages = ("_buffer_averages", "_saved_averages")
+        names = ("_schedules", "_loss_schedule", "_options", "_loaded_clock", *averages)
         own = {name: getattr(self, name) for name in names}
         return super().__getstate__() | own | {"_clock_at_start": self._clock()}
 
@@ -325,7 +368,27 @@ class FusedOptimizer(SchedulingMixin):
                 "model holds the EMA of its weights, and the update would be thrown away"
             )
 
+    def _check_averages(self) -> None:
+        if self._options.ema_decay is None:
+            raise ValueError("ema_decay must be set to average weights, got None")
+
     def _update(self) -> None:
+        averages = self._buffer_averages
+        if not averages or self._options.ema_decay is None:
+            self._update_weights()
+            return
+        buffers, before = averages.gather(), self._steps_applied()
+        self._update_weights()
+        after = self._steps_applied()
+        if isinstance(after, Tensor):  # else no parameter had a gradient yet
+            averages.update(buffers, self._options, before, after)
+
+    def _steps_applied(self) -> Tensor | int:
+        """Return a copy of the number of steps applied in all, on the device."""
+        clocks = [] if self._engine is None else self._engine.clocks()
+        return clocks[0][1].clone() if clocks else self._clock_at_start[1]
+
+    def _update_weights(self) -> None:
         engine = self._engine or self._make_engine()
         attributes = self.__dict__  # where a GradScaler leaves the two
         grad_scale, found_inf = attributes.get("grad_scale"), attributes.get("found_inf")
@@ -398,11 +461,19 @@ class FusedOptimizer(SchedulingMixin):
         (self._engine or self._make_engine()).watch(flag)
 
     def _engine_snapshot(self) -> _Snapshot:
-        return self._schedule_snapshot(), [tensor.clone() for tensor in self._memory()]
+        averages = self._buffer_averages
+        buffers = [] if averages is None else [tensor.clone() for tensor in averages.tensors]
+        engine = [tensor.clone() for tensor in self._memory()]
+        return self._schedule_snapshot(), engine, averages, buffers
 
     def _engine_restore(self, snapshot: _Snapshot) -> None:
-        schedules, saved = snapshot
+        schedules, saved, self._buffer_averages, buffers = snapshot
         self._schedule_restore(schedules)
+        averages = self._buffer_averages
+        for tensor, values in zip(
+            [] if averages is None else averages.tensors, buffers, strict=True
+        ):
+            tensor.copy_(values)
         engine, tensors = self._engine, self._memory()
         if engine is not None and saved and [t.shape for t in tensors] == [t.shape for t in saved]:
             self._send_schedules(engine)
@@ -428,7 +499,8 @@ def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         state[ENGINE_ENTRY] = entry
 
 
-_Snapshot = tuple[ScheduleSnapshot, list[Tensor]]  # with copies of the engine's memory
+# With copies of the engine's memory and of the averages.
+_Snapshot = tuple[ScheduleSnapshot, list[Tensor], BufferAverages | None, list[Tensor]]
 
 
 def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | None = None) -> Any:

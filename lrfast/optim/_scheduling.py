@@ -17,6 +17,7 @@ from lrfast._utils.arguments import checked_methods
 from lrfast._utils.param_groups import momentum_of
 from lrfast._utils.public import public_in
 from lrfast._utils.validation import check_count, check_list
+from lrfast.optim._buffer_averages import BufferAverages
 from lrfast.optim._options import Schedules
 from lrfast.schedules import Schedule
 
@@ -65,6 +66,8 @@ class SchedulingMixin(torch.optim.Optimizer):
     _loss_schedule: RateFactor | None = None
     _loss_factor_paused = False  # True while a range test controls the learning rates
     _loaded_clock: tuple[int, int] | None = None  # right after a state dict was loaded
+    _buffer_averages: BufferAverages | None = None
+    _saved_averages: Mapping[str, Tensor] | None = None  # loaded before average_buffers()
     _captured_by: object = None  # the captured step that makes this optimizer's steps
     _is_trainers_plan = False  # True for schedules from a trainer, which cannot pass a choice
 

@@ -125,6 +125,36 @@ def test_validation_takes_the_average() -> None:
     assert found[True] != pytest.approx(found[False], rel=1e-3)
 
 
+def test_validation_takes_the_average_of_the_buffers() -> None:
+    """By hand, from those that the training starts with, not those of the tuner's beginning."""
+    decay = 0.8
+
+    class Average(Callback):
+        def on_fit_begin(self, tuner: FineTuner) -> None:
+            self.mean = {n: value.clone() for n, value in tuner.model.state_dict().items()}
+
+        def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
+            for name, value in tuner.model.state_dict().items():
+                mean = self.mean[name]
+                self.mean[name] = mean.lerp(value, 1 - decay) if value.is_floating_point() else mean
+
+    tuner = make_tuner(ema_decay=decay, callbacks=[Average()], keep_best="valid_loss")
+    twin = make_tuner().model
+    start = {name: value + 1 for name, value in tuner.model.state_dict().items()}
+    tuner.model.load_state_dict(start)
+    stage = tuner.fit(1, schedules.constant(), lr=0.05)
+    mean = tuner.callbacks[0].mean  # type: ignore[attr-defined]
+    twin.load_state_dict(mean)
+    twin.eval()
+    with torch.no_grad():
+        losses = [cross_entropy(twin(x), t).item() for x, t in make_batches(2)]
+    assert stage.epochs[0]["valid_loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    tuner.restore_best()
+    for name, value in tuner.model.named_buffers():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, mean[name])
+
+
 # Mixed precision.
 
 

@@ -27,6 +27,20 @@ OPTIM = [
         "test_ema_and_telemetry.py",
     ),
     Fault(
+        "a-skipped-step-moves-the-average-of-buffers",
+        "lrfast/optim",
+        "moves = (after != before).to(average.device) & (values != average)",
+        "moves = values != average",
+        "test_averaged_buffers.py",
+    ),
+    Fault(
+        "the-average-of-buffers-is-not-saved",
+        "lrfast/optim",
+        'entry["ema_buffers"] = buffers',
+        "pass",
+        "test_averaged_buffers.py",
+    ),
+    Fault(
         "the-average-warms-up-again-after-a-load",
         "lrfast/optim",
         "averages_by_step = options.ema_start > 0 or options.ema_warmup",
