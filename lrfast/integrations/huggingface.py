@@ -62,7 +62,8 @@ def use(
 
     All settings come from its TrainingArguments: learning rate, betas, epsilon, weight decay and
     the parameters without it, type of schedule and warm-up, ``max_grad_norm``. The steps are those
-    of Trainer's own AdamW and scheduler. Call it before ``Trainer.train``.
+    of Trainer's own AdamW and scheduler. ``trainer.get_learning_rates()`` is scheduled; "lr" in the
+    param groups stays what the schedule multiplies. Call it before ``Trainer.train``.
 
     Args:
         trainer: A Trainer without an optimizer, or with one of lrfast.
@@ -97,6 +98,8 @@ def use(
             raise ValueError(f"{given} must be left out where the trainer has its optimizer")
     maker = _Maker(trainer, schedule, clip and step_can_clip(trainer.accelerator))
     trainer.create_scheduler = maker.create_scheduler
+    if type(trainer).get_learning_rates is Trainer.get_learning_rates:  # else the user's stays
+        trainer.get_learning_rates = maker.learning_rates
     if trainer.optimizer is None:
         rate = trainer.args.learning_rate if lr is None else lr
         groups = _layer_groups(trainer, rate, decay) if has_own_groups else None
@@ -318,6 +321,7 @@ class _Maker:
         self._clipping: FusedOptimizer | None = None
         self._make_optimizer: Callable[..., Optimizer] = trainer.create_optimizer
         self._make_scheduler: Callable[..., LRScheduler] = trainer.create_scheduler
+        self._group_rates: Callable[[], list[float]] = trainer.get_learning_rates
 
     def create_optimizer(
         self,
@@ -350,6 +354,12 @@ class _Maker:
             trainer.lr_scheduler = DeviceScheduler(given, made)
             trainer._created_lr_scheduler = True  # the next train() starts a new one
         return self._make_scheduler(num_training_steps, optimizer)
+
+    def learning_rates(self) -> list[float]:
+        """Return the learning rate of each group under the schedule, as Trainer's own does."""
+        scheduler = self._trainer.lr_scheduler
+        on_device = isinstance(scheduler, DeviceScheduler)
+        return scheduler.get_last_lr() if on_device else self._group_rates()
 
     def clip_in_step(self, optimizer: FusedOptimizer) -> None:
         """Let the optimizer's step clip, if it does not yet."""

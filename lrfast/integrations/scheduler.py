@@ -13,7 +13,7 @@ from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_dict, check_finite, check_int, check_list
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer
-from lrfast.optim._checkpoint import check_entry
+from lrfast.optim._checkpoint import ENGINE_ENTRY, check_entry
 from lrfast.optim._options import Schedules
 from lrfast.optim._scheduling import set_rate
 
@@ -95,9 +95,19 @@ class DeviceScheduler(LRScheduler):
         return self.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the count and the optimizer's schedule with its step. Synchronises the device."""
-        counts = {"last_epoch": self.last_epoch, "_step_count": self._step_count}
-        return counts | {"optimizer": self.optimizer._entry()}
+        """Return the count and the optimizer's schedule with its step. Synchronises the device.
+
+        torch's LambdaLR, too, can load it: it goes on at the count with functions of its own.
+        """
+        rates = self.base_lrs
+        return {
+            "last_epoch": self.last_epoch,
+            "_step_count": self._step_count,
+            "base_lrs": rates,
+            "_last_lr": rates,  # those that the param groups of the optimizer's checkpoint hold
+            "lr_lambdas": [None] * len(rates),
+            ENGINE_ENTRY: self.optimizer._entry(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a count, also of one of torch's schedulers; nothing has changed if it raises.
@@ -115,9 +125,10 @@ class DeviceScheduler(LRScheduler):
         check_dict("state_dict", state_dict, ["last_epoch"])
         last_epoch = check_int("last_epoch", state_dict["last_epoch"])
         step_count = check_int("_step_count", state_dict.get("_step_count", last_epoch + 1))
-        entry = check_dict("optimizer", state_dict.get("optimizer", {}))
+        entry = check_dict(ENGINE_ENTRY, state_dict.get(ENGINE_ENTRY, {}))
         groups = self.optimizer.param_groups
-        given = check_list("base_lrs", state_dict.get("base_lrs", []))
+        is_torchs = ENGINE_ENTRY not in state_dict
+        given = check_list("base_lrs", state_dict.get("base_lrs", [])) if is_torchs else []
         rates = [float(each) if isinstance(each, Tensor) else each for each in given]
         for rate in rates:
             check_finite("base_lrs", rate, least=0.0)

@@ -86,7 +86,7 @@ def run_huggingface(folder: Path) -> Seen:
         if kind == "ddp":
             results.append(huggingface.lr_find(tested, num_iter=12))
         finder = huggingface.LRFindCallback(tested, epochs=(1,), num_iter=12)
-        finder._take = lambda result, optimizer: results.append(result)  # and applies nothing
+        finder._take = lambda result, *_: results.append(result)  # and applies nothing
         tested.add_callback(finder)
         seen["tested"] = trained(tested)
         seen["collectives"] = collectives.calls

@@ -84,7 +84,7 @@ def run_lightning(folder: Path) -> Seen:
             return lit(ours, *args, strategy=make_strategy(), devices=2, **options)
 
         finder, results = LRFindCallback(epochs=(1,), num_iter=12), []
-        finder._take = lambda result, optimizer: results.append(result)  # and applies nothing
+        finder._take = lambda result, *_: results.append(result)  # and applies nothing
         seen = {"theirs": run(False)}
         with Counter() as collectives:
             seen["ours"] = run(True, folder / kind)
@@ -151,7 +151,7 @@ def run_ignite(folder: Path) -> Seen:
 
     def finder_of(model: Any, optimizer: Any) -> Any:
         finder = LRFindHandler(model, optimizer, num_iter=12, progress=False)
-        finder._take = lambda result, optimizer: results.append(result)  # and applies nothing
+        finder._take = lambda result, *_: results.append(result)  # and applies nothing
         return finder
 
     seen = {"theirs": ignited(False), "ours": ignited(True, folder)}

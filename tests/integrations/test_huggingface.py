@@ -184,6 +184,61 @@ def test_resume_from_a_checkpoint_of_trainers_own(tmp_path: Path) -> None:
     assert furthest(ours.model.parameters(), theirs.model.parameters()) < 2e-5
 
 
+@pytest.mark.one_row
+@pytest.mark.parametrize("kind", ["linear", "cosine", "inverse_sqrt", "constant_with_warmup"])
+def test_trainers_own_goes_on_from_a_checkpoint(tmp_path: Path, kind: str) -> None:
+    """Back to a Trainer without ``use``: its first update has the base learning rate."""
+    options = {"lr_scheduler_type": kind, "save_strategy": "steps", "save_steps": 8}
+    options |= {"dropout": 0.0, "logging_steps": 1}
+    ours = train(huggingface.use(make_trainer(tmp_path, **options)))
+    theirs = make_trainer(tmp_path, **options | {"learning_rate": 1e-2})  # the checkpoint's counts
+    train(theirs, resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert type(theirs.optimizer.optimizer) is torch.optim.AdamW
+    rates, losses_ = (
+        [[e[key] for e in trainer.state.log_history if "loss" in e] for trainer in (ours, theirs)]
+        for key in ("learning_rate", "loss")
+    )
+    assert len(rates[1]) == STEPS and rates[1][8] == 3e-3
+    assert rates[1][9:] == pytest.approx(rates[0][9:], rel=1e-6, abs=1e-12)
+    assert losses_[1][8] == pytest.approx(losses_[0][8], rel=1e-5)  # before that update
+    if kind == "constant_with_warmup":  # where the base is the scheduled learning rate
+        assert furthest(ours.model.parameters(), theirs.model.parameters()) < 2e-5
+
+
+class CountingTrainer(transformers.Trainer):  # type: ignore[misc]
+    def get_learning_rates(self) -> list[float]:
+        return [float(self.state.global_step)]
+
+
+def test_learning_rates_are_the_scheduled_ones(tmp_path: Path) -> None:
+    seen: list[list[list[float]]] = []
+    for prepare in (lambda trainer, **options: trainer, huggingface.use, huggingface.use):
+        layered = {"decay": 0.5} if len(seen) == 2 else {}
+        trainer = prepare(make_trainer(tmp_path, lr_scheduler_type="cosine"), **layered)
+        with pytest.raises(ValueError, match="optimizer is None"):
+            trainer.get_learning_rates()
+        trainer.create_optimizer()
+        before = trainer.get_learning_rates()
+        assert max(before) == 3e-3
+        trainer.create_scheduler(STEPS)
+        steps = []
+        for _ in range(STEPS):
+            steps.append(trainer.get_learning_rates())
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+        seen.append(steps)
+    for theirs, ours, layered_rates in zip(*seen, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-12)
+        assert max(layered_rates) == pytest.approx(max(theirs), rel=1e-6, abs=1e-12)
+        assert len(layered_rates) > len(theirs)
+    assert seen[0][0] == [0.0, 0.0] and seen[0][3] == [3e-3, 3e-3]
+    own = huggingface.use(make_trainer(tmp_path, CountingTrainer))
+    assert train(own).get_learning_rates() == [STEPS]
+    by_metric = huggingface.use(make_trainer(tmp_path, warmup_steps=0))
+    by_metric.args.lr_scheduler_type = transformers.SchedulerType("reduce_lr_on_plateau")
+    assert train(by_metric).get_learning_rates() == [3e-3, 3e-3]
+
+
 def test_training_again_starts_the_schedule_again(tmp_path: Path) -> None:
     trainer = train(huggingface.use(make_trainer(tmp_path, max_grad_norm=0.1)))
     hooks = len(trainer.optimizer.optimizer._optimizer_step_post_hooks)
