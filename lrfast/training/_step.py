@@ -275,7 +275,7 @@ class UserStep(UpdateFirst):
             loss = training.ranks.mean(loss)
         else:
             loss = training.validation_loss(training.valid)
-        skip = torch.eq(driver.steps_applied(), count).double().to(self.curve.device)
+        skip = _has_stayed(count, driver.steps_applied(), self.curve.device)
         self.curve.record(loss, self.lr(), skip=skip)
         return loss
 
@@ -355,10 +355,15 @@ def record_call(
     loss = check_loss(step(batch), needs_grad=False).detach()
     skip = None
     if count is not None and before is not None:
-        is_queued = curve.device.type == "cuda"  # the CPU would read too early
-        skip = torch.eq(count(), before).to(curve.device, torch.float64, non_blocking=is_queued)
+        skip = _has_stayed(before, count(), curve.device)
     curve.record(loss, lr(), skip=skip)
     return loss
+
+
+def _has_stayed(before: Tensor, now: Tensor, device: torch.device) -> Tensor:
+    """Return whether a count is what it was, float64 on a device, without a synchronisation."""
+    is_queued = device.type == "cuda"  # the CPU would read too early
+    return torch.eq(now, before).to(device, torch.float64, non_blocking=is_queued)
 
 
 def kind_of_step(training: Training) -> type[TrainStep]:
