@@ -318,7 +318,7 @@ void test_schedules(int rule) {
     const StepTables t = trio.on_grid.tables();
     EXPECT_EQ(t.clock->applied, step + 1);
     EXPECT_EQ(t.clock->steps, step + 7);
-    EXPECT_EQ(*t.tensors[0].count, static_cast<float>(step + 1));
+    EXPECT_EQ(*static_cast<const float*>(t.tensors[0].count), static_cast<float>(step + 1));
     EXPECT_EQ(t.rates[0], 0.1 * evaluate_schedule(t.inputs->schedules, 0, step).rate);
     EXPECT_EQ(t.rates[2], 0.5);
   }
