@@ -92,7 +92,7 @@ def main():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(usable) + "+PTX")
 
     files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*")]
-    # The drivers' loops first, which take as long as half of the others: last, they would run alone.
+    # The drivers' loops first, which take half as long as all others: last, they would run alone.
     files.sort(key=lambda file: (file != "csrc/cpu/step.cpp", file))
     unused = "csrc/bindings/no_cuda.cpp" if cuda else "csrc/bindings/cuda.cpp"
     suffixes = (".cpp", ".cu") if cuda else (".cpp",)
