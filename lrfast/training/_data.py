@@ -59,8 +59,13 @@ class PlacedBatch(NamedTuple):
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter that has memory."""
-    devices = [parameter.device for parameter in model.parameters()]
-    return next((device for device in devices if device.type != "meta"), devices[0])
+    first = None
+    for parameter in model.parameters():  # every step asks: look no further than needed
+        if parameter.device.type != "meta":
+            return parameter.device
+        first = first or parameter.device
+    assert first is not None, "a model has parameters: checked where it is taken"
+    return first
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
