@@ -214,7 +214,7 @@ def run(out: Path, console: Console) -> None:
     console.rule(f"A step over {ADAPTERS} parameter groups, against torch")
     _show(console, "\n".join(time_of_a_step().summary()))
     console.rule()
-    console.print(_plots(out, plan, tuner))
+    _show(console, _plots(out, plan, tuner))  # brackets are no markup
     console.print(f"All of it took {time.perf_counter() - began:.0f} s.")
 
 
