@@ -19,6 +19,8 @@ from lrfast.optim._scheduling import set_rate
 
 __all__ = ["DeviceScheduler"]
 
+_FORMER_KEY = "optimizer"  # of lrfast's entry in files from before it was the optimizer's own key
+
 _log = logging.getLogger(__name__)
 
 
@@ -125,9 +127,10 @@ class DeviceScheduler(LRScheduler):
         check_dict("state_dict", state_dict, ["last_epoch"])
         last_epoch = check_int("last_epoch", state_dict["last_epoch"])
         step_count = check_int("_step_count", state_dict.get("_step_count", last_epoch + 1))
-        entry = check_dict(ENGINE_ENTRY, state_dict.get(ENGINE_ENTRY, {}))
+        key = next((each for each in (ENGINE_ENTRY, _FORMER_KEY) if each in state_dict), None)
+        entry = {} if key is None else check_dict(key, state_dict[key])
         groups = self.optimizer.param_groups
-        is_torchs = ENGINE_ENTRY not in state_dict
+        is_torchs = key is None
         given = check_list("base_lrs", state_dict.get("base_lrs", [])) if is_torchs else []
         rates = [float(each) if isinstance(each, Tensor) else each for each in given]
         for rate in rates:

@@ -111,8 +111,12 @@ def test_another_schedule_in_a_scheduler_goes_on(
             resumed.load_state_dict(optimizer.state_dict())
 
 
-def test_a_scheduler_brings_the_schedule_where_the_optimizers_checkpoint_has_none() -> None:
-    """As torch's functions for sharded optimizers leave it, which keep torch's entries alone."""
+@pytest.mark.parametrize("is_former", [False, True])
+def test_a_scheduler_brings_the_schedule_where_the_optimizers_checkpoint_has_none(
+    is_former: bool,
+) -> None:
+    """As torch's functions for sharded optimizers leave it, which keep torch's entries alone; also
+    from a file of before the entry had the optimizer's own key."""
     model, optimizer, scheduler = make_scheduled()
     for _ in range(4):
         step(model, optimizer)
@@ -122,7 +126,14 @@ def test_a_scheduler_brings_the_schedule_where_the_optimizers_checkpoint_has_non
     other, resumed, again = make_scheduled()
     step(other, resumed)  # as torch does for states to load into
     resumed.load_state_dict(saved)
-    again.load_state_dict(scheduler.state_dict())
+    packed = scheduler.state_dict()
+    if is_former:
+        packed = {name: packed[name] for name in ("last_epoch", "_step_count")} | {
+            "optimizer": packed["lrfast"]
+        }
+        with pytest.raises(ValueError, match="optimizer must be a dict, got 3"):
+            again.load_state_dict(packed | {"optimizer": 3})
+    again.load_state_dict(packed)
     assert resumed.schedule_step == again.last_epoch == 4
     assert resumed.current_rates() == optimizer.current_rates()
 
