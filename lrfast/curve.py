@@ -192,7 +192,8 @@ class LossCurve:
             return self._no_rate
         if isinstance(lr, Tensor):
             return lr
-        values: Any = [lr] if isinstance(lr, Real | str) else lr
+        # In this order: to ask the abstract class first takes a twentieth of a recording.
+        values: Any = [lr] if isinstance(lr, (float, int, Real, str)) else lr
         try:
             numbers = [float(each) for each in values]
         except (TypeError, ValueError) as error:

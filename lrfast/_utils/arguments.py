@@ -168,11 +168,12 @@ class _Door:
         return parameter is not None and value is parameter.default
 
     def _check(self, name: str, value: Any, others: Mapping[str, Any]) -> None:
+        if _fits(value, self._kinds[name]):
+            return
         kinds = list(_options(self._kinds[name]))
         # The functions' own checks say which whole numbers, names and dtypes they want.
         is_left = any(each in (int, torch.dtype) or _names_of(each) for each in kinds)
-        is_near = value is None or isinstance(value, str | Real)
-        if _fits(value, self._kinds[name]) or (is_near and is_left):
+        if is_left and (value is None or isinstance(value, str | Real)):
             return
         own_name, advice = name, self._advice(name, value, kinds, others)
         home = Mapping if isinstance(value, Mapping) else Sequence
@@ -328,13 +329,13 @@ def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
 
 def _plain(value: Any, kind: Any) -> Any:
     """Return a value with numbers, and lists of numbers, of numpy as those of Python."""
-    kinds = list(_options(kind))
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     if isinstance(value, slice):
         return slice(*(_plain(each, float) for each in (value.start, value.stop, value.step)))
-    if isinstance(value, np.ndarray) and any(get_origin(each) is Sequence for each in kinds):
-        return value if any(get_origin(each) is np.ndarray for each in kinds) else value.tolist()
+    if isinstance(value, np.ndarray):
+        homes = [get_origin(each) for each in _options(kind)]
+        return value.tolist() if Sequence in homes and np.ndarray not in homes else value
     has_numbers = type(value) in (list, tuple, dict) and any(
         isinstance(each, np.generic) for each in (value.values() if type(value) is dict else value)
     )

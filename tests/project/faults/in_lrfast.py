@@ -650,8 +650,8 @@ INTEGRATIONS = [
     ),
     Fault(
         "attributes-of-a-trainer-keep-what-a-sweep-left",
-        "lrfast/integrations/huggingface.py",
-        "            table.update(kept)\n",
+        "lrfast/integrations/_shared.py",
+        "            vars(owner).update(table)\n",
         "            continue\n",
         "test_huggingface_updates.py",
     ),
@@ -689,8 +689,8 @@ DOORS = [
     Fault(
         "kinds-of-arguments-are-not-checked",
         "lrfast/_utils/arguments.py",
-        "if _fits(value, self._kinds[name]) or (is_near and is_left):",
-        "if True or (is_near and is_left):",
+        "        if _fits(value, self._kinds[name]):\n            return\n",
+        "        return\n",
         "test_foreign_kinds.py test_slips.py",
     ),
     Fault(
