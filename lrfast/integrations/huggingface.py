@@ -29,14 +29,14 @@ from lrfast._utils.arguments import checked
 from lrfast._utils.async_copy import AsyncHostQueue
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import Rates, discriminative
-from lrfast.integrations._shared import LRFinderBase, fused_optimizer
+from lrfast.integrations._shared import KeptObjects, LRFinderBase, fused_optimizer
 from lrfast.integrations.accelerate import clip_in_step, step_can_clip, undisturbed
 from lrfast.integrations.scheduler import DeviceScheduler
 from lrfast.optim import Adam, AdamW, FusedOptimizer, NAdam
 from lrfast.range_test import RangeTest
 from lrfast.schedules import Schedule
 from lrfast.training._data import num_batches
-from lrfast.training._snapshot import GlobalRandom, TensorStore
+from lrfast.training._snapshot import GlobalRandom
 from lrfast.training._step import TrainerUpdate
 
 __all__ = [
@@ -209,7 +209,7 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
                 "scaler": trainer.accelerator.scaler,
                 "progress": not trainer.args.disable_tqdm,
             } | options
-            options["others"] = [_KeptState(trainer), *options.get("others", ())]
+            options["others"] = [_trainer_state(trainer), *options.get("others", ())]
             optimizer = inner_optimizer(trainer.optimizer)
             result = range_test.lr_find(trainer.model_wrapped, optimizer, loader, **options)
     return replace(result, notes=(*notes, *result.notes))
@@ -427,28 +427,10 @@ class _OwnStep:
         trainer.control = on_event(trainer.args, trainer.state, trainer.control)
 
 
-class _KeptState:
-    """Attributes of a Trainer, its state and its callbacks, as one of ``others``."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._store = TensorStore()
-        owners = (trainer, trainer.state, trainer.control, *trainer.callback_handler.callbacks)
-        tables = [vars(owner) for owner in owners if hasattr(owner, "__dict__")]
-        self._tables = [(table, table.copy()) for table in tables]
-        for table in tables:
-            self._store.save([v for name, v in table.items() if name not in _DATA_SETS])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the store holds the state."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what there was."""
-        self._store.restore()
-        for table, kept in self._tables:
-            for name in table.keys() - kept.keys():
-                del table[name]
-            table.update(kept)
+def _trainer_state(trainer: Trainer) -> KeptObjects:
+    """The attributes of a Trainer, its state and its callbacks."""
+    owners = [trainer, trainer.state, trainer.control, *trainer.callback_handler.callbacks]
+    return KeptObjects(owners, apart=_DATA_SETS)
 
 
 @contextmanager
@@ -467,7 +449,7 @@ def _ready_to_train(trainer: Trainer, loader: Iterable[Any]) -> Iterator[list[st
         return
     if getattr(trainer.args, "activation_checkpointing", False):
         notes.append("a sweep before training stores all activations; LRFindCallback's does not")
-    kept = _KeptState(trainer)
+    kept = _trainer_state(trainer)
     undo: list[Callable[[], None]] = []
     trainer.is_in_train = True
     try:

@@ -195,8 +195,7 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
             } | self._options
             options["others"] = [*options.get("others", ()), *kept]
             result = range_test.lr_find(trainer.strategy.model, optimizers[0], data, **options)
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self._take(replace(result, notes=(*result.notes, *notes)), optimizers[0], schedulers)
+        self._take(replace(result, notes=(*result.notes, *notes)), optimizers[0])
 
     def _announce(self, text: str) -> None:
         pl.utilities.rank_zero_info(f"LRFindCallback: {text}")

@@ -426,7 +426,7 @@ def test_what_a_sweep_leaves_alone(tmp_path: Any, caplog: pytest.LogCaptureFixtu
     finder = integration.LRFindCallback(epochs=(0, 2), rule="steep", **(SWEEP | {"stop": 4.0}))
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
-        finder._take, take = (lambda result, optimizer, schedulers: None), finder._take
+        finder._take, take = (lambda result, optimizer: None), finder._take
         assert run("tested", finder) == (plain, rates)
         finder._take = take
         _, found = run("applied", finder)
