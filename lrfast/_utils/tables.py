@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from html import escape
 from shutil import get_terminal_size
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+
+_Row = TypeVar("_Row")
 
 _LEAST_ROOM = 24  # for the last column; with less, lines that break anywhere are easier to read
 
@@ -27,11 +29,8 @@ class Table:
 
     def shortened(self, most: int = 12) -> Table:
         """Return the table without its middle, if it has more rows than that."""
-        if len(self.rows) <= most:
-            return self
         gap = [f"... {len(self.rows)} in all", *[""] * (len(self.columns) - 1)]
-        rows = [*self.rows[: most // 2], gap, *self.rows[-(most // 2) :]]
-        return replace(self, rows=rows)
+        return replace(self, rows=without_middle(self.rows, most, gap))
 
     def text(self, width: int | None = None) -> str:
         """Return aligned lines; last cells are wrapped to a width, 0 for no limit.
@@ -82,6 +81,13 @@ class Table:
         for place, row in enumerate(self.rows):  # as Text: a reason may contain brackets
             made.add_row(*map(Text, row), style="bold" if place == self.chosen else None)
         return made
+
+
+def without_middle(rows: Sequence[_Row], most: int, gap: _Row) -> Sequence[_Row]:
+    """Return the first and the last rows, a gap between them; all of them if at most ``most``."""
+    if len(rows) <= most:
+        return rows
+    return [*rows[: most // 2], gap, *rows[-(most // 2) :]]
 
 
 def _terminal_width() -> int:

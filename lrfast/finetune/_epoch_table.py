@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from lrfast._utils.figures import FloatArray
+from lrfast._utils.tables import without_middle
 
 _MOST_COLUMNS = 6  # of numbers: with the epoch and its time, 78 characters at most
 _MOST_ROWS = 20
@@ -61,10 +62,7 @@ def left_out(stage: DrawnStage) -> list[str]:
 
 def shortened(lines: list[str]) -> list[str]:
     """Return a table without its middle, if it is long."""
-    head, rows = lines[:1], lines[1:]
-    if len(rows) <= _MOST_ROWS:
-        return lines
-    return [*head, *rows[: _MOST_ROWS // 2], "  ...", *rows[-_MOST_ROWS // 2 :]]
+    return [*lines[:1], *without_middle(lines[1:], _MOST_ROWS, "  ...")]
 
 
 def _measures(stage: DrawnStage) -> list[str]:

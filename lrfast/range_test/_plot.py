@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, overload
 
 import numpy as np
 
@@ -54,6 +54,22 @@ class DrawnTest(Protocol):
     def repeats(self) -> FloatArray | None: ...
     @property
     def band(self) -> tuple[FloatArray, FloatArray] | None: ...
+
+
+class _Line(NamedTuple):
+    """A range test's losses as a line for the eye."""
+
+    lrs: FloatArray  # [points]
+    heights: FloatArray  # [points]
+    span: tuple[float, float] | None  # that shows the fall; None if no loss is finite
+
+    @classmethod
+    def of(cls, result: DrawnTest) -> _Line:
+        losses = result.losses
+        return cls(result.lrs, centred_average(losses), height_of_curve(losses))
+
+    def at(self, lr: float) -> float:
+        return float(np.interp(lr, self.lrs, self.heights))
 
 
 @overload
@@ -126,13 +142,16 @@ def draw_range_test(
 ) -> Figure | Axes:
     """Return the figure or axes of :func:`plot_range_test`."""
     marked = _marked(result, rules)
-    shown = _shown_points(result, *skip, marked)
+    line = _Line.of(result)
+    shown = _shown_points(result, line, *skip, marked)
     losses, *below = panels_of(ax, 2, (8.0, 6.0), height_ratios=(2, 1))
     for index, other in enumerate(others):
         # Neither the line of the losses nor that of the derivative.
         style = line_style(index, len(others), len(other.lrs)) | {"linestyle": LINES[2 + index % 2]}
         style |= {"color": f"C{index + 4}", "linewidth": 1, "marker": MARKERS[index % 8]}
-        _draw_curve(losses, below, other, slice(None), style | {"label": f"run {index + 2}"})
+        _draw_curve(
+            losses, below, _Line.of(other), slice(None), style | {"label": f"run {index + 2}"}
+        )
     lrs = result.lrs[shown]
     if result.repeats is not None and result.band is not None:
         label = f"quartiles of {len(result.repeats)} sweeps"
@@ -140,14 +159,14 @@ def draw_range_test(
         band: dict[str, Any] = {"color": "C0", "alpha": 0.2, "lw": 0, "hatch": "////"}
         losses.fill_between(lrs, low, high, **band, label=label)
     losses.plot(lrs, result.losses[shown], color="0.75", linewidth=1, label="loss")
-    slope = _draw_curve(losses, below, result, shown, {"color": "C0", "label": "smoothed loss"})
-    _mark_suggestions(losses, result, marked)
+    slope = _draw_curve(losses, below, line, shown, {"color": "C0", "label": "smoothed loss"})
+    _mark_suggestions(losses, result, line, marked)
     lr = result.suggestions[result.rule].lr
     for panel in (losses, *below):
         if lr is not None and result.rule in marked:
             panel.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
     limit_height(losses, height_of_curve(result.losses[shown]))
-    losses.set(title=f"Range test: {_what_happened(result)}", ylabel="loss")
+    losses.set(title=f"Range test: {_what_happened(result, line)}", ylabel="loss")
     for slopes in below:
         limit_height(slopes, limits(slope))
         slopes.axhline(0.0, color="0.6", linewidth=0.8)
@@ -170,25 +189,28 @@ def _marked(result: DrawnTest, rules: str | Sequence[str] | None) -> list[str]:
 
 
 def _shown_points(
-    result: DrawnTest, skip_start: int | None, skip_end: int | None, marked: Sequence[str]
+    result: DrawnTest,
+    line: _Line,
+    skip_start: int | None,
+    skip_end: int | None,
+    marked: Sequence[str],
 ) -> slice:
     """Return the points to show: without the flat part and the explosion, with all marks."""
     count = len(result.lrs)
     for name, skip in (("skip_start", skip_start), ("skip_end", skip_end)):
         if skip is not None:
             check_count(name, skip, least=0)
-    line = centred_average(result.losses)
-    span = height_of_curve(result.losses)
+    heights, span = line.heights, line.span
     start, stop = 0, count
     if span is not None and count > 20:
-        level = float(np.nanmedian(line[: count // 10]))
+        level = float(np.nanmedian(heights[: count // 10]))
         # Further from the start's level than noise is.
-        moved = np.flatnonzero(np.abs(line - level) > 0.1 * (span[1] - span[0]))
+        moved = np.flatnonzero(np.abs(heights - level) > 0.1 * (span[1] - span[0]))
         first = result.lrs[moved[0]] if len(moved) else result.lrs[0]
         found = [result.suggestions[name] for name in marked]
         lows = [s.lr if s.base_lr is None else s.base_lr for s in found if s.lr is not None]
         start = int(np.searchsorted(result.lrs, min([first / 10, *(lr / 2 for lr in lows)])))
-        seen = np.flatnonzero(line <= span[1])
+        seen = np.flatnonzero(heights <= span[1])
         stop = min(int(seen[-1]) + 2, count)
         last = max((s.lr for s in found if s.lr is not None), default=0.0)
         stop = max(stop, int(np.searchsorted(result.lrs, last)) + 1)
@@ -203,22 +225,21 @@ def _shown_points(
 
 
 def _draw_curve(
-    losses: Axes, below: list[Axes], result: DrawnTest, shown: slice, style: dict[str, Any]
+    losses: Axes, below: list[Axes], line: _Line, shown: slice, style: dict[str, Any]
 ) -> FloatArray:
     """Draw the smoothed losses and their slopes; return the slopes."""
-    lrs, line = result.lrs, centred_average(result.losses)
-    span = height_of_curve(result.losses)
-    slope = np.full_like(line, np.nan)
+    lrs, heights, span = line
+    slope = np.full_like(heights, np.nan)
     if len(lrs) > 1 and span is not None:
-        slope = np.gradient(np.where(line > span[1], np.nan, line), np.log(lrs))
-    losses.plot(lrs[shown], line[shown], **style)
+        slope = np.gradient(np.where(heights > span[1], np.nan, heights), np.log(lrs))
+    losses.plot(lrs[shown], heights[shown], **style)
     for slopes in below:
         alone = {"color": "C1", "linestyle": "--"} if "linestyle" not in style else {}
         slopes.plot(lrs[shown], slope[shown], **style | alone | {"label": "_"})
     return slope[shown]
 
 
-def _what_happened(result: DrawnTest) -> str:
+def _what_happened(result: DrawnTest, line: _Line) -> str:
     """Return the end of the sweep in words."""
     if len(result.lrs) == 0:
         return "no points"
@@ -227,10 +248,10 @@ def _what_happened(result: DrawnTest) -> str:
         return f"diverged at {end}"
     if result.outcome == "non-finite":
         return f"loss not finite at {end}"
-    line = centred_average(result.losses)
-    low, high = height_of_curve(result.losses) or (0.0, 0.0)
-    if min(line[-1], high) - line.min() > 0.1 * (high - low):
-        return f"loss lowest at lr {result.lrs[line.argmin()]:.2g}, not diverged up to {end}"
+    heights = line.heights
+    low, high = line.span or (0.0, 0.0)
+    if min(heights[-1], high) - heights.min() > 0.1 * (high - low):
+        return f"loss lowest at lr {result.lrs[heights.argmin()]:.2g}, not diverged up to {end}"
     return f"loss never rose up to {end}"
 
 
@@ -276,9 +297,10 @@ def plot_comparison(
         answer = "no suggestion" if lr is None else f"{lr:.1e}"
         style = line_style(index, count, len(result.lrs))
         style["label"] = f"{label} ({result.outcome}, {result.rule}: {answer})"
-        axes.plot(result.lrs, centred_average(result.losses), **style)
+        line = _Line.of(result)
+        axes.plot(result.lrs, line.heights, **style)
         if lr is not None:
-            axes.plot(lr, _height(result, lr), "*", color=f"C{index}", markersize=14)
+            axes.plot(lr, line.at(lr), "*", color=f"C{index}", markersize=14)
     limit_height(axes, limits(np.concatenate([result.losses for result in results])))
     axes.set(title="Range tests", ylabel="smoothed loss")
     _lr_axis(axes, [result.lrs for result in results])
@@ -286,7 +308,7 @@ def plot_comparison(
     return finish(axes, path, ax)
 
 
-def _mark_suggestions(axes: Axes, result: DrawnTest, names: Sequence[str]) -> None:
+def _mark_suggestions(axes: Axes, result: DrawnTest, line: _Line, names: Sequence[str]) -> None:
     """Mark suggested learning rates on the line; a pair is two marks that are joined."""
     for name, marker in zip(names, itertools.cycle("svoDPX^<>hdp"), strict=False):
         suggestion = result.suggestions[name]
@@ -294,13 +316,9 @@ def _mark_suggestions(axes: Axes, result: DrawnTest, names: Sequence[str]) -> No
         if name == result.rule:
             style, marker = {"markersize": 14, "color": "C3"}, "*"
         lrs = [lr for lr in (suggestion.base_lr, suggestion.lr) if lr is not None]
-        heights = [_height(result, lr) for lr in lrs]
+        heights = [line.at(lr) for lr in lrs]
         style |= {"linestyle": ":" if len(lrs) > 1 else "none", "marker": marker}
         axes.plot(lrs, heights, **{"color": "k"} | style, label=f"{name}: {lr_text(suggestion)}")
-
-
-def _height(result: DrawnTest, lr: float) -> float:
-    return float(np.interp(lr, result.lrs, centred_average(result.losses)))
 
 
 def _lr_axis(axes: Axes, drawn: Sequence[FloatArray]) -> None:
