@@ -110,9 +110,9 @@ def main():
 
     class BuildExtension(cpp_extension.BuildExtension):
         def run(self):
-            compiler = os.environ.get("CXX", "c++").split()[0]
-            if shutil.which(compiler) is None and shutil.which("g++") is None:
-                sys.exit(f"lrfast: no C++ compiler, {compiler} is not on PATH: apt install g++")
+            command = cpp_extension.get_cxx_compiler()
+            if not any(map(shutil.which, command.split()[:1])):
+                sys.exit(f"lrfast: no C++ compiler, {command!r} is not on PATH: apt install g++")
             super().run()
 
         def finalize_options(self):

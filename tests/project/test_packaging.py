@@ -138,6 +138,19 @@ def test_an_engine_that_misses_a_symbol_of_this_torch(
     assert "`lrfast doctor` says more" in message
 
 
+@pytest.mark.parametrize("named", [None, "", "no-such-compiler -O1"])
+def test_a_missing_compiler_is_said_in_one_line(named: str | None, tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path), "LRFAST_CUDA": "0"}
+    environment |= {} if named is None else {"CXX": named}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    wanted = repr("c++" if named is None else named)
+    assert done.returncode == 1 and not any(tmp_path.iterdir())
+    last = done.stderr.splitlines()[-1]
+    assert last == f"lrfast: no C++ compiler, {wanted} is not on PATH: apt install g++"
+    assert "Traceback" not in done.stderr
+
+
 def test_a_wheel_has_kernels_for_every_gpu_that_the_toolkit_knows() -> None:
     """Binaries run on GPUs of the same major version that are no older."""
     built = [
