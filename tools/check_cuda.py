@@ -24,7 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kernel_loops import NORM, WITHOUT_PASSES, Loop, element_loops, find_nvdisasm
+from kernel_loops import (
+    ISSUED,
+    NORM,
+    WITHOUT_PASSES,
+    Loop,
+    bytes_of_element,
+    element_loops,
+    find_nvdisasm,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 # A multiprocessor holds 65536 registers; two blocks on it hide each other's waits. So 64 registers
@@ -47,12 +55,10 @@ NORM_LOADS = 4
 PAIRS, NORM_TYPES = 9, 4  # with_types in csrc/core/dtypes.h; what of these a norm tells apart
 # By NVIDIA's data sheets: bytes per second, multiprocessors, highest clock.
 GPUS: dict[str, dict[str, Any]] = json.loads((ROOT / "benchmarks/report/gpus.json").read_text())
-ISSUED = 4 * 32  # instructions of single threads that a multiprocessor issues in a cycle
 SHARE = 0.9  # of the bandwidth, which no kernel reaches whole
 # Rounding at random takes a hash for two values, which a B200 has no time for while it waits for
 # memory. The limit is what AdamW with amsgrad takes, the most of all.
 RANDOM_INSTRUCTIONS = 100
-SIZES = {"float64": 8, "float32": 4}
 
 ENTRY = re.compile(r"\.entry\s+(\w+)\s*\((.*?)\)([^{;]*)[{;]", re.DOTALL)
 MAX_THREADS = re.compile(r"\.maxntid\s+(\d+)(?:,\s*(\d+))?(?:,\s*(\d+))?")
@@ -159,8 +165,7 @@ def compile_file(
 
 def budget(loop: Loop, arch: str) -> float:
     """Returns the instructions that an element may take while the GPU moves its bytes."""
-    param, state = SIZES.get(loop.param, 2), SIZES.get(loop.state, 2)
-    moved = 3 * param + 2 * loop.states * state if "step_kernel" in loop.function else param
+    moved = sum(bytes_of_element(loop.function, loop.param, loop.state, loop.states))
     own = [gpu for gpu in GPUS.values() if gpu["arch"] == arch] or list(GPUS.values())
     cycles: float = min(gpu["processors"] * gpu["clock"] / gpu["bandwidth"] for gpu in own)
     allowed: float = moved / SHARE * cycles * ISSUED

@@ -30,6 +30,7 @@ BRANCH = re.compile(r"BRA\S* .*`\((\.L_\w+)\)")
 HASH = re.compile(r"0x85ebca6b|-0x7a143595")
 SIZES = {"float64": 8, "float32": 4}  # bytes; all others: 2
 WIDEST = 16  # bytes of an access
+ISSUED = 4 * 32  # instructions of single threads that a multiprocessor issues in a cycle
 # In the mangled names of the kernels: of a step's without passes, and of the norm's.
 WITHOUT_PASSES, NORM = "ELb0EEEv", "11norm_kernel"
 FROM_HALF = re.compile(r"HADD2\.F32|F2F\S*\.F16")
@@ -69,6 +70,14 @@ class Code:
         for begin, end in spans:
             if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans):
                 yield begin, self.lines[begin : end + 1]
+
+
+def bytes_of_element(function: str, param: str, state: str, states: int) -> tuple[int, int]:
+    """Return the bytes that a step's kernel or a norm's loads and stores for an element."""
+    size, state_size = SIZES.get(param, 2), states * SIZES.get(state, 2)
+    if "step_kernel" not in function:
+        return size, 0
+    return 2 * size + state_size, size + state_size
 
 
 def find_nvdisasm() -> str | None:

@@ -1,8 +1,7 @@
 """Predicted times of a step on GPUs: from its bytes, its instructions and the launches it takes.
 
-Bytes come from the engine's table of rules, instructions and loads from the machine code
-(`make cuda-check` writes kernels.json), the GPUs' limits from their data sheets (gpus.json). What
-stands in capitals below is assumed.
+Instructions and loads come from the machine code (`make cuda-check` writes kernels.json), the GPUs'
+limits from their data sheets (gpus.json). What stands in capitals below is assumed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrfast.tools.bench._contenders import bytes_moved
+from tools.kernel_loops import ISSUED, bytes_of_element
 
 HERE = Path(__file__).resolve().parent
 SHARE = 0.92  # of the data sheet's bandwidth, for passes that read and write
@@ -20,9 +19,7 @@ LATENCY = 700e-9  # seconds from a load to its value while memory is busy
 LAUNCH = 3e-6  # seconds of a launch's start and end on the GPU
 
 BLOCK, PER_PROCESSOR = 512, 2  # csrc/cuda/step.cu: threads, and blocks that are resident at once
-ISSUED = 4 * 32  # instructions of single threads that a multiprocessor issues in a cycle
 CHUNK, SMALL_CHUNK, SMALL_MODEL = 32768, 16384, 256 * 32768  # csrc/bindings/device.h
-SIZES = {"float64": 8, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,10 @@ def gpus() -> dict[str, Gpu]:
 def find_loop(arch: str, kernel: str, param: str, state: str, states: int) -> Loop:
     """Returns a loop as it was compiled for an architecture."""
     archs = json.loads((HERE / "kernels.json").read_text())["archs"]
-    sizes = SIZES.get(param, 2), SIZES.get(state, 2)
+    loaded, stored = bytes_of_element(kernel, param, state, states)
     for row in archs[arch]["loops"]:
         if kernel in row[0] and row[1:4] == [param, state, states]:
-            is_norm = "norm" in kernel
-            moved = sizes[0] if is_norm else bytes_moved(sizes[0], states * sizes[1])
-            loaded = sizes[0] if is_norm else 2 * sizes[0] + states * sizes[1]
-            return Loop(moved, loaded, row[5], row[6])
+            return Loop(loaded + stored, loaded, row[5], row[6])
     raise KeyError(f"{kernel} has no loop for {param} with {states} states of {state} on {arch}")
 
 

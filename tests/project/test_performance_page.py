@@ -10,9 +10,10 @@ import pytest
 import torch
 from cases import OPTIMIZERS, OptimizerCase, by_name
 
-from benchmarks.provenance import RESULTS
+from benchmarks.provenance import RESULTS, ROOT
 from benchmarks.report import limits, predicted
 from lrfast.tools.bench._contenders import bytes_moved
+from tools.kernel_loops import bytes_of_element
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -45,6 +46,10 @@ def test_bytes_against_the_literature() -> None:
     assert bytes_moved(2, 8) == 22
     assert bytes_moved(4, 8, 4, takes_norm=True, zeroes=True) == 44
     assert limits.whole_update() == (44, 64)
+    elements = [("float32", "float32", 2), ("bfloat16", "float32", 2), ("float16", "float16", 3)]
+    counted = [sum(bytes_of_element("step_kernel<Adam>", *each)) for each in elements]
+    assert counted == [bytes_moved(4, 8), bytes_moved(2, 8), bytes_moved(2, 6)]
+    assert bytes_of_element("norm_kernel", "bfloat16", "bfloat16", 0) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +65,19 @@ def test_what_a_rank_moves() -> None:
     first = dict(zip(range(20), limits.sharded_rows("8B", 8)[0], strict=False))
     assert first[5] == f"{8_030_261_248 / 8 * 28 / 1e9:.2f}"
     assert float(first[7]) == pytest.approx(8_030_261_248 / 8 * 32 / 3.35e12 * 1e3, abs=0.01)
+
+
+def test_predictions_know_the_blocks_and_chunks_of_the_kernels() -> None:
+    def constant(file: str, name: str) -> int:
+        (value,) = re.findall(rf"\b{name} = (\d+)\b", (ROOT / "csrc" / file).read_text())
+        return int(value)
+
+    assert constant("cuda/step_body.cuh", "kMaxThreads") == predicted.BLOCK
+    assert constant("cuda/step.cu", "kBlocksPerProcessor") == predicted.PER_PROCESSOR
+    assert constant("bindings/device.h", "kCudaChunk") == predicted.CHUNK
+    assert constant("bindings/device.h", "kSmallCudaChunk") == predicted.SMALL_CHUNK
+    factor = constant("bindings/device.h", "kSmallCudaModel")
+    assert factor * predicted.CHUNK == predicted.SMALL_MODEL
 
 
 GPU = predicted.Gpu("sm_90", 4e12, 100, 2e9)
