@@ -56,20 +56,16 @@ def gains(result: Result, suggestions: Mapping[str, Any]) -> str:
             f"- **Better suggestions.** Trained at the suggested learning rate, {len(unseen)} "
             f"tasks that nothing was tuned on end {_percent(regret['auto'])} above their best loss "
             f"on average ({theirs}).",
-            f"- **Faster steps.** AdamW over 224 parameter groups takes a {_ordinal(ratio)} of the "
-            "time of torch's fastest; clipping, averages and schedules come in the same pass.",
+            f"- **Faster steps.** AdamW over 224 parameter groups takes {_percent(1 / ratio)} of "
+            "the time of torch's fastest; clipping, averages and schedules come in the same pass.",
             "- **Nothing changed.** After a range test 0 bits differ in weights, optimizer, order "
             "of the data and random numbers, and what can't be restored is named.",
         ]
     )
 
 
-def _percent(regret: float) -> str:
-    return f"{100 * regret:.0f} %"
-
-
-def _ordinal(ratio: float) -> str:
-    return {5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth", 9: "ninth"}[int(ratio)]
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def suggestion_table(suggestions: Mapping[str, Any]) -> str:
