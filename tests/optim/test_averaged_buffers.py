@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from device_reads import NoDeviceReads
+from reference.optimizers import decay_at
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -42,14 +43,6 @@ def train_step(model: nn.Module, optimizer: Any, scale: float = 1.0) -> None:
     (model(torch.randn(6, 3) + 0.5).square().mean() * scale).backward()
     optimizer.step()
     optimizer.zero_grad()
-
-
-def decay_at(step: int, ema_decay: float, ema_start: int = 0, ema_warmup: bool = False) -> float:
-    """The decay at a step, counted from 0, as the options' text has it."""
-    if step < ema_start:
-        return 0.0
-    averaged = step - ema_start
-    return min(ema_decay, (1 + averaged) / (10 + averaged)) if ema_warmup else ema_decay
 
 
 def buffers_within(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import STATEFUL, OptimizerCase, by_name, parameters, random_grad, twins
+from reference.optimizers import decay_at
 from torch import Tensor
 
 import lrfast
@@ -298,14 +299,6 @@ AVERAGES: dict[str, dict[str, Any]] = {
     "warm": {"ema_warmup": True},
     "late and warm": {"ema_start": 2, "ema_warmup": True},
 }
-
-
-def decay_at(step: int, ema_decay: float, ema_start: int = 0, ema_warmup: bool = False) -> float:
-    """The EMA's decay at a step, counted from 0, as the options' text has it."""
-    if step < ema_start:
-        return 0.0
-    averaged = step - ema_start
-    return min(ema_decay, (1 + averaged) / (10 + averaged)) if ema_warmup else ema_decay
 
 
 @pytest.mark.parametrize("name", AVERAGES)

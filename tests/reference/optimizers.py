@@ -205,3 +205,11 @@ def lion(
     update = np.sign(beta1 * before + (1 - beta1) * gradient)
     after = {"exp_avg": beta2 * before + (1 - beta2) * gradient}
     return param - lr * (update + weight_decay * param), after
+
+
+def decay_at(step: int, ema_decay: float, ema_start: int = 0, ema_warmup: bool = False) -> float:
+    """The EMA's decay at a step, counted from 0, as the options' text has it."""
+    if step < ema_start:
+        return 0.0
+    averaged = step - ema_start
+    return min(ema_decay, (1 + averaged) / (10 + averaged)) if ema_warmup else ema_decay

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from idle_parameters import ALL, idle
+from tiny import cross_entropy, make_batches
 from torch import Tensor, nn
 
 import lrfast
@@ -17,7 +18,7 @@ import lrfast
 # Of nested and sparse tensors, and of quantised ones.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-cross_entropy = nn.functional.cross_entropy
+BATCHES = make_batches(6)
 # Kinds whose model torch itself cannot save and load.
 NOT_SAVED = ("expanded", "without storage", "lazy", "mkldnn", "nested")
 # FineTuner's default, and an optimizer of torch.
@@ -37,14 +38,8 @@ class Model(nn.Module):
         return self.head(self.body(inputs).relu())
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
-    inputs = torch.randn(48, 4, generator=torch.Generator().manual_seed(5))
-    targets = inputs[:, :3].argmax(1)
-    return [(inputs[i : i + 8], targets[i : i + 8]) for i in range(0, 48, 8)]
-
-
 def loop(model: Model, optimizer: Any) -> None:
-    for inputs, targets in batches()[:3]:
+    for inputs, targets in BATCHES[:3]:
         optimizer.zero_grad()
         cross_entropy(model(inputs), targets).backward()
         optimizer.step()
@@ -85,19 +80,19 @@ def captured(model: Model, *_: Any) -> None:
         optimizer.step()
         return loss
 
-    step = lrfast.capture(train_step, optimizer, batches()[0])
-    for batch in batches():
+    step = lrfast.capture(train_step, optimizer, BATCHES[0])
+    for batch in BATCHES:
         step(batch)
 
 
 def swept(model: Model, make: Any, _: Path | None) -> None:
     optimizer = make(model.parameters(), lr=0.05)
     found = lrfast.lr_find(
-        *(model, optimizer, batches(), cross_entropy), num_iter=15, verify=2, progress=False
+        *(model, optimizer, BATCHES, cross_entropy), num_iter=15, verify=2, progress=False
     )
     assert len(found.losses) > 10
     retest = lrfast.Retest(
-        *(model, optimizer, batches(), cross_entropy), every=1, budget=None, num_iter=10,
+        *(model, optimizer, BATCHES, cross_entropy), every=1, budget=None, num_iter=10,
         progress=False,
     )  # fmt: skip
     retest.epoch_end()
@@ -106,7 +101,7 @@ def swept(model: Model, make: Any, _: Path | None) -> None:
 
 def tuned(model: Model, make: Any, path: Path | None) -> None:
     tuner = lrfast.FineTuner(
-        *(model, batches(), batches()), loss_fn=cross_entropy, optimizer=make, progress=False,
+        *(model, BATCHES, BATCHES), loss_fn=cross_entropy, optimizer=make, progress=False,
         keep_best="valid_loss", ema_decay=0.8 if make is lrfast.AdamW else None,
     )  # fmt: skip
     tuner.lr_find(num_iter=10)
@@ -143,7 +138,7 @@ def test_a_sweep_restores_what_can_be_restored() -> None:
     model = Model(("without storage", False))
     before = copy.deepcopy({name: p for name, p in model.named_parameters() if name != "packed"})
     optimizer = lrfast.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    lrfast.lr_find(model, optimizer, batches(), cross_entropy, num_iter=20, progress=False)
+    lrfast.lr_find(model, optimizer, BATCHES, cross_entropy, num_iter=20, progress=False)
     for name, old in before.items():
         assert torch.equal(model.get_parameter(name), old)
 
@@ -153,4 +148,4 @@ def test_a_lazy_module_is_refused_by_name() -> None:
     model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3))
     optimizer = lrfast.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"lazy '0\.weight'"):
-        lrfast.lr_find(model, optimizer, batches(), cross_entropy, progress=False)
+        lrfast.lr_find(model, optimizer, BATCHES, cross_entropy, progress=False)
