@@ -94,7 +94,7 @@ class Run:
         """The suggested rates; where "auto" declines, those of "minimum", which always answers."""
         rule = "minimum" if test.suggestion.lr is None else "auto"
         self.rules.append(rule)
-        return test.rates(rule)
+        return test.suggested_lrs(rule)
 
     def fit(self, name: str, stages: int, max_lr: lrfast.groups.Rates, began: float) -> None:
         """Trains for the steps of so many stages in one cycle, and keeps what that reached."""

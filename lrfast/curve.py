@@ -21,6 +21,7 @@ from torch import Tensor
 from lrfast._utils.arguments import checked_methods, described
 from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
+from lrfast._utils.former_names import renamed
 from lrfast._utils.validation import check_choice, check_count, is_int, short_repr
 
 __all__ = ["CurveStatus", "LossCurve"]
@@ -65,11 +66,12 @@ class LossCurve:
         device: Device of the losses; default "cpu".
         width: Learning rates per loss: 1, the default, or one per parameter group.
         beta: Decay of the running EMA, in [0, 1); default 0.98.
-        stop: Factor above 1: the run has diverged once the EMA exceeds its best by more than
-            ``(stop - 1) * max(best, drop / 10, noise)``. ``drop`` is the fall of the EMA so far,
-            and ``noise`` the standard deviation of one loss, as of the loss before. For losses well
-            above zero that is the usual ``stop * best``. With a best of 0 or less nothing diverges
-            within ten losses, nor if all losses were equal so far. None, the default: never.
+        diverge_threshold: Factor above 1: the run has diverged once the EMA exceeds its best by
+            more than ``(diverge_threshold - 1) * max(best, drop / 10, noise)``. ``drop`` is the
+            fall of the EMA so far, and ``noise`` the standard deviation of one loss, as of the loss
+            before. For losses well above zero that is the usual ``diverge_threshold * best``. With
+            a best of 0 or less nothing diverges within ten losses, nor if all losses were equal so
+            far. None, the default: never.
         grace: Number of losses at the start that are not judged, 0 or more; default 0.
         rates: Learning rates planned for each loss, [capacity] or [capacity, width], in the order
             of recording. None, the default: they come with the losses.
@@ -97,7 +99,7 @@ class LossCurve:
         *,
         width: int = 1,
         beta: float = 0.98,
-        stop: float | None = None,
+        diverge_threshold: float | None = None,
         grace: int = 0,
         rates: Tensor | npt.ArrayLike | None = None,
     ) -> None:
@@ -109,10 +111,12 @@ class LossCurve:
         except (RuntimeError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"device must be one of torch's, got {device!r}: {reason}") from error
-        if stop is not None and not (math.isfinite(stop) and stop > 1):
-            raise ValueError(f"stop must be above 1, or None, got {stop}")
+        if diverge_threshold is not None and not (
+            math.isfinite(diverge_threshold) and diverge_threshold > 1
+        ):
+            raise ValueError(f"diverge_threshold must be above 1, or None, got {diverge_threshold}")
         self.capacity, self.width = capacity, width
-        self.beta, self.stop, self.grace = beta, stop, grace
+        self.beta, self.diverge_threshold, self.grace = beta, diverge_threshold, grace
         self._losses = torch.full((capacity,), math.nan, dtype=torch.float64, device=device)
         self._planned = rates is not None
         self._rates = _rate_rows(rates, capacity, width, device)
@@ -122,6 +126,9 @@ class LossCurve:
         self._recorded = 0  # while no step may have been skipped
         self._may_skip = False
         self._mirror = AsyncHostCopy(self._state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(renamed(state))
 
     def record(
         self,
@@ -155,7 +162,7 @@ class LossCurve:
         self._count(skip is not None)
 
     def _launch(self, loss: Tensor, rates: Tensor | None, skip: Tensor | None) -> None:
-        rule = (self.beta, self.stop or 0.0, self.grace)
+        rule = (self.beta, self.diverge_threshold or 0.0, self.grace)
         extension().record_loss(
             self._state, self._losses, self._rates, loss.detach(), rates, skip, *rule
         )

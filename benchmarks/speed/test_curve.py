@@ -41,7 +41,9 @@ def _curve(device: str) -> Curve:
     random = np.random.default_rng(1)
     losses = 3 + np.cumsum(random.normal(size=COUNT)) / COUNT + random.normal(size=COUNT) / 10
     rates = np.geomspace(1e-7, 10, COUNT)
-    ours = lrfast.LossCurve(COUNT, device=device, rates=torch.from_numpy(rates), stop=None)
+    ours = lrfast.LossCurve(
+        COUNT, device=device, rates=torch.from_numpy(rates), diverge_threshold=None
+    )
     for loss in torch.from_numpy(losses.astype(np.float32)).to(device):
         ours.record(loss)
     kept = ours.losses.double().cpu().numpy()

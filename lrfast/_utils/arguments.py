@@ -29,7 +29,8 @@ from lrfast._utils.validation import short_repr
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Class = TypeVar("_Class", bound=type)
 
-# Our names of an argument, of which a function has one at most, and those of other libraries.
+# Names of an argument, of which a function has one at most, and those of former versions and other
+# libraries.
 _NAMES: Final = (
     ("lr max_lr start_lr", "learning_rate lr_max base_lr rate"),
     ("max_lr lr end_lr", "max_lr lr"),
@@ -38,18 +39,18 @@ _NAMES: Final = (
     ("model", "net network module"),
     ("optimizer", "opt optim opt_func"),
     ("params model", "params parameters"),
-    ("data train loader", "loader dataloader train_loader train_dl dls"),
-    ("valid", "val_loader valid_loader valid_dl val validation"),
+    ("train_loader", "data train loader dataloader train_dl train_dataloader dls"),
+    ("val_loader", "valid valid_loader valid_dl val val_dataloader validation"),
     ("num_iter total_steps steps", "num_training num_it max_iters steps num_steps"),
     ("total_steps T_max epochs", "total_iters num_training_steps T_max max_epochs"),
     ("epochs", "n_epoch n_epochs num_epochs epoch"),
     ("warmup_steps warmup steps", "num_warmup_steps warmup"),
-    ("stop", "early_stop_threshold diverge_th stop_div"),
+    ("diverge_threshold", "stop early_stop_threshold diverge_th stop_div"),
     ("beta", "smooth_f smoothing"),
     ("mode", "step_mode"),
-    ("accumulate", "accumulation_steps accumulate_grad_batches gradient_accumulation_steps"),
-    ("div final_div ratio", "div div_factor initial_div_factor"),
-    ("final_div", "final_div_factor div_final"),
+    ("gradient_accumulation_steps", "accumulate accumulation_steps accumulate_grad_batches n_acc"),
+    ("div_factor final_div_factor ratio", "div div_factor initial_div_factor"),
+    ("final_div_factor", "final_div div_final"),
     ("momentum", "moms max_momentum base_momentum"),
     ("anneal", "anneal_strategy"),
     ("cycle_len", "T_0"),
@@ -122,6 +123,11 @@ def checked_methods(*but: str) -> Callable[[_Class], _Class]:
     return decorate
 
 
+def unknown_argument(function: Callable[..., Any], name: str) -> str:
+    """Return why a function takes no argument of that name, and which one is meant."""
+    return _Door(inspect.unwrap(function)).unknown(name)
+
+
 class _Door:
     """The arguments that a function takes, by name and kind."""
 
@@ -144,9 +150,9 @@ class _Door:
 
     def passed(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments, numbers as Python's; refuse names and kinds that are wrong."""
-        if self._is_closed:
-            for name in (name for name in kwargs if name not in self._names):
-                raise TypeError(self._unknown(name))
+        for name in (name for name in kwargs if name not in self._names):
+            if self._is_closed or self._meant_by(name):
+                raise TypeError(self.unknown(name))
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError:
@@ -231,12 +237,15 @@ class _Door:
             return f"; of several pass one: {several}" if "step_fn" in self._names else "; pass one"
         return ""
 
-    def _unknown(self, name: str) -> str:
+    def _meant_by(self, name: str) -> list[str]:
+        """Return the arguments that former versions and other libraries call by a name."""
+        return [each for each in _FOREIGN.get(name, ()) if each in self._names]
+
+    def unknown(self, name: str) -> str:
         """Return why a name is none of the function's."""
         title = self._title
         text = f"{title}() got an unexpected keyword argument {name!r}"
-        known = [each for each in _FOREIGN.get(name, ()) if each in self._names]
-        near = known or difflib.get_close_matches(name, self._names, n=1)
+        near = self._meant_by(name) or difflib.get_close_matches(name, self._names, n=1)
         if near:
             return f"{text}; did you mean {near[0]}?"
         is_rate = "max_lr" in _FOREIGN.get(name, ()) or name == "optimizer"

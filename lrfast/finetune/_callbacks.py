@@ -35,15 +35,15 @@ class Tuner(Protocol):
     """The part of FineTuner that callbacks, checkpoints and recipes use; it imports theirs."""
 
     model: nn.Module
-    train: Iterable[Any]
-    valid: Iterable[Any] | None
+    train_loader: Iterable[Any]
+    val_loader: Iterable[Any] | None
     loss_fn: LossFunction | None
     optimizer: Optimizer
     groups: LayerGroups
     norm_mode: NormPolicy
     amp: torch.dtype | None
     scaler: torch.amp.GradScaler | None
-    accumulate: int
+    gradient_accumulation_steps: int
     max_grad_norm: float | None
     ema_decay: float | None
     best: Best | None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lrfast._utils.atomic_write import replacing
+from lrfast._utils.former_names import renamed
 from lrfast._utils.param_groups import set_momentum
 from lrfast._utils.validation import (
     check_bool,
@@ -104,7 +105,7 @@ def unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
 
 
 def _unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
-    kind = check_dict("kind", check_dict("path", data)["kind"])
+    kind = renamed(check_dict("kind", check_dict("path", data)["kind"]))
     for name, own in _kind(tuner).items():
         if kind.get(name) != own:
             raise ValueError(
@@ -170,7 +171,7 @@ def _kind(tuner: Tuner) -> dict[str, Any]:
         "loss schedule": None if schedule is None else schedule.identity,
         "steps per epoch": tuner.epoch_steps,
         "norm_mode": tuner.norm_mode,
-        "accumulate": tuner.accumulate,
+        "gradient_accumulation_steps": tuner.gradient_accumulation_steps,
         "amp": str(tuner.amp),
         "max_grad_norm": tuner.max_grad_norm,
         "ema_decay": tuner.ema_decay,

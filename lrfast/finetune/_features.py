@@ -22,12 +22,15 @@ class StageData:
     """Model and batches of a stage; or the head and its (features, targets)."""
 
     model: nn.Module
-    train: Iterable[Any]
-    valid: Iterable[Any] | None
+    train_loader: Iterable[Any]
+    val_loader: Iterable[Any] | None
 
 
 def precompute(
-    model: nn.Module, train: Iterable[Any], valid: Iterable[Any] | None, amp: torch.dtype | None
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    val_loader: Iterable[Any] | None,
+    amp: torch.dtype | None,
 ) -> StageData:
     """Run the frozen body over the data, once and in evaluation mode.
 
@@ -35,7 +38,7 @@ def precompute(
     generators are as before.
     """
     body, head = split_body_head(model)
-    device, loaders = device_of(model), [train, valid]
+    device, loaders = device_of(model), [train_loader, val_loader]
 
     def run(batch: Any) -> Features:
         inputs, targets = split_pair(to_device(batch, device))
@@ -45,9 +48,11 @@ def precompute(
     before = RandomStates.take(loaders)
     try:
         with eval_mode(model):
-            features = _features(train, run, "train")
+            features = _features(train_loader, run, "train_loader")
             return StageData(
-                head, features, None if valid is None else _features(valid, run, "valid")
+                head,
+                features,
+                None if val_loader is None else _features(val_loader, run, "val_loader"),
             )
     finally:
         before.restore(loaders)

@@ -67,7 +67,7 @@ class Loop:
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
         self._max_grad_norm = max_grad_norm
         self._step = self._make_step()
-        self._length = epoch_batches(training.data)
+        self._length = epoch_batches(training.train_loader)
         self._has_warned = False  # of an epoch of another length
         self._shows_progress = progress
         self._began = self._epoch_began = time.perf_counter()
@@ -116,7 +116,7 @@ class Loop:
 
         A loss that is not finite ends the epoch; its update changes nothing and is not yielded.
         """
-        run, size = self.run, self._training.accumulate
+        run, size = self.run, self._training.gradient_accumulation_steps
         batches = self._batches()
         while not run.has_ended_pass and (micro_batches := list(islice(batches, size))):
             self._check_length(run.used + len(micro_batches), has_ended=False)
@@ -137,8 +137,8 @@ class Loop:
             yield loss
         if run.used == 0:
             raise DataExhausted(
-                f"train must yield a batch in every epoch, got none in epoch {run.epoch + 1}; can "
-                "it be iterated only once? Pass a DataLoader or a list of batches"
+                f"train_loader must yield a batch in every epoch, got none in epoch {run.epoch + 1}"
+                "; can it be iterated only once? Pass a DataLoader or a list of batches"
             )
         self._check_length(run.used, has_ended=True)
 
@@ -175,8 +175,8 @@ class Loop:
         if used > length:
             what, then = "more", f"holds its last learning rate after {run.total_steps} steps"
         warnings.warn(
-            f"train must yield as many batches as its length says, {length}, got {what} in epoch "
-            f"{run.epoch + 1}: the schedule {then}",
+            f"train_loader must yield as many batches as its length says, {length}, got {what} in "
+            f"epoch {run.epoch + 1}: the schedule {then}",
             stacklevel=2,
         )
 
@@ -189,10 +189,10 @@ class Loop:
         if run.order is None:
             run.frozen.append((self._epoch_start, [bool(g.get("frozen")) for g in self._groups]))
             run.order = RandomStates.take(self._loaders)
-            return iter(self._training.data)
+            return iter(self._training.train_loader)
         now = RandomStates.take(self._loaders)
         run.order.restore(self._loaders)
-        batches = iter(self._training.data)
+        batches = iter(self._training.train_loader)
         for _ in range(run.used):
             next(batches, None)
         now.restore(self._loaders)

@@ -41,7 +41,7 @@ class StageOptions(TypedDict, total=False):
 class OneCycleOptions(StageOptions, total=False):
     """Keyword arguments of both stages of :meth:`FineTuner.fine_tune`."""
 
-    final_div: float
+    final_div_factor: float
     momentum: tuple[float, float] | None
 
 
@@ -257,14 +257,14 @@ def group_rates(optimizer: Optimizer, lr: Rates, layers: int) -> list[float]:
     return [rates[group.get("layer", i)] for i, group in enumerate(optimizer.param_groups)]
 
 
-def epoch_batches(train: Iterable[Any]) -> int:
+def epoch_batches(train_loader: Iterable[Any]) -> int:
     """Return the number of batches of an epoch, 1 or more."""
-    batches = num_batches(train)
+    batches = num_batches(train_loader)
     if batches is None:
         raise TypeError(
-            f"train must have a length, got {type(train).__name__} without one; the "
+            f"train_loader must have a length, got {type(train_loader).__name__} without one; the "
             "schedule needs to know its steps: pass a DataLoader or a list of batches"
         )
     if batches < 1:
-        raise ValueError("train must hold at least one batch, got none")
+        raise ValueError("train_loader must hold at least one batch, got none")
     return batches

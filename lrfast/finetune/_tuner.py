@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from lrfast import schedules
 from lrfast._utils.arguments import checked_methods, described
+from lrfast._utils.former_names import renamed
 from lrfast._utils.validation import (
     check_at_least_1,
     check_choice,
@@ -67,7 +68,7 @@ from lrfast.training._step import Training
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
-_RANGE_TEST_OPTIONS = ("scaler", "accumulate", "capture", "progress")
+_RANGE_TEST_OPTIONS = ("scaler", "gradient_accumulation_steps", "capture", "progress")
 
 # fastai states the last learning rate as a fraction of the peak, one_cycle of the first one.
 _FASTAI_PEAK_OVER_LAST = 1e5
@@ -79,9 +80,9 @@ class FineTuner:
 
     Args:
         model: The model, on the device that trains.
-        train: Sized loader of batches ``(inputs, targets)``; of more entries than two all but the
-            last are inputs.
-        valid: Loader of validation batches, or None (default).
+        train_loader: Sized loader of batches ``(inputs, targets)``; of more entries than two all
+            but the last are inputs.
+        val_loader: Loader of validation batches, or None (default).
         loss_fn: ``loss_fn(outputs, targets)``, a mean over the batch.
         compute_loss: Instead of it: ``compute_loss(model, batch)`` returns the loss. With neither,
             the model returns its loss: as it is, as ``.loss``, as ``["loss"]`` or first.
@@ -102,8 +103,8 @@ class FineTuner:
         amp: dtype of forward passes under autocast, torch.bfloat16 or torch.float16; None
             (default): no autocast. float16 scales losses, and skips steps whose gradients are not
             finite, which count neither in the schedule nor in the history.
-        accumulate: Batches per update, 1 (default) or more. The last update of an epoch takes what
-            is left; an update's loss is the mean over its batches.
+        gradient_accumulation_steps: Batches per update, 1 (default) or more. The last update of an
+            epoch takes what is left; an update's loss is the mean over its batches.
         max_grad_norm: Norm that gradients are clipped to, above 0; None (default): the optimizer's.
         ema_decay: Decay, in [0, 1), of an EMA of the weights, kept by an lrfast optimizer; None
             (default): the optimizer's.
@@ -127,8 +128,8 @@ class FineTuner:
         callbacks: The callbacks, a list that may be changed.
 
     Raises:
-        ValueError: If an argument is out of range, or model or ``train`` are empty.
-        TypeError: If ``train`` has no length.
+        ValueError: If an argument is out of range, or model or ``train_loader`` are empty.
+        TypeError: If ``train_loader`` has no length.
 
     Example:
         >>> import torch, lrfast
@@ -148,8 +149,8 @@ class FineTuner:
     def __init__(
         self,
         model: nn.Module,
-        train: Iterable[Any],
-        valid: Iterable[Any] | None = None,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None = None,
         *,
         loss_fn: LossFunction | None = None,
         compute_loss: ComputeLoss | None = None,
@@ -160,7 +161,7 @@ class FineTuner:
         no_decay: Sequence[str] | Literal[True] | None = None,
         norm_mode: NormPolicy = "train",
         amp: torch.dtype | None = None,
-        accumulate: int = 1,
+        gradient_accumulation_steps: int = 1,
         max_grad_norm: float | None = None,
         ema_decay: float | None = None,
         validate_ema: bool = True,
@@ -171,12 +172,14 @@ class FineTuner:
         progress: bool = True,
     ) -> None:
         self.model = model
-        self.train = train
-        self.valid = valid
+        self.train_loader = train_loader
+        self.val_loader = val_loader
         self.loss_fn = loss_fn
         self.compute_loss = compute_loss
         self.metrics = dict(metrics or {})
-        self.accumulate = check_count("accumulate", accumulate)
+        self.gradient_accumulation_steps = check_count(
+            "gradient_accumulation_steps", gradient_accumulation_steps
+        )
         self.amp = amp
         self.max_grad_norm = max_grad_norm
         self.ema_decay = ema_decay
@@ -203,18 +206,21 @@ class FineTuner:
         self._check()
         self._average_buffers()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(renamed(state))
+
     def _check(self) -> None:
         check_choice("norm_mode", self.norm_mode, get_args(NormPolicy))
         if self.metrics and self.loss_fn is None:
             raise ValueError("metrics need loss_fn(outputs, targets), got none")
         if self.best is not None:
-            if self.valid is None:
-                raise ValueError("keep_best needs validation data, got valid=None")
+            if self.val_loader is None:
+                raise ValueError("keep_best needs a val_loader, got None")
             check_key("keep_best", self.best.monitor, {"valid_loss": None, **self.metrics})
         if self.capture:
             check_optimizer(self.optimizer)
         make_compute_loss(self.loss_fn, self.compute_loss)
-        epoch_batches(self.train)
+        epoch_batches(self.train_loader)
 
     @property
     def running(self) -> Run | None:
@@ -224,12 +230,14 @@ class FineTuner:
     @property
     def epoch_steps(self) -> int:
         """Updates per epoch."""
-        return -(-epoch_batches(self.train) // self.accumulate)
+        return -(-epoch_batches(self.train_loader) // self.gradient_accumulation_steps)
 
     @property
     def loaders(self) -> list[Any]:
         """The training and validation data, whose generators checkpoints hold."""
-        return [self.train] if self.valid is None else [self.train, self.valid]
+        return (
+            [self.train_loader] if self.val_loader is None else [self.train_loader, self.val_loader]
+        )
 
     def finished_stages(self) -> list[Stage]:
         """Return the stages of the history without one that can still be resumed."""
@@ -268,7 +276,9 @@ class FineTuner:
         if loss_fn is None:
             given["compute_loss"] = self._compute_loss()
         try:
-            return lr_find(self.model, self.optimizer, self.train, loss_fn, **given | options)
+            return lr_find(
+                self.model, self.optimizer, self.train_loader, loss_fn, **given | options
+            )
         finally:
             if self._loop is not None:
                 self._loop.driver.rearm_stop_flag()
@@ -328,8 +338,8 @@ class FineTuner:
         max_lr: Rates,
         *,
         pct_start: float = 0.3,
-        div: float = 25.0,
-        final_div: float = 1e4,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
         momentum: tuple[float, float] | None = (0.95, 0.85),
         **options: Unpack[StageOptions],
     ) -> Stage:
@@ -341,8 +351,8 @@ class FineTuner:
                 geometric spread, ``slice(last)`` for a tenth of it in all but the last group, or a
                 list.
             pct_start: Fraction of the steps spent going up, in [0, 1] (default 0.3).
-            div: Peak over first learning rate, 1 or more (default 25).
-            final_div: First over last learning rate, 1 or more (default 10,000).
+            div_factor: Peak over first learning rate, 1 or more (default 25).
+            final_div_factor: First over last learning rate, 1 or more (default 10,000).
             momentum: (highest, lowest) momentum or beta1 (default (0.95, 0.85)); None keeps it.
             **options: ``timetable`` and ``precompute``, as for :meth:`fit`.
 
@@ -353,7 +363,9 @@ class FineTuner:
             ValueError: If an argument is out of range.
         """
         total_steps = check_count("epochs", epochs) * self.epoch_steps
-        schedule = schedules.one_cycle(total_steps, pct_start, div, final_div, momentum)
+        schedule = schedules.one_cycle(
+            total_steps, pct_start, div_factor, final_div_factor, momentum
+        )
         return self.fit(epochs, schedule, max_lr, **options)
 
     def fit_flat_cos(
@@ -362,7 +374,7 @@ class FineTuner:
         lr: Rates,
         *,
         pct_start: float = 0.75,
-        final_div: float = 1e5,
+        final_div_factor: float = 1e5,
         **options: Unpack[StageOptions],
     ) -> Stage:
         """Train with :func:`lrfast.schedules.flat_cosine`, the last step at the last learning rate.
@@ -371,7 +383,7 @@ class FineTuner:
             epochs: As for :meth:`fit`.
             lr: Learning rates, as ``max_lr`` of :meth:`fit_one_cycle`.
             pct_start: Fraction of the steps at constant learning rates, in [0, 1] (default 0.75).
-            final_div: First over last learning rate, 1 or more (default 100,000).
+            final_div_factor: First over last learning rate, 1 or more (default 100,000).
             **options: ``timetable`` and ``precompute``, as for :meth:`fit`.
 
         Returns:
@@ -381,8 +393,8 @@ class FineTuner:
             ValueError: If an argument is out of range.
         """
         total_steps = check_count("epochs", epochs) * self.epoch_steps
-        check_at_least_1("final_div", final_div)
-        schedule = schedules.flat_cosine(total_steps, pct_start, 1 / final_div)
+        check_at_least_1("final_div_factor", final_div_factor)
+        schedule = schedules.flat_cosine(total_steps, pct_start, 1 / final_div_factor)
         return self.fit(epochs, schedule, lr, **options)
 
     def fit_sgdr(
@@ -427,7 +439,7 @@ class FineTuner:
         freeze_epochs: int = 1,
         lr_mult: float = 100.0,
         pct_start: float = 0.3,
-        div: float = 5.0,
+        div_factor: float = 5.0,
         **options: Unpack[OneCycleOptions],
     ) -> tuple[Stage, Stage]:
         """Train the head only, then everything: fastai's two stages, with its defaults.
@@ -442,7 +454,8 @@ class FineTuner:
             freeze_epochs: Epochs of the first stage, 1 (default) or more.
             lr_mult: Head's over body's peak in the second stage, above 0 (default 100).
             pct_start: As for :meth:`fit_one_cycle`, of the second stage.
-            div: Peak over first learning rate of the second stage, in [1, 100000] (default 5).
+            div_factor: Peak over first learning rate of the second stage, in [1, 100000] (default
+                5).
             **options: Those of :meth:`fit_one_cycle`, for both stages.
 
         Returns:
@@ -458,16 +471,23 @@ class FineTuner:
         check_count("freeze_epochs", freeze_epochs)
         check_positive("base_lr", base_lr)
         check_positive("lr_mult", lr_mult)
-        if not 1 <= div <= _FASTAI_PEAK_OVER_LAST:
-            raise ValueError(f"div must lie within 1 and {_FASTAI_PEAK_OVER_LAST:g}, got {div}")
+        if not 1 <= div_factor <= _FASTAI_PEAK_OVER_LAST:
+            raise ValueError(
+                f"div_factor must lie within 1 and {_FASTAI_PEAK_OVER_LAST:g}, got {div_factor}"
+            )
         check_fraction("pct_start", pct_start)
         self.freeze()
-        first: OneCycleOptions = {"final_div": _FASTAI_PEAK_OVER_LAST / 25.0, **options}
+        first: OneCycleOptions = {"final_div_factor": _FASTAI_PEAK_OVER_LAST / 25.0, **options}
         head = self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **first)
         self.unfreeze()
         top = slice(base_lr / 2 / lr_mult, base_lr / 2)
-        second: OneCycleOptions = {"final_div": _FASTAI_PEAK_OVER_LAST / div, **options}
-        return head, self.fit_one_cycle(epochs, top, pct_start=pct_start, div=div, **second)
+        second: OneCycleOptions = {
+            "final_div_factor": _FASTAI_PEAK_OVER_LAST / div_factor,
+            **options,
+        }
+        return head, self.fit_one_cycle(
+            epochs, top, pct_start=pct_start, div_factor=div_factor, **second
+        )
 
     def recipe(
         self,
@@ -548,8 +568,8 @@ class FineTuner:
             raise ValueError("resume needs an interrupted stage, got none; call load(path) first")
         if run.epoch_steps != self.epoch_steps:
             raise ValueError(
-                f"train must have {run.epoch_steps} steps per epoch as when the stage began, "
-                f"got {self.epoch_steps}"
+                f"train_loader must have {run.epoch_steps} steps per epoch as when the stage "
+                f"began, got {self.epoch_steps}"
             )
         per_group = run.schedules if schedule is None else self._group_schedules(schedule)
         if epochs is not None:
@@ -583,10 +603,10 @@ class FineTuner:
         Raises:
             ValueError: If there are no validation data.
         """
-        if self.valid is None:
-            raise ValueError("valid must be given to the FineTuner to validate, got None")
+        if self.val_loader is None:
+            raise ValueError("val_loader must be given to the FineTuner to validate, got None")
         with self._ema_weights():
-            return self._validate(self.model, self.valid)
+            return self._validate(self.model, self.val_loader)
 
     def restore_best(self) -> None:
         """Restore parameters and buffers of the best epoch so far; the optimizer stays as it is.
@@ -634,12 +654,12 @@ class FineTuner:
         """Train a run to its end, and keep it for resume() if it does not get there."""
         if self._loop is not None:
             raise ValueError("fit must wait until the stage has ended, got a call while one runs")
-        data = StageData(self.model, self.train, self.valid)
+        data = StageData(self.model, self.train_loader, self.val_loader)
         if run.precompute:
-            data = precompute(self.model, self.train, self.valid, self.amp)
+            data = precompute(self.model, self.train_loader, self.val_loader, self.amp)
         training = Training(
-            *(data.model, self.optimizer, data.train, self._compute_loss()),
-            accumulate=self.accumulate,
+            *(data.model, self.optimizer, data.train_loader, self._compute_loss()),
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
             scaler=self.scaler,
             captures=self.capture,
         )
@@ -696,18 +716,18 @@ class FineTuner:
 
     def _validate_epoch(self, data: StageData) -> dict[str, float]:
         """Return the validation measures, if there are validation data; keep the best model."""
-        if data.valid is None:
+        if data.val_loader is None:
             return {}
         with self._ema_weights():
-            found = self._validate(data.model, data.valid)
+            found = self._validate(data.model, data.val_loader)
             if self.best is not None:
                 self.best.consider(self.model, found)
         return found
 
-    def _validate(self, model: nn.Module, valid: Iterable[Any]) -> dict[str, float]:
+    def _validate(self, model: nn.Module, val_loader: Iterable[Any]) -> dict[str, float]:
         compute_loss = make_compute_loss(self.loss_fn, self.compute_loss)
         with autocast(model, self.amp):
-            return evaluate(model, valid, compute_loss, self.loss_fn, self.metrics)
+            return evaluate(model, val_loader, compute_loss, self.loss_fn, self.metrics)
 
     def _average_buffers(self) -> None:
         """Start an EMA of the buffers, if there is one of the weights."""

@@ -91,7 +91,7 @@ def check_own_updates(options: Collection[str]) -> None:
 
 def check_measures_nothing(options: Mapping[str, Any], where: str) -> None:
     """Refuse arguments of ``lr_find`` that need a loss without an update."""
-    for name in ("valid", "verify", "lag"):
+    for name in ("val_loader", "verify", "lag"):
         if options.get(name):
             raise ValueError(f"{name} must be left out {where}, which has no loss without a step")
 

@@ -95,7 +95,7 @@ def lr_find(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer,
-    data: Iterable[Any],
+    train_loader: Iterable[Any],
     loss_fn: LossFunction | None = None,
     *,
     compute_loss: ComputeLoss | None = None,
@@ -113,13 +113,13 @@ def lr_find(
         accelerator: Counts micro-batches, scales, clips.
         model: The model that it has prepared.
         optimizer: The optimizer that it has prepared.
-        data: The loader that it has prepared.
+        train_loader: The loader that it has prepared.
         loss_fn: As for :func:`lrfast.lr_find`.
         compute_loss: As for :func:`lrfast.lr_find`.
         max_grad_norm: Norm that the training loop clips to, above 0; None, the default: it clips
             nothing.
-        **options: Other arguments of :func:`lrfast.lr_find`, but ``step_fn``, ``accumulate`` and
-            ``capture``.
+        **options: Other arguments of :func:`lrfast.lr_find`, but ``step_fn``,
+            ``gradient_accumulation_steps`` and ``capture``.
 
     Returns:
         Curve, suggestions and outcome.
@@ -143,7 +143,7 @@ def lr_find(
         raise ValueError(
             "accelerator must not use DeepSpeed, whose engine has the optimizer's step"
         )
-    for name in options.keys() & {"step_fn", "accumulate", "capture"}:
+    for name in options.keys() & {"step_fn", "gradient_accumulation_steps", "capture"}:
         raise ValueError(f"{name} must be left out: the updates are the accelerator's own")
     inner = inner_optimizer(optimizer)
     if inner is optimizer:
@@ -178,7 +178,7 @@ def lr_find(
     step = TrainerUpdate(begin, update, calls=accelerator.gradient_accumulation_steps)
     given: dict[str, Any] = {"compute_loss": loss_of, "step_fn": step}
     with undisturbed(accelerator):
-        return range_test.lr_find(model, optimizer, data, **given, **options)
+        return range_test.lr_find(model, optimizer, train_loader, **given, **options)
 
 
 @checked

@@ -59,8 +59,8 @@ def lr_find(learner: Learner, **options: Any) -> RangeTest:
 
     Args:
         learner: The Learner.
-        **options: Other arguments of :func:`lrfast.lr_find`. ``accumulate`` is by default what a
-            ``GradientAccumulation`` needs for a full batch.
+        **options: Other arguments of :func:`lrfast.lr_find`. ``gradient_accumulation_steps`` is by
+            default what a ``GradientAccumulation`` needs for a full batch.
 
     Returns:
         Curve, suggestions and outcome.
@@ -86,7 +86,7 @@ def lr_find(learner: Learner, **options: Any) -> RangeTest:
         own: dict[str, Any] = {
             "compute_loss": step.loss,
             "step_fn": TrainerUpdate(step.begin, step.update),
-            "accumulate": _accumulated(running, loader),
+            "gradient_accumulation_steps": _accumulated(running, loader),
         }
         options = own | options | {"others": [*options.get("others", ()), kept]}
         return range_test.lr_find(model, optimizer, data, **options)

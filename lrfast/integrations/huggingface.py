@@ -169,8 +169,8 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
 
     Args:
         trainer: Its optimizer, of lrfast or torch, is made if there is none yet.
-        **options: Other arguments of :func:`lrfast.lr_find`. ``accumulate`` is by default
-            ``args.gradient_accumulation_steps``.
+        **options: Other arguments of :func:`lrfast.lr_find`. ``gradient_accumulation_steps`` is by
+            default that of ``args``.
 
     Returns:
         Curve, suggestions and outcome.
@@ -205,7 +205,7 @@ def lr_find(trainer: Trainer, **options: Any) -> RangeTest:
             options = {
                 "compute_loss": step.loss,
                 "step_fn": TrainerUpdate(trainer.model_wrapped.zero_grad, step.update),
-                "accumulate": trainer.args.gradient_accumulation_steps,
+                "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
                 "scaler": trainer.accelerator.scaler,
                 "progress": not trainer.args.disable_tqdm,
             } | options

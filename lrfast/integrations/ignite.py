@@ -53,9 +53,10 @@ class LRFindHandler(LRFinderBase):
             ``lambda x, y, y_pred, loss: loss``.
         rule: Name of the suggestion method; None, the default: that of :attr:`RangeTest.rule`.
         **options: Arguments of :func:`lrfast.lr_find` that go with a ``step_fn``, and
-            ``accumulate``, calls of the process function per update; by default those of a
-            ``create_supervised_trainer``. Modules, optimizers, schedulers and GradScalers that the
-            process function names are restored; what else it changes belongs in ``others``.
+            ``gradient_accumulation_steps``, calls of the process function per update; by default
+            those of a ``create_supervised_trainer``. Modules, optimizers, schedulers and
+            GradScalers that the process function names are restored; what else it changes belongs
+            in ``others``.
 
     Example:
         >>> import torch, lrfast
@@ -101,7 +102,9 @@ class LRFindHandler(LRFinderBase):
         optimizer = inner_optimizer(self._optimizer)
         _check_schedulers(engine, optimizer)
         held = _named_in(engine._process_function)
-        options = {"accumulate": held.get("gradient_accumulation_steps", 1)} | self._options
+        options = {
+            "gradient_accumulation_steps": held.get("gradient_accumulation_steps", 1)
+        } | self._options
         kinds = nn.Module | Optimizer | LRScheduler | torch.amp.GradScaler
         trained = (self._model, self._optimizer, optimizer)
         others = [v for v in held.values() if isinstance(v, kinds) and v not in trained]
@@ -150,7 +153,7 @@ class _EngineStep:
 
 def _with_step(step: _EngineStep, **options: Any) -> dict[str, Any]:
     """Options of ``lr_find`` for a step of one or several calls per update."""
-    if options["accumulate"] == 1:
+    if options["gradient_accumulation_steps"] == 1:
         return {"step_fn": step} | options
     check_measures_nothing(options, "with a process function that accumulates")
     return {"step_fn": TrainerUpdate(lambda: None, step.update)} | options

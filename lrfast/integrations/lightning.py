@@ -129,9 +129,10 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
     Args:
         epochs: Epochs, from 0, at whose start to test; default (0,).
         rule: Name of the suggestion method; None, the default: that of :attr:`RangeTest.rule`.
-        data: Batches, or loaders as for ``Trainer.fit``; None, the default: the trainer's.
-        **options: Other arguments of :func:`lrfast.lr_find`. ``accumulate`` is by default the
-            trainer's ``accumulate_grad_batches``; in manual optimization, batches per update.
+        train_loader: Batches, or loaders as for ``Trainer.fit``; None, the default: the trainer's.
+        **options: Other arguments of :func:`lrfast.lr_find`. ``gradient_accumulation_steps`` is by
+            default the trainer's ``accumulate_grad_batches``; in manual optimization, batches per
+            update.
 
     Example:
         >>> finder = LRFindCallback(num_iter=50)
@@ -143,12 +144,12 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
         self,
         epochs: Iterable[int] = (0,),
         rule: str | None = None,
-        data: Iterable[Any] | None = None,
+        train_loader: Iterable[Any] | None = None,
         **options: Any,
     ) -> None:
         LRFinderBase.__init__(self, rule)
         check_own_updates(options)
-        self._epochs, self._data, self._options = frozenset(epochs), data, options
+        self._epochs, self._data, self._options = frozenset(epochs), train_loader, options
         self._is_due = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -157,7 +158,7 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
         Raises:
             TypeError: If ``training_step`` takes an iterator.
             ValueError: If a scheduler on the host would overwrite the learning rate, and for
-                ``valid``, ``verify`` and ``lag`` in manual optimization.
+                ``val_loader``, ``verify`` and ``lag`` in manual optimization.
         """
         self._is_due = trainer.current_epoch in self._epochs
         if self._is_due:
@@ -169,7 +170,8 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
         """Run and apply a range test before such an epoch's first batch, after its other hooks.
 
         Raises:
-            TypeError: If the trainer's data can be iterated only once and there is no ``data``.
+            TypeError: If the trainer's data can be iterated only once and there is no
+                ``train_loader``.
             ValueError: If a step sets a learning rate, or backpropagates no loss.
         """
         if not self._is_due:
@@ -189,7 +191,7 @@ class LRFindCallback(LRFinderBase, pl.Callback):  # type: ignore[misc]
             options: dict[str, Any] = {
                 "compute_loss": _loss_of(trainer, pl_module),
                 "step_fn": TrainerUpdate(step.begin, step.update),
-                "accumulate": trainer.accumulate_grad_batches,
+                "gradient_accumulation_steps": trainer.accumulate_grad_batches,
                 "scaler": getattr(trainer.precision_plugin, "scaler", None),
                 "progress": shows_bar,
             } | self._options
@@ -488,7 +490,7 @@ def _data_of(trainer: pl.Trainer, given: Any) -> tuple[PlacedBatches, list[objec
     for each in source.flattened:
         if isinstance(each, Iterator) and given is None:
             raise TypeError(
-                "data must be given where the trainer's can be iterated only once, got "
+                "train_loader must be given where the trainer's can be iterated only once, got "
                 f"{type(each).__name__}"
             )
         if isinstance(each, DataLoader | Sequence):

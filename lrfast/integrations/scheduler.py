@@ -30,7 +30,7 @@ class DeviceScheduler(LRScheduler):
     ``step()`` only counts: the optimizer's own step evaluates the schedule on the device, at the
     number of applied steps. ``get_last_lr()`` evaluates it on the host, at the count, without a
     synchronisation (unless a group's "lr" is a tensor on a GPU). The two differ if steps were
-    skipped for infinite gradients, and by the factor of a Plateau; ``optimizer.current_rates()``
+    skipped for infinite gradients, and by the factor of a Plateau; ``optimizer.get_last_lr()``
     includes both, and synchronises.
 
     A checkpoint of the optimizer holds the schedule and its step. This one's holds the count, and
@@ -53,7 +53,7 @@ class DeviceScheduler(LRScheduler):
         >>> layer(torch.ones(1, 2)).sum().backward()
         >>> optimizer.step()
         >>> scheduler.step()
-        >>> scheduler.get_last_lr(), optimizer.current_rates()
+        >>> scheduler.get_last_lr(), optimizer.get_last_lr()
         ([0.45], [0.45])
     """
 

@@ -298,7 +298,7 @@ class Plateau(LossSchedule):
         >>> plateau = lrfast.Plateau(optimizer, factor=0.5, patience=1)
         >>> for loss in (1.0, 0.9, 0.95, 0.93):
         ...     plateau.observe(torch.tensor(loss))
-        >>> optimizer.current_rates()
+        >>> optimizer.get_last_lr()
         [0.05]
 
     Reference:
@@ -392,7 +392,7 @@ class Greedy(LossSchedule):
         >>> greedy = lrfast.Greedy(optimizer, factor=0.5, patience=1)
         >>> for loss in (1.0, 0.9):
         ...     greedy.observe(torch.tensor(loss))
-        >>> optimizer.current_rates()
+        >>> optimizer.get_last_lr()
         [0.2]
 
     Reference:

@@ -96,7 +96,7 @@ class SchedulingMixin(torch.optim.Optimizer):
             >>> layer = torch.nn.Linear(2, 1)
             >>> optimizer = lrfast.SGD(layer.parameters(), lr=0.1)
             >>> optimizer.set_schedule(lrfast.schedules.one_cycle(total_steps=100))
-            >>> optimizer.current_rates()
+            >>> optimizer.get_last_lr()
             [0.004]
         """
         schedules = self._one_per_group(schedule)
@@ -173,7 +173,7 @@ class SchedulingMixin(torch.optim.Optimizer):
             )
         return stands
 
-    def current_rates(self) -> list[float]:
+    def get_last_lr(self) -> list[float]:
         """Return each group's learning rate at the next step. Synchronises the device."""
         scale = 1.0 if self._loss_factor is None else float(self._loss_factor)
         return [rate * scale for rate in self._scheduled_rates()]

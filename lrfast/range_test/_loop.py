@@ -42,8 +42,8 @@ class SweepLoop:
 
     training: Training
     sweep: Sweep
-    beta: float  # the curve's, as stop is
-    stop: float | None
+    beta: float  # the curve's, as diverge_threshold is
+    diverge_threshold: float | None
     lag: int
     progress: bool
 
@@ -55,7 +55,12 @@ class SweepLoop:
             planned = planned.pin_memory().to(device, non_blocking=True)
         rates = None if self.training.step_fn else planned
         self.curve = LossCurve(
-            len(planned), device, beta=self.beta, stop=self.stop, grace=_GRACE, rates=rates
+            len(planned),
+            device,
+            beta=self.beta,
+            diverge_threshold=self.diverge_threshold,
+            grace=_GRACE,
+            rates=rates,
         )
         self.data_size = DataSize()
 

@@ -55,7 +55,7 @@ _MAX_SWEEPS = 4  # of an adaptive range test
 def lr_find(
     model: nn.Module,
     optimizer: Optimizer,
-    data: Iterable[Any],
+    train_loader: Iterable[Any],
     loss_fn: LossFunction | None = None,
     *,
     compute_loss: ComputeLoss | None = None,
@@ -65,12 +65,12 @@ def lr_find(
     num_iter: int = 100,
     mode: Mode = "exp",
     vary: Vary = "ratio",
-    stop: float | None = 4.0,
+    diverge_threshold: float | None = 4.0,
     beta: float = 0.98,
     lag: int = 0,
-    accumulate: int = 1,
+    gradient_accumulation_steps: int = 1,
     same_batch: bool = False,
-    valid: Iterable[Any] | None = None,
+    val_loader: Iterable[Any] | None = None,
     judge: Iterable[Any] | None = None,
     repeats: int = 1,
     adaptive: bool = False,
@@ -97,7 +97,7 @@ def lr_find(
         optimizer: Of lrfast or torch.optim, with parameters of the model; one whose ``step`` needs
             a closure gets one. One that Accelerate has prepared brings its GradScaler and its
             number of micro-batches; :func:`lrfast.integrations.accelerate.lr_find` also clips.
-        data: Batches; cycled if they are too few.
+        train_loader: Batches; cycled if they are too few.
         loss_fn: ``loss_fn(model(inputs), targets)`` for batches ``(inputs, targets)``; of more
             entries than two all but the last are inputs.
         compute_loss: Instead of ``loss_fn``: ``compute_loss(model, batch)`` returns the loss. With
@@ -113,22 +113,23 @@ def lr_find(
         vary: "ratio": all groups in their ratios, ``start_lr`` and ``end_lr`` being those of the
             trained group with the highest learning rate. "same": all groups at the same learning
             rate. A number: only that group, while the others hold their learning rates.
-        stop: The sweep ends when the smoothed loss exceeds ``stop`` times the best (measured
-            against the drop and the noise where the best is not above 0); None: never for that.
+        diverge_threshold: The sweep ends when the smoothed loss exceeds ``diverge_threshold`` times
+            the best (measured against the drop and the noise where the best is not above 0); None:
+            never for that.
         beta: Decay of the EMA that smooths the losses, in [0, 1).
         lag: 0 pairs a learning rate with the loss just before its update, as all peers do; 1 with
             the loss just after it, at the cost of one forward pass.
-        accumulate: Micro-batches per update; a point's loss is their mean.
+        gradient_accumulation_steps: Micro-batches per update; a point's loss is their mean.
         same_batch: Whether all updates see the first one's batches, which removes their noise.
-        valid: Batches; a point's loss is then the mean over them after the update.
+        val_loader: Batches; a point's loss is then the mean over them after the update.
         repeats: Sweeps, each with other data order and random numbers; the result is their median.
         adaptive: Whether to sweep again, over the range that method "auto" proposes, if it has no
             suggestion; 4 sweeps at most.
         verify: Steps, 2 or more, of the short one-cycle runs in which the suggested learning rate
             and its neighbours race from the present state on the same batches; 8 runs at most. 0:
             no race.
-        judge: Validation batches whose mean loss decides the race; ``valid`` by default; without
-            either some training batches that the runs have not seen.
+        judge: Validation batches whose mean loss decides the race; ``val_loader`` by default;
+            without either some training batches that the runs have not seen.
         scaler: GradScaler; steps that it skips add no point.
         others: Objects with ``state_dict`` and ``load_state_dict`` to restore, too.
         snapshot: Memory of the copies that restore everything: "device" is the one that trains,
@@ -160,28 +161,34 @@ def lr_find(
         Smith, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
     """
     began = time.perf_counter()
-    if stop is not None and not (math.isfinite(stop) and stop > 1):
-        raise ValueError(f"stop must be None, or finite and above 1, got {stop}")
+    if diverge_threshold is not None and not (
+        math.isfinite(diverge_threshold) and diverge_threshold > 1
+    ):
+        raise ValueError(
+            f"diverge_threshold must be None, or finite and above 1, got {diverge_threshold}"
+        )
     if lag not in (0, 1):
         raise ValueError(f"lag must be 0 or 1, got {lag!r}")
     check_count("repeats", repeats)
     if not is_int(verify) or verify == 1 or verify < 0:
         raise ValueError(f"verify must be a whole number of steps, 2 or more, or 0, got {verify!r}")
-    check_count("accumulate", accumulate)
+    check_count("gradient_accumulation_steps", gradient_accumulation_steps)
     given, optimizer = optimizer, inner_optimizer(optimizer)
     notes: tuple[str, ...] = ()
     if given is not optimizer and scaler is None:
         scaler = getattr(given, "scaler", None)
     if step_fn is None and (prepared := getattr(given, "gradient_state", None)) is not None:
-        accumulate, notes = _as_prepared(prepared.num_steps, accumulate)
-    if valid is not None and lag:
-        raise ValueError("lag must be 0 with valid, whose losses come after their updates anyway")
+        gradient_accumulation_steps, notes = _as_prepared(
+            prepared.num_steps, gradient_accumulation_steps
+        )
+    if val_loader is not None and lag:
+        raise ValueError("lag must be 0 with val_loader, whose losses come after their updates")
     if step_fn is not None and not isinstance(step_fn, TrainerUpdate):
         clashes = {
             "loss_fn": loss_fn is not None,
             "compute_loss": compute_loss is not None,
-            "accumulate": accumulate > 1,
-            "valid": valid is not None,
+            "gradient_accumulation_steps": gradient_accumulation_steps > 1,
+            "val_loader": val_loader is not None,
             "verify": verify > 0,
         }
         for name in (name for name, clash in clashes.items() if clash):
@@ -190,13 +197,13 @@ def lr_find(
     training = Training(
         model,
         optimizer,
-        ReplayableLoader(data) if repeats > 1 or adaptive or verify else data,
+        ReplayableLoader(train_loader) if repeats > 1 or adaptive or verify else train_loader,
         make_compute_loss(loss_fn, compute_loss),
         step_fn,
-        accumulate,
+        gradient_accumulation_steps,
         same_batch,
-        valid,
-        valid if judge is None else judge,
+        val_loader,
+        val_loader if judge is None else judge,
         scaler,
         ranks_of(model, process_group),
         captures=capture,
@@ -206,9 +213,9 @@ def lr_find(
     if scaler is not None and training.takes_closure:
         raise ValueError("scaler must be left out for an optimizer that needs a closure")
     kept = [*others, *([] if scaler is None else [scaler])]
-    placed = data.loaders if isinstance(data, PlacedBatches) else [data]
-    names = ["data", *(f"data[{place}]" for place in range(1, len(placed)))]
-    loaders = dict(zip(names, placed, strict=True)) | {"valid": valid, "judge": judge}
+    placed = train_loader.loaders if isinstance(train_loader, PlacedBatches) else [train_loader]
+    names = ["train_loader", *(f"train_loader[{place}]" for place in range(1, len(placed)))]
+    loaders = dict(zip(names, placed, strict=True)) | {"val_loader": val_loader, "judge": judge}
     functions = [each for each in (loss_fn, compute_loss, step_fn) if each is not None]
     if snapshot not in ("device", "host"):
         raise ValueError(f"snapshot must be 'device' or 'host', got {snapshot!r}")
@@ -221,7 +228,9 @@ def lr_find(
         check=partial(_check_memory, where=snapshot),
     ) as saved:
         own_loaders = list(loaders.values())
-        search = _Search(training, saved, own_loaders, beta, stop, lag, repeats, progress)
+        search = _Search(
+            training, saved, own_loaders, beta, diverge_threshold, lag, repeats, progress
+        )
         result = search.run(sweep, adaptive)
         if verify:
             result = search.add_race(result, verify)
@@ -239,7 +248,7 @@ class _Search:
     saved: Snapshot
     loaders: Sequence[Any]
     beta: float
-    stop: float | None
+    diverge_threshold: float | None
     lag: int
     repeats: int
     progress: bool
@@ -264,7 +273,9 @@ class _Search:
             if repeat:
                 self.saved.restore()
                 _reseed(repeat, self.loaders)
-            loop = SweepLoop(self.training, sweep, self.beta, self.stop, self.lag, self.progress)
+            loop = SweepLoop(
+                self.training, sweep, self.beta, self.diverge_threshold, self.lag, self.progress
+            )
             recordings.append(_analysis.read(loop.run(), self.lag))
         prior = rate_prior(self.training.optimizer, sweep.reference, loop.data_size, weights)
         result = _analysis.summarise(sweep, recordings, self.beta, prior)
@@ -286,23 +297,23 @@ class _Search:
         if len(result.losses) and not math.isfinite(result.losses[-1]):
             place = f"point {len(result.losses)}, at a rate of {result.lrs[-1]:.1e}"
             notes.append(f"the loss is {result.losses[-1]} at {place}")
-        batches = num_batches(self.training.data)
-        used = self.training.accumulate * len(result.lrs)
+        batches = num_batches(self.training.train_loader)
+        used = self.training.gradient_accumulation_steps * len(result.lrs)
         if not (batches is None or batches >= used or self.training.same_batch):
             notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
         return tuple(notes)
 
 
-def _as_prepared(steps: int, accumulate: int) -> tuple[int, tuple[str, ...]]:
-    """Return an update's micro-batches under Accelerate, and notes; ``accumulate`` wins over 1."""
+def _as_prepared(prepared: int, given: int) -> tuple[int, tuple[str, ...]]:
+    """Return an update's micro-batches under Accelerate, and notes; what is given wins over 1."""
     notes = [
         "clip_grad_norm_ is left out of the sweep, unless an lrfast optimizer has max_grad_norm; "
         "lrfast.integrations.accelerate.lr_find(max_grad_norm=...) calls it"
     ]
-    if accumulate == 1 < steps:
-        notes.append(f"accumulate is {steps}, as the Accelerator has it")
-        accumulate = steps
-    return accumulate, tuple(notes)
+    if not given == 1 < prepared:
+        return given, tuple(notes)
+    notes.append(f"gradient_accumulation_steps is {prepared}, as the Accelerator has it")
+    return prepared, tuple(notes)
 
 
 def _next_sweep(sweep: Sweep, wanted: tuple[float, float]) -> Sweep:

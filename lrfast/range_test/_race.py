@@ -133,7 +133,7 @@ class _RaceRunner:
     progress: bool
 
     def __post_init__(self) -> None:
-        self.training = replace(self.training, valid=None)  # which belongs to the sweep
+        self.training = replace(self.training, val_loader=None)  # which belongs to the sweep
         self._best: tuple[float, ...] = ()  # of the best run so far
         self.snapshot.restore()
         self._judges = self._judging_batches()
@@ -147,7 +147,7 @@ class _RaceRunner:
         groups = training.optimizer.param_groups
         for group, rate in zip(groups, self.sweep.rates_at(lr), strict=True):
             set_rate(group, rate)
-        curve = LossCurve(self.steps, device_of(training.model), stop=_DIVERGED)
+        curve = LossCurve(self.steps, device_of(training.model), diverge_threshold=_DIVERGED)
         schedule = _one_cycle(training.optimizer, self.steps)
         driver = attach_schedule(training.optimizer, schedule, self.steps, curve.stop_flag)
         train_step = kind_of_step(training)(training, curve, driver)

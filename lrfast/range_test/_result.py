@@ -170,7 +170,7 @@ class RangeTest:
         >>> mse = torch.nn.functional.mse_loss
         >>> result = lrfast.lr_find(model, optimizer, batches, mse, progress=False)
         >>> result.table().splitlines()[0].split()
-        ['rule', 'rate', 'confidence', 'reason']
+        ['rule', 'lr', 'confidence', 'reason']
         >>> applied = result.apply(optimizer)
         >>> optimizer.param_groups[0]["lr"] == applied.new[0] == result.suggestion.lr
         True
@@ -229,7 +229,7 @@ class RangeTest:
         low[seen], high[seen] = np.nanquantile(finite[:, seen], (0.25, 0.75), axis=0)
         return low, high
 
-    def rates(self, rule: str | None = None) -> list[float]:
+    def suggested_lrs(self, rule: str | None = None) -> list[float]:
         """Return the suggested learning rate of each param group, [groups].
 
         Args:
@@ -269,7 +269,7 @@ class RangeTest:
 
         Args:
             optimizer: That of the range test, or one with as many param groups.
-            rule: As for :meth:`rates`.
+            rule: As for :meth:`suggested_lrs`.
             schedulers: All schedulers of torch that are attached to the optimizer; default: none.
                 Except ``eta_min``, all that they compute from is scaled.
 
@@ -282,7 +282,7 @@ class RangeTest:
                 optimizer has another number of groups, or a scheduler is attached to it that is not
                 among ``schedulers``; nothing is set then.
         """
-        peaks, rates = PeakRates(optimizer, schedulers), self.rates(rule)
+        peaks, rates = PeakRates(optimizer, schedulers), self.suggested_lrs(rule)
         groups = optimizer.param_groups
         if len(groups) != len(rates):
             raise ValueError(
@@ -458,7 +458,7 @@ class RangeTest:
         return f"{points} from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}"
 
     def _table(self) -> Table:
-        columns = ("rule", "rate", "confidence", "reason")
+        columns = ("rule", "lr", "confidence", "reason")
         found = self.suggestions.items()
         rows = [(name, lr_text(s), f"{s.confidence:.2f}", s.reason) for name, s in found]
         return Table(columns, rows, chosen=list(self.suggestions).index(self.rule))

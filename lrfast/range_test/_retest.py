@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import suggest
-from lrfast._utils.arguments import checked_methods, described
+from lrfast._utils.arguments import checked_methods, described, unknown_argument
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import Check, decode, decode_fields
+from lrfast._utils.former_names import renamed
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast._utils.validation import (
@@ -110,7 +111,7 @@ class Retest:
     Args:
         model: Module with trainable parameters.
         optimizer: One of lrfast or torch.optim, with parameters of the model.
-        loader: Batches, as for :func:`lrfast.lr_find`; it must be iterable more than once.
+        train_loader: Batches, as for :func:`lrfast.lr_find`; it must be iterable more than once.
         loss_fn: As for :func:`lrfast.lr_find`.
         every: Epochs from one test to the next, 1 or more; None: never on schedule.
         patience: Epochs without a lower validation loss until a test, 1 or more; None: never.
@@ -149,7 +150,7 @@ class Retest:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        loader: Iterable[Any],
+        train_loader: Iterable[Any],
         loss_fn: LossFunction | None = None,
         *,
         every: int | None = 5,
@@ -165,11 +166,11 @@ class Retest:
         _check_epochs("every", every)
         _check_epochs("patience", patience)
         _check_factors(budget, max_change, tolerance)
-        _check_options(loader, rule, options)
+        _check_options(train_loader, rule, options)
         self._rates = PeakRates(inner_optimizer(optimizer), schedulers)
         self._model = model
         self._optimizer = optimizer
-        self._loader = loader
+        self._loader = train_loader
         self._loss_fn = loss_fn
         self._every = every
         self._patience = patience
@@ -187,6 +188,9 @@ class Retest:
         self._spent = 0.0
         self._last_cost = 0.0
         self._began = clock()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _options=renamed(state["_options"]))
 
     @property
     def log(self) -> tuple[RetestEntry, ...]:
@@ -353,7 +357,7 @@ class Retest:
             return "declined", suggestion.reason, []
         factors = []
         groups = self._optimizer.param_groups
-        for group, old, new in zip(groups, peaks, result.rates(rule), strict=True):
+        for group, old, new in zip(groups, peaks, result.suggested_lrs(rule), strict=True):
             trains = not group.get("frozen") and any(p.requires_grad for p in group["params"])
             factors.append(new / old if trains and old > 0 else 1.0)
         widest = max(factors, key=lambda f: max(f, 1 / f) if f > 0 else math.inf)
@@ -392,16 +396,16 @@ def _check_factors(budget: float | None, max_change: float, tolerance: float) ->
         )
 
 
-def _check_options(loader: Iterable[Any], rule: str | None, options: dict[str, Any]) -> None:
-    if isinstance(loader, Iterator):
+def _check_options(train_loader: Iterable[Any], rule: str | None, options: dict[str, Any]) -> None:
+    if isinstance(train_loader, Iterator):
         raise TypeError(
-            "loader must be iterable more than once, got an iterator, whose batches a range test "
-            "would use up"
+            "train_loader must be iterable more than once, got an iterator, whose batches a range "
+            "test would use up"
         )
     known = inspect.signature(lr_find).parameters
     for name in options:
         if name not in known or known[name].kind is not inspect.Parameter.KEYWORD_ONLY:
-            raise TypeError(f"options must be keyword arguments of lr_find, got {name!r}")
+            raise TypeError(unknown_argument(lr_find, name))
     if rule == "verified" and not options.get("verify"):
         raise ValueError("rule 'verified' needs verify, the steps of the race, got none")
     if rule is not None and rule != "verified":

@@ -32,8 +32,8 @@ _MAX_CYCLES = 4096  # segments that a table without end may hold
 def one_cycle(
     total_steps: int,
     pct_start: float | None = None,
-    div: float = 25.0,
-    final_div: float | None = None,
+    div_factor: float = 25.0,
+    final_div_factor: float | None = None,
     momentum: tuple[float, float] | None = (0.95, 0.85),
     anneal: Anneal = "cos",
     three_phase: bool = False,
@@ -41,11 +41,12 @@ def one_cycle(
 ) -> Schedule:
     """Return the one-cycle policy: up to the group's learning rate, then far below its start.
 
-    The multiplier goes from ``1 / div`` to 1 and on to ``1 / (div * final_div)``, and the momentum
-    mirrors it (arXiv:1708.07120). Peak and end are hit exactly, at whole steps: the peak at step
-    ``p = max(round(pct_start * total_steps) - 1, 0)``, the end at step ``total_steps - 1``. torch's
+    The multiplier goes from ``1 / div_factor`` to 1 and on to
+    ``1 / (div_factor * final_div_factor)``, as in torch's OneCycleLR, and the momentum mirrors it
+    (arXiv:1708.07120). Peak and end are hit exactly, at whole steps: the peak at step
+    ``p = max(round(pct_start * total_steps) - 1, 0)``, the end at step ``total_steps - 1``.
     OneCycleLR has the same values if ``pct_start * total_steps`` is a whole number, and otherwise
-    never reaches its peak. With three phases the multiplier is back at ``1 / div`` at step
+    never reaches its peak. With three phases the multiplier is back at ``1 / div_factor`` at step
     ``2 * p``, or one step before the end, and falls to its end from there with the momentum at its
     highest; if no step is left between peak and end, there are two phases.
 
@@ -57,9 +58,9 @@ def one_cycle(
         total_steps: Optimizer steps of the cycle, 1 or more.
         pct_start: Fraction of the steps spent going up, in [0, 1], with three phases in [0, 0.5].
             None, the default: 0.3; 0.25 with "fastai".
-        div: Peak over first multiplier, 1 or more; default 25.
-        final_div: First over last multiplier, 1 or more. None, the default: 1e4; 4e3 with "fastai",
-            whose own ``div_final`` is ``div * final_div``.
+        div_factor: Peak over first multiplier, 1 or more; default 25.
+        final_div_factor: First over last multiplier, 1 or more. None, the default: 1e4; 4e3 with
+            "fastai", whose own ``div_final`` is ``div_factor * final_div_factor``.
         momentum: (highest, lowest) momentum or beta1, in [0, 1), or None; default (0.95, 0.85).
         anneal: Shape of the phases, "cos", the default, or "linear".
         three_phase: Whether to return to the first multiplier before the last fall; default False.
@@ -77,18 +78,18 @@ def one_cycle(
     if compat is not None:
         check_choice("compat", compat, get_args(Compat))
     pct_start = _PCT_START[compat] if pct_start is None else pct_start
-    final_div = _FINAL_DIV[compat] if final_div is None else final_div
+    final_div_factor = _FINAL_DIV[compat] if final_div_factor is None else final_div_factor
     check_fraction("pct_start", pct_start)
     if three_phase and pct_start > 0.5:
         raise ValueError(
             f"pct_start must be 0.5 or less with three phases, two of that length, got {pct_start}"
         )
-    check_at_least_1("div", div)
-    check_at_least_1("final_div", final_div)
+    check_at_least_1("div_factor", div_factor)
+    check_at_least_1("final_div_factor", final_div_factor)
     check_choice("anneal", anneal, get_args(Anneal))
     shape: Shape = "cosine" if anneal == "cos" else "linear"
     ends = _phase_ends(total_steps, pct_start, three_phase, compat)
-    rate = _phases(ends, 1 / div, 1.0, 1 / (div * final_div), shape)
+    rate = _phases(ends, 1 / div_factor, 1.0, 1 / (div_factor * final_div_factor), shape)
     momenta = None
     if momentum is not None:
         high, low = _check_momentum(momentum)

@@ -50,7 +50,8 @@ def main() -> None:
     def find(
         target: str = typer.Argument(
             help="script.py:make or module:make, a function that takes nothing and returns (model, "
-            "optimizer, data) or these and loss_fn; or a Hugging Face checkpoint, with --data.",
+            "optimizer, train_loader) or these and loss_fn; or a Hugging Face checkpoint, with "
+            "--data.",
         ),
         data: Path = typer.Option(None, help="Texts: .csv, .json, .jsonl or .txt."),  # noqa: B008
         text: str = typer.Option("text", help="Column of the texts."),

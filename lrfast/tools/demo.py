@@ -140,7 +140,7 @@ def pretrain(digits: Digits) -> tuple[FineTuner, RangeTest, Stage]:
     tuner = make_tuner(make_model(), train, low.take(order[:500]))
     tuner.progress = True
     test = tuner.lr_find()
-    return tuner, test, tuner.fit_one_cycle(2, max_lr=test.rates())
+    return tuner, test, tuner.fit_one_cycle(2, max_lr=test.suggested_lrs())
 
 
 def transplant(body: nn.Module, seed: int) -> nn.Module:
@@ -170,7 +170,7 @@ def uniform(model: nn.Module, task: Task, seed: int, head_only: bool = False) ->
     tuner = make_tuner(model, Batches(task.train, BATCH, seed, PASSES), task.valid)
     if head_only:
         tuner.freeze()
-    tuner.fit_one_cycle(sum(EPOCHS), max_lr=tuner.lr_find().rates())
+    tuner.fit_one_cycle(sum(EPOCHS), max_lr=tuner.lr_find().suggested_lrs())
     return tuner
 
 

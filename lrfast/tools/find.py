@@ -58,10 +58,10 @@ def find(target: str, **options: Any) -> RangeTest:
 
     Args:
         target: As for :func:`call_target`; the function takes nothing and returns ``(model,
-            optimizer, data)`` for a model that returns its loss, or these and ``loss_fn``.
+            optimizer, train_loader)`` for a model that returns its loss, or these and ``loss_fn``.
         **options: Those of :func:`lrfast.lr_find`.
     """
-    wanted = "(model, optimizer, data) or (model, optimizer, data, loss_fn)"
+    wanted = "(model, optimizer, train_loader) or (model, optimizer, train_loader, loss_fn)"
     made = call_target(target, (3, 4), wanted)
     return lr_find(*made, **options)
 

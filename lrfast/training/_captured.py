@@ -66,7 +66,7 @@ def check_captures(training: Training) -> None:
     if isinstance(training.step_fn, TrainerUpdate):
         raise ValueError("capture must be False inside a trainer, whose own step the host makes")
     check_optimizer(training.optimizer)
-    for name in ("step_fn", "valid"):
+    for name in ("step_fn", "val_loader"):
         if getattr(training, name) is not None:
             raise ValueError(f"{name} must be left out with capture=True")
     if not training.ranks.is_alone:

@@ -237,8 +237,8 @@ def mean_over_batches(
             rows += weight
     if total is None:
         raise ValueError(
-            "valid must yield at least one batch, got none: it is empty, or has ended and cannot "
-            "be iterated again; pass a loader or a list of batches"
+            "val_loader must yield at least one batch, got none: it is empty, or has ended and "
+            "cannot be iterated again; pass a loader or a list of batches"
         )
     return total / rows
 
@@ -401,8 +401,9 @@ def cycle_data(data: Iterable[Any]) -> Iterator[Any]:
             empty = False
             yield batch
         if empty and passes == 0:
-            raise ValueError("data must yield at least one batch, got none")
+            raise ValueError("train_loader must yield at least one batch, got none")
         if empty:
             raise DataExhausted(
-                "data ended and cannot be iterated again; pass a loader or a list of batches"
+                "train_loader ended and cannot be iterated again; pass a loader or a list of "
+                "batches"
             )

@@ -68,12 +68,12 @@ class Training:
 
     model: nn.Module
     optimizer: Optimizer
-    data: Iterable[Any]  # batches, cycled if they are too few
+    train_loader: Iterable[Any]  # batches, cycled if they are too few
     compute_loss: ComputeLoss
     step_fn: StepFunction | None = None  # makes a whole step, instead of compute_loss
-    accumulate: int = 1  # micro-batches per update
+    gradient_accumulation_steps: int = 1  # micro-batches per update
     same_batch: bool = False  # all updates see the micro-batches of the first one
-    valid: Iterable[Any] | None = None  # its mean loss after an update is recorded, if given
+    val_loader: Iterable[Any] | None = None  # its mean loss after an update is recorded, if given
     judge_data: Iterable[Any] | None = None  # its mean loss decides a race; None: some of data
     scaler: torch.amp.GradScaler | None = None
     ranks: Ranks = field(default_factory=Ranks)
@@ -87,7 +87,9 @@ class Training:
 
     def micro_batches(self) -> Generator[list[Any], None, None]:
         """Yield the micro-batches of one update after another, without end."""
-        batches = accumulation_windows(cycle_data(self.data), self.accumulate)
+        batches = accumulation_windows(
+            cycle_data(self.train_loader), self.gradient_accumulation_steps
+        )
         yield from repeat(next(batches)) if self.same_batch else batches
 
     def data_size(self, micro_batches: list[Any]) -> DataSize:
@@ -95,7 +97,7 @@ class Training:
         calls = self.step_fn.calls if isinstance(self.step_fn, TrainerUpdate) else 1
         rows = calls * self.ranks.count * sum(num_rows(batch) for batch in micro_batches)
         targets = self.ranks.count * sum(num_class_targets(batch) for batch in micro_batches)
-        batches = num_batches(self.data)
+        batches = num_batches(self.train_loader)
         in_one_pass = targets * batches // len(micro_batches) if batches is not None else 0
         return DataSize(rows or None, in_one_pass or None)
 
@@ -204,11 +206,11 @@ class ValidatedStep(UpdateFirst):
     def record(self, micro_batches: list[Any]) -> Tensor:
         """Make the update, record the validation loss, and return it."""
         training = self.training
-        assert training.valid is not None
+        assert training.val_loader is not None
         training.backward(micro_batches)
         skip = training.found_inf()
         self._step()
-        loss = training.validation_loss(training.valid)
+        loss = training.validation_loss(training.val_loader)
         self.curve.record(loss, skip=skip)
         return loss
 
@@ -232,8 +234,8 @@ class ClosureStep(UpdateFirst):
         self.driver.before_step()
         training.optimizer.step(closure)  # type: ignore[arg-type]
         self.driver.after_step()
-        valid = training.valid
-        loss = losses[0] if valid is None else training.validation_loss(valid)
+        val_loader = training.val_loader
+        loss = losses[0] if val_loader is None else training.validation_loss(val_loader)
         self.curve.record(loss)
         return loss
 
@@ -271,10 +273,10 @@ class UserStep(UpdateFirst):
         else:
             _restore_rates(training.optimizer, rates)
         loss = check_loss(made, needs_grad=False).detach().to(self.curve.device)
-        if training.valid is None:
+        if training.val_loader is None:
             loss = training.ranks.mean(loss)
         else:
-            loss = training.validation_loss(training.valid)
+            loss = training.validation_loss(training.val_loader)
         skip = _has_stayed(count, driver.steps_applied(), self.curve.device)
         self.curve.record(loss, self.lr(), skip=skip)
         return loss
@@ -372,4 +374,4 @@ def kind_of_step(training: Training) -> type[TrainStep]:
         return UserStep
     if training.takes_closure:
         return ClosureStep
-    return TrainStep if training.valid is None else ValidatedStep
+    return TrainStep if training.val_loader is None else ValidatedStep

@@ -35,7 +35,7 @@ def test_ema_is_the_weighted_mean(beta: float, device: torch.device) -> None:
 @pytest.mark.parametrize("constant", [1.0, 0.1, -3.7, 1e-300, 1e300, 0.0])
 def test_a_constant_loss_is_its_own_ema_from_the_first_step(beta: float, constant: float) -> None:
     """To the last units: sum and weight are rounded apart, and their errors mostly cancel."""
-    curve = recorded([constant] * 500, beta=beta, stop=1.000001)
+    curve = recorded([constant] * 500, beta=beta, diverge_threshold=1.000001)
     np.testing.assert_allclose(curve.smoothed().numpy(), constant, rtol=1e-14)
     assert curve.smoothed()[0].item() == pytest.approx(constant, rel=3e-16)
     assert curve.status().outcome == "running"
@@ -135,8 +135,8 @@ def test_a_skipped_step_adds_nothing(
     losses, found_inf = [4.0, 90.0, 3.0, 5.0, 80.0], [0.0, 1.0, 0.0, 0.0, NAN]
     lrs = [None] * 5 if planned else [0.1, 0.9, 0.2, 0.3, 0.9]
     rates = [0.1, 0.2, 0.3, 0.4, 0.5] if planned else None
-    curve = LossCurve(5, device, beta=0.9, stop=4.0, rates=rates)
-    without = LossCurve(5, device, beta=0.9, stop=4.0, rates=rates)
+    curve = LossCurve(5, device, beta=0.9, diverge_threshold=4.0, rates=rates)
+    without = LossCurve(5, device, beta=0.9, diverge_threshold=4.0, rates=rates)
     with NoDeviceReads():
         for loss, lr, inf in zip(losses, lrs, found_inf, strict=True):
             value = torch.tensor(loss, device=device)
@@ -178,7 +178,7 @@ def test_capacity_with_skips(device: torch.device) -> None:
     full = recorded([1.0], device)
     full.record(torch.tensor(9.0, device=device, dtype=torch.float64), skip=full.stop_flag)
     assert len(full) == 1 and full.losses.tolist() == [1.0]
-    curve = LossCurve(2, device, beta=0.0, stop=2.0)
+    curve = LossCurve(2, device, beta=0.0, diverge_threshold=2.0)
     for loss, inf in ((1.0, 0.0), (9.0, 1.0), (1.5, 0.0), (9.0, 0.0), (NAN, 0.0)):
         skip = torch.tensor(inf, device=device)
         curve.record(torch.tensor(loss, device=device), skip=skip)

@@ -35,7 +35,7 @@ def noise_before(losses: Any, beta: float) -> list[float]:
     st.none() | st.floats(1.01, 5),
 )
 def test_status_is_the_definition(losses: list[float], beta: float, stop: float | None) -> None:
-    curve = recorded(losses, beta=beta, stop=stop)
+    curve = recorded(losses, beta=beta, diverge_threshold=stop)
     smoothed = gapped_ema(losses, beta)
     np.testing.assert_allclose(curve.smoothed().numpy(), smoothed, rtol=1e-9, atol=1e-9)
     # From here on with the curve's own EMA, so that a tie is one.
@@ -90,7 +90,7 @@ def test_status_is_the_definition(losses: list[float], beta: float, stop: float 
 def test_flag(
     losses: list[float], stop: float | None, outcome: str, at: int | None, device: torch.device
 ) -> None:
-    curve = recorded(losses, device, beta=0.0, stop=stop)
+    curve = recorded(losses, device, beta=0.0, diverge_threshold=stop)
     status = curve.status()
     assert (status.outcome, status.stopped_at) == (outcome, at)
     assert curve.stop_flag.shape == (1,) and bool(curve.stop_flag) == (outcome != "running")
@@ -100,11 +100,11 @@ def test_flag(
 def test_losses_within_the_grace_are_followed_but_not_judged(
     grace: int, at: int | None, device: torch.device
 ) -> None:
-    curve = LossCurve(4, device, beta=0.0, stop=4.0, grace=grace)
+    curve = LossCurve(4, device, beta=0.0, diverge_threshold=4.0, grace=grace)
     for loss in (1.0, 9.0, 0.5, 90.0):
         curve.record(torch.tensor(loss, device=device))
     assert curve.status().stopped_at == at and curve.status().best == 0.5
-    curve = LossCurve(4, device, stop=4.0, grace=4)
+    curve = LossCurve(4, device, diverge_threshold=4.0, grace=4)
     curve.record(torch.tensor(NAN, device=device))
     assert curve.status().outcome == "non-finite"
     with pytest.raises(ValueError, match="grace must be a whole number, 0 or more, got -1"):
@@ -128,8 +128,8 @@ def test_a_shifted_loss_stops_where_the_loss_itself_stops(
 ) -> None:
     """About there: a loss that is above zero is held against its best, a tenth of a drop is less.
     However fast it explodes, its own steps must not count as the noise that excuses it."""
-    itself = recorded(valley(0.0, growth), beta=beta, stop=4.0).status()
-    shifted = recorded(valley(offset, growth), beta=beta, stop=4.0).status()
+    itself = recorded(valley(0.0, growth), beta=beta, diverge_threshold=4.0).status()
+    shifted = recorded(valley(offset, growth), beta=beta, diverge_threshold=4.0).status()
     assert itself.outcome == shifted.outcome == "diverged"
     assert itself.stopped_at is not None and shifted.stopped_at is not None
     assert 100 <= shifted.stopped_at <= itself.stopped_at
@@ -145,7 +145,7 @@ def test_a_loss_well_above_zero_stops_above_stop_times_its_best(beta: float, sto
         losses += 0.05 * rng.normal(size=300)
         smoothed = recorded(losses, beta=beta).smoothed().numpy()
         above = smoothed > stop * np.minimum.accumulate(smoothed)
-        status = recorded(losses, beta=beta, stop=stop).status()
+        status = recorded(losses, beta=beta, diverge_threshold=stop).status()
         assert above.any() and status.stopped_at == above.argmax()
 
 
@@ -155,7 +155,9 @@ def test_noise_alone_seldom_stops_a_run(beta: float) -> None:
         stopped = 0
         for seed in range(100):
             losses = offset + 0.1 * np.random.default_rng(seed).normal(size=200)
-            stopped += recorded(losses, beta=beta, stop=4.0).status().outcome != "running"
+            stopped += (
+                recorded(losses, beta=beta, diverge_threshold=4.0).status().outcome != "running"
+            )
         assert stopped <= 3  # the tenth loss is the earliest; from the first on, it was 10 to 20
 
 
@@ -165,9 +167,9 @@ def test_one_loss_that_differs_from_equal_ones_is_no_divergence(
     constant: float, before: int
 ) -> None:
     losses = [constant] * before + [constant + 1.0]
-    assert recorded(losses, beta=0.9, stop=1.1).status().outcome == "running"
+    assert recorded(losses, beta=0.9, diverge_threshold=1.1).status().outcome == "running"
     rising = losses + [constant + 2.0**k for k in range(1, 30)]
-    assert recorded(rising, beta=0.9, stop=4.0).status().outcome == "diverged"
+    assert recorded(rising, beta=0.9, diverge_threshold=4.0).status().outcome == "diverged"
 
 
 def test_the_noise_of_a_status() -> None:

@@ -109,7 +109,12 @@ CASES: list[Case] = [
         for n in (0, 1, -5, True, 2.5, 10.0, "9", None)
     ],
     *[
-        (f"stop {s}", lambda b, s=s: b.find(stop=s), ValueError, f"stop .*above 1, got {s}")
+        (
+            f"stop {s}",
+            lambda b, s=s: b.find(diverge_threshold=s),
+            ValueError,
+            f"diverge_threshold .*above 1, got {s}",
+        )
         for s in (1.0, 0.5, -4.0, nan, inf)
     ],
     ("beta", lambda b: b.find(beta=1.0), ValueError, r"beta must lie in \[0, 1\), got 1.0"),
@@ -139,7 +144,12 @@ CASES: list[Case] = [
     ("both", lambda b: b.find(compute_loss=boom), ValueError, "either loss_fn.*got both"),
     ("boom", lambda b: b.find(loss_fn=lambda o, t: boom(o)), RuntimeError, "^boom$"),
     # Data.
-    ("empty", lambda b: b.find([]), ValueError, "data must yield at least one batch, got none"),
+    (
+        "empty",
+        lambda b: b.find([]),
+        ValueError,
+        "train_loader must yield at least one batch, got none",
+    ),
     (
         "spent",
         lambda b: b.find(iter(b.batches)),
@@ -161,7 +171,12 @@ CASES: list[Case] = [
         ValueError,
         "method must be 'ema', .*got 'mean'",
     ),
-    ("slope", lambda b: b.find().rates("slop"), ValueError, "rule must be one of.*got 'slop'"),
+    (
+        "slope",
+        lambda b: b.find().suggested_lrs("slop"),
+        ValueError,
+        "rule must be one of.*got 'slop'",
+    ),
     ("anneal", lambda b: schedules.one_cycle(9, anneal="cosine"), ValueError, "got 'cosine'"),
     # The fine-tuner.
     *[
@@ -170,15 +185,30 @@ CASES: list[Case] = [
     ],
     ("fit no epoch", lambda b: b.tuner.fit(0, schedules.cosine(3), 0.1), ValueError, "^epochs"),
     ("pct_start", lambda b: fit(b, 1, 0.1, pct_start=2.0), ValueError, "pct_start must lie in"),
-    ("no valid", lambda b: b.tuner.validate(), ValueError, "valid must be given to the FineTuner"),
-    ("empty valid", lambda b: b.tuned(valid=[]).validate(), ValueError, "valid must yield at lea"),
+    (
+        "no valid",
+        lambda b: b.tuner.validate(),
+        ValueError,
+        "val_loader must be given to the FineTuner",
+    ),
+    (
+        "empty valid",
+        lambda b: b.tuned(val_loader=[]).validate(),
+        ValueError,
+        "val_loader must yield at lea",
+    ),
     (
         "unsized",
-        lambda b: b.tuned(train=iter(b.batches)),
+        lambda b: b.tuned(train_loader=iter(b.batches)),
         TypeError,
-        "train must have a length, go",
+        "train_loader must have a length, go",
     ),
-    ("no train", lambda b: b.tuned(train=[]), ValueError, "train must hold at least one batch"),
+    (
+        "no train",
+        lambda b: b.tuned(train_loader=[]),
+        ValueError,
+        "train_loader must hold at least one batch",
+    ),
     ("no parameters", lambda b: b.tuned(model=nn.ReLU()), ValueError, "model must have parameters"),
     (
         "one group",
@@ -207,8 +237,10 @@ def test_error(kind: str, case: Case) -> None:
 
 
 def test_a_loader_without_a_length() -> None:
-    with pytest.raises(TypeError, match=r"train must have a length.*pass a DataLoader or a list"):
-        Bench().tuned(train=DataLoader(Endless(), batch_size=4))
+    with pytest.raises(
+        TypeError, match=r"train_loader must have a length.*pass a DataLoader or a list"
+    ):
+        Bench().tuned(train_loader=DataLoader(Endless(), batch_size=4))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "torch-sgd"])

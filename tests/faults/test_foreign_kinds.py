@@ -32,7 +32,7 @@ class Bench:
     def __init__(self) -> None:
         self.model = make_model()
         self.optimizer = lrfast.AdamW(lrfast.discriminative(self.model, [0.01, 0.02, 0.05]))
-        self.swept = {"model": self.model, "optimizer": self.optimizer, "data": BATCHES}
+        self.swept = {"model": self.model, "optimizer": self.optimizer, "train_loader": BATCHES}
         self.swept |= {"loss_fn": cross_entropy, "num_iter": 2, "progress": False}
 
     @property
@@ -69,7 +69,12 @@ def parameters() -> list[nn.Parameter]:
 
 
 def tuned(b: Bench) -> Call:
-    options = {"model": b.model, "train": BATCHES, "valid": BATCHES, "loss_fn": cross_entropy}
+    options = {
+        "model": b.model,
+        "train_loader": BATCHES,
+        "val_loader": BATCHES,
+        "loss_fn": cross_entropy,
+    }
     return lrfast.FineTuner, options | {"keep_best": "valid_loss", "progress": False}
 
 
@@ -77,7 +82,12 @@ CALLS: dict[str, Callable[[Bench], Call]] = {
     "lr_find": lambda b: (lrfast.lr_find, b.swept),
     "Retest": lambda b: (
         lrfast.Retest,
-        {"model": b.model, "optimizer": b.optimizer, "loader": BATCHES, "loss_fn": cross_entropy},
+        {
+            "model": b.model,
+            "optimizer": b.optimizer,
+            "train_loader": BATCHES,
+            "loss_fn": cross_entropy,
+        },
     ),
     "Retest.epoch_end": lambda b: (
         lrfast.Retest(b.model, b.optimizer, BATCHES, every=None, patience=2).epoch_end,
@@ -138,7 +148,7 @@ CALLS: dict[str, Callable[[Bench], Call]] = {
         lrfast.accuracy,
         {"outputs": torch.ones(4, 3), "targets": torch.ones(4).long()},
     ),
-    "RangeTest.rates": lambda b: (b.result.rates, {"rule": "valley"}),
+    "RangeTest.suggested_lrs": lambda b: (b.result.suggested_lrs, {"rule": "valley"}),
     "RangeTest.apply": lambda b: (b.result.apply, {"optimizer": b.optimizer, "rule": "valley"}),
     "RangeTest.to_csv": lambda b: (b.result.to_csv, {"path": "/dev/null"}),
     "RangeTest.to_json": lambda b: (b.result.to_json, {"path": "/dev/null"}),
@@ -230,7 +240,7 @@ FOREIGN: dict[str, Callable[[], Any]] = {
 TAKEN = {
     *((name, "a module") for name in ("model", "loss_fn", "compute_loss", "step_fn", "train_step")),
     *((name, "a lambda") for name in ("loss_fn", "compute_loss", "step_fn", "train_step", "clock")),
-    *((name, "a list") for name in ("data", "train", "valid", "loader", "judge")),
+    *((name, "a list") for name in ("train_loader", "val_loader", "judge")),
     *((name, "text") for name in ("path", "monitor")),
     *((name, kind) for name in ("example_batch", "batch") for kind in FOREIGN),
     *((f"{name}.optimizer", "text") for name in ("typical_rate", "rate_scale")),

@@ -104,7 +104,10 @@ CHECKPOINTS: dict[str, tuple[Change, str]] = {
     ),
     "schedules": (lambda d: d["run"]["schedules"].append(d["run"]["schedules"][0]), "schedules mu"),
     "frozen": (lambda d: d["run"].update(frozen=[[0, [True]]]), "frozen must say so of 3 param"),
-    "kind": (lambda d: d["kind"].update(accumulate=torch.ones(2)), "broken: RuntimeError"),
+    "kind": (
+        lambda d: d["kind"].update(gradient_accumulation_steps=torch.ones(2)),
+        "broken: RuntimeError",
+    ),
 }
 
 

@@ -49,7 +49,7 @@ def sweep(rank: int) -> dict[str, Any]:
         cross_entropy(model(inputs), targets).backward()
         optimizer.step()
     before = trace(model, optimizer)
-    settings: dict[str, Any] = {"num_iter": 12, "progress": False, "stop": None}
+    settings: dict[str, Any] = {"num_iter": 12, "progress": False, "diverge_threshold": None}
     error = None
     try:
         lr_find(model, optimizer, batches, dying(rank, 6), **settings)

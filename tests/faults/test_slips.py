@@ -62,20 +62,20 @@ SLIPS: list[Slip] = [
     ("num_itr=", lambda b: find(b, num_itr=9), "'num_itr'; did you mean num_iter?"),
     ("max_lr= in one_cycle", lambda b: schedules.one_cycle(9, max_lr=0.1),  # type: ignore[call-arg]
      r"'max_lr', .*AdamW\(params, lr=..., schedule=one_cycle\(...\)\)"),
-    ("div_factor=", lambda b: schedules.one_cycle(9, div_factor=5),  # type: ignore[call-arg]
-     "'div_factor'; did you mean div?"),
-    ("div= in flat_cos", lambda b: b.tuner.fit_flat_cos(1, 0.1, div=5.0), "'div'; .* final_div?"),
+    ("div=", lambda b: schedules.one_cycle(9, div=5),  # type: ignore[call-arg]
+     "'div'; did you mean div_factor?"),
+    ("div= in flat_cos", lambda b: b.tuner.fit_flat_cos(1, 0.1, div=5.0), "mean final_div_factor"),
     ("steps=", lambda b: schedules.one_cycle(steps=9), "'steps'; did you mean total_steps?"),  # type: ignore[call-arg]
     ("num_epochs=", lambda b: b.tuner.fit_one_cycle(num_epochs=3), "'num_epochs'; .* epochs?"),
     ("clip=", lambda b: adamw(b, clip=1.0), "'clip'; did you mean max_grad_norm?"),
     ("scheduler=", lambda b: adamw(b, scheduler=None), "'scheduler'; did you mean schedule?"),
     ("max_grad_nrm=", lambda b: adamw(b, max_grad_nrm=1.0), "did you mean max_grad_norm?"),
-    ("nothing near", lambda b: find(b, qqq=1), "'qqq', which takes model, optimizer, d"),
+    ("nothing near", lambda b: find(b, qqq=1), "'qqq', which takes model, optimizer, train_loader"),
     # Kinds.
     ("swapped", lambda b: find(b, b.optimizer, b.model),
      r"model must be a torch.nn.Module, got an AdamW; are model and optimizer swapped\? .*find\(m"),
     ("data and loss", lambda b: find(b, b.model, b.optimizer, cross_entropy, b.batches),
-     "data must be a loader or a list, got the function cross_entropy; are data and loss_fn s"),
+     "train_loader must be a loader .* cross_entropy; are train_loader and loss_fn swapped"),
     ("a class of losses", lambda b: find(b, b.model, b.optimizer, b.batches, nn.CrossEntropyLoss),
      r"loss_fn must be .*, got the class CrossEntropyLoss; .* CrossEntropyLoss\(\)"),
     ("a class of models", lambda b: lrfast.layer_groups(nn.ReLU),  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ SLIPS: list[Slip] = [
     ("torch's optimizer", lambda b: lrfast.capture(b.find, torch.optim.SGD([nn.Parameter(X)]), X),
      "optimizer must be an lrfast.optim.FusedOptimizer, got a SGD; lrfast.wrap"),
     ("a dict of loaders", lambda b: find(b, b.model, b.optimizer, {"train": b.batches}),
-     "data must be a loader or a list, got a dict of list; pass one of its values"),
+     "train_loader must be a loader or a list, got a dict of list; pass one of its values"),
     ("no model", lambda b: find(b, None), "model must be a torch.nn.Module, got None"),
     ("a model without weights", lambda b: find(b, meta(), adamw(b, meta().parameters())),
      "model must hold its weights, .* meta device; call model.to_empty"),
@@ -142,7 +142,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         params = [{"params": make_model().parameters(), "lr": rate}]
         optimizer = lrfast.SGD(params, lr=0.5)
         optimizer.step()
-        assert optimizer.current_rates() == [float(rate)]
+        assert optimizer.get_last_lr() == [float(rate)]
         bench = Bench()
         result = bench.find(num_iter=np.int32(3), start_lr=rate, end_lr=np.float64(0.5))
         assert len(result.lrs) == 3 and result.lrs[0] == float(rate)
@@ -164,7 +164,8 @@ def test_signatures_stay() -> None:
     """What is checked at the door looks as it is written."""
     import inspect
 
-    assert list(inspect.signature(lrfast.lr_find).parameters)[:3] == ["model", "optimizer", "data"]
+    names = list(inspect.signature(lrfast.lr_find).parameters)
+    assert names[:3] == ["model", "optimizer", "train_loader"]
     assert list(inspect.signature(lrfast.AdamW).parameters)[:2] == ["params", "lr"]
     assert inspect.signature(schedules.cosine).parameters["eta_min"].default == 0.0
     assert partial(schedules.cosine, 9)() == schedules.cosine(T_max=9)

@@ -98,8 +98,8 @@ def test_metrics_return_one_number() -> None:
     """Python's and numpy's count as well as tensors; all else is refused by name."""
     batch = (torch.ones(4, 4), torch.tensor([0, 1, 2, 0]))
     metrics = {"plain": lambda o, t: 0.25, "tensor": lambda o, t: torch.tensor([0.5])}
-    found = make_tuner(valid=[batch], metrics=metrics).validate()
+    found = make_tuner(val_loader=[batch], metrics=metrics).validate()
     assert (found["plain"], found["tensor"]) == (0.25, 0.5)
-    tuner = make_tuner(valid=[batch], metrics={"rows": lambda o, t: o[:, 0]})
+    tuner = make_tuner(val_loader=[batch], metrics={"rows": lambda o, t: o[:, 0]})
     with pytest.raises(TypeError, match=r"metrics\['rows'\] must return one number, got a tensor"):
         tuner.validate()

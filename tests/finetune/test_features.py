@@ -32,7 +32,7 @@ class Interrupter(Callback):
             raise KeyboardInterrupt
 
 
-def make_tuner(kind: str = "adamw", train: Any = None, **options: Any) -> FineTuner:
+def make_tuner(kind: str = "adamw", train_loader: Any = None, **options: Any) -> FineTuner:
     """A model of body and head, the latter with dropout and a norm, at its seed."""
     torch.manual_seed(4)
     plain = make_model()
@@ -40,7 +40,7 @@ def make_tuner(kind: str = "adamw", train: Any = None, **options: Any) -> FineTu
     valid = make_batches(2)
     return FineTuner(
         model,
-        make_batches(5) if train is None else train,
+        make_batches(5) if train_loader is None else train_loader,
         valid,
         **{
             "loss_fn": cross_entropy,
@@ -65,7 +65,12 @@ def parameters(tuner: FineTuner) -> Any:
 
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"accumulate": 2, "max_grad_norm": 0.5, "ema_decay": 0.8, "keep_best": "valid_loss"},
+    {
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.5,
+        "ema_decay": 0.8,
+        "keep_best": "valid_loss",
+    },
     {"amp": torch.bfloat16},
 ]
 
@@ -90,7 +95,7 @@ def test_batches_give_the_same_bits(kind: str, options: dict[str, Any]) -> None:
 def test_a_shuffled_loader_keeps_its_order() -> None:
     losses, rest = [], []
     for precompute in (False, True):
-        tuner = make_tuner(train=shuffled(), callbacks=[BodyInEvaluation()])
+        tuner = make_tuner(train_loader=shuffled(), callbacks=[BodyInEvaluation()])
         tuner.freeze()
         losses.append(tuner.fit_one_cycle(3, 0.05, precompute=precompute).losses)
         rest.append(torch.rand(1))
@@ -109,15 +114,15 @@ def test_the_body_runs_once() -> None:
 
 
 def test_saved_and_resumed(tmp_path: Path) -> None:
-    plain = make_tuner(train=shuffled())
+    plain = make_tuner(train_loader=shuffled())
     plain.freeze()
     plain.fit_one_cycle(3, 0.05, precompute=True)
-    tuner = make_tuner(train=shuffled(), callbacks=[Interrupter(8)])
+    tuner = make_tuner(train_loader=shuffled(), callbacks=[Interrupter(8)])
     tuner.freeze()
     with pytest.raises(KeyboardInterrupt):
         tuner.fit_one_cycle(3, 0.05, precompute=True)
     tuner.save(tmp_path / "half.pt")
-    fresh = make_tuner(train=shuffled(), callbacks=[Interrupter(0)])
+    fresh = make_tuner(train_loader=shuffled(), callbacks=[Interrupter(0)])
     fresh.load(tmp_path / "half.pt")
     fresh.resume()
     assert parameters(fresh) == parameters(plain)
@@ -159,8 +164,13 @@ BAD: list[tuple[Any, Any, Any, str]] = [
     (make_tuner, 0, {}, "precompute needs a frozen body, got none"),
     (call_of_another_kind, -1, {}, "precompute needs an nn.Sequential.*got Branching"),
     (make_tuner, -1, {"timetable": {1: 0}}, "precompute needs a body that stays frozen"),
-    (lambda: make_tuner(train=DataLoader(Stream(), batch_size=None)), -1, {}, "map-style"),
-    (lambda: make_tuner(train=Endless()), -1, {}, "precompute needs train to be a DataLoader"),
+    (lambda: make_tuner(train_loader=DataLoader(Stream(), batch_size=None)), -1, {}, "map-style"),
+    (
+        lambda: make_tuner(train_loader=Endless()),
+        -1,
+        {},
+        "precompute needs train to be a DataLoader",
+    ),
     (
         lambda: make_tuner(loss_fn=None, metrics={}, compute_loss=lambda model, batch: batch),
         *(-1, {}, "precompute needs loss_fn"),

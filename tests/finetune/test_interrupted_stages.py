@@ -154,18 +154,21 @@ def test_resumes_that_do_not_fit() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tuner.resume(**options)
-    tuner.train = make_batches(4)
-    with pytest.raises(ValueError, match=r"train must have 5 steps per epoch.*got 4"):
+    tuner.train_loader = make_batches(4)
+    with pytest.raises(ValueError, match=r"train_loader must have 5 steps per epoch.*got 4"):
         tuner.resume()
-    tuner.train = make_batches(STEPS)
+    tuner.train_loader = make_batches(STEPS)
     assert tuner.resume(schedule=planned).outcome == "completed"
 
 
 OTHER_KINDS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "adamw"}, r"same optimizer: wanted 'lrfast.AdamW', got 'lrfast.SGD'"),
     ({"kind": "torch-sgd"}, r"same optimizer: wanted 'torch.SGD', got 'lrfast.SGD'"),
-    ({"accumulate": 2}, "same steps per epoch: wanted 3, got 5"),
-    ({"accumulate": 2, "train": make_batches(10)}, "same accumulate: wanted 2, got 1"),
+    ({"gradient_accumulation_steps": 2}, "same steps per epoch: wanted 3, got 5"),
+    (
+        {"gradient_accumulation_steps": 2, "train_loader": make_batches(10)},
+        "same gradient_accumulation_steps: wanted 2, got 1",
+    ),
     ({"amp": torch.bfloat16}, "same amp: wanted 'torch.bfloat16', got 'None'"),
     ({"max_grad_norm": 1.0}, "same max_grad_norm: wanted 1.0, got None"),
     ({"ema_decay": 0.5}, "same ema_decay: wanted 0.5, got None"),
@@ -258,7 +261,7 @@ def test_an_early_stop_resumes_where_it_was(tmp_path: Path) -> None:
     def made(values: list[float]) -> FineTuner:
         return make_tuner(
             "sgd",
-            valid=make_batches(1),
+            val_loader=make_batches(1),
             metrics={"script": Scripted(values)},
             callbacks=[EarlyStop(patience=3, monitor="script"), SaveAt()],
         )

@@ -81,7 +81,7 @@ def test_training_goes_on_at_the_last_learning_rate(
     if captures and name == "torch":
         pytest.skip("only lrfast's steps are captured")
     data = Loader(says=5, has=8)
-    tune = tuner(data, make=MAKERS[name], capture=captures, accumulate=accumulate)
+    tune = tuner(data, make=MAKERS[name], capture=captures, gradient_accumulation_steps=accumulate)
     schedule = schedules.linear(1.0, 0.25, 2 * tune.epoch_steps)
     with pytest.warns(UserWarning, match="as its length says, 5, got more in epoch 1") as seen:
         stage = tune.fit(2, schedule, 0.1)
@@ -144,7 +144,7 @@ def test_a_stream_with_a_length_trains_and_is_swept() -> None:
         model = network()
         optimizer = lrfast.SGD(model.parameters(), lr=0.1)
         arguments = (model, optimizer, data, cross_entropy)
-        found = lrfast.lr_find(*arguments, num_iter=15, stop=None, progress=False)
+        found = lrfast.lr_find(*arguments, num_iter=15, diverge_threshold=None, progress=False)
         retest = lrfast.Retest(*arguments, every=1, budget=None, num_iter=10, progress=False)
         entry = retest.epoch_end()
     assert len(stage.losses) == 18 and len(found.losses) == 15 and entry is not None
@@ -154,7 +154,9 @@ def test_a_stream_with_a_length_trains_and_is_swept() -> None:
 def test_validation_data_that_run_out_are_named(kind: Any) -> None:
     """They served the first epoch."""
     data = Loader(says=4, has=4)
-    again = "valid must yield .* has ended and cannot be iterated again; pass a loader or a list"
+    again = (
+        "val_loader must yield .* has ended and cannot be iterated again; pass a loader or a list"
+    )
     with pytest.raises(ValueError, match=again):
         tuner(data, kind(data.batches)).fit_one_cycle(2, 0.1)
     model = network()
@@ -162,7 +164,7 @@ def test_validation_data_that_run_out_are_named(kind: Any) -> None:
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="cannot be iterated again"):
         lrfast.lr_find(
-            *(model, optimizer, data, cross_entropy), valid=itertools.chain(data.batches),
+            *(model, optimizer, data, cross_entropy), val_loader=itertools.chain(data.batches),
             num_iter=10, progress=False,
         )  # fmt: skip
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

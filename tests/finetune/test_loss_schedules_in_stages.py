@@ -22,7 +22,9 @@ from lrfast.finetune import Callback, EarlyStop, Observe
 
 
 def scripted(values: list[float], kind: str = "sgd", **options: Any) -> FineTuner:
-    return make_tuner(kind, valid=make_batches(1), metrics={"script": Scripted(values)}, **options)
+    return make_tuner(
+        kind, val_loader=make_batches(1), metrics={"script": Scripted(values)}, **options
+    )
 
 
 def plateau_of(tuner: FineTuner, **options: Any) -> lrfast.Plateau:
@@ -121,7 +123,7 @@ def test_rests_in_a_range_test_also_within_a_stage(options: dict[str, Any]) -> N
         def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
             if epoch == 2:
                 before = bits(tuner.optimizer.state_dict())
-                result = tuner.lr_find(num_iter=8, stop=None, **options)
+                result = tuner.lr_find(num_iter=8, diverge_threshold=None, **options)
                 assert result.lrs[0] == pytest.approx(1e-7)
                 assert result.lrs[-1] == pytest.approx(10)
                 assert bits(tuner.optimizer.state_dict()) == before

@@ -17,8 +17,8 @@ from lrfast.finetune import Callback, EarlyStop
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "bf16": {"amp": torch.bfloat16, "accumulate": 2},
-    "fp16": {"amp": torch.float16, "accumulate": 2, "max_grad_norm": 0.5},
+    "bf16": {"amp": torch.bfloat16, "gradient_accumulation_steps": 2},
+    "fp16": {"amp": torch.float16, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
     "all": {"ema_decay": 0.9, "max_grad_norm": 0.5, "keep_best": "accuracy", "progress": True},
 }
 

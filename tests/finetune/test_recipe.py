@@ -184,10 +184,10 @@ def test_no_rule_answers() -> None:
 
 def test_features_come_from_the_data_without_augmentation() -> None:
     tuner = make_tuner()
-    train = tuner.train
+    train = tuner.train_loader
     features, head, _ = tuner.recipe((1, 1), feature_epochs=2, plain=make_batches(3)).run()
     assert len(features.stage.losses) == 6 and len(head.stage.losses) == STEPS
-    assert tuner.train is train and features.choice == head.choice
+    assert tuner.train_loader is train and features.choice == head.choice
     assert np.isnan(features.peaks[:2]).all()
 
 
@@ -242,7 +242,7 @@ def test_the_peaks_applied_are_those_of_the_history() -> None:
 
 
 def test_without_validation_data() -> None:
-    plan = make_tuner(valid=None).recipe((1, 1))
+    plan = make_tuner(val_loader=None).recipe((1, 1))
     assert [each.after for each in plan.run()] == [{}, {}]
     assert plan.report().count("not validated") == 4
 
@@ -335,7 +335,7 @@ def test_tuners_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="a body and a head, two layer groups or more, got one"):
         single.recipe()
     with pytest.raises(ValueError, match="cycle_mult needs validation data"):
-        make_tuner(valid=None).recipe((1, 3), cycle_mult=2.0)
+        make_tuner(val_loader=None).recipe((1, 3), cycle_mult=2.0)
     body, head = nn.Linear(4, 4), nn.Linear(4, 3)
     other = FineTuner(
         nn.ModuleDict({"a": body, "b": head}),

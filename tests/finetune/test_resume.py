@@ -74,7 +74,7 @@ def test_what_lies_between_load_and_resume_leaves_no_trace(case: Case, tmp_path:
     fit(plain, case)
     wanted = left(plain)
     tuner = loaded(case, tmp_path / "step8.pt")
-    assert tuner.optimizer.current_rates() == [0.02, 0.05, 0.1]  # no schedule until then
+    assert tuner.optimizer.get_last_lr() == [0.02, 0.05, 0.1]  # no schedule until then
     tuner.lr_find(num_iter=5)
     tuner.validate()
     tuner.model.eval()

@@ -312,7 +312,7 @@ def test_another_schedule_set_right_after_loading_must_say_where_it_begins() -> 
     for step in (0, 4):
         twin = copy.deepcopy(optimizer)
         twin.set_schedule(other, step=step)
-        assert twin.current_rates()[0] == 0.1 * other.at(step)
+        assert twin.get_last_lr()[0] == 0.1 * other.at(step)
     with pytest.raises(ValueError, match="step must be a whole number, 0 or more, got -1"):
         optimizer.set_schedule(other, step=-1)
     # Once it has made a step, a schedule that is set begins, the same one too.
@@ -342,7 +342,7 @@ def test_an_extended_schedule_goes_on_from_where_the_short_one_stood(
     longer = schedule.extend_to(26, at)
     optimizer = setting.ours(start(), schedule=longer)
     optimizer.load_state_dict(saved(source.state_dict()), schedule="own")
-    assert optimizer.current_rates() == pytest.approx(source.current_rates(), rel=1e-12)
+    assert optimizer.get_last_lr() == pytest.approx(source.get_last_lr(), rel=1e-12)
     for step in range(at, 30):
         train(optimizer, [ones])
         assert optimizer.last_rates.tolist() == [

@@ -28,7 +28,7 @@ def cosine(u: Any) -> Any:
 
 def test_flat_cosine() -> None:
     tuner = make_tuner("sgd")
-    stage = tuner.fit_flat_cos(4, [0.1, 0.2, 0.4], pct_start=0.75, final_div=100.0)
+    stage = tuner.fit_flat_cos(4, [0.1, 0.2, 0.4], pct_start=0.75, final_div_factor=100.0)
     falls = 0.01 + 0.99 * cosine(np.arange(5) / 4)
     wanted = np.concatenate([np.ones(15), falls])
     np.testing.assert_allclose(stage.rates, np.outer(wanted, (0.1, 0.2, 0.4)), rtol=1e-12)
@@ -37,7 +37,7 @@ def test_flat_cosine() -> None:
     falling = make_tuner("sgd").fit_flat_cos(1, 1e-3, pct_start=0.0).rates[:, 0]
     assert falling[0] == 1e-3 and falling[-1] == pytest.approx(1e-8, rel=1e-13)
     assert make_tuner("sgd").fit_flat_cos(1, 1e-3, pct_start=1.0).rates[:, 0].tolist() == [1e-3] * 5
-    assert make_tuner("sgd", train=make_batches(1)).fit_flat_cos(1, 1e-3).rates[0, 0] == 1e-3
+    assert make_tuner("sgd", train_loader=make_batches(1)).fit_flat_cos(1, 1e-3).rates[0, 0] == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,9 @@ def test_warm_restarts(cycle_mult: float, lengths: list[int]) -> None:
 def test_fine_tune_is_fastais() -> None:
     """Peaks, first and last rates by fastai's formulas, as fractions of the peak."""
     tuner = make_tuner("adamw")
-    head, whole = tuner.fine_tune(3, 4e-3, freeze_epochs=2, lr_mult=50.0, pct_start=0.4, div=8.0)
+    head, whole = tuner.fine_tune(
+        3, 4e-3, freeze_epochs=2, lr_mult=50.0, pct_start=0.4, div_factor=8.0
+    )
     assert np.isnan(head.rates[:, :2]).all() and len(head.losses) == 2 * STEPS
     assert head.rates[:, 2].max() == 4e-3 and head.rates[:, 2].argmax() == 9  # 99 % of 10 steps
     assert head.rates[0, 2] == pytest.approx(4e-3 / 25, rel=1e-14)
@@ -187,7 +189,12 @@ def test_gradual_unfreezing_of_twelve_layers_is_what_torch_does_by_hand(rule: st
 BAD_STAGES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("fit_flat_cos", (0, 0.1), {}, "epochs must be a whole number, 1 or more, got 0"),
     ("fit_flat_cos", (1, 0.1), {"pct_start": 1.1}, r"pct_start must lie in \[0, 1\], got 1.1"),
-    ("fit_flat_cos", (1, 0.1), {"final_div": 0.5}, "final_div must be finite and 1 or more"),
+    (
+        "fit_flat_cos",
+        (1, 0.1),
+        {"final_div_factor": 0.5},
+        "final_div_factor must be finite and 1 or more",
+    ),
     ("fit_sgdr", (0, 1, 0.1), {}, "cycles must be a whole number, 1 or more, got 0"),
     ("fit_sgdr", (1, 0, 0.1), {}, "cycle_len must be a whole number, 1 or more, got 0"),
     ("fit_sgdr", (1, 1, 0.1), {"cycle_mult": 0.5}, "cycle_mult must be finite and 1 or more"),
@@ -198,7 +205,7 @@ BAD_STAGES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("fine_tune", (1,), {"freeze_epochs": 0}, "freeze_epochs must be a whole number, 1 or more"),
     ("fine_tune", (1,), {"base_lr": 0.0}, "base_lr must be finite and above 0, got 0.0"),
     ("fine_tune", (1,), {"lr_mult": math.inf}, "lr_mult must be finite and above 0, got inf"),
-    ("fine_tune", (1,), {"div": 0.5}, "div must lie within 1 and 100000, got 0.5"),
+    ("fine_tune", (1,), {"div_factor": 0.5}, "div_factor must lie within 1 and 100000, got 0.5"),
     ("fine_tune", (1,), {"pct_start": 2.0}, r"pct_start must lie in \[0, 1\], got 2.0"),
 ]
 
@@ -249,7 +256,7 @@ class Log(Callback):
 def test_callbacks_are_called_in_order() -> None:
     log: list[Any] = []
     make_tuner(
-        "sgd", train=make_batches(2), callbacks=[Log("a", log), Log("b", log)]
+        "sgd", train_loader=make_batches(2), callbacks=[Log("a", log), Log("b", log)]
     ).fit_one_cycle(2, 0.01)
     moments = [("fit", False)]
     for epoch in (0, 1):
@@ -285,7 +292,7 @@ def test_a_range_test_by_a_callback_changes_nothing() -> None:
     class Tester(Callback):
         def on_step_end(self, tuner: FineTuner, step: int, loss: Tensor) -> None:
             if step == 7:
-                assert len(tuner.lr_find(num_iter=5, stop=None).losses) == 5
+                assert len(tuner.lr_find(num_iter=5, diverge_threshold=None).losses) == 5
 
     for kind in OPTIMIZERS:
         runs = []
@@ -335,7 +342,7 @@ def test_the_flag_still_guards_the_weights_after_a_callbacks_range_test() -> Non
 def test_early_stop(values: list[float], options: dict[str, Any], epochs: int) -> None:
     stop = EarlyStop(monitor="script", **options)
     tuner = make_tuner(
-        "sgd", valid=make_batches(1), metrics={"script": Scripted(values)}, callbacks=[stop]
+        "sgd", val_loader=make_batches(1), metrics={"script": Scripted(values)}, callbacks=[stop]
     )
     stage = tuner.fit_one_cycle(7, 0.01)
     assert len(stage.epochs) == epochs
@@ -352,7 +359,7 @@ def test_until_overfitting_looks_at_the_ends_of_cycles(
     """Cycles of 1, 2 and 4 epochs end at epochs 1, 3 and 7; what lies between does not count."""
     stop = EarlyStop(patience=1, monitor="script", mode="min", at="cycle")
     tuner = make_tuner(
-        "sgd", valid=make_batches(1), metrics={"script": Scripted(values)}, callbacks=[stop]
+        "sgd", val_loader=make_batches(1), metrics={"script": Scripted(values)}, callbacks=[stop]
     )
     stage = tuner.fit_sgdr(3, 1, 0.01)
     assert len(stage.epochs) == epochs and stop.best == best
@@ -362,7 +369,9 @@ def test_until_overfitting_looks_at_the_ends_of_cycles(
 def test_a_stage_begins_with_nothing_waited_for() -> None:
     stop = EarlyStop(patience=1, monitor="script")
     script = Scripted([5.0, 1.0, 1.0, 0.5, 9.0])
-    tuner = make_tuner("sgd", valid=make_batches(1), metrics={"script": script}, callbacks=[stop])
+    tuner = make_tuner(
+        "sgd", val_loader=make_batches(1), metrics={"script": script}, callbacks=[stop]
+    )
     assert len(tuner.fit_one_cycle(3, 0.01).epochs) == 2
     assert len(tuner.fit_one_cycle(3, 0.01).epochs) == 2
 

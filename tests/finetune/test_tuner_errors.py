@@ -12,8 +12,14 @@ from tuners import make_tuner
 from lrfast import FineTuner, schedules
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"accumulate": 0}, "accumulate must be a whole number, 1 or more, got 0"),
-    ({"accumulate": 1.5}, "accumulate must be a whole number, 1 or more, got 1.5"),
+    (
+        {"gradient_accumulation_steps": 0},
+        "gradient_accumulation_steps must be a whole number, 1 or more, got 0",
+    ),
+    (
+        {"gradient_accumulation_steps": 1.5},
+        "gradient_accumulation_steps must be a whole number, 1 or more, got 1.5",
+    ),
     (
         {"amp": torch.float64},
         "amp must be torch.bfloat16, torch.float16 or None, got torch.float64",
@@ -30,7 +36,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "ema_decay must be None with AdamW of torch.optim, which keeps no average, got 0.9",
     ),
     ({"keep_best": "f1"}, "keep_best must be one of valid_loss, accuracy, got 'f1'"),
-    ({"keep_best": "accuracy", "valid": None}, "keep_best needs validation data, got valid=None"),
+    (
+        {"keep_best": "accuracy", "val_loader": None},
+        "keep_best needs a val_loader, got None",
+    ),
     (
         {"keep_best": "accuracy", "best_mode": "low"},
         "mode must be 'min', 'max' or None, got 'low'",
@@ -39,7 +48,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"compute_loss": lambda model, batch: 0}, "pass either loss_fn.*got both"),
     ({"norm_mode": "frozen"}, "norm_mode must be 'train', 'keep' or 'adapt', got 'frozen'"),
     ({"no_decay": ["nothing"]}, r"no_decay\[0\] must match the name of a parameter"),
-    ({"train": []}, "train must hold at least one batch, got none"),
+    ({"train_loader": []}, "train_loader must hold at least one batch, got none"),
 ]
 
 
@@ -90,7 +99,7 @@ def test_bad_timetables(timetable: Any, message: str) -> None:
 def test_data_that_can_be_iterated_only_once_end_the_second_epoch() -> None:
     # They have a length, so the schedule was planned for two passes.
     loader = torch.utils.data.DataLoader(list(make_batches(6)), batch_size=None)
-    tuner = make_tuner(train=iter(loader))
+    tuner = make_tuner(train_loader=iter(loader))
     with pytest.raises(ValueError, match="a batch in every epoch, got none in epoch 2; can it be"):
         tuner.fit_one_cycle(2, 1e-2)
     with pytest.raises(ValueError, match="got none in epoch 1"):

@@ -50,7 +50,7 @@ def test_a_window_is_one_large_batch(kind: str) -> None:
     large = [
         tuple(torch.cat(parts) for parts in zip(*small[i : i + 2], strict=True)) for i in (0, 2, 4)
     ]
-    tuners = [smooth_tuner(small, kind, accumulate=2), smooth_tuner(large, kind)]
+    tuners = [smooth_tuner(small, kind, gradient_accumulation_steps=2), smooth_tuner(large, kind)]
     stages = [tuner.fit_one_cycle(3, [0.05, 0.2]) for tuner in tuners]
     assert tuners[0].epoch_steps == 3 and len(stages[0].losses) == 9
     np.testing.assert_allclose(stages[0].losses, stages[1].losses, rtol=1e-10)
@@ -109,7 +109,7 @@ def test_validation_takes_the_average() -> None:
         tuner = smooth_tuner(
             make_batches(5), ema_decay=decay, validate_ema=validate_ema, callbacks=[average]
         )
-        tuner.valid = valid
+        tuner.val_loader = valid
         stage = tuner.fit(1, schedules.constant(), lr=0.5)
         last = weights(tuner)
         assert tuner.validate()["valid_loss"] == stage.epochs[0]["valid_loss"]
@@ -291,7 +291,7 @@ def test_several_inputs() -> None:
 def test_stages_by_name_have_the_schedules_of_that_name() -> None:
     """One rule for both: where a phase begins, and that the end is hit at the last step."""
     for pct_start in (0.0, 0.4, 0.75, 0.9, 1.0):
-        stage = make_tuner("sgd").fit_flat_cos(3, 0.1, pct_start=pct_start, final_div=50.0)
+        stage = make_tuner("sgd").fit_flat_cos(3, 0.1, pct_start=pct_start, final_div_factor=50.0)
         schedule = schedules.flat_cosine(3 * STEPS, pct_start, 1 / 50)
         assert stage.rates[:, 0].tolist() == (0.1 * schedule.values(range(3 * STEPS))).tolist()
     stage = make_tuner("sgd").fit_sgdr(3, 2, 0.1, cycle_mult=1.3, eta_min=0.2)

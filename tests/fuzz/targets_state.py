@@ -112,7 +112,7 @@ class Optimizers(Target):
     def _use(self, taker: Any) -> None:
         step(taker, 2)
         taker.planned(5)
-        if len(taker.current_rates()) != 2:
+        if len(taker.get_last_lr()) != 2:
             raise Finding("rates are missing")
         # What such hyperparameters make of a state may well be refused.
         self.attempt(lambda: taker.load_state_dict(taker.state_dict()))

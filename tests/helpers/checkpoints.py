@@ -31,7 +31,7 @@ def assert_identical(one: Any, other: Any) -> None:
             assert torch.equal(value, other.state[its][name]), name
             assert value.dtype == other.state[its][name].dtype, name
     assert one.schedule_step == other.schedule_step
-    assert one.current_rates() == other.current_rates()
+    assert one.get_last_lr() == other.get_last_lr()
 
 
 def saved(state: dict[str, Any]) -> dict[str, Any]:

@@ -174,7 +174,7 @@ class Training:
         found = {
             "steps": seen,
             "state": plain(optimizer.state_dict()["state"]),
-            "current_rates": plain(optimizer.current_rates()),
+            "current_rates": plain(optimizer.get_last_lr()),
             "norm": plain(optimizer.grad_norm),
         }
         if self.schedule is not None:
@@ -201,7 +201,9 @@ class Training:
 
 
 def _cycle(momentum: tuple[float, float] | None = (0.95, 0.85)) -> schedules.Schedule:
-    return schedules.one_cycle(12, pct_start=0.25, div=4.0, momentum=momentum, anneal="linear")
+    return schedules.one_cycle(
+        12, pct_start=0.25, div_factor=4.0, momentum=momentum, anneal="linear"
+    )
 
 
 def _frozen(param_groups: list[dict[str, Any]]) -> Any:
@@ -461,7 +463,7 @@ def _range_outcome(result: lrfast.RangeTest) -> Any:
         "rule": result.rule,
         "suggestion": plain(result.suggestion),
         "ratios": plain(result.ratios),
-        "rates": plain(result.rates("auto")),
+        "rates": plain(result.suggested_lrs("auto")),
         "band": plain(result.band),
         "applied": [plain(list(applied)), plain(applied.old)],
         "used": [group["lr"] for group in optimizer.param_groups],
@@ -630,7 +632,7 @@ TUNINGS = (
     Tuning("between", partial(lrfast.AdamW, weight_decay=0.1), None, _KEPT),
     Tuning(
         *("interrupted", partial(lrfast.SGD, momentum=0.9), 8),
-        {"accumulate": 2, "keep_best": "valid_loss"},
+        {"gradient_accumulation_steps": 2, "keep_best": "valid_loss"},
         shuffles=True,
         plateau=True,
         fit={"timetable": {0: -1, 1: 1, 2: 0}},
@@ -645,7 +647,7 @@ TUNINGS = (
 
 
 def _loss_curve() -> lrfast.LossCurve:
-    curve = lrfast.LossCurve(20, width=2, stop=4.0, beta=0.9)
+    curve = lrfast.LossCurve(20, width=2, diverge_threshold=4.0, beta=0.9)
     for step in range(12):
         curve.record(torch.tensor(3.0 - 0.25 * step), lr=[0.01 * step, 0.5])
     return curve

@@ -55,7 +55,7 @@ class Case:
 
     def steps(self) -> int:
         """Updates in all."""
-        return EPOCHS * -(-BATCHES // self.options.get("accumulate", 1))
+        return EPOCHS * -(-BATCHES // self.options.get("gradient_accumulation_steps", 1))
 
 
 # Bad until it is twice as good: so it cuts.
@@ -65,9 +65,17 @@ CASES = [
     Case("sgd", "sgd"),
     Case("adamw", "adamw", generator=False),
     Case("ema-clip", "adamw", {"ema_decay": 0.7, "max_grad_norm": 0.3, "keep_best": "accuracy"}),
-    Case("accumulate", "sgd", {"accumulate": 4, "ema_decay": 0.6, "weight_decay": 0.03}),
+    Case(
+        "accumulate",
+        "sgd",
+        {"gradient_accumulation_steps": 4, "ema_decay": 0.6, "weight_decay": 0.03},
+    ),
     Case("fp16", "adamw", {"amp": torch.float16, "keep_best": "valid_loss"}),
-    Case("fp16-all", "sgd", {"amp": torch.float16, "accumulate": 4, "max_grad_norm": 0.5}),
+    Case(
+        "fp16-all",
+        "sgd",
+        {"amp": torch.float16, "gradient_accumulation_steps": 4, "max_grad_norm": 0.5},
+    ),
     Case("bf16", "sgd", {"amp": torch.bfloat16, "validate_ema": False, "ema_decay": 0.9}),
     Case("frozen", "adamw", freeze_to=1),
     Case("timetable", "sgd", {"keep_best": "accuracy"}, {"timetable": {0: -1, 1: 1, 2: 0}}),
@@ -80,7 +88,7 @@ CASES = [
         *("greedy-fp16", "sgd", {"amp": torch.float16, "max_grad_norm": 0.5}, {"schedule": True}),
         loss_schedule=(partial(lrfast.Greedy, factor=0.7, patience=0, warmup=1), {"every": 4}),
     ),
-    Case("torch-adamw", "torch-adamw", {"max_grad_norm": 0.5, "accumulate": 4}),
+    Case("torch-adamw", "torch-adamw", {"max_grad_norm": 0.5, "gradient_accumulation_steps": 4}),
     Case("torch-sgd", "torch-sgd", freeze_to=-2, generator=False),
     Case("torch-fp16", "torch-sgd", {"amp": torch.float16, "max_grad_norm": 0.5}),
 ]
@@ -211,5 +219,5 @@ def left(tuner: FineTuner) -> dict[str, Any]:
 
 def generators(tuner: FineTuner) -> list[torch.Generator]:
     """The generators of the training data."""
-    loader: Any = tuner.train
+    loader: Any = tuner.train_loader
     return [each for each in (loader.generator, loader.sampler.generator) if each is not None]

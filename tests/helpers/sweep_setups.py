@@ -80,10 +80,10 @@ class Bench:
         self.optimizer = optimizers[0]
         self.tuner.fit_one_cycle(1, 0.01)
 
-    def find(self, data: Any = None, loss_fn: Any = cross_entropy, **options: Any) -> Any:
-        data = self.batches if data is None else data
+    def find(self, train_loader: Any = None, loss_fn: Any = cross_entropy, **options: Any) -> Any:
         options = {"num_iter": 8, "progress": False} | options
-        return lr_find(self.model, self.optimizer, data, loss_fn, **options)
+        train_loader = self.batches if train_loader is None else train_loader
+        return lr_find(self.model, self.optimizer, train_loader, loss_fn, **options)
 
     def find_with(self, **group: Any) -> Any:
         """A range test with a param group's entry gone wrong, which is put right afterwards."""
@@ -97,5 +97,9 @@ class Bench:
                 g.update(values)
 
     def tuned(self, **options: Any) -> FineTuner:
-        options = {"train": self.batches, "loss_fn": cross_entropy, "progress": False} | options
-        return FineTuner(options.pop("model", self.model), options.pop("train"), **options)
+        options = {
+            "train_loader": self.batches,
+            "loss_fn": cross_entropy,
+            "progress": False,
+        } | options
+        return FineTuner(options.pop("model", self.model), options.pop("train_loader"), **options)

@@ -16,15 +16,17 @@ STEPS = 5  # per epoch
 def make_tuner(kind: str = "adamw", **options: Any) -> FineTuner:
     """A tuner of three layer groups, quiet, with validation and accuracy."""
     defaults: dict[str, Any] = {
-        "train": make_batches(STEPS),
-        "valid": make_batches(2),
+        "train_loader": make_batches(STEPS),
+        "val_loader": make_batches(2),
         "loss_fn": cross_entropy,
         "optimizer": OPTIMIZERS[kind],
         "metrics": {"accuracy": accuracy},
         "progress": False,
     }
     options = defaults | options
-    return FineTuner(make_model(), options.pop("train"), options.pop("valid"), **options)
+    return FineTuner(
+        make_model(), options.pop("train_loader"), options.pop("val_loader"), **options
+    )
 
 
 class Scripted:

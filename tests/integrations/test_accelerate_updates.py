@@ -18,7 +18,12 @@ from lrfast._utils.wrapped_optimizers import inner_optimizer  # noqa: E402
 from lrfast.integrations.accelerate import clip_in_step, lr_find  # noqa: E402
 
 UPDATES = 4
-RATES: dict[str, Any] = {"start_lr": 1e-3, "end_lr": 0.5, "num_iter": UPDATES, "stop": None}
+RATES: dict[str, Any] = {
+    "start_lr": 1e-3,
+    "end_lr": 0.5,
+    "num_iter": UPDATES,
+    "diverge_threshold": None,
+}
 OPTIMIZERS = {
     "lrfast": lambda p: lrfast.AdamW(p, lr=1e-2, weight_decay=0.1),
     "torch": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1),
@@ -178,7 +183,7 @@ def test_what_the_lr_finder_of_plain_loops_takes_from_a_prepared_optimizer() -> 
     references = accelerator.gradient_state.dataloader_references
     result = lrfast.lr_find(model, optimizer, loader, cross_entropy, **RATES)
     assert result.notes[0].startswith("clip_grad_norm_ is left out of the sweep")
-    assert result.notes[1] == "accumulate is 2, as the Accelerator has it"
+    assert result.notes[1] == "gradient_accumulation_steps is 2, as the Accelerator has it"
     assert accelerator.gradient_state.dataloader_references == references
     other = lr_find(accelerator, model, optimizer, loader, cross_entropy, **RATES)
     assert result.losses.tolist() == pytest.approx(other.losses.tolist(), rel=1e-6)
@@ -206,7 +211,7 @@ def test_a_fine_tuner_takes_prepared_optimizers() -> None:
     assert type(tuner.optimizer) is lrfast.SGD
 
 
-@pytest.mark.parametrize("name", ["step_fn", "accumulate", "capture"])
+@pytest.mark.parametrize("name", ["step_fn", "gradient_accumulation_steps", "capture"])
 def test_what_is_the_accelerators_is_refused(name: str) -> None:
     prepared = prepare({}, "torch", make_loader())
     with pytest.raises(ValueError, match=f"{name} must be left out: the updates are the acc"):

@@ -310,7 +310,7 @@ def test_a_range_test_leaves_no_trace(
 
 def test_a_range_test_with_trainers_own_optimizer(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, label_smoothing_factor=0.1)
-    result = huggingface.lr_find(trainer, num_iter=10, stop=None)
+    result = huggingface.lr_find(trainer, num_iter=10, diverge_threshold=None)
     assert len(result.lrs) == 10 and type(trainer.optimizer) is not lrfast.AdamW
     train(trainer)
 

@@ -22,7 +22,7 @@ from lrfast.integrations import huggingface  # noqa: E402
 from lrfast.integrations.scheduler import DeviceScheduler  # noqa: E402
 
 UPDATES = 4
-RATES = {"start_lr": 1e-3, "end_lr": 5e-2, "num_iter": UPDATES, "stop": None}
+RATES = {"start_lr": 1e-3, "end_lr": 5e-2, "num_iter": UPDATES, "diverge_threshold": None}
 
 
 class Plain(transformers.Trainer):  # type: ignore[misc]
@@ -364,7 +364,9 @@ def test_lomo_is_refused(tmp_path: Path) -> None:
         huggingface.lr_find(trainer)
 
 
-@pytest.mark.parametrize("options", [{"lag": 1}, {"valid": True}, {"verify": 4, "judge": True}])
+@pytest.mark.parametrize(
+    "options", [{"lag": 1}, {"val_loader": True}, {"verify": 4, "judge": True}]
+)
 def test_losses_without_an_update_are_trainers_too(tmp_path: Path, options: dict[str, Any]) -> None:
     trainer = make(tmp_path, {"trainer_class": Tuples, "data_collator": as_tuples}, None, [])
     batches = list(trainer.get_train_dataloader())[:2]

@@ -22,7 +22,7 @@ BATCHES, UPDATES = 7, 9
 KINDS = [lrfast.AdamW, torch.optim.AdamW]
 # Only the last group's learning rate moves; its parameter adds nothing to the loss.
 SWEEP: dict[str, Any] = {"vary": 1, "start_lr": 1e-4, "end_lr": 1e-2, "num_iter": UPDATES}
-SWEEP |= {"stop": None, "progress": False}
+SWEEP |= {"diverge_threshold": None, "progress": False}
 
 
 class Model(nn.Module):
@@ -202,7 +202,7 @@ ENGINES: dict[str, list[tuple[Make, dict[str, Any]]]] = {
     ],
     "accumulation by `engine.state.iteration`": [
         (partial(own_engine, accumulates), {}),
-        (partial(own_engine, accumulates), {"accumulate": 3}),
+        (partial(own_engine, accumulates), {"gradient_accumulation_steps": 3}),
     ],
     "clipping, `autocast`, GradScaler in the process function": [
         (partial(own_engine, autocasts), {"output_transform": lambda output: output["loss"]}),
@@ -335,7 +335,7 @@ def test_a_scheduler_of_the_learning_rate_is_refused(make: Callable[[Any], Any])
     assert state_of(model, optimizer) == before and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("valid", [1]), ("verify", 4), ("lag", 1)])
+@pytest.mark.parametrize(("name", "value"), [("val_loader", [1]), ("verify", 4), ("lag", 1)])
 def test_what_an_accumulating_engine_cannot_measure(name: str, value: Any) -> None:
     make = partial(supervised, gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match=f"{name} must be left out with a process function that"):

@@ -203,7 +203,7 @@ def test_a_range_test_sets_the_rates() -> None:
     finder = integration.LRFindCallback(rule="steep", num_iter=30)
     module = fit(in_groups, [finder])
     rates = [group["lr"] for group in module.trainer.optimizers[0].param_groups]
-    assert rates == pytest.approx(finder.results[0].rates("steep"))
+    assert rates == pytest.approx(finder.results[0].suggested_lrs("steep"))
     assert rates[-1] == pytest.approx(10 * rates[0])
 
 

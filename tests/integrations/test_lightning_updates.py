@@ -24,7 +24,13 @@ from lrfast.integrations.scheduler import DeviceScheduler  # noqa: E402
 # 7 batches per epoch, so that windows of 2 end with half a window.
 BATCHES, UPDATES = 7, 9
 # Only the last group's learning rate moves; its parameter adds nothing to the loss.
-SWEEP = {"vary": 1, "start_lr": 1e-4, "end_lr": 1e-2, "num_iter": UPDATES, "stop": None}
+SWEEP = {
+    "vary": 1,
+    "start_lr": 1e-4,
+    "end_lr": 1e-2,
+    "num_iter": UPDATES,
+    "diverge_threshold": None,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -259,7 +265,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "manual optimization": [
         Case(Manual),
-        Case(Manual, find={"accumulate": 2}),
+        Case(Manual, find={"gradient_accumulation_steps": 2}),
         Case(Manual, half, kinds=(torch.optim.AdamW,)),
     ],
     "several optimizers": [Case(TwoOptimizers)],
@@ -350,7 +356,9 @@ class OnTheHost(Module):
         return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer)]
 
 
-ONCE = r"data must be given where the trainer's can be iterated only once, got list_iterator"
+ONCE = (
+    r"train_loader must be given where the trainer's can be iterated only once, got list_iterator"
+)
 NO_MEASURE = "verify must be left out in manual optimization, which has no loss without a step"
 ERRORS: list[tuple[Case, type[Exception], str]] = [
     (Case(Manual, find={"verify": 4}), ValueError, NO_MEASURE),
@@ -423,7 +431,9 @@ def test_what_a_sweep_leaves_alone(tmp_path: Any, caplog: pytest.LogCaptureFixtu
         return bits(seen), [group["lr"] for group in trainer.optimizers[0].param_groups]
 
     plain, rates = run("plain")
-    finder = integration.LRFindCallback(epochs=(0, 2), rule="steep", **(SWEEP | {"stop": 4.0}))
+    finder = integration.LRFindCallback(
+        epochs=(0, 2), rule="steep", **(SWEEP | {"diverge_threshold": 4.0})
+    )
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
         finder._take, take = (lambda result, optimizer: None), finder._take
@@ -447,14 +457,14 @@ def test_a_loader_that_no_snapshot_restores_is_named() -> None:
     assert "Rows was iterated, and cannot be restored" in finder.results[0].notes
 
 
-@pytest.mark.parametrize("find", [{"valid": True}, {"verify": 6}, {"lag": 1}, {"repeats": 2}])
+@pytest.mark.parametrize("find", [{"val_loader": True}, {"verify": 6}, {"lag": 1}, {"repeats": 2}])
 def test_other_options_of_a_range_test(find: dict[str, Any]) -> None:
     """They measure with the module's own training step."""
     options = {"num_iter": 24, "progress": False} | find
-    if "valid" in find:
-        options["valid"] = list(make_loader())
+    if "val_loader" in find:
+        options["val_loader"] = list(make_loader())
     finder = integration.LRFindCallback(**options)
-    case = Case() if "valid" in find else Case(Both, loader=combined)
+    case = Case() if "val_loader" in find else Case(Both, loader=combined)
     seen = fit(case, lrfast.AdamW, finder)
     result = finder.results[0]
     assert len(seen) > 2 * BATCHES + 12 and len(result.lrs) > 12
@@ -482,6 +492,6 @@ def test_loaders_given_for_a_range_test(given: str, monkeypatch: pytest.MonkeyPa
     trained = combined if given == "dict" else lambda: loaders[1]
     if given == "the trainer's":
         data[given] = loaders[1]
-    finder = integration.LRFindCallback(data=data[given], **SWEEP)
+    finder = integration.LRFindCallback(train_loader=data[given], **SWEEP)
     tested = fit(Case(module, loader=trained), lrfast.AdamW, finder)
     assert bits(tested[UPDATES:]) == bits(plain) and len(finder.results[0].lrs) == UPDATES

@@ -52,7 +52,7 @@ def test_a_scheduler_says_what_the_device_does() -> None:
     assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
     for _ in range(12):
         rates = scheduler.get_last_lr()
-        assert rates == pytest.approx(optimizer.current_rates()) and rates == scheduler.get_lr()
+        assert rates == pytest.approx(optimizer.get_last_lr()) and rates == scheduler.get_lr()
         step(model, optimizer)
         assert optimizer.last_rates.tolist() == pytest.approx(rates)
         scheduler.step()
@@ -73,7 +73,7 @@ def test_a_scheduler_goes_on_from_a_checkpoint() -> None:
     again = DeviceScheduler(resumed)
     resumed.load_state_dict(packed[0])
     again.load_state_dict(packed[1])
-    assert again.get_last_lr() == scheduler.get_last_lr() == resumed.current_rates()
+    assert again.get_last_lr() == scheduler.get_last_lr() == resumed.get_last_lr()
     again.load_state_dict({"last_epoch": 7})  # as one of torch's schedulers has it
     assert again.last_epoch == 7 and again._step_count == 8
 
@@ -100,7 +100,7 @@ def test_another_schedule_in_a_scheduler_goes_on(
         again.load_state_dict(scheduler.state_dict())
         assert set(resumed.schedules) == {plan} and resumed.schedule_step == again.last_epoch == 4
         wanted = [group["lr"] * plan.at(4) for group in resumed.param_groups]
-        assert again.get_last_lr() == resumed.current_rates() == wanted
+        assert again.get_last_lr() == resumed.get_last_lr() == wanted
     (told,) = caplog.messages
     assert told.startswith("the attached schedule goes on at the saved step")
     resumed.load_state_dict(optimizer.state_dict(), schedule="saved")
@@ -135,7 +135,7 @@ def test_a_scheduler_brings_the_schedule_where_the_optimizers_checkpoint_has_non
             again.load_state_dict(packed | {"optimizer": 3})
     again.load_state_dict(packed)
     assert resumed.schedule_step == again.last_epoch == 4
-    assert resumed.current_rates() == optimizer.current_rates()
+    assert resumed.get_last_lr() == optimizer.get_last_lr()
 
 
 def test_a_scheduler_goes_on_from_a_checkpoint_of_torchs() -> None:
@@ -155,8 +155,8 @@ def test_a_scheduler_goes_on_from_a_checkpoint_of_torchs() -> None:
     assert optimizer.schedule_step == scheduler.last_epoch == 0
     scheduler.load_state_dict(plan.state_dict())
     assert optimizer.schedule_step == scheduler.last_epoch == 4
-    assert optimizer.current_rates() == pytest.approx(plan.get_last_lr(), rel=1e-12)
-    assert scheduler.get_last_lr() == optimizer.current_rates()
+    assert optimizer.get_last_lr() == pytest.approx(plan.get_last_lr(), rel=1e-12)
+    assert scheduler.get_last_lr() == optimizer.get_last_lr()
 
 
 def test_a_scheduler_needs_an_optimizer_of_ours() -> None:

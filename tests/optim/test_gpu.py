@@ -164,7 +164,7 @@ def test_a_training_loop_with_everything_waits_for_nothing(device: torch.device)
         model.parameters(), lr=0.01, schedule=schedules.one_cycle(40), **ALL_PASSES
     )
     plateau = lrfast.Plateau(optimizer, patience=2)
-    curve = lrfast.LossCurve(40, device=device, stop=1e9)
+    curve = lrfast.LossCurve(40, device=device, diverge_threshold=1e9)
     scaler = torch.amp.GradScaler(device.type, init_scale=64.0, growth_interval=5)
     batches = [(x.to(device), y.to(device)) for x, y in make_batches(4)]
 
@@ -205,8 +205,8 @@ def test_a_sweep_waits_for_nothing(kind: str, device: torch.device) -> None:
 
     try:
         result = lrfast.lr_find(
-            model, optimizer, batches, compute_loss=compute_loss, num_iter=30, stop=1e9,
-            progress=False,
+            model, optimizer, batches, compute_loss=compute_loss, num_iter=30,
+            diverge_threshold=1e9, progress=False,
         )  # fmt: skip
     finally:
         if guards:

@@ -48,7 +48,7 @@ def test_the_rate_on_the_device_is_the_schedules(
     optimizer = case.ours(params, lr=0.3, schedule=schedule)
     for step in range(schedule.total_steps + 6):
         assert optimizer.schedule_step == step
-        assert optimizer.current_rates() == [0.3 * schedule.at(step)]
+        assert optimizer.get_last_lr() == [0.3 * schedule.at(step)]
         step_with((optimizer,), [random_grad(p) for p in params])
         assert optimizer.last_rates.tolist() == [0.3 * schedule.at(step)]
         assert optimizer.param_groups[0]["lr"] == 0.3
@@ -263,7 +263,7 @@ def test_a_tripped_flag_stops_everything(case: OptimizerCase, device: torch.devi
     """Parameters, states, counts and the schedule's step stay as they were, and may go on later."""
     params = new_parameters(device, 2)
     optimizer = case.ours(params, **case.options, schedule=schedules.one_cycle(20))
-    curve = LossCurve(100, device, beta=0.0, stop=2.0)
+    curve = LossCurve(100, device, beta=0.0, diverge_threshold=2.0)
     optimizer._watch(curve.stop_flag)
     for loss in (1.0, 0.5, 0.9):
         before = params[0].detach().clone()

@@ -110,7 +110,7 @@ def test_resumes_in_any_order(make: Maker, order: Any, kind: str) -> None:
             for mine, theirs in zip(weights(other), weights(half), strict=True):
                 mine.copy_(theirs)
         assert left(other) == left(half)
-        assert other.current_rates() == half.current_rates()
+        assert other.get_last_lr() == half.get_last_lr()
         assert train(other, VALUES[at + 1 :]) == used[at + 1 :]
         assert left(other) == left(whole)
 
@@ -155,7 +155,7 @@ def test_the_one_that_takes_over_stays_where_the_loaded_one_was() -> None:
     loaded.detach()
     assert other.loss_schedule is made
     made.detach()
-    assert other.loss_schedule is None and other.current_rates() == [0.1, 0.02 * 0.2]
+    assert other.loss_schedule is None and other.get_last_lr() == [0.1, 0.02 * 0.2]
 
 
 def test_a_copy_of_the_schedule_drives_a_copy_of_the_optimizer() -> None:
@@ -166,7 +166,7 @@ def test_a_copy_of_the_schedule_drives_a_copy_of_the_optimizer() -> None:
     other.observe(1.0)
     assert (float(other.scale), float(plateau.scale)) == (0.5, 1.0)
     assert other._optimizer is not optimizer and other._optimizer.loss_schedule is other
-    assert other._optimizer.current_rates() == [rate / 2 for rate in optimizer.current_rates()]
+    assert other._optimizer.get_last_lr() == [rate / 2 for rate in optimizer.get_last_lr()]
 
 
 def test_state_dicts_without_it_leave_it() -> None:
@@ -295,11 +295,11 @@ def test_a_range_test_leaves_no_trace(make: Maker) -> None:
 
     data = [torch.ones(4, 3)] * 12
     result = lrfast.lr_find(
-        layer, optimizer, data, step_fn=step, num_iter=12, stop=None, progress=False
+        layer, optimizer, data, step_fn=step, num_iter=12, diverge_threshold=None, progress=False
     )
     assert result.lrs[0] == pytest.approx(1e-7) and result.lrs[-1] == pytest.approx(10)
     assert bits(optimizer.state_dict()) == before and optimizer.loss_schedule is schedule
-    assert optimizer.current_rates() == [0.4 * float(schedule.scale)]
+    assert optimizer.get_last_lr() == [0.4 * float(schedule.scale)]
     step(data[0])
     assert optimizer.last_rates.tolist() != [0.4]
 
@@ -312,13 +312,13 @@ def test_a_snapshot_brings_it_back_and_drops_a_later_one() -> None:
     plateau.observe(1.0)
     snapshot = Snapshot(layer, optimizer)
     plateau.observe(1.0)
-    assert optimizer.current_rates() == [0.2]
+    assert optimizer.get_last_lr() == [0.2]
     snapshot.restore()
-    assert optimizer.current_rates() == [0.4] and optimizer.loss_schedule is plateau
+    assert optimizer.get_last_lr() == [0.4] and optimizer.loss_schedule is plateau
     plateau.observe(1.0)
-    assert optimizer.current_rates() == [0.2]
+    assert optimizer.get_last_lr() == [0.2]
     without.restore()
-    assert optimizer.current_rates() == [0.4] and optimizer.loss_schedule is None
+    assert optimizer.get_last_lr() == [0.4] and optimizer.loss_schedule is None
 
 
 # Groups, devices, what else the step does.

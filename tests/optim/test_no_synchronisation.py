@@ -41,7 +41,7 @@ def test_a_training_loop_reads_nothing(case: OptimizerCase, device: torch.device
     optimizer = case.ours(
         groups, **case.options, schedule=[schedules.linear(0.1, 1.0, 9), schedules.cosine(15)]
     )
-    curve = LossCurve(20, device, width=2, stop=1e9)
+    curve = LossCurve(20, device, width=2, diverge_threshold=1e9)
     inputs = torch.randn(16, 4, device=device)
     optimizer._watch(curve.stop_flag)
     with NoDeviceReads():

@@ -249,8 +249,15 @@ SCHEDULE_ERRORS = (
     ErrorCase("sweep end", lambda: schedules.sweep(1.0, nan, 9), ValueError, "end must be.*nan"),
     ErrorCase("sweep steps", lambda: schedules.sweep(0.1, 1.0, 1), ValueError, "2 or more, got 1"),
     ErrorCase("pct", lambda: schedules.one_cycle(9, 1.1), ValueError, r"pct_start.*\[0, 1\].*1.1"),
-    ErrorCase("div", lambda: schedules.one_cycle(9, div=0.5), ValueError, "div must be.*0.5"),
-    ErrorCase("final", lambda: schedules.one_cycle(9, final_div=nan), ValueError, "final_div must"),
+    ErrorCase(
+        "div", lambda: schedules.one_cycle(9, div_factor=0.5), ValueError, "div_factor must be.*0.5"
+    ),
+    ErrorCase(
+        "final",
+        lambda: schedules.one_cycle(9, final_div_factor=nan),
+        ValueError,
+        "final_div_factor must",
+    ),
     ErrorCase(
         "anneal", lambda: schedules.one_cycle(9, anneal="cosine"), ValueError, "'linear', got 'cosi"
     ),  # type: ignore[arg-type]
@@ -311,8 +318,18 @@ CURVE_ERRORS = (
         "width must be a whole number, 1 or more, got 0",
     ),
     ErrorCase("beta", lambda: LossCurve(1, beta=1.0), ValueError, r"beta.*\[0, 1\), got 1"),
-    ErrorCase("stop", lambda: LossCurve(1, stop=1.0), ValueError, "stop must be above 1.*got 1"),
-    ErrorCase("nan stop", lambda: LossCurve(1, stop=nan), ValueError, "stop must be above 1.*nan"),
+    ErrorCase(
+        "stop",
+        lambda: LossCurve(1, diverge_threshold=1.0),
+        ValueError,
+        "diverge_threshold must be above 1.*got 1",
+    ),
+    ErrorCase(
+        "nan stop",
+        lambda: LossCurve(1, diverge_threshold=nan),
+        ValueError,
+        "diverge_threshold must be above 1.*nan",
+    ),
     ErrorCase("number", lambda: record(3.0), TypeError, "scalar tensor, got float"),
     ErrorCase(
         "vector", lambda: record(torch.ones(2)), ValueError, r"scalar tensor, got shape \[2\]"
@@ -383,4 +400,4 @@ def test_a_refused_schedule_leaves_the_old_one() -> None:
         optimizer.set_schedule([schedules.constant(), None])
     with pytest.raises(TypeError, match=r"schedule\[0\] must be an .*Schedule or None"):
         optimizer.set_schedule(["cosine"])  # type: ignore[list-item]
-    assert optimizer.current_rates() == [0.5]
+    assert optimizer.get_last_lr() == [0.5]

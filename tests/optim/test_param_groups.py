@@ -73,7 +73,7 @@ def test_an_added_group_keeps_the_others_schedule(device: torch.device) -> None:
         optimizer.step()
         wanted = [schedule.at(step)] + ([0.25] if step >= 3 else [])
         assert optimizer.last_rates.tolist() == wanted
-    assert optimizer.current_rates() == [schedule.at(6), 0.25]
+    assert optimizer.get_last_lr() == [schedule.at(6), 0.25]
 
 
 def test_a_change_of_plan_is_rare() -> None:

@@ -101,7 +101,7 @@ def test_the_step_uses_the_scale_on_top_of_the_schedule(device: torch.device) ->
     assert used() == 0.4
     for _ in range(2):
         plateau.observe(torch.ones((), device=device))
-    assert optimizer.current_rates() == pytest.approx([0.4 * 0.9 * 0.5])
+    assert optimizer.get_last_lr() == pytest.approx([0.4 * 0.9 * 0.5])
     assert used() == pytest.approx(0.4 * 0.9 * 0.5)
     optimizer.load_state_dict(optimizer.state_dict())
     assert used() == pytest.approx(0.4 * 0.8 * 0.5)

@@ -39,7 +39,7 @@ class Run:
                 param.grad = random_grad(param) if has_grad else None
                 kind = moving if has_grad and number not in self.frozen else resting
                 kind[param] = copied(param, self.optimizer.state.get(param, {}))
-        rates = self.optimizer.current_rates()
+        rates = self.optimizer.get_last_lr()
         kept = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.step()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -124,7 +124,7 @@ def test_the_runs_notice_a_wrong_rate() -> None:
     torch.manual_seed(0)
     case = OPTIMIZERS[0]
     run = Run(case, case.ours([torch.nn.Parameter(torch.ones(3))], **case.options), None)
-    run.optimizer.current_rates = lambda: [case.options["lr"] * 1.01]
+    run.optimizer.get_last_lr = lambda: [case.options["lr"] * 1.01]
     try:
         run.step([True])
     except AssertionError:

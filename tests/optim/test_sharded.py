@@ -96,7 +96,7 @@ def test_sharded_state_brings_schedule_plateau_and_step() -> None:
     other_layer, other = trained(schedule, 1, cuts=0)
     lrfast.ShardedState(other_layer, other).load_state_dict(saved)
     assert other.schedule_step == 3
-    assert other.current_rates() == optimizer.current_rates() == [0.1 * schedule.at(3) * 0.25]
+    assert other.get_last_lr() == optimizer.get_last_lr() == [0.1 * schedule.at(3) * 0.25]
     assert torch.equal(other_layer.weight, layer.weight)
     momentum = optimizer.state[layer.weight]["momentum_buffer"]
     assert torch.equal(other.state[other_layer.weight]["momentum_buffer"], momentum)

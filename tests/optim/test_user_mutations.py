@@ -109,7 +109,7 @@ def test_a_group_that_was_taken_away() -> None:
     optimizer.step()
     optimizer.param_groups.pop()
     optimizer.step()
-    assert optimizer.current_rates() == [0.25]
+    assert optimizer.get_last_lr() == [0.25]
     assert params[0].detach().tolist() == [0.5, 0.5]
     assert params[1].detach().tolist() == [0.75, 0.75]
 

@@ -69,8 +69,8 @@ def test_what_was_attached_comes_along() -> None:
     optimizer.state_dict()
     assert seen == ["step", "state_dict"]
     assert optimizer.param_groups[0]["param_names"] == ["weight"]
-    assert optimizer.current_rates() == [0.05] and optimizer.max_grad_norm == 1.0
-    assert lrfast.wrap(torch.optim.SGD([param], lr=0.1)).current_rates() == [0.1]
+    assert optimizer.get_last_lr() == [0.05] and optimizer.max_grad_norm == 1.0
+    assert lrfast.wrap(torch.optim.SGD([param], lr=0.1)).get_last_lr() == [0.1]
     optimizer.add_param_group({"params": [("bias", torch.nn.Parameter(torch.ones(1)))]})
     assert len(old.param_groups) == 2
 

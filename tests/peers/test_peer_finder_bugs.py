@@ -63,7 +63,7 @@ def test_the_best_loss_is_one_that_was_seen() -> None:
 def test_slopes_are_over_the_logarithm_of_the_rate() -> None:
     """Per rate, as in Lightning, the noise at the lowest rates is the steepest of all."""
     noise = 0.02 * np.random.default_rng(5).normal(size=100)
-    result = scripted(FALL + noise, beta=0.9, stop=None)
+    result = scripted(FALL + noise, beta=0.9, diverge_threshold=None)
     steepest = result.suggestions["steep"].lr
     assert steepest is not None and abs(math.log10(steepest) - STEEPEST) < 0.6
     kept = slice(10, -5)
@@ -74,7 +74,7 @@ def test_slopes_are_over_the_logarithm_of_the_rate() -> None:
 @pytest.mark.parametrize("rule", ["steep", "valley", "slide"])
 def test_indices_count_from_the_first_point(rule: str) -> None:
     """ktrain looks for the steepest point behind the first 32, and counts from there."""
-    suggestion = scripted(FALL, stop=None).suggestions[rule]
+    suggestion = scripted(FALL, diverge_threshold=None).suggestions[rule]
     assert suggestion.index is not None and suggestion.index > 10
     assert RATES[suggestion.index] == pytest.approx(suggestion.lr, rel=1e-12)
 
@@ -172,7 +172,7 @@ def test_a_trace_that_is_compared_is_a_copy() -> None:
         seen.append(trace(model, optimizer)["parameters"])
         return cross_entropy(outputs, targets)
 
-    options: Any = {"start_lr": 1e-3, "num_iter": 5, "stop": None, "progress": False}
+    options: Any = {"start_lr": 1e-3, "num_iter": 5, "diverge_threshold": None, "progress": False}
     lr_find(model, optimizer, make_batches(4), loss_fn, **options)
     assert trace(model, optimizer) == before
     values = [[value for value, _, _ in parameters] for parameters in (before["parameters"], *seen)]
@@ -229,7 +229,7 @@ def test_a_scaler_is_put_back() -> None:
 
     scaler.scale(torch.ones(()))  # a scaler has no state before its first loss
     before = scaler.state_dict()
-    options: Any = {"num_iter": 10, "stop": None, "scaler": scaler, "progress": False}
+    options: Any = {"num_iter": 10, "diverge_threshold": None, "scaler": scaler, "progress": False}
     lr_find(model, optimizer, make_batches(4), loss_fn, **options)
     assert len(set(scales)) > 2
     assert scaler.state_dict() == before
@@ -248,7 +248,7 @@ def test_modes_are_put_back_after_validation() -> None:
         return cross_entropy(outputs, targets)
 
     batches = make_batches(4)
-    lr_find(model, optimizer, batches, loss_fn, valid=batches, num_iter=5, progress=False)
+    lr_find(model, optimizer, batches, loss_fn, val_loader=batches, num_iter=5, progress=False)
     # A norm that was put into evaluation mode stays there while the rest trains.
     assert seen == [(True, False), *[(False, False)] * 4] * 5
     assert [module.training for module in model.modules()] == modes
@@ -260,7 +260,7 @@ def test_ratios_between_groups_last(kind: str) -> None:
     model = make_model()
     optimizer = OPTIMIZERS[kind](lrfast.discriminative(model, [0.001, 0.01, 0.1]))
     used = used_rates(optimizer)
-    options: Any = {"num_iter": 9, "stop": None, "progress": False}
+    options: Any = {"num_iter": 9, "diverge_threshold": None, "progress": False}
     result = lr_find(model, optimizer, make_batches(4), cross_entropy, **options)
     for rates in [*used, result.sweep.rates_at(0.03)]:
         np.testing.assert_allclose(np.array(rates) / rates[-1], [0.01, 0.1, 1.0], rtol=1e-12)

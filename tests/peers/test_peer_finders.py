@@ -195,7 +195,12 @@ def test_accumulation_over_a_whole_sweep() -> None:
         calls += 1
         return cross_entropy(outputs, targets)
 
-    options: Any = {"accumulate": 2, "stop": None, "end_lr": 0.1, "progress": False}
+    options: Any = {
+        "gradient_accumulation_steps": 2,
+        "diverge_threshold": None,
+        "end_lr": 0.1,
+        "progress": False,
+    }
     result = lr_find(model, optimizer, make_batches(4), loss_fn, **options)
     assert (len(result.lrs), len(result.losses), calls) == (100, 100, 200)
 
@@ -231,7 +236,7 @@ def steepest_left_of_the_minimum(losses: Any) -> int:
 
 def test_a_parabola_over_one_group() -> None:
     losses = np.linspace(-5, 5, 100) ** 2 + 0.05
-    result = sweep(losses, start_lr=0.01, end_lr=10.0, mode="linear", stop=None)
+    result = sweep(losses, start_lr=0.01, end_lr=10.0, mode="linear", diverge_threshold=None)
     rate = result.lrs[steepest_left_of_the_minimum(result.losses)]
     assert rate == pytest.approx(0.110909089, rel=1e-6)
 
@@ -251,7 +256,7 @@ def test_a_parabola_over_two_groups() -> None:
         end_lr=rates[-1].tolist(),
         num_iter=50,
         mode="linear",
-        stop=None,
+        diverge_threshold=None,
         progress=False,
     )
     index = steepest_left_of_the_minimum(result.losses)

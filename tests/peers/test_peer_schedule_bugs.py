@@ -318,7 +318,7 @@ def test_the_end_that_fastai_never_reaches() -> None:
     theirs = peers.fastai_one_cycle(399, 400, 0.25, (1 / 25, 1.0, 1e-5))
     assert theirs == pytest.approx(3.74e-5, rel=0.01)
     assert schedules.one_cycle(400, compat="fastai").at(399) == pytest.approx(theirs, rel=1e-9)
-    ours = schedules.one_cycle(400, 0.25, final_div=4e3)
+    ours = schedules.one_cycle(400, 0.25, final_div_factor=4e3)
     assert ours.at(399) == ours.at(400) == 1e-5
     flat = schedules.flat_cosine(400, 0.75, 1e-5, compat="fastai")
     assert flat.at(399) == pytest.approx(peers.fastai_flat_cosine(399, 400, 0.75, 1e-5), rel=1e-9)

@@ -197,7 +197,7 @@ def test_one_cycle_is_torchs_at_random(total: int, pct: float, three: bool, anne
     if abs(pct * total - 1) < 1e-6 or abs(2 * pct * total - 1 - total) < 1e-6:
         return  # torch divides by zero
     schedule = schedules.one_cycle(
-        total, pct, anneal=anneal, three_phase=three, compat="torch", final_div=1e4
+        total, pct, anneal=anneal, three_phase=three, compat="torch", final_div_factor=1e4
     )
     assert_is_torch(schedule, make, steps=total)
 

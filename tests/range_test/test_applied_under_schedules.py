@@ -160,7 +160,7 @@ def test_lrfasts_own_schedule(given: bool) -> None:
     factors = (0.9, 0.8)
     for factor in factors:
         wanted = [factor * rate for rate in SUGGESTED]
-        assert optimizer.current_rates() == pytest.approx(wanted)  # type: ignore[attr-defined]
+        assert optimizer.get_last_lr() == pytest.approx(wanted)  # type: ignore[attr-defined]
         assert scheduler.get_last_lr() == pytest.approx(wanted)
         optimizer.step(), scheduler.step()
 
@@ -191,7 +191,7 @@ def test_a_warm_up_at_0_hides_no_ratios(kind: str, make: Callable[..., Optimizer
     optimizer.step()
     for _ in range(10):
         scheduler.step()
-    expected = found.rates("minimum")
+    expected = found.suggested_lrs("minimum")
     if kind == "warm-up":
         expected = [rate / 3 for rate in expected]
     if kind == "one group":
@@ -219,7 +219,7 @@ def test_a_step_function_may_step_its_scheduler(
         scheduler.step()
         return loss
 
-    options: Any = {"num_iter": 12, "end_lr": 1.0, "start_lr": 1e-3, "stop": None}
+    options: Any = {"num_iter": 12, "end_lr": 1.0, "start_lr": 1e-3, "diverge_threshold": None}
     found = lr_find(model, optimizer, make_batches(4), step_fn=step, progress=False, **options)
     swept = found.sweep.table()[:, 0]
     assert [each[0] for each in used] == pytest.approx(swept, rel=1e-6)

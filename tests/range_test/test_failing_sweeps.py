@@ -50,7 +50,12 @@ def build_failing(kind: str, workers: int, what: str, persistent: bool = False) 
 
 
 def find(setup: Setup, loss_fn: Callable[..., Tensor] = cross_entropy, **options: Any) -> None:
-    settings = {"num_iter": 9, "stop": None, "end_lr": 0.1, "progress": False} | options
+    settings = {
+        "num_iter": 9,
+        "diverge_threshold": None,
+        "end_lr": 0.1,
+        "progress": False,
+    } | options
     others = [] if setup.scheduler is None else [setup.scheduler]
     lr_find(setup.model, setup.optimizer, setup.loader, loss_fn, others=others, **settings)
 
@@ -85,7 +90,7 @@ def test_validation_data_whose_worker_raises() -> None:
     valid = build_failing("sgd", 1, "raises").loader
     untouched, before = setup.trace(), children()
     with pytest.raises(Torn, match="row"):
-        find(setup, valid=valid)
+        find(setup, val_loader=valid)
     assert setup.trace() == untouched
     assert_nobody_is_left(before)
 

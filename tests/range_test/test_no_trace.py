@@ -51,7 +51,7 @@ def sweep(setup: Setup, ending: str = "completes", num_iter: int = 12) -> RangeT
         return cross_entropy(outputs, targets) * factor
 
     raised = {"raises": Boom, "is interrupted": KeyboardInterrupt}.get(ending)
-    options = {"num_iter": num_iter, "stop": 50.0, "progress": False}
+    options = {"num_iter": num_iter, "diverge_threshold": 50.0, "progress": False}
     result = None
     with nullcontext() if raised is None else pytest.raises(raised):
         result = lr_find(setup.model, setup.optimizer, setup.loader, loss_fn, **options)
@@ -97,7 +97,7 @@ def test_an_attached_schedule_goes_on_where_it_was(kind: str, ending: str) -> No
     sweep(setup, ending)
     assert optimizer.schedule_step == 7
     expected = np.array([0.01, 0.02, 0.05]) * schedules.one_cycle(40).at(7)
-    assert optimizer.current_rates() == expected.tolist()
+    assert optimizer.get_last_lr() == expected.tolist()
     setup.train(1)
     assert optimizer.last_rates.tolist() == expected.tolist()
 
@@ -211,7 +211,13 @@ def test_no_device_reads(kind: str, before: int, progress: bool, terminal: Any) 
     model, optimizer = setup.model, setup.optimizer
     with NoDeviceReads():
         result = lr_find(
-            model, optimizer, batches, cross_entropy, num_iter=30, stop=1e9, progress=progress
+            model,
+            optimizer,
+            batches,
+            cross_entropy,
+            num_iter=30,
+            diverge_threshold=1e9,
+            progress=progress,
         )
         stopped = lr_find(model, optimizer, batches, cross_entropy, end_lr=1e4, progress=progress)
     assert len(result.lrs) == 30 and stopped.outcome == "diverged"

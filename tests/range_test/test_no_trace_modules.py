@@ -64,7 +64,12 @@ def sweep(setup: Setup, **options: Any) -> RangeTest:
     """A range test over 12 rates."""
     if isinstance(setup, Scaled):
         options["scaler"] = setup.scaler
-    settings = {"num_iter": 12, "stop": None, "start_lr": 1e-3, "end_lr": 0.5} | options
+    settings = {
+        "num_iter": 12,
+        "diverge_threshold": None,
+        "start_lr": 1e-3,
+        "end_lr": 0.5,
+    } | options
     loss_fn = settings.pop("loss_fn", cross_entropy)
     return lr_find(setup.model, setup.optimizer, setup.loader, loss_fn, progress=False, **settings)
 
@@ -84,15 +89,20 @@ def check(build: Callable[[], Setup], act: Callable[[Setup], object], before: in
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "accumulate": {"accumulate": 2},
+    "gradient_accumulation_steps": {"gradient_accumulation_steps": 2},
     "repeats": {"repeats": 3},
     "verify": {"verify": 10},
-    "valid": {"valid": make_batches(2)},
+    "val_loader": {"val_loader": make_batches(2)},
     "same_batch": {"same_batch": True},
     "lag": {"lag": 1},
     "linear, one group": {"mode": "linear", "vary": 1},
     "on the host": {"snapshot": "host"},
-    "many": {"accumulate": 2, "repeats": 2, "verify": 4, "valid": make_batches(2)},
+    "many": {
+        "gradient_accumulation_steps": 2,
+        "repeats": 2,
+        "verify": 4,
+        "val_loader": make_batches(2),
+    },
 }
 
 
@@ -105,7 +115,9 @@ def test_sweep_then_train_is_train(kind: str, name: str, before: int) -> None:
 
 @ALL
 @pytest.mark.parametrize("before", [0, 5])
-@pytest.mark.parametrize("name", ["accumulate", "repeats", "verify", "valid", "lag"])
+@pytest.mark.parametrize(
+    "name", ["gradient_accumulation_steps", "repeats", "verify", "val_loader", "lag"]
+)
 def test_with_a_scaler(kind: str, name: str, before: int) -> None:
     options = OPTIONS[name] | {"loss_fn": lambda outputs, y: 8 * cross_entropy(outputs, y)}
     check(lambda: build_scaled(kind), lambda setup: sweep(setup, **options), before)
@@ -123,14 +135,14 @@ def test_validation_data_that_shuffle(kind: str) -> None:
     """By the global generator, which the training data draw from as well."""
 
     def act(setup: Setup) -> None:
-        for name in ("valid", "judge"):
+        for name in ("val_loader", "judge"):
             loader: Any = DataLoader(Noisy(), batch_size=4, shuffle=True)
             sweep(setup, verify=4, **{name: loader})
 
     check(lambda: build(kind, own_generator=False), act)
 
 
-@pytest.mark.parametrize("name", ["valid", "judge"])
+@pytest.mark.parametrize("name", ["val_loader", "judge"])
 def test_the_order_of_validation_data_with_a_generator_of_their_own(name: str) -> None:
     generator = torch.Generator().manual_seed(9)
     loader: Any = DataLoader(Noisy(), batch_size=4, shuffle=True, generator=generator)
@@ -175,8 +187,8 @@ class Failing:
         ({"verify": 10}, 12 + 4),
         ({"verify": 10}, 12 + 10 + 7),
         ({"repeats": 3}, 12 + 6),
-        ({"repeats": 2, "verify": 6, "accumulate": 2}, 2 * (24 + 6) + 1),
-        ({"valid": make_batches(2)}, 7),
+        ({"repeats": 2, "verify": 6, "gradient_accumulation_steps": 2}, 2 * (24 + 6) + 1),
+        ({"val_loader": make_batches(2)}, 7),
         ({"lag": 1}, 12),
     ],
     ids=["race", "second run", "second sweep", "race after repeats", "valid", "lag"],

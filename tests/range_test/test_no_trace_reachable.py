@@ -47,7 +47,7 @@ class Run:
 
     def find(self, **options: Any) -> Any:
         how = {"compute_loss": self.loss} if self.step_fn is None else {"step_fn": self.step_fn}
-        settings = {"num_iter": 12, "end_lr": 1e4, "stop": None, "progress": False}
+        settings = {"num_iter": 12, "end_lr": 1e4, "diverge_threshold": None, "progress": False}
         return lr_find(self.model, self.optimizer, self.data, **(how | settings | options))
 
 
@@ -396,7 +396,7 @@ def test_one_shot_data_are_named() -> None:
         num_iter=10,
         progress=False,
     )
-    assert any(note.startswith("data is not as before") for note in result.notes)
+    assert any(note.startswith("train_loader is not as before") for note in result.notes)
 
 
 def test_a_step_that_writes_into_large_data_is_named() -> None:

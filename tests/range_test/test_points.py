@@ -28,7 +28,12 @@ from lrfast import RangeTest, lr_find
 from lrfast.training._data import DataExhausted, PlacedBatches, accumulation_windows, cycle_data
 
 ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
-PLAIN: dict[str, Any] = {"stop": None, "progress": False, "start_lr": 1e-3, "end_lr": 0.5}
+PLAIN: dict[str, Any] = {
+    "diverge_threshold": None,
+    "progress": False,
+    "start_lr": 1e-3,
+    "end_lr": 0.5,
+}
 
 
 def linear(kind: str) -> tuple[nn.Linear, Any]:
@@ -106,7 +111,13 @@ def test_a_window_is_one_big_batch(kind: str, accumulate: int) -> None:
     model, optimizer = linear(kind)
     used = used_rates(optimizer)
     result = lr_find(
-        model, optimizer, batches, criterion, accumulate=accumulate, num_iter=6, **PLAIN
+        model,
+        optimizer,
+        batches,
+        criterion,
+        gradient_accumulation_steps=accumulate,
+        num_iter=6,
+        **PLAIN,
     )
     assert calls == 6 * accumulate and len(used) == 6 == len(result.lrs)
 
@@ -121,7 +132,7 @@ def test_a_window_is_one_big_batch(kind: str, accumulate: int) -> None:
 def test_a_partial_window_at_the_end_of_the_data() -> None:
     batches = double(make_batches(5))
     model, optimizer = linear("adamw")
-    options = {"accumulate": 2, **PLAIN}
+    options = {"gradient_accumulation_steps": 2, **PLAIN}
     result = lr_find(model, optimizer, iter(batches), cross_entropy, num_iter=3, **options)
 
     def mean(model: nn.Module, step: int) -> Tensor:
@@ -130,7 +141,7 @@ def test_a_partial_window_at_the_end_of_the_data() -> None:
 
     np.testing.assert_allclose(result.losses, replay("adamw", result.lrs, mean), rtol=1e-12)
     before = trace(model, optimizer)
-    with pytest.raises(ValueError, match="data ended and cannot be iterated again"):
+    with pytest.raises(ValueError, match="train_loader ended and cannot be iterated again"):
         lr_find(model, optimizer, iter(batches), cross_entropy, num_iter=4, **options)
     assert trace(model, optimizer) == before
 
@@ -142,7 +153,7 @@ def test_a_partial_window_at_the_end_of_the_data() -> None:
 def test_the_same_batch_for_all_updates(kind: str) -> None:
     batches = double(make_batches(9))
     model, optimizer = linear(kind)
-    options = {"same_batch": True, "accumulate": 2, "num_iter": 8, **PLAIN}
+    options = {"same_batch": True, "gradient_accumulation_steps": 2, "num_iter": 8, **PLAIN}
     result = lr_find(model, optimizer, batches, cross_entropy, **options)
     first = lr_find(model, optimizer, batches[:2], cross_entropy, **options)
     assert bits(result.losses) == bits(first.losses)
@@ -164,7 +175,7 @@ def test_losses_after_the_update(kind: str, accumulate: int) -> None:
         calls.append(torch.is_grad_enabled())
         return cross_entropy(outputs, targets)
 
-    options = {"accumulate": accumulate, **PLAIN}
+    options = {"gradient_accumulation_steps": accumulate, **PLAIN}
     before = lr_find(model, optimizer, batches, criterion, num_iter=7, **options)
     calls.clear()
     used = used_rates(optimizer)
@@ -240,7 +251,7 @@ def test_validation_losses_after_the_update(kind: str) -> None:
     own = [module.training for module in model.modules()]
     batches = make_batches(6)
     before = trace(model, optimizer)
-    result = lr_find(model, optimizer, batches, criterion, valid=valid, num_iter=6, **PLAIN)
+    result = lr_find(model, optimizer, batches, criterion, val_loader=valid, num_iter=6, **PLAIN)
     assert trace(model, optimizer) == before
     np.testing.assert_allclose(result.losses, seen, rtol=1e-6)
     assert modes == [own, *[[False] * len(own)] * 3] * 6
@@ -269,10 +280,12 @@ def test_an_endless_iterator(kind: str) -> None:
 def test_one_batch_is_enough_and_none_is_not() -> None:
     model = make_model()
     optimizer = lrfast.SGD(model.parameters(), lr=0.1)
-    options: Any = {"num_iter": 5, "accumulate": 3, "lag": 1, **PLAIN}
+    options: Any = {"num_iter": 5, "gradient_accumulation_steps": 3, "lag": 1, **PLAIN}
     assert len(lr_find(model, optimizer, make_batches(1), cross_entropy, **options).lrs) == 5
     for data in ([], iter([]), torch.utils.data.DataLoader([])):
-        with pytest.raises(ValueError, match="data must yield at least one batch, got none"):
+        with pytest.raises(
+            ValueError, match="train_loader must yield at least one batch, got none"
+        ):
             lr_find(model, optimizer, data, cross_entropy, **options)
 
 
@@ -290,10 +303,10 @@ def scripted(losses: Any, **options: Any) -> RangeTest:
 def test_no_stop() -> None:
     losses = [*np.linspace(2, 1, 20), *np.geomspace(1, 1e30, 20)]
     assert scripted(losses).outcome == "diverged"
-    result = scripted(losses, stop=None)
+    result = scripted(losses, diverge_threshold=None)
     assert (result.outcome, len(result.lrs)) == ("completed", 40)
     losses[30] = math.nan
-    result = scripted(losses, stop=None)
+    result = scripted(losses, diverge_threshold=None)
     assert (result.outcome, len(result.lrs)) == ("non-finite", 31)
 
 

@@ -108,7 +108,7 @@ def test_one_state_and_the_same_batches_for_all(kind: str, trained: int, digits:
     loader: Any = DataLoader(dataset, 32, shuffle=True)
     watch = Watch(model, optimizer)
     before = trace(model, optimizer)
-    result = race(model, optimizer, loader, watch, judge=judge, stop=None)
+    result = race(model, optimizer, loader, watch, judge=judge, diverge_threshold=None)
     assert trace(model, optimizer) == before
     assert result.race is not None
     runs = runs_of(watch, result)
@@ -190,9 +190,9 @@ def test_who_judges(kind: str, digits: Any) -> None:
     model, optimizer = make_net(kind)
     few = batches[:STEPS]
     watch = Watch(model, optimizer)
-    by_valid = race(model, optimizer, few, valid=judge[:1], num_iter=20)
+    by_valid = race(model, optimizer, few, val_loader=judge[:1], num_iter=20)
     assert by_valid.race is not None and by_valid.race.judged_by == "validation"
-    both = race(model, optimizer, few, watch, valid=judge[:1], judge=judge[1:], num_iter=20)
+    both = race(model, optimizer, few, watch, val_loader=judge[:1], judge=judge[1:], num_iter=20)
     assert both.race is not None and both.race.judged_by == "validation"
     assert watch.judged[-2:] == [bits(batch) for batch in judge[1:]]
     assert watch.judged[:20] == [bits(judge[0])] * 20
@@ -209,7 +209,9 @@ def test_a_race_over_windows(digits: Any) -> None:
     batches, _ = digits
     model, optimizer = make_net("adamw")
     watch = Watch(model, optimizer)
-    result = race(model, optimizer, batches, watch, num_iter=10, accumulate=2, verify=4)
+    result = race(
+        model, optimizer, batches, watch, num_iter=10, gradient_accumulation_steps=2, verify=4
+    )
     assert result.race is not None
     assert watch.batches[20:28] == [bits(batch) for batch in batches[:8]]
     assert watch.judged[:2] == [bits(batch) for batch in batches[8:10]]
@@ -242,7 +244,12 @@ def bowl(kind: str, curvature: float, first: float, **options: Any) -> tuple[Ran
         steps += torch.is_grad_enabled()
         return batch.sum() * curvature * weight.square().sum() / 2
 
-    settings = {"start_lr": first / 3, "end_lr": first, "num_iter": 20, "stop": None} | options
+    settings = {
+        "start_lr": first / 3,
+        "end_lr": first,
+        "num_iter": 20,
+        "diverge_threshold": None,
+    } | options
     result = race(model, optimizer, [torch.ones(1)], compute_loss, **settings)
     return result, steps - 20
 
@@ -349,7 +356,7 @@ def test_where_every_rate_does_harm_none_is_suggested(kind: str) -> None:
     reason = f"none of {len(result.race.candidates)} rates in {STEPS} steps each brought the "
     assert result.suggestion.reason == reason + "validation loss below its -50"
     with pytest.raises(ValueError, match="rule 'verified' suggests no rate: none of"):
-        result.rates()
+        result.suggested_lrs()
 
 
 def test_no_race_where_no_rule_answers() -> None:

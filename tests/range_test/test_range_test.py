@@ -68,7 +68,13 @@ def test_the_rates_used_are_the_rates_recorded(kind: str) -> None:
     model, optimizer = three_groups(kind)
     used = used_rates(optimizer)
     result = lr_find(
-        model, optimizer, make_batches(4), cross_entropy, num_iter=30, stop=1e9, progress=False
+        model,
+        optimizer,
+        make_batches(4),
+        cross_entropy,
+        num_iter=30,
+        diverge_threshold=1e9,
+        progress=False,
     )
     assert len(result.lrs) == 30 and result.outcome == "completed"
     assert [rates[1] for rates in used] == result.lrs.tolist()
@@ -140,7 +146,13 @@ def test_frozen_groups_do_not_set_the_scale(kind: str) -> None:
     lrfast.freeze_to(optimizer, 1)
     used = used_rates(optimizer)
     result = lr_find(
-        model, optimizer, make_batches(9), cross_entropy, num_iter=9, stop=1e9, progress=False
+        model,
+        optimizer,
+        make_batches(9),
+        cross_entropy,
+        num_iter=9,
+        diverge_threshold=1e9,
+        progress=False,
     )
     np.testing.assert_allclose(result.ratios, (50.0, 0.2, 1.0), rtol=1e-15)
     assert [rates[2] for rates in used] == result.lrs.tolist()
@@ -172,7 +184,7 @@ def test_it_stops_at_the_first_loss_above_stop_times_the_best(stop: float, beta:
     losses = noisy_valley(80)
     smoothed = ema(losses, beta)
     stopped = next(k for k in range(80) if smoothed[k] > stop * min(smoothed[: k + 1]))
-    result = scripted(losses, stop=stop, beta=beta)
+    result = scripted(losses, diverge_threshold=stop, beta=beta)
     assert result.outcome == "diverged"
     assert len(result.lrs) == len(result.losses) == len(result.smoothed) == stopped + 1
     assert len(result.derivative) == stopped + 1 < 80
@@ -213,7 +225,7 @@ def test_suggestions_are_what_the_rules_read(rule: str, planned: int, seen: int)
     losses = noisy_valley(100)[:planned].copy()
     if seen < planned:
         losses[seen - 1] = math.nan
-    result = scripted(losses, stop=1e9)
+    result = scripted(losses, diverge_threshold=1e9)
     assert len(result.lrs) == seen
     found = result.suggestions[rule]
     assert found.rule == rule
@@ -258,13 +270,13 @@ def test_rates_and_apply_keep_the_ratios() -> None:
     for rule in ("auto", "steep"):
         lr = result.suggestions[rule].lr
         assert lr is not None
-        rates = result.rates(rule)
+        rates = result.suggested_lrs(rule)
         np.testing.assert_allclose(rates, [lr / 30, lr, lr / 3], rtol=1e-14)
         assert result.apply(optimizer, rule) == rates
         assert [group["lr"] for group in optimizer.param_groups] == rates
-    assert result.rates() == result.rates("auto")
+    assert result.suggested_lrs() == result.suggested_lrs("auto")
     result.apply(optimizer)
-    assert optimizer.current_rates() == result.rates()
+    assert optimizer.get_last_lr() == result.suggested_lrs()
 
 
 def test_apply_refuses_and_changes_nothing() -> None:
@@ -366,7 +378,9 @@ def test_a_short_loader_is_cycled_and_says_so(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_generator_that_ends_too_early() -> None:
-    with pytest.raises(ValueError, match="data ended and cannot be iterated again; pass a loader"):
+    with pytest.raises(
+        ValueError, match="train_loader ended and cannot be iterated again; pass a loader"
+    ):
         sweep_over(iter(make_batches(9)))
     assert len(sweep_over(iter(make_batches(10))).lrs) == 10
 

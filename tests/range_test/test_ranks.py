@@ -27,12 +27,12 @@ KINDS = ("adamw", "torch-sgd")
 # Name: options, and what one rank's loss is multiplied by in its eighth training step.
 CASES: dict[str, tuple[dict[str, Any], dict[int, float]]] = {
     "plain": ({}, {}),
-    "one diverges": ({"stop": 4.0, "beta": 0.5}, {1: 1e3}),
+    "one diverges": ({"diverge_threshold": 4.0, "beta": 0.5}, {1: 1e3}),
     "rank 0 turns NaN": ({}, {0: math.nan}),
     "rank 1 turns NaN": ({}, {1: math.nan}),
-    "accumulate": ({"accumulate": 2}, {}),
+    "gradient_accumulation_steps": ({"gradient_accumulation_steps": 2}, {}),
     "lag": ({"lag": 1}, {}),
-    "valid": ({"valid": True}, {}),
+    "val_loader": ({"val_loader": True}, {}),
     "repeats": ({"repeats": 2}, {}),
     "verify": ({"verify": 6}, {}),
     "scaler": ({"scaler": True}, {}),
@@ -50,9 +50,14 @@ class Rank:
 
     def run(self, kind: str, case: str) -> dict[str, Any]:
         options, factors = CASES[case]
-        options = {"num_iter": 10, "stop": None, "start_lr": 1e-3, "end_lr": 0.5} | options
-        if "valid" in options:
-            options["valid"] = self.batches[-3:]
+        options = {
+            "num_iter": 10,
+            "diverge_threshold": None,
+            "start_lr": 1e-3,
+            "end_lr": 0.5,
+        } | options
+        if "val_loader" in options:
+            options["val_loader"] = self.batches[-3:]
         if "scaler" in options:
             options["scaler"] = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
         for seed in (random.seed, np.random.seed, torch.manual_seed):
@@ -130,7 +135,7 @@ class Rank:
 
         dist.all_reduce = all_reduce
         try:
-            options = {"num_iter": 8, "stop": None, "process_group": group}
+            options = {"num_iter": 8, "diverge_threshold": None, "process_group": group}
             result = lr_find(model, optimizer, self.batches, criterion, **options)
         finally:
             dist.all_reduce = reduce
@@ -186,10 +191,10 @@ def test_losses_are_means_over_the_ranks(kind: str, ranks: Any) -> None:
     one, other = (seen[kind, "plain"] for seen in ranks)
     means = np.mean([training(one), training(other)], axis=0)
     np.testing.assert_array_equal(one["losses"], means)
-    one, other = (seen[kind, "accumulate"] for seen in ranks)
+    one, other = (seen[kind, "gradient_accumulation_steps"] for seen in ranks)
     windows = np.mean([training(one), training(other)], axis=0).reshape(10, 2).mean(axis=1)
     np.testing.assert_allclose(one["losses"], windows, rtol=1e-6)
-    one, other = (seen[kind, "valid"] for seen in ranks)
+    one, other = (seen[kind, "val_loader"] for seen in ranks)
     judged = [[loss for enabled, loss in seen["own"] if not enabled] for seen in (one, other)]
     means = np.mean(judged, axis=0).reshape(10, 3).mean(axis=1)
     np.testing.assert_allclose(one["losses"], means, rtol=1e-6)
@@ -217,8 +222,8 @@ def test_one_rank_ends_it_for_both(kind: str, case: str, outcome: str, ranks: An
 def test_gradients_are_exchanged_once_per_update(kind: str, ranks: Any) -> None:
     for seen in ranks:
         assert seen[kind, "plain"]["exchanges"] == 10 == len(seen[kind, "plain"]["weights"])
-        assert seen[kind, "accumulate"]["exchanges"] == 10
-        assert len(training(seen[kind, "accumulate"])) == 20
+        assert seen[kind, "gradient_accumulation_steps"]["exchanges"] == 10
+        assert len(training(seen[kind, "gradient_accumulation_steps"])) == 20
 
 
 @EACH

@@ -28,7 +28,12 @@ import lrfast
 from lrfast import RangeTest, lr_find
 
 ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
-PLAIN: dict[str, Any] = {"stop": None, "progress": False, "start_lr": 1e-3, "end_lr": 0.5}
+PLAIN: dict[str, Any] = {
+    "diverge_threshold": None,
+    "progress": False,
+    "start_lr": 1e-3,
+    "end_lr": 0.5,
+}
 
 
 def repeated(setup: Setup, repeats: int, data: Any = None, **options: Any) -> RangeTest:
@@ -148,15 +153,21 @@ def test_where_outcomes_are_equally_frequent_the_first_sweep_decides(order: Any)
 @pytest.mark.parametrize(
     "options",
     [
-        {"accumulate": 3},
-        {"valid": make_batches(2)},
+        {"gradient_accumulation_steps": 3},
+        {"val_loader": make_batches(2)},
         {"lag": 1},
         {"same_batch": True},
         {"repeats": 3},
         {"mode": "linear", "vary": "same"},
         {"vary": 0},
-        {"accumulate": 2, "lag": 1, "same_batch": True, "repeats": 2, "progress": True},
-        {"accumulate": 2, "valid": make_batches(2), "repeats": 2},
+        {
+            "gradient_accumulation_steps": 2,
+            "lag": 1,
+            "same_batch": True,
+            "repeats": 2,
+            "progress": True,
+        },
+        {"gradient_accumulation_steps": 2, "val_loader": make_batches(2), "repeats": 2},
     ],
     ids=lambda options: "-".join(options),
 )
@@ -199,7 +210,7 @@ def test_reads_after_the_loop_only(kind: str, way: str) -> None:
             options["loss_fn"] = cross_entropy
         else:
             options["step_fn"] = own_step(setup)
-        options |= {"valid": batches} if "valid" in way else {"lag": 1} if "lag" in way else {}
+        options |= {"val_loader": batches} if "valid" in way else {"lag": 1} if "lag" in way else {}
         with CountReads() as counter:
             result = lr_find(setup.model, setup.optimizer, batches, **options)
         assert len(result.lrs) == num_iter

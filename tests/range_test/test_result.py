@@ -35,17 +35,17 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[Any]:
 def test_the_suggestion_is_verified_if_there_is_one() -> None:
     plain = make_result()
     assert plain.rule == "auto" and plain.suggestion is plain.suggestions["auto"]
-    assert plain.rates() == [1e-3]
+    assert plain.suggested_lrs() == [1e-3]
     result = make_result(suggestions=[Suggestion(2e-3, "verified", "it won", 1.0)])
     assert result.rule == "verified" and result.suggestion.lr == 2e-3
-    assert result.rates() == result.rates("verified") == [2e-3]
-    assert result.rates("auto") == [1e-3]
+    assert result.suggested_lrs() == result.suggested_lrs("verified") == [2e-3]
+    assert result.suggested_lrs("auto") == [1e-3]
 
 
 def test_rates_follow_the_sweep() -> None:
     ranges = ((1e-6, 1.0), (1e-5, 10.0), (0.3, 0.3), (1e-6, 1e-2))
     result = make_result(ranges=ranges, lr=1e-3)
-    np.testing.assert_allclose(result.rates(), [1e-3, 1e-2, 0.3, 1e-4], rtol=1e-12)
+    np.testing.assert_allclose(result.suggested_lrs(), [1e-3, 1e-2, 0.3, 1e-4], rtol=1e-12)
     np.testing.assert_allclose(result.ratios[:2], [1, 10], rtol=1e-12)
     assert result.ratios == result.sweep.ratios and result.ratios[2:] == (None, None)
 
@@ -68,7 +68,7 @@ def test_rules_without_a_rate(rule: str, message: str) -> None:
     entries = [Suggestion(lr, name, "too short", 0.5) for name, lr in odd.items()]
     result = make_result(suggestions=entries)
     optimizer = make_optimizer([0.25])
-    for call in (lambda: result.rates(rule), lambda: result.apply(optimizer, rule)):
+    for call in (lambda: result.suggested_lrs(rule), lambda: result.apply(optimizer, rule)):
         with pytest.raises(ValueError, match=message):
             call()
     assert rates_of(optimizer) == [0.25]
@@ -87,7 +87,7 @@ def test_applied_rates_are_a_list_with_a_way_back() -> None:
     result = make_result(ranges=((1e-7, 0.1), (1e-6, 1.0)), reference=1, lr=2e-3)
     optimizer = make_optimizer([0.1, 0.5], names=["body"])
     applied = result.apply(optimizer)
-    expected = result.rates()
+    expected = result.suggested_lrs()
     assert isinstance(applied, list) and applied == expected == applied.new
     np.testing.assert_allclose(expected, [2e-4, 2e-3], rtol=1e-12)
     assert rates_of(optimizer) == expected and applied.old == [0.1, 0.5]
@@ -114,7 +114,7 @@ def test_tensor_rates_are_set_in_place(dtype: torch.dtype) -> None:
 def test_held_groups_keep_their_rate() -> None:
     result = make_result(ranges=((1e-6, 1.0), (0.3, 0.3), (0.0, 0.0)))
     optimizer = make_optimizer([0.1, 0.2, 0.0])
-    assert result.rates() == [1e-3, 0.3, 0.0]
+    assert result.suggested_lrs() == [1e-3, 0.3, 0.0]
     applied = result.apply(optimizer)
     assert applied == rates_of(optimizer) == [1e-3, 0.2, 0.0]
     assert applied.old == [0.1, 0.2, 0.0]

@@ -180,4 +180,4 @@ def test_a_sweep_of_a_model_survives_a_file(tmp_path: Path) -> None:
     read = RangeTest.from_json(tmp_path / "result.json")
     assert_same(result, read)
     rates = read.apply(optimizer)
-    assert rates == result.rates() == [optimizer.param_groups[0]["lr"]]
+    assert rates == result.suggested_lrs() == [optimizer.param_groups[0]["lr"]]

@@ -306,13 +306,13 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"max_change": 1, "tolerance": 1}, r"max_change must be finite, above 1"),
     ({"rule": "best"}, r"best"),
     ({"rule": "verified"}, r"rule 'verified' needs verify"),
-    ({"num_iters": 3}, r"options must be keyword arguments of lr_find, got 'num_iters'"),
-    ({"data": []}, r"options must be keyword arguments of lr_find, got 'data'"),
+    ({"num_iters": 3}, r"unexpected keyword argument 'num_iters'; did you mean num_iter?"),
+    ({"data": []}, r"'data'; did you mean train_loader"),
     (
         {"schedulers": [schedules.cosine(3)]},
         r"schedulers.0. must be a torch.LRScheduler, got a Schedule",
     ),
-    ({"loader": iter([])}, r"loader must be iterable more than once, got an iterator"),
+    ({"train_loader": iter([])}, r"train_loader must be iterable more than once, got an iterator"),
     ({"optimizer": 3}, r"optimizer must be a torch.optim.Optimizer, got 3"),
 ]
 
@@ -320,7 +320,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[message for _, message in ERRORS])
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     model, optimizer = make_groups()
-    given = {"model": model, "optimizer": optimizer, "loader": [], "loss_fn": cross_entropy}
+    given = {"model": model, "optimizer": optimizer, "train_loader": [], "loss_fn": cross_entropy}
     with pytest.raises((TypeError, ValueError), match=message):
         Retest(**(given | arguments))
 

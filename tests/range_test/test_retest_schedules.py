@@ -91,6 +91,6 @@ def test_our_schedule_goes_on_scaled(finder: Finder) -> None:
         if k == 4:
             retest.epoch_end()
         factors = [1.0 if k < 4 else 3.0] * 3 + [1.0]
-        want = [f * r for f, r in zip(factors, twin.current_rates(), strict=True)]
-        assert changed.current_rates() == pytest.approx(want, rel=1e-12)
+        want = [f * r for f, r in zip(factors, twin.get_last_lr(), strict=True)]
+        assert changed.get_last_lr() == pytest.approx(want, rel=1e-12)
     assert changed.schedule_step == 20

@@ -39,7 +39,7 @@ def three_groups(kind: str, rates: Any = RATES) -> tuple[nn.Sequential, Any]:
 
 
 def sweep(model: nn.Module, optimizer: Any, **options: Any) -> RangeTest:
-    settings = {"num_iter": 12, "stop": None, "progress": False} | options
+    settings = {"num_iter": 12, "diverge_threshold": None, "progress": False} | options
     return lr_find(model, optimizer, make_batches(4), cross_entropy, **settings)
 
 
@@ -139,10 +139,10 @@ def test_the_rates_of_each_group(kind: str, mode: Any, name: str) -> None:
 
     for point in (0, 5, 11):
         found = suggesting(result, float(result.lrs[point]))
-        np.testing.assert_allclose(found.rates(), expected[point], rtol=1e-10)
+        np.testing.assert_allclose(found.suggested_lrs(), expected[point], rtol=1e-10)
         applied = found.apply(optimizer)
         now = [group["lr"] for group in optimizer.param_groups]
-        assert now == list(applied) == found.rates()
+        assert now == list(applied) == found.suggested_lrs()
         assert applied.old == list(RATES)
         applied.undo()
         assert trace(model, optimizer) == before
@@ -170,7 +170,7 @@ def test_a_group_at_zero_stays_there_in_proportion(kind: str) -> None:
     used = used_rates(optimizer)
     result = sweep(model, optimizer)
     assert {row[0] for row in used} == {0.0}
-    assert suggesting(result, 0.5).rates()[0] == 0.0
+    assert suggesting(result, 0.5).suggested_lrs()[0] == 0.0
 
 
 @ALL
@@ -179,7 +179,7 @@ def test_a_group_held_at_zero(kind: str) -> None:
     used = used_rates(optimizer)
     result = sweep(model, optimizer, vary=1)
     assert {row[0] for row in used} == {0.0} and {row[2] for row in used} == {0.1}
-    assert suggesting(result, 0.5).rates() == [0.0, 0.5, 0.1]
+    assert suggesting(result, 0.5).suggested_lrs() == [0.0, 0.5, 0.1]
 
 
 @ALL
@@ -280,19 +280,34 @@ CASES: list[Case] = [
             ValueError,
             f"{name} {WHOLE}.*got {v!r}",
         )
-        for name in ("repeats", "accumulate", "verify")
+        for name in ("repeats", "gradient_accumulation_steps", "verify")
         for v in (-1, 2.0, True, None, "3")
     ],
     ("no repeat", lambda b: b.find(repeats=0), ValueError, f"repeats {WHOLE}, 1 or more, got 0"),
-    ("nothing", lambda b: b.find(accumulate=0), ValueError, f"accumulate {WHOLE}, 1 or .*got 0"),
+    (
+        "nothing",
+        lambda b: b.find(gradient_accumulation_steps=0),
+        ValueError,
+        f"gradient_accumulation_steps {WHOLE}, 1 or .*got 0",
+    ),
     ("race of 1", lambda b: b.find(verify=1), ValueError, f"verify {WHOLE} of steps, 2 .*got 1"),
-    ("lag, valid", lambda b: b.find(lag=1, valid=b.batches), ValueError, "lag must be 0 with va"),
-    ("empty valid", lambda b: b.find(valid=[]), ValueError, "valid must yield at least one batch"),
+    (
+        "lag, valid",
+        lambda b: b.find(lag=1, val_loader=b.batches),
+        ValueError,
+        "lag must be 0 with va",
+    ),
+    (
+        "empty valid",
+        lambda b: b.find(val_loader=[]),
+        ValueError,
+        "val_loader must yield at least one batch",
+    ),
     (
         "spent valid",
-        lambda b: b.find(valid=iter(b.batches)),
+        lambda b: b.find(val_loader=iter(b.batches)),
         ValueError,
-        "valid must yield at least one batch",
+        "val_loader must yield at least one batch",
     ),
     *[
         (
@@ -303,8 +318,8 @@ CASES: list[Case] = [
         )
         for name, v in (
             ("compute_loss", boom),
-            ("accumulate", 2),
-            ("valid", [1]),
+            ("gradient_accumulation_steps", 2),
+            ("val_loader", [1]),
             ("verify", 2),
         )
     ],

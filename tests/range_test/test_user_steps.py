@@ -24,7 +24,12 @@ from torch import Tensor, nn
 import lrfast
 from lrfast import RangeTest, lr_find
 
-PLAIN: dict[str, Any] = {"stop": None, "progress": False, "start_lr": 1e-3, "end_lr": 0.5}
+PLAIN: dict[str, Any] = {
+    "diverge_threshold": None,
+    "progress": False,
+    "start_lr": 1e-3,
+    "end_lr": 0.5,
+}
 RATES = np.geomspace(1e-3, 0.5, 10)
 
 
@@ -72,7 +77,13 @@ FUSED = ("fused-sgd", "fused-adamw")
 @pytest.mark.parametrize("kind", [*OPTIMIZERS, *FUSED])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"lag": 1}, {"accumulate": 2}, {"valid": make_batches(2)}, {"repeats": 2}],
+    [
+        {},
+        {"lag": 1},
+        {"gradient_accumulation_steps": 2},
+        {"val_loader": make_batches(2)},
+        {"repeats": 2},
+    ],
     ids=["plain", "lag", "accumulate", "valid", "repeats"],
 )
 def test_a_skipped_step_adds_no_point(kind: str, options: dict[str, Any]) -> None:
@@ -95,7 +106,7 @@ def test_a_skipped_step_adds_no_point(kind: str, options: dict[str, Any]) -> Non
     np.testing.assert_allclose(result.lrs, RATES, rtol=1e-12)
     assert result.outcome == "completed"
     sweeps = options.get("repeats", 1)
-    made = calls // options.get("accumulate", 1)
+    made = calls // options.get("gradient_accumulation_steps", 1)
     assert made > 11 * sweeps  # some were skipped
     assert moves == result.lrs.tolist() * sweeps
     assert (bits(scaler.state_dict()), trace(model, optimizer)) == untouched
@@ -282,9 +293,9 @@ def test_a_closure_with_the_other_options() -> None:
     later, rates = closure_sweep(lag=1)
     assert len(rates) == 10 and bits(later.losses[:-1]) == bits(plain.losses[1:])
     valid = [(x.double(), y) for x, y in make_batches(2)]
-    judged, _ = closure_sweep(valid=valid)
+    judged, _ = closure_sweep(val_loader=valid)
     assert bits(judged.losses) != bits(plain.losses)
-    two, rates = closure_sweep(accumulate=2)
+    two, rates = closure_sweep(gradient_accumulation_steps=2)
     assert len(two.lrs) == len(rates) == 10
     raced, _ = closure_sweep(verify=4)
     assert raced.race is not None and len(raced.race.candidates) > 1
@@ -301,7 +312,7 @@ def test_a_closures_validation_loss_comes_after_the_update() -> None:
 
     options: Any = {"compute_loss": compute_loss, "num_iter": 4, **PLAIN}
     before = lr_find(model, optimizer, [torch.ones(1)], **options)
-    after = lr_find(model, optimizer, [torch.ones(1)], valid=[torch.ones(1)], **options)
+    after = lr_find(model, optimizer, [torch.ones(1)], val_loader=[torch.ones(1)], **options)
     assert before.losses[0] == 9.0
     np.testing.assert_allclose(after.losses[:-1], before.losses[1:], rtol=1e-14)
 
@@ -347,7 +358,7 @@ def test_a_model_that_returns_its_loss(kind: str, way: str, batch: str) -> None:
     result = lr_find(model, optimizer, data, num_iter=10, **PLAIN)
     wanted = lr_find(model.body, optimizer, make_batches(5), cross_entropy, num_iter=10, **PLAIN)
     assert bits(result.losses) == bits(wanted.losses)
-    judged = lr_find(model, optimizer, data, valid=data, num_iter=10, **PLAIN)
+    judged = lr_find(model, optimizer, data, val_loader=data, num_iter=10, **PLAIN)
     assert len(judged.lrs) == 10
 
 

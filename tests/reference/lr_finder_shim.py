@@ -131,10 +131,10 @@ class LRFinder:
             end_lr=[end_lr] * len(groups),
             num_iter=num_iter,
             mode=step_mode.lower(),  # type: ignore[arg-type]
-            stop=diverge_th,
+            diverge_threshold=diverge_th,
             beta=1 - smooth_f if smooth_f > 0 else 0.0,
-            accumulate=accumulation_steps,
-            valid=val_loader,
+            gradient_accumulation_steps=accumulation_steps,
+            val_loader=val_loader,
             scaler=self.grad_scaler,
             progress=False,
         )

@@ -99,10 +99,12 @@ def sgdr(t: int, lengths: Sequence[int], low: float, warm: int, endless: bool) -
     raise ValueError("too few cycles")
 
 
-def three_phase(t: int, n: int, pct_start: float, div: float, final_div: float) -> float:
+def three_phase(
+    t: int, n: int, pct_start: float, div_factor: float, final_div_factor: float
+) -> float:
     """One-cycle that comes back to its first value before the last fall, where there is room."""
     peak = max(round(pct_start * n) - 1, 0)
-    back, first, last = min(2 * peak, n - 2), 1 / div, 1 / div / final_div
+    back, first, last = min(2 * peak, n - 2), 1 / div_factor, 1 / div_factor / final_div_factor
     if t < peak:
         return half_cosine(t, peak, first, 1.0)
     if not 0 < peak < back:

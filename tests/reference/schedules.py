@@ -58,11 +58,17 @@ def one_cycle(
     step: int,
     total_steps: int,
     pct_start: float = 0.3,
-    div: float = 25.0,
-    final_div: float = 1e4,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
     anneal: str = "cos",
 ) -> float:
-    return up_and_down(step, total_steps, pct_start, (1 / div, 1.0, 1 / div / final_div), anneal)
+    return up_and_down(
+        step,
+        total_steps,
+        pct_start,
+        (1 / div_factor, 1.0, 1 / div_factor / final_div_factor),
+        anneal,
+    )
 
 
 def one_cycle_momentum(

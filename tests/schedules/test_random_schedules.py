@@ -43,12 +43,12 @@ def pairs(make: Callable[..., Pair], *arguments: st.SearchStrategy[Any]) -> st.S
     return st.builds(make, *arguments)
 
 
-def one_cycle(n: int, pct: float, div: float, final_div: float, three: bool) -> Pair:
+def one_cycle(n: int, pct: float, div_factor: float, final_div_factor: float, three: bool) -> Pair:
     pct = pct / 2 if three else pct
-    schedule = schedules.one_cycle(n, pct, div, final_div, None, three_phase=three)
+    schedule = schedules.one_cycle(n, pct, div_factor, final_div_factor, None, three_phase=three)
     if three:
-        return Pair(schedule, lambda t: shapes.three_phase(t, n, pct, div, final_div))
-    return Pair(schedule, lambda t: reference.one_cycle(t, n, pct, div, final_div))
+        return Pair(schedule, lambda t: shapes.three_phase(t, n, pct, div_factor, final_div_factor))
+    return Pair(schedule, lambda t: reference.one_cycle(t, n, pct, div_factor, final_div_factor))
 
 
 def cyclic(up: int, down: int, base: float, mode: Any, gamma: float) -> Pair:

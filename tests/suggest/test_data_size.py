@@ -121,7 +121,11 @@ SOURCES: dict[str, tuple[Iterable[Any], dict[str, Any], DataSize]] = {
     "a list": (in_batches(), {}, DataSize(8, 144)),
     "one batch": ([(INPUTS, TARGETS)], {}, DataSize(48, 144)),
     "nobody knows how many": (itertools.cycle(in_batches()), {}, DataSize(8, None)),
-    "gradients of three batches": (in_batches(), {"accumulate": 3}, DataSize(24, 144)),
+    "gradients of three batches": (
+        in_batches(),
+        {"gradient_accumulation_steps": 3},
+        DataSize(24, 144),
+    ),
     "the same batch again": (in_batches(), {"same_batch": True}, DataSize(8, 144)),
     "two repeats": (in_batches(), {"repeats": 2}, DataSize(8, 144)),
     "numbers to predict": (DataLoader(TensorDataset(INPUTS, NUMBERS), 16), {}, DataSize(16)),

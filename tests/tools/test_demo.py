@@ -120,7 +120,7 @@ def test_without_matplotlib_the_demo_says_what_pictures_need(
         monkeypatch.setitem(sys.modules, name, None)
     tuner, plan = demo.fine_tune(demo.make_model(), demo.make_task(digits, 0), 0)
     plan.tests["head"] = lrfast.lr_find(
-        tuner.model, tuner.optimizer, tuner.train, tuner.loss_fn, num_iter=5, progress=False
+        tuner.model, tuner.optimizer, tuner.train_loader, tuner.loss_fn, num_iter=5, progress=False
     )
     assert "pip install 'lrfast[plot]'" in demo._plots(tmp_path, plan, tuner)
 

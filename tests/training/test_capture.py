@@ -185,7 +185,7 @@ def test_no_launch_asks_for_the_curves_length(device: torch.device) -> None:
 
 def test_divergence_stops_the_updates(device: torch.device) -> None:
     training = Training(device=device)
-    curve = lrfast.LossCurve(12, device, stop=1.5)
+    curve = lrfast.LossCurve(12, device, diverge_threshold=1.5)
     with training.capture(curve=curve) as step:
         batches = make_batches(6, device)
         step(batches[0])

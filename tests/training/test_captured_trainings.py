@@ -15,7 +15,13 @@ import lrfast
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate": 3}, {"same_batch": True, "lag": 1}, {"repeats": 2}, {"end_lr": 1e5}],
+    [
+        {},
+        {"gradient_accumulation_steps": 3},
+        {"same_batch": True, "lag": 1},
+        {"repeats": 2},
+        {"end_lr": 1e5},
+    ],
     ids=str,
 )
 def test_a_captured_range_test(options: dict[str, Any], device: torch.device) -> None:
@@ -47,7 +53,7 @@ def test_a_captured_range_test(options: dict[str, Any], device: torch.device) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"valid": make_batches(1)}, "valid must be left out with capture=True"),
+        ({"val_loader": make_batches(1)}, "val_loader must be left out with capture=True"),
         ({"step_fn": lambda batch: batch[0].sum()}, "step_fn must be left out with capture=True"),
     ],
     ids=["valid", "step_fn"],
@@ -66,7 +72,11 @@ def test_range_tests_that_cannot_be_captured(options: dict[str, Any], message: s
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate": 2, "ema_decay": 0.8, "max_grad_norm": 0.3}, {"norm_mode": "keep"}],
+    [
+        {},
+        {"gradient_accumulation_steps": 2, "ema_decay": 0.8, "max_grad_norm": 0.3},
+        {"norm_mode": "keep"},
+    ],
     ids=str,
 )
 def test_a_captured_fine_tuner(options: dict[str, Any], device: torch.device) -> None:

@@ -84,8 +84,8 @@ class RecipeConfig:
                 f"epochs[1] must hold whole cycles ({sums} and so on for "
                 f"cycle_mult={mult:g}), got {self.epochs[1]}"
             )
-        if tuner.valid is None:
-            raise ValueError("cycle_mult needs validation data to see overfitting, got valid=None")
+        if tuner.val_loader is None:
+            raise ValueError("cycle_mult needs a val_loader, to see overfitting, got None")
 
 
 @public_in("lrfast.finetune")
@@ -132,8 +132,8 @@ def plan(tuner: Tuner, numbers: RecipeConfig) -> tuple[PlannedStage, ...]:
         norms = ("none", "none", "none")
     schedules, source, stages = ("one cycle", "one cycle"), "range test on the head", []
     if epochs := numbers.feature_epochs:
-        data = tuner.train if numbers.plain is None else numbers.plain
-        steps = epochs * -(-epoch_batches(data) // tuner.accumulate)
+        data = tuner.train_loader if numbers.plain is None else numbers.plain
+        steps = epochs * -(-epoch_batches(data) // tuner.gradient_accumulation_steps)
         reason = "the frozen body need not be computed twice while nothing is augmented"
         words = (norms[0], "one cycle", source, reason)
         stages.append(PlannedStage("head on features", epochs, steps, body, *words))

@@ -146,16 +146,16 @@ class Recipe:
     @contextmanager
     def _training_on(self, planned: PlannedStage) -> Iterator[None]:
         """Give the tuner the data and the early stop of a stage for the block."""
-        tuner, train = self._tuner, self._tuner.train
+        tuner, train_loader = self._tuner, self._tuner.train_loader
         ends_early = planned.trains_all and self._numbers.cycle_mult is not None
         if planned.on_features and self._numbers.plain is not None:
-            tuner.train = self._numbers.plain
+            tuner.train_loader = self._numbers.plain
         if ends_early:
             tuner.callbacks.append(self._stop)
         try:
             yield
         finally:
-            tuner.train = train
+            tuner.train_loader = train_loader
             if ends_early:
                 tuner.callbacks.remove(self._stop)
 
@@ -179,7 +179,7 @@ class Recipe:
             math.nan if group.get("frozen") else rate
             for group, rate in zip(groups, own, strict=True)
         )
-        before = {} if tuner.valid is None else tuner.validate()
+        before = {} if tuner.val_loader is None else tuner.validate()
         self._begun = _Begun(choice, peaks, before, len(tuner.history.stages))
         epochs, mult, is_plain = planned.epochs, numbers.cycle_mult, planned.on_features
         if mult is None or is_plain:

@@ -453,8 +453,8 @@ SCHEDULES = [
     Fault(
         "one-cycle-ends-a-step-late",
         "lrfast/schedules",
-        "rate = _phases(ends, 1 / div, 1.0,",
-        "rate = _phases([*ends[:-1], ends[-1] + 1], 1 / div, 1.0,",
+        "rate = _phases(ends, 1 / div_factor, 1.0,",
+        "rate = _phases([*ends[:-1], ends[-1] + 1], 1 / div_factor, 1.0,",
         "test_schedules.py",
     ),
     Fault(
@@ -665,8 +665,8 @@ INTEGRATIONS = [
     Fault(
         "a-prepared-optimizer-loses-its-accumulation",
         "lrfast/range_test/_lr_find.py",
-        "        accumulate = steps\n",
-        "",
+        "    return prepared, tuple(notes)\n",
+        "    return given, tuple(notes)\n",
         "test_accelerate_updates.py",
     ),
     Fault(
@@ -703,7 +703,7 @@ DOORS = [
     Fault(
         "foreign-names-are-unknown",
         "lrfast/_utils/arguments.py",
-        "near = known or difflib",
+        "near = self._meant_by(name) or difflib",
         "near = difflib",
         "test_slips.py",
     ),
