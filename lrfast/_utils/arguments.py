@@ -34,7 +34,7 @@ _Class = TypeVar("_Class", bound=type)
 _NAMES: Final = (
     ("lr max_lr start_lr", "learning_rate lr_max base_lr rate"),
     ("max_lr lr end_lr", "max_lr lr"),
-    ("start_lr eta_min min_factor end", "min_lr"),
+    ("start_lr eta_min min_factor end final_div_factor", "min_lr"),
     ("loss_fn", "criterion loss loss_func loss_function objective"),
     ("model", "net network module"),
     ("optimizer", "opt optim opt_func"),

@@ -23,7 +23,15 @@ from lrfast.schedules._cycles import cyclic, one_cycle, sgdr
 from lrfast.schedules._registry import get
 from lrfast.schedules._schedule import Schedule, per_epoch
 from lrfast.schedules._segments import Segment, Table
-from lrfast.schedules._warmup import flat_cosine, inverse_sqrt, slanted_triangular, warmup, wsd
+from lrfast.schedules._warmup import (
+    cosine_with_warmup,
+    flat_cosine,
+    inverse_sqrt,
+    linear_with_warmup,
+    slanted_triangular,
+    warmup,
+    wsd,
+)
 
 __all__ = [
     "Schedule",
@@ -31,6 +39,7 @@ __all__ = [
     "Table",
     "constant",
     "cosine",
+    "cosine_with_warmup",
     "cyclic",
     "exponential",
     "flat_cosine",
@@ -39,6 +48,7 @@ __all__ = [
     "get",
     "inverse_sqrt",
     "linear",
+    "linear_with_warmup",
     "multistep",
     "one_cycle",
     "per_epoch",

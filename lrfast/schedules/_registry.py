@@ -13,6 +13,7 @@ from lrfast.schedules._schedule import Schedule
 _MAKERS: Final[tuple[Callable[..., Schedule], ...]] = (
     *(_basic.constant, _basic.cosine, _cycles.cyclic, _basic.exponential, _warmup.flat_cosine),
     *(_convert.from_function, _warmup.inverse_sqrt, _basic.linear, _basic.multistep),
+    *(_warmup.cosine_with_warmup, _warmup.linear_with_warmup),
     *(_cycles.one_cycle, _basic.polynomial, _basic.rex, _cycles.sgdr, _warmup.slanted_triangular),
     *(_basic.staircase, _basic.step, _basic.sweep, _warmup.warmup, _warmup.wsd),
 )

@@ -42,6 +42,80 @@ def warmup(steps: int, start_factor: float = 0.0) -> Schedule:
 
 
 @checked
+def linear_with_warmup(warmup_steps: int, total_steps: int) -> Schedule:
+    """Return a rise from 0 to 1, then a fall to 0: transformers' get_linear_schedule_with_warmup.
+
+    Args:
+        warmup_steps: Steps of the rise, 0 or more; 1 is reached at step ``warmup_steps``.
+        total_steps: Step from which on the multiplier is 0, above ``warmup_steps``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> linear_with_warmup(2, 6).values(range(8)).tolist()
+        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+    warmup_steps, fall = _steps_around(warmup_steps, total_steps)
+    segments = [*_rise(warmup_steps), ramp(warmup_steps, fall, 1.0, 0.0, "linear")]
+    return Schedule("linear-with-warmup", warmup_steps + fall, (track(*segments),))
+
+
+@checked
+def cosine_with_warmup(warmup_steps: int, total_steps: int, num_cycles: float = 0.5) -> Schedule:
+    """Return a rise from 0 to 1, then a cosine: transformers' get_cosine_schedule_with_warmup.
+
+    Past its end it holds its last value, whereas that of transformers goes on along the cosine.
+
+    Args:
+        warmup_steps: Steps of the rise, 0 or more; 1 is reached at step ``warmup_steps``.
+        total_steps: Step at which the cosine ends, above ``warmup_steps``.
+        num_cycles: Periods of the cosine, above 0, at most one per 2 steps; default 0.5: it ends at
+            0.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> cosine_with_warmup(2, 6).values(range(8)).round(3).tolist()
+        [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+    """
+    warmup_steps, fall = _steps_around(warmup_steps, total_steps)
+    check_positive("num_cycles", num_cycles)
+    if num_cycles > max(fall / 2, 0.5):
+        raise ValueError(
+            f"num_cycles must be {max(fall / 2, 0.5)} or less, a period per 2 steps after the "
+            f"warm-up, got {num_cycles}"
+        )
+    half = fall / (2 * num_cycles)  # steps of half a period
+    segments = _rise(warmup_steps)
+    for index in range(math.ceil(2 * num_cycles)):
+        start = warmup_steps + index * half
+        if math.ceil(start) < total_steps:
+            ends = (1.0, 0.0) if index % 2 == 0 else (0.0, 1.0)
+            segments.append(Segment(math.ceil(start), start, half, *ends, "cosine"))
+    last = (1 + math.cos(2 * math.pi * num_cycles)) / 2
+    segments.append(level(warmup_steps + fall, last))
+    return Schedule("cosine-with-warmup", warmup_steps + fall, (track(*segments),))
+
+
+def _steps_around(warmup_steps: int, total_steps: int) -> tuple[int, int]:
+    """Return the steps of a warm-up and those after it, 1 or more."""
+    warmup_steps = check_count("warmup_steps", warmup_steps, least=0)
+    total_steps = check_count("total_steps", total_steps)
+    if warmup_steps >= total_steps:
+        raise ValueError(
+            f"warmup_steps must be less than {total_steps} (total_steps), got {warmup_steps}"
+        )
+    return warmup_steps, total_steps - warmup_steps
+
+
+def _rise(steps: int) -> list[Segment]:
+    """Return a linear warm-up from 0, if there is one."""
+    return [ramp(0, steps, 0.0, 1.0, "linear")] if steps else []
+
+
+@checked
 def flat_cosine(
     total_steps: int,
     pct_start: float = 0.72,
@@ -160,7 +234,7 @@ def inverse_sqrt(warmup_steps: int, total_steps: int, timescale: float | None = 
         )
     scale = float(warmup_steps or 10_000) if timescale is None else timescale
     check_positive("timescale", scale)
-    segments = [ramp(0, warmup_steps, 0.0, 1.0, "linear")] if warmup_steps else []
+    segments = _rise(warmup_steps)
     fall = total_steps - warmup_steps
     if fall:
         last = 1 / math.sqrt(1 + fall / scale)

@@ -187,6 +187,13 @@ CALLS: dict[str, Callable[[Bench], Call]] = {
     "warmup": lambda b: (schedules.warmup, {"steps": 9}),
     "flat_cosine": lambda b: (schedules.flat_cosine, {"total_steps": 9}),
     "wsd": lambda b: (schedules.wsd, {"total_steps": 9, "warmup_steps": 1, "decay_steps": 3}),
+    **{
+        name: lambda b, name=name: (
+            getattr(schedules, name),
+            {"warmup_steps": 1, "total_steps": 9},
+        )
+        for name in ("linear_with_warmup", "cosine_with_warmup")
+    },
     "inverse_sqrt": lambda b: (schedules.inverse_sqrt, {"warmup_steps": 1, "total_steps": 9}),
     "slanted_triangular": lambda b: (schedules.slanted_triangular, {"total_steps": 9}),
     "from_function": lambda b: (

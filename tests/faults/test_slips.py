@@ -71,6 +71,39 @@ SLIPS: list[Slip] = [
     ("scheduler=", lambda b: adamw(b, scheduler=None), "'scheduler'; did you mean schedule?"),
     ("max_grad_nrm=", lambda b: adamw(b, max_grad_nrm=1.0), "did you mean max_grad_norm?"),
     ("nothing near", lambda b: find(b, qqq=1), "'qqq', which takes model, optimizer, train_loader"),
+    ("optimizer=", lambda b: schedules.cosine(optimizer=b.optimizer, T_max=9),  # type: ignore[call-arg]
+     r"'optimizer', .*AdamW\(params, lr=..., schedule=cosine\(...\)\)"),
+    ("num_warmup_steps=", lambda b: schedules.linear_with_warmup(num_warmup_steps=1),  # type: ignore[call-arg]
+     "'num_warmup_steps'; did you mean warmup_steps?"),
+    ("min_lr= in Plateau", lambda b: lrfast.Plateau(b.optimizer, min_lr=0.1),  # type: ignore[call-arg]
+     "'min_lr'; did you mean min_factor?"),
+    ("min_lr= in one_cycle", lambda b: schedules.one_cycle(9, min_lr=0.1),  # type: ignore[call-arg]
+     "'min_lr'; did you mean final_div_factor?"),
+    # Former names, and those of fastai, torch-lr-finder, Lightning and Accelerate.
+    *((f"{name}= in lr_find", lambda b, name=name: find(b, **{name: 5}), f"'{name}'; .* {own}?")
+      for own, names in {
+          "train_loader": "data dataloader",
+          "val_loader": "valid",
+          "diverge_threshold": "stop stop_div diverge_th early_stop_threshold",
+          "gradient_accumulation_steps": "accumulate accumulation_steps accumulate_grad_batches",
+          "num_iter": "num_it",
+      }.items() for name in names.split()),
+    *((f"{name}= in FineTuner", lambda b, name=name: b.tuned(**{name: 5}), f"'{name}'; .* {own}?")
+      for own, names in {
+          "train_loader": "train dls",
+          "val_loader": "valid",
+          "gradient_accumulation_steps": "accumulate",
+      }.items() for name in names.split()),
+    ("stop= in a tuner's", lambda b: b.tuner.lr_find(stop=2.0), "did you mean diverge_threshold?"),
+    ("loader=", lambda b: lrfast.Retest(b.model, b.optimizer, loader=BATCHES),  # type: ignore[call-arg]
+     "'loader'; did you mean train_loader?"),
+    ("stop= in Retest", lambda b: lrfast.Retest(b.model, b.optimizer, BATCHES, stop=2.0),
+     "'stop'; did you mean diverge_threshold?"),
+    ("stop= of a curve", lambda b: lrfast.LossCurve(9, stop=2.0),  # type: ignore[call-arg]
+     "'stop'; did you mean diverge_threshold?"),
+    ("final_div=", lambda b: schedules.one_cycle(9, final_div=5),  # type: ignore[call-arg]
+     "'final_div'; did you mean final_div_factor?"),
+    ("div= in fit", lambda b: b.tuner.fit_one_cycle(1, 0.1, div=5), "'div'; .* div_factor?"),
     # Kinds.
     ("swapped", lambda b: find(b, b.optimizer, b.model),
      r"model must be a torch.nn.Module, got an AdamW; are model and optimizer swapped\? .*find\(m"),

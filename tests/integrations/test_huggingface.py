@@ -205,6 +205,32 @@ def test_trainers_own_goes_on_from_a_checkpoint(tmp_path: Path, kind: str) -> No
         assert furthest(ours.model.parameters(), theirs.model.parameters()) < 2e-5
 
 
+@pytest.mark.one_row
+@pytest.mark.parametrize(
+    ("kind", "warmup", "options"),
+    [
+        ("linear", 0, {}),
+        ("linear", 7, {}),
+        ("cosine", 0, {}),
+        ("cosine", 7, {}),
+        ("cosine", 5, {"num_cycles": 1.3}),
+        ("cosine", 39, {"num_cycles": 0.2}),
+    ],
+)
+def test_schedules_with_warmup_are_those_of_transformers(
+    kind: str, warmup: int, options: dict[str, float]
+) -> None:
+    total = 40
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    make = getattr(transformers, f"get_{kind}_schedule_with_warmup")
+    theirs = make(optimizer, warmup, total, **options)
+    ours = getattr(schedules, f"{kind}_with_warmup")(warmup, total, **options)
+    for step in range(total + 1):
+        assert ours.at(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-15)
+        optimizer.step()
+        theirs.step()
+
+
 class CountingTrainer(transformers.Trainer):  # type: ignore[misc]
     def get_learning_rates(self) -> list[float]:
         return [float(self.state.global_step)]

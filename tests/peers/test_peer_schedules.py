@@ -57,6 +57,30 @@ ROWS: list[tuple[str, Schedule, Callable[[int], float]]] = [
         for up in ("linear", "cosine", "sqrt")
         for down in ("linear", "cosine", "sqrt")
     ),
+    *(
+        (
+            f"linear-with-warmup-{warm}",
+            schedules.linear_with_warmup(warm, 120),
+            lambda t, warm=warm: peers.transformers_linear(t, warm, 120),
+        )
+        for warm in (0, 1, 17, 119)
+    ),
+    *(
+        (
+            f"cosine-with-warmup-{warm}-{cycles}",
+            schedules.cosine_with_warmup(warm, 93, cycles),
+            lambda t, warm=warm, cycles=cycles: peers.transformers_cosine(t, warm, 93, cycles),
+        )
+        for warm, cycles in (
+            (0, 0.5),
+            (13, 0.5),
+            (92, 0.4),
+            (9, 0.3),
+            (20, 1.0),
+            (11, 3.7),
+            (3, 45),
+        )
+    ),
     (
         "inverse-sqrt",
         schedules.inverse_sqrt(11, 1000),
@@ -179,6 +203,8 @@ def test_milestones_are_not_one_step_early() -> None:
         schedules.sgdr(2, 2, eta_min=0.1),
         schedules.wsd(12, 3, 4, "sqrt", "sqrt"),
         schedules.inverse_sqrt(3, 10),
+        schedules.linear_with_warmup(3, 9),
+        schedules.cosine_with_warmup(3, 10, 1.2),
         schedules.polynomial(9, 2.5, 0.1),
         schedules.rex(9),
         schedules.from_function(lambda t: 1 / (1 + t), 9),
@@ -220,6 +246,10 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: schedules.wsd(5, 3, 3), r"must be 5 \(total_steps\) or less, got 3 \+ 3"),
     (lambda: schedules.wsd(5, 1, 0), "decay_steps must be a whole number, 1 or more, got 0"),
     (lambda: schedules.wsd(5, 1, 1, "exp"), "warmup must be 'linear', .* got 'exp'"),  # type: ignore[arg-type]
+    (lambda: schedules.linear_with_warmup(8, 8), r"warmup_steps must be less than 8 \(total_st"),
+    (lambda: schedules.cosine_with_warmup(-1, 8), "warmup_steps must be a whole number, 0 or more"),
+    (lambda: schedules.cosine_with_warmup(2, 8, 0), "num_cycles must be finite and above 0, got 0"),
+    (lambda: schedules.cosine_with_warmup(2, 8, 3.5), "num_cycles must be 3.0 or less, .* got 3.5"),
     (lambda: schedules.inverse_sqrt(9, 8), r"warmup_steps must be 8 \(total_steps\) or less"),
     (lambda: schedules.inverse_sqrt(1, 8, 0.0), "timescale must be finite and above 0, got 0.0"),
     (lambda: schedules.slanted_triangular(5, -0.1), r"cut_frac must lie in \[0, 1\], got -0.1"),

@@ -409,8 +409,8 @@ def test_a_step_that_writes_into_large_data_is_named() -> None:
 
     notes = run.find(compute_loss=loss).notes
     assert [note.partition(" was ")[0] for note in notes if "in place" in note] == [
-        "data[0][0]",
-        "data[1][0]",
+        "train_loader[0][0]",
+        "train_loader[1][0]",
     ]
 
 

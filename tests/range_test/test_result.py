@@ -169,7 +169,7 @@ def test_the_table_marks_the_rule_used() -> None:
         Suggestion(2e-2, "cyclic", "a pair", 0.25, base_lr=5e-3),
     ]
     lines = [
-        "   rule    rate                confidence  reason",
+        "   rule    lr                  confidence  reason",
         "*  auto    1.0e-03             0.90        a reason",
         "   slide   none                0.00        too short",
         "   cyclic  5.0e-03 to 2.0e-02  0.25        a pair",

@@ -60,6 +60,17 @@ def transformers_wsd(
     return part * (1 - low) + low
 
 
+def transformers_linear(t: int, warm: int, total: int) -> float:
+    """get_linear_schedule_with_warmup."""
+    return t / warm if t < warm else max(0.0, (total - t) / (total - warm))
+
+
+def transformers_cosine(t: int, warm: int, total: int, cycles: float = 0.5) -> float:
+    """get_cosine_schedule_with_warmup, held at its end."""
+    u = (min(t, total) - warm) / (total - warm)
+    return t / warm if t < warm else max(0.0, 0.5 * (1 + math.cos(2 * math.pi * cycles * u)))
+
+
 def transformers_inverse_sqrt(t: int, warm: int, timescale: float) -> float:
     return t / warm if t < warm else 1 / math.sqrt((t + timescale - warm) / timescale)
 
