@@ -169,7 +169,7 @@ BAD: list[tuple[Any, Any, Any, str]] = [
         lambda: make_tuner(train_loader=Endless()),
         -1,
         {},
-        "precompute needs train to be a DataLoader",
+        "precompute needs train_loader to be a DataLoader",
     ),
     (
         lambda: make_tuner(loss_fn=None, metrics={}, compute_loss=lambda model, batch: batch),

@@ -334,7 +334,7 @@ def test_tuners_that_do_not_fit() -> None:
     single = FineTuner(nn.Linear(4, 3), make_batches(1), loss_fn=cross_entropy, progress=False)
     with pytest.raises(ValueError, match="a body and a head, two layer groups or more, got one"):
         single.recipe()
-    with pytest.raises(ValueError, match="cycle_mult needs validation data"):
+    with pytest.raises(ValueError, match="cycle_mult needs a val_loader"):
         make_tuner(val_loader=None).recipe((1, 3), cycle_mult=2.0)
     body, head = nn.Linear(4, 4), nn.Linear(4, 3)
     other = FineTuner(

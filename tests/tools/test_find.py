@@ -76,7 +76,7 @@ def test_it_is_the_range_test_that_python_makes(
         (["find", "somewhere"], "target must be script.py:make or module:make, or a checkpoint"),
         (["find", "script.py:nothing"], "target must name a function, got 'script.py:nothing'"),
         (["find", "other.py:make"], "target must name a script that is there"),
-        (["find", "script.py:only_a_model"], "(model, optimizer, data, loss_fn), got Linear"),
+        (["find", "script.py:only_a_model"], "(model, optimizer, train_loader, loss_fn), got"),
         (["find", "x", "--data", "texts.parquet"], "data must be a .csv, .json, .jsonl or .txt"),
         (["find", "script.py:make", "--num-iter", "1"], "num_iter"),
         (["bench", "mlp", "--device", "cuda"], "CUDA"),
