@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import count, zip_longest
 from shutil import get_terminal_size
 from textwrap import wrap
 from typing import TYPE_CHECKING, TypeVar
@@ -15,15 +16,13 @@ if TYPE_CHECKING:
 
 _Row = TypeVar("_Row")
 
-_LEAST_ROOM = 24  # for the last column; with less, lines that break anywhere are easier to read
-
 
 @dataclass(frozen=True)
 class Table:
     """Rows of cells under the names of their columns."""
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]  # the last cell of each may be long
+    rows: Sequence[Sequence[str]]
     chosen: int | None = None  # the row that stands out: by a star in text, in bold otherwise
     right: Collection[int] = ()  # the columns that are aligned to the right
 
@@ -32,27 +31,49 @@ class Table:
         gap = [f"... {len(self.rows)} in all", *[""] * (len(self.columns) - 1)]
         return replace(self, rows=without_middle(self.rows, most, gap))
 
+    def turned(self) -> Table:
+        """Return the table with its columns as rows: for few rows of many long cells."""
+        first, *others = zip(self.columns, *self.rows, strict=True)
+        return Table(first, others)
+
     def text(self, width: int | None = None) -> str:
-        """Return aligned lines; last cells are wrapped to a width, 0 for no limit.
+        """Return aligned lines; cells are wrapped between words to a width, 0 for no limit.
 
         None stands for the columns of stdout if that is a terminal, else for no limit.
         """
-        columns = []
-        for place, column in enumerate(zip(self.columns, *self.rows, strict=True)):
-            space = max(map(len, column))
-            align = str.rjust if place in self.right else str.ljust
-            columns.append([align(cell, space) for cell in column])
+        room = _terminal_width() if width is None else width
         if self.chosen is not None:
-            columns.insert(0, [" ", *(" *"[row == self.chosen] for row in range(len(self.rows)))])
-        indent = sum(len(column[0]) + 2 for column in columns[:-1])
-        room = (_terminal_width() if width is None else width) - indent
+            room = max(room - 3, 0)
+        spaces = self._spaces(room)
         lines = []
-        for *cells, last in zip(*columns, strict=True):
-            begin = "".join(f"{cell}  " for cell in cells)
-            last = last.rstrip()
-            parts = wrap(last, room) if _LEAST_ROOM <= room < len(last) else [last]
-            lines += [begin + parts[0], *(" " * indent + part for part in parts[1:])]
+        for place, row in enumerate((self.columns, *self.rows)):
+            cells = [wrap(*each) or [""] for each in zip(row, spaces, strict=True)]
+            for parts in zip_longest(*cells, fillvalue=""):
+                begin = "" if self.chosen is None else "*  " if place == self.chosen + 1 else "   "
+                lines.append(begin + "  ".join(map(self._aligned, parts, spaces, count())))
+                place = -1  # the star stands in the row's first line
         return "\n".join(line.rstrip() for line in lines)
+
+    def _aligned(self, cell: str, space: int, column: int) -> str:
+        return cell.rjust(space) if column in self.right else cell.ljust(space)
+
+    def _spaces(self, room: int) -> list[int]:
+        """Return the columns' widths, of which the widest give way until a line fits."""
+        cells = list(zip(self.columns, *self.rows, strict=True))
+        spaces = [max(map(len, column), default=1) or 1 for column in cells]
+        words = [
+            max((len(word) for cell in column for word in cell.split()), default=1)
+            for column in cells
+        ]
+        excess = sum(spaces) + 2 * (len(spaces) - 1) - room
+        if room == 0 or excess > sum(spaces) - sum(words):
+            return spaces  # lines that break anywhere are easier to read than words that do
+        for _ in range(excess):
+            widest = max(
+                range(len(spaces)), key=lambda place: (spaces[place] > words[place], spaces[place])
+            )
+            spaces[widest] -= 1
+        return spaces
 
     def html(self) -> str:
         """Return a table element that needs no style sheet."""

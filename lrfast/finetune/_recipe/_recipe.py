@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from lrfast.finetune._callbacks import EarlyStop, Tuner
@@ -100,14 +101,15 @@ class Recipe:
         return done
 
     def describe(self) -> str:
-        """Return the plan: one line per stage, under a heading."""
-        return planned_table(self.stages).text()
+        """Return the plan: one column per stage."""
+        return planned_table(self.stages).turned().text(80)
 
     def report(self) -> str:
-        """Return planned against applied: one line per stage that ran, then the reasons."""
+        """Return planned against applied: one column per stage that ran, then the reasons."""
         if not self.applied:
             return "No stage has run yet."
-        return "\n".join([applied_table(self.applied).text(), *self._notes()])
+        notes = (fill(note, 80, subsequent_indent="  ") for note in self._notes())
+        return "\n".join([applied_table(self.applied).turned().text(80), *notes])
 
     __str__ = describe
 
@@ -119,10 +121,12 @@ class Recipe:
         from rich.console import Group
         from rich.text import Text
 
-        shown = [planned_table(self.stages).rich("Planned")]
+        shown = [planned_table(self.stages).turned().rich("Planned")]
         if not self.applied:
             return Group(*shown)
-        return Group(*shown, applied_table(self.applied).rich("Applied"), *map(Text, self._notes()))
+        return Group(
+            *shown, applied_table(self.applied).turned().rich("Applied"), *map(Text, self._notes())
+        )
 
     def _repr_html_(self) -> str:
         shown = planned_table(self.stages).html()

@@ -62,7 +62,16 @@ class AppliedStage:
 
 def planned_table(stages: Sequence[PlannedStage]) -> Table:
     """Return a table of what is planned, one row per stage."""
-    columns = ("stage", "epochs", "steps", "frozen", "batch norm", "schedule", "rates", "reason")
+    columns = (
+        "stage",
+        "epochs",
+        "steps",
+        "frozen",
+        "batch norm",
+        "schedule",
+        "learning rates",
+        "reason",
+    )
     rows = [
         [_names(cell) if isinstance(cell, tuple) else str(cell) for cell in vars(each).values()]
         for each in stages
@@ -73,7 +82,7 @@ def planned_table(stages: Sequence[PlannedStage]) -> Table:
 def applied_table(stages: Sequence[AppliedStage]) -> Table:
     """Return a table of planned against applied, one row per stage that ran."""
     columns = (
-        *("stage", "steps planned", "applied", "peak rates planned", "applied"),
+        *("stage", "steps planned", "steps applied", "peak lr planned", "peak lr applied"),
         *("before", "after", "outcome", "seconds"),
     )
     rows = [
