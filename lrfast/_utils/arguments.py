@@ -156,6 +156,7 @@ class _Door:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError:
+            self._check_given_once(args, kwargs)
             return args, kwargs  # the call itself says it better
         rest = bound.arguments.get(self._rest or "", {})
         others = bound.arguments | rest
@@ -168,6 +169,17 @@ class _Door:
                 self._check(name, each, others)
             (rest if name in rest else bound.arguments)[name] = plain
         return bound.args, bound.kwargs
+
+    def _check_given_once(self, args: Any, kwargs: Any) -> None:
+        """Refuse an argument given by position, as another library has it there, and by name."""
+        for name, value in zip(self._signature.parameters, args, strict=False):
+            if name not in kwargs:
+                continue
+            self._check(name, value, {})
+            both = f"{short_repr(value)} and {short_repr(kwargs[name])}"
+            text = f"{self._title}() got {name} twice, {both}"
+            is_rate = self._makes_schedules and isinstance(value, float)
+            raise TypeError(f"{text}; {self._rate_advice}" if is_rate else text)
 
     def _is_default(self, name: str, value: Any) -> bool:
         parameter = self._signature.parameters.get(name)
@@ -215,7 +227,7 @@ class _Door:
         if isinstance(value, Tensor) and float in kinds:
             return "; pass its .item()"
         if isinstance(value, Optimizer) and self._makes_schedules:
-            return f"; the optimizer takes the schedule: AdamW(params, schedule={self._title}(...))"
+            return f"; the optimizer takes the schedule: {self._scheduled}"
         if any(getattr(each, "__name__", "") == "Schedule" for each in kinds):
             if isinstance(value, LRScheduler):
                 return "; lrfast.schedules.from_torch(scheduler, total_steps) makes one of it"
@@ -250,9 +262,16 @@ class _Door:
             return f"{text}; did you mean {near[0]}?"
         is_rate = "max_lr" in _FOREIGN.get(name, ()) or name == "optimizer"
         if is_rate and self._makes_schedules:
-            call = f"AdamW(params, lr=..., schedule={title}(...))"
-            return f"{text}, which multiplies the lr of the optimizer that takes it: {call}"
+            return f"{text}; {self._rate_advice}"
         return f"{text}, which takes {', '.join(self._names)}"
+
+    @property
+    def _rate_advice(self) -> str:
+        return f"a schedule multiplies the lr of the optimizer that takes it: {self._scheduled}"
+
+    @property
+    def _scheduled(self) -> str:
+        return f"AdamW(params, lr=..., schedule={self._title}(...))"
 
     @property
     def _title(self) -> str:

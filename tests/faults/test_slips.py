@@ -61,7 +61,7 @@ SLIPS: list[Slip] = [
     ("num_training=", lambda b: find(b, num_training=9), "'num_training'; did you mean num_iter?"),
     ("num_itr=", lambda b: find(b, num_itr=9), "'num_itr'; did you mean num_iter?"),
     ("max_lr= in one_cycle", lambda b: schedules.one_cycle(9, max_lr=0.1),  # type: ignore[call-arg]
-     r"'max_lr', .*AdamW\(params, lr=..., schedule=one_cycle\(...\)\)"),
+     r"'max_lr'; .*AdamW\(params, lr=..., schedule=one_cycle\(...\)\)"),
     ("div=", lambda b: schedules.one_cycle(9, div=5),  # type: ignore[call-arg]
      "'div'; did you mean div_factor?"),
     ("div= in flat_cos", lambda b: b.tuner.fit_flat_cos(1, 0.1, div=5.0), "mean final_div_factor"),
@@ -72,11 +72,16 @@ SLIPS: list[Slip] = [
     ("max_grad_nrm=", lambda b: adamw(b, max_grad_nrm=1.0), "did you mean max_grad_norm?"),
     ("nothing near", lambda b: find(b, qqq=1), "'qqq', which takes model, optimizer, train_loader"),
     ("optimizer=", lambda b: schedules.cosine(optimizer=b.optimizer, T_max=9),  # type: ignore[call-arg]
-     r"'optimizer', .*AdamW\(params, lr=..., schedule=cosine\(...\)\)"),
+     r"'optimizer'; .*AdamW\(params, lr=..., schedule=cosine\(...\)\)"),
     ("num_warmup_steps=", lambda b: schedules.linear_with_warmup(num_warmup_steps=1),  # type: ignore[call-arg]
      "'num_warmup_steps'; did you mean warmup_steps?"),
     ("min_lr= in Plateau", lambda b: lrfast.Plateau(b.optimizer, min_lr=0.1),  # type: ignore[call-arg]
      "'min_lr'; did you mean min_factor?"),
+    ("max_lr first in one_cycle", lambda b: schedules.one_cycle(0.1, total_steps=9),  # type: ignore[misc]
+     r"got total_steps twice, 0.1 and 9; .* multiplies .*AdamW\(params, lr=..., schedule="),
+    ("torch's OneCycleLR", lambda b: schedules.one_cycle(b.optimizer, 0.1, total_steps=9),  # type: ignore[misc]
+     r"total_steps must be a whole number, got an AdamW; the optimizer takes the schedule: AdamW"),
+    ("twice", lambda b: b.tuner.fit_one_cycle(1, epochs=2), "got epochs twice, 1 and 2$"),  # type: ignore[misc]
     ("min_lr= in one_cycle", lambda b: schedules.one_cycle(9, min_lr=0.1),  # type: ignore[call-arg]
      "'min_lr'; did you mean final_div_factor?"),
     # Former names, and those of fastai, torch-lr-finder, Lightning and Accelerate.
@@ -132,7 +137,7 @@ SLIPS: list[Slip] = [
     ("lr as text", lambda b: adamw(b, lr="1e-3"), "lr must be .*'1e-3'; pass 0.001"),
     ("max_lr as text", lambda b: b.tuner.fit_one_cycle(1, "1e-3"), "max_lr must .*; pass 0.001"),
     ("an optimizer's schedule", lambda b: schedules.cosine(b.optimizer, 9),  # type: ignore[arg-type]
-     r"T_max must be a whole number, got an AdamW; .* AdamW\(params, schedule=cosine\(...\)\)"),
+     r"T_max must be a whole number, .*AdamW\(params, lr=..., schedule=cosine\(...\)\)"),
     ("torch's scheduler", lambda b: adamw(b, schedule=torch_scheduler(b)),
      "schedule must be an lrfast.schedules.Schedule.* got a CosineAnnealingLR; .*from_torch"),
     ("a function as schedule", lambda b: b.tuner.fit(1, lambda step: 1.0), "schedule .*from_func"),
