@@ -4,6 +4,9 @@
   its public modules without one define.
 * Every link within the site leads to a page that is there, and to an anchor on it; every picture,
   style and script is there.
+* No page is wider than its window: tables, code and pictures stand in boxes that scroll or shrink,
+  and where there is a Chromium it measures every page (with LRFAST_REQUIRE_BROWSER=1, one must be
+  there).
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import page_widths
 
 ROOT = Path(__file__).resolve().parent.parent
 # Programs, what a range test is made of, and packages that hold modules alone.
@@ -27,15 +33,28 @@ NOT_IN_THE_REFERENCE = {"lrfast.cli", "lrfast.demo", "lrfast.integrations", "lrf
 INTERNAL_PACKAGES = ("lrfast.tools", "lrfast.training")
 # How a loss schedule's state gets in and out of an optimizer's.
 INTERNAL = {"lrfast.loss_schedules.check_saved", "lrfast.loss_schedules.load_saved"}
+# In which box a wide element has to stand, by tag; the styles make that box scroll.
+BOXES = {"table": "table-wrapper", "pre": "highlight"}
+# What the styles have to say for it, without spaces.
+STYLES = {
+    "tables scroll": r"\.table-wrapper[^{}]*\{[^}]*overflow-x:auto",
+    "code scrolls": r"(^|[},])pre\{[^}]*overflow(-x)?:auto",
+    "pictures shrink": r"(^|[},])img\{[^}]*max-width:100%",
+}
+# The theme's own indices: the styles hold their columns within the page.
+INDICES = {"indextable", "domainindex-table"}
+VOID = frozenset(("area", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"))
 
 
 class Page(HTMLParser):
-    """The links of a page, and the anchors that links may name."""
+    """A page's links, the anchors that links may name, and its wide elements outside of boxes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: set[str] = set()
         self.anchors: set[str] = set()
+        self.unboxed: list[str] = []
+        self._open: list[tuple[str, list[str]]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -44,6 +63,25 @@ class Page(HTMLParser):
                 self.anchors.add(value)
             elif name in ("href", "src") and value:
                 self.links.add(value)
+        values = {name: value or "" for name, value in attrs}
+        self._see(tag, values)
+        if tag not in VOID:
+            self._open.append((tag, values.get("class", "").split()))
+
+    def handle_endtag(self, tag: str) -> None:
+        opened = [name for name, _ in self._open]
+        if tag in opened:
+            del self._open[len(opened) - 1 - opened[::-1].index(tag) :]
+
+    def _see(self, tag: str, values: dict[str, str]) -> None:
+        """Note an element that nothing keeps within the page."""
+        box = BOXES.get(tag)
+        is_boxed = any(box in classes for _, classes in self._open)
+        if box and not is_boxed and INDICES.isdisjoint(values.get("class", "").split()):
+            self.unboxed.append(f"<{tag}> stands in no box of class {box}")
+        width = re.fullmatch(r"(\d+)(px)?", values.get("width", ""))
+        if tag in ("img", "table") and width and int(width[1]) > page_widths.PHONE:
+            self.unboxed.append(f"<{tag}> is {width[1]} pixels wide on any window")
 
 
 def public_modules() -> Iterator[str]:
@@ -109,6 +147,27 @@ def broken_links(site: Path) -> list[str]:
     return sorted(broken)
 
 
+def missing_styles(site: Path) -> list[str]:
+    """What the styles of the site do not see to, of what keeps pages within their windows."""
+    sheets = (path.read_text() for path in sorted(site.rglob("*.css")))
+    styles = re.sub(r"/\*.*?\*/|\s+", "", "".join(sheets), flags=re.DOTALL)
+    return [rule for rule, found in STYLES.items() if not re.search(found, styles)]
+
+
+def unboxed(site: Path) -> list[str]:
+    """Wide elements that can push a page out of its window, as "page: element"."""
+    pages = {path: Page(path.read_text()) for path in sorted(site.rglob("*.html"))}
+    return [f"{path.relative_to(site)}: {e}" for path, page in pages.items() for e in page.unboxed]
+
+
+def too_wide(site: Path) -> list[str]:
+    """What a browser finds outside of its window; nothing without a browser, if none must be."""
+    browser = page_widths.find_browser()
+    if browser:
+        return page_widths.too_wide(site, browser)
+    return [f"no browser of {', '.join(page_widths.NAMES)}"] if page_widths.is_required() else []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("site", type=Path)
@@ -116,6 +175,8 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     faults = [f"not in the reference: {name}" for name in missing_names(site)]
     faults += [f"broken link in {fault}" for fault in broken_links(site)]
+    faults += [f"no style makes sure that {rule}" for rule in missing_styles(site)]
+    faults += [f"too wide: {fault}" for fault in [*unboxed(site), *too_wide(site)]]
     for fault in faults:
         sys.stdout.write(f"{fault}\n")
     return min(len(faults), 1)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import check_site  # noqa: E402
+import page_widths  # noqa: E402
 
 REFERENCE = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.rst"))
 
@@ -57,6 +58,80 @@ def test_a_name_is_documented_under_any_of_its_names(tmp_path: Path) -> None:
 )
 def test_a_link_that_leads_nowhere_is_found(tmp_path: Path, page: str, broken: list[str]) -> None:
     assert check_site.broken_links(make_site(tmp_path, [], page)) == broken
+
+
+TABLE = "<article><div class='table-wrapper x'><table><tr><td>{}</td></tr></table></div></article>"
+
+
+@pytest.mark.parametrize(
+    ("page", "fault"),
+    [
+        (TABLE.format("x"), None),
+        ("<div class=highlight><pre>x</pre></div>", None),
+        ("<table class='x genindextable indextable'></table>", None),
+        ("<img src=p.png width=300>", None),
+        ("<table><tr><td></table>", "<table> stands in no box of class table-wrapper"),
+        ("<div class=table-wrapper></div><table></table>", "<table> stands in no box"),
+        (TABLE.format("x") + "<p><pre>x</pre>", "<pre> stands in no box of class highlight"),
+        ("<img src=p.png width=800px>", "<img> is 800 pixels wide on any window"),
+    ],
+)
+def test_what_no_box_keeps_within_the_page_is_found(
+    tmp_path: Path, page: str, fault: str | None
+) -> None:
+    found = check_site.unboxed(make_site(tmp_path, [], page))
+    assert len(found) == (fault is not None)
+    assert fault is None or found[0].startswith(f"page.html: {fault}")
+
+
+def test_styles_that_let_a_box_overflow_are_found(tmp_path: Path) -> None:
+    site = make_site(tmp_path, [], "")
+    assert check_site.missing_styles(site) == list(check_site.STYLES)
+    rules = ["[role=main] .table-wrapper.container { overflow-x: auto }", "pre { overflow: auto }"]
+    (site / "site.css").write_text("\n".join([*rules, "/* all */ img { max-width: 100% }"]))
+    assert check_site.missing_styles(site) == []
+    (site / "site.css").write_text("\n".join([*rules, ".sidebar img { max-width: 100% }"]))
+    assert check_site.missing_styles(site) == ["pictures shrink"]
+
+
+WIDE = "<body style='margin: 0'><article><{} style='{}'>{}</div></article>"
+
+
+@pytest.mark.parametrize(
+    ("page", "faults"),
+    [
+        (WIDE.format("div", "overflow-x: auto", "<pre style='width: 3000px'>x</pre>"), []),
+        (
+            WIDE.format("div", "width: 500px", "x"),
+            ["at 390 pixels: is 500 pixels wide", 'at 390 pixels: <div> "x" ends at 500'],
+        ),
+        # What is cut off makes no page wider.
+        (
+            "<style>article { overflow-x: auto }</style>" + WIDE.format("div", "width: 9in", "x"),
+            ['at 390 pixels: <div> "x" ends at 864'],
+        ),
+    ],
+)
+def test_a_browser_finds_what_leaves_its_window(
+    tmp_path: Path, page: str, faults: list[str]
+) -> None:
+    browser = page_widths.find_browser()
+    if browser is None:
+        if page_widths.is_required():
+            pytest.fail("LRFAST_REQUIRE_BROWSER=1, but there is no Chromium", pytrace=False)
+        pytest.skip("there is no Chromium")
+    site = make_site(tmp_path, [], f"<!DOCTYPE html>{page}")
+    assert page_widths.too_wide(site, browser) == [f"page.html {fault}" for fault in faults]
+
+
+def test_a_browser_that_has_to_be_there_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(page_widths.REQUIRED, raising=False)
+    assert check_site.too_wide(make_site(tmp_path, [], "")) == []
+    monkeypatch.setenv(page_widths.REQUIRED, "1")
+    assert len(check_site.too_wide(tmp_path)) == 1
 
 
 # Without sphinx: the reference names each public name, or documents the module that defines it.
