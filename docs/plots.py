@@ -379,20 +379,25 @@ def main(folder: Path) -> None:
     """Write all pictures: of the concepts, and of the benchmarks."""
     from benchmarks.report import plots, results
 
-    concepts = folder / "concepts"
-    concepts.mkdir(parents=True, exist_ok=True)
+    found = results.load()
     # Text as text: the shapes of letters would be most of a file.
     with mpl.rc_context({"svg.hashsalt": "lrfast", "svg.fonttype": "none"}):
         for picture in PICTURES:
-            figure, written = picture(), io.StringIO()
-            for axes in figure.axes:
-                axes.minorticks_off()
-            figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-            # A hundredth of a point is more than anybody sees.
-            text = re.sub(r"(\.\d\d)\d+", r"\1", written.getvalue())
-            text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-            (concepts / f"{picture.__name__}.svg").write_text(text)
-    plots.draw_all(results.load(), folder)
+            write(picture(), folder / "concepts" / f"{picture.__name__}.svg")
+        write(plots.ratios(found), folder / plots.RATIOS)
+    plots.draw_all(found, folder)
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Save a figure as an SVG that is small, and the same at every call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = io.StringIO()
+    for axes in figure.axes:
+        axes.minorticks_off()
+    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    # A hundredth of a point is more than anybody sees.
+    text = re.sub(r"(\.\d\d)\d+", r"\1", written.getvalue())
+    path.write_text("".join(f"{line.rstrip()}\n" for line in text.splitlines()))
 
 
 if __name__ == "__main__":

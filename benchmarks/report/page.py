@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.provenance import ROOT, table
-from benchmarks.report import plots, tables
+from benchmarks.report import headlines, plots, tables
 from benchmarks.report.results import Result, Row, rows_of, source
 from benchmarks.speed import finder_peers, timing
 from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 
-HEAD = f"""# Benchmarks
+OPEN = """# Benchmarks
+
+![Ratios of times, torch's fastest implementation to lrfast](images/{picture})
+
+{table}
+
+Time of the fastest of torch's implementations over lrfast's: above 1, lrfast is faster. Measured on
+{machine}. In {lost} of {count} timings of a step there, torch's fastest is
+ahead. Nothing has been timed on a GPU yet. [How it was measured](#how-it-was-measured) and
+[where the figures come from](#where-the-figures-come-from) stand at the end.
+"""
+HEADLINES = (
+    "AdamW step, 224 groups",
+    "AdamW step, ResNet-50 in 107 groups",
+    "AdamW step, one tensor of 100 million",
+    "training step of a small transformer",
+    "captured step of a CNN on a CPU, against the same uncaptured",
+)
+
+METHOD = f"""## How it was measured
 
 Median time in microseconds, on equal work: tensors of the same values with the same
 hyperparameters, whose weights, states and averages after three steps were compared before the
@@ -77,20 +96,50 @@ below 1 where a range test is faster.
 elements, dealt out to more and more param groups: AdamW's step alone, with a one-cycle schedule
 (OneCycleLR), and with a function of the step (LambdaLR). The ratio is of the steps with a one-cycle
 schedule, and so is our cost over that with one group.
-
-Made by `make bench` and `python -m benchmarks.report` from the files in benchmarks/results/.
 """
 
 
-def section(name: str, result: Result) -> str:
-    """Returns one result file as Markdown."""
-    lines = [f"## {result['device']}, {result['date']}", "", f"{source(result)} File: {name}."]
+def opening(results: dict[str, Result]) -> str:
+    """Returns what the page begins with: a chart, and a few rows of it."""
+    _, result = headlines.newest(results)
+    times = headlines.times(result)
+    rows = [[title, *headlines.cells(*times[title])] for title in HEADLINES]
+    ratios = tables.step_ratios(result)
+    return OPEN.format(
+        picture=plots.RATIOS,
+        table="\n".join(table(["", "other, ms", "lrfast, ms", "ratio"], rows, 1)),
+        machine=result["machine"],
+        count=len(ratios),
+        lost=sum(ratio < 1 for ratio in ratios),
+    )
+
+
+def section(result: Result) -> str:
+    """Returns one result file's tables as Markdown."""
+    lines = [f"## {_title(result)}"]
     for title, make in tables.SECTIONS.items():
         if found := make(result):
-            lines += ["", title, "", *found]
+            lines += ["", f"### {title}", "", *found]
         if make is tables.scaling and found:
             picture = plots.name_of(result)
             lines += ["", f"![Cost of a step against its size](images/{picture})"]
+    return "\n".join(lines) + "\n"
+
+
+def _title(result: Result) -> str:
+    return f"{result['device']}, {result['date']}"
+
+
+def sources(results: dict[str, Result]) -> str:
+    """Returns machine, versions and commit of every result file."""
+    lines = [
+        "## Where the figures come from",
+        "",
+        "`make bench` and `python -m benchmarks.report` make this page from the files in "
+        "benchmarks/results/.",
+        "",
+        *(f"- {_title(result)}: {source(result)} {name}" for name, result in results.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -166,5 +215,5 @@ def gpu_aims(results: dict[str, Result]) -> str:
 
 def render(results: dict[str, Result]) -> str:
     """Returns the page."""
-    sections = [section(name, result) for name, result in results.items()]
-    return "\n".join([HEAD, *sections, gpu_aims(results)])
+    sections = [section(result) for result in results.values()]
+    return "\n".join([opening(results), *sections, gpu_aims(results), METHOD, sources(results)])

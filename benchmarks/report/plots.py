@@ -1,12 +1,20 @@
-"""The scaling plot: cost of a step against what it grows with, both on logarithmic axes."""
+"""Charts of the benchmarks: ratios of times, and the cost of a step against its size."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
 
+from benchmarks.report import headlines
 from benchmarks.report.results import Result, Row, rows_of
 from benchmarks.report.tables import medians_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RATIOS = "benchmarks_ratios.svg"
 AXES = ("tensors", "groups", "parameters")
 # Colours that the colour-blind tell apart, too; markers and lines for those who print in grey.
 LOOKS = {
@@ -19,6 +27,48 @@ LOOKS = {
 def name_of(result: Result) -> str:
     """Returns the name of the file: one per device."""
     return f"benchmarks_scaling_{result['device'].replace(' ', '-').lower()}.svg"
+
+
+def bars(values: Mapping[str, float], labels: Sequence[str], start: float, limit: float) -> Figure:
+    """Returns horizontal bars from `start` on a logarithmic axis, the first on top.
+
+    Bars below `start` are hatched, in another colour; the axis ends at `limit`, and a longer bar
+    runs off it with its label at the end.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 0.6 + 0.4 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    for row, (value, label) in enumerate(zip(values.values(), labels, strict=True)):
+        is_less = value < start
+        colour, hatch = (LOOKS["torch-fused"][1], "//") if is_less else (LOOKS["lrfast"][1], "")
+        axes.barh(row, value - start, left=start, height=0.6, color=colour, hatch=hatch)
+        place = min(max(value, start), limit)
+        axes.annotate(
+            label, (place, row), (4, 0), textcoords="offset points", va="center", fontsize="small"
+        )
+    axes.set(xscale="log", yticks=range(len(values)), yticklabels=[*values])
+    axes.tick_params(axis="y", length=0, labelsize="small")
+    axes.invert_yaxis()
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.axvline(start, color="black", linewidth=0.8)
+    return figure
+
+
+def ratios(results: Mapping[str, Result]) -> Figure:
+    """Returns the chart that the page begins with."""
+    _, result = headlines.newest(results)
+    found = {title: pair[0] / pair[1] for title, pair in headlines.times(result).items()}
+    labels = [headlines.cells(*pair)[-1] for pair in headlines.times(result).values()]
+    highest = max(found.values())
+    figure = bars({fill(title, 28): ratio for title, ratio in found.items()}, labels, 1, highest)
+    (axes,) = figure.axes
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50) if tick <= max(found.values())]
+    axes.set(xlim=(0.8 * min(1, *found.values()), 1.4 * highest), xticks=ticks)
+    axes.set_xticklabels([f"{tick:g}" for tick in ticks], fontsize="small")
+    axes.set_xlabel("times as fast as torch's fastest (log scale)", fontsize="small")
+    return figure
 
 
 def draw_all(results: dict[str, Result], folder: Path) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.provenance import RESULTS, ROOT, commit_of, newest, table
-from benchmarks.report import tables
-from benchmarks.report.results import Result, Row, rows_of
-from benchmarks.training.trainers import CAPTURED, FASTEST, OURS
+from benchmarks.report import headlines
+from benchmarks.report.results import Result
 
 README = ROOT / "README.md"
 Tasks = Mapping[str, Mapping[str, Any]]
@@ -28,15 +27,11 @@ LIBRARIES = {
 
 def blocks(results: Mapping[str, Result], suggestions: Mapping[str, Any]) -> dict[str, str]:
     """Returns each block's text by its name between the markers."""
-    name, result = next(
-        (name, result)
-        for name, result in results.items()
-        if result["device"] == "cpu" and rows_of(result, "steps") and rows_of(result, "sweeps")
-    )
+    _, result = headlines.newest(results)
     return {
         "gains": gains(result, suggestions),
         "suggestions": suggestion_table(suggestions),
-        "speed": speed_table(name, result),
+        "speed": speed_table(result),
     }
 
 
@@ -50,13 +45,13 @@ def gains(result: Result, suggestions: Mapping[str, Any]) -> str:
         "lightning": "Lightning",
     }
     theirs = ", ".join(f"{label} {_percent(regret[name])}" for name, label in others.items())
-    ratio = _step_ratio(result, "AdamW", "lora", 224)
+    fused, own = headlines.step(result, "AdamW", "lora", 224)
     return "\n".join(
         [
             f"- **Better suggestions.** Trained at the suggested learning rate, {len(unseen)} "
             f"tasks that nothing was tuned on end {_percent(regret['auto'])} above their best loss "
             f"on average ({theirs}).",
-            f"- **Faster steps.** AdamW over 224 parameter groups takes {_percent(1 / ratio)} of "
+            f"- **Faster steps.** AdamW over 224 parameter groups takes {_percent(own / fused)} of "
             "the time of torch's fastest; clipping, averages and schedules come in the same pass.",
             "- **Nothing changed.** After a range test 0 bits differ in weights, optimizer, order "
             "of the data and random numbers, and what can't be restored is named.",
@@ -96,60 +91,15 @@ def _mean(tasks: Tasks, name: str) -> float:
     return float(np.mean([entry["rules"][name]["regret"] for entry in tasks.values()]))
 
 
-def speed_table(name: str, result: Result) -> str:
+def speed_table(result: Result) -> str:
     """Returns ratios of times, a tie and a loss among them."""
-    (cnn,) = (r for r in rows_of(result, "training") if (r["model"], r["batch"]) == ("cnn", 16))
-    (net,) = (
-        r for r in rows_of(result, "training") if (r["model"], r["batch"]) == ("transformer", 4)
-    )
-    (sweep,) = (
-        r for r in rows_of(result, "sweeps") if (r["model"], r["optimizer"]) == ("cnn", "SGD")
-    )
-    finder = tables.medians_of(sweep, "turns_us")
-    lines = [
-        ["AdamW step, 224 groups", _step_ratio(result, "AdamW", "lora", 224)],
-        ["AdamW step, ResNet-50 in 107 groups", _step_ratio(result, "AdamW", "resnet50", 107)],
-        [
-            "AdamW step, one tensor of 100 million",
-            _step_ratio(result, "AdamW", "hundred_million", 1),
-        ],
-        [
-            "clip, AdamW, average, schedule: ViT-S in 75 groups",
-            _step_ratio(result, "whole update", "vit_small", 75),
-        ],
-        ["training step of a small transformer", _training_ratio(net, FASTEST, OURS)],
-        [
-            "range test of a CNN, against torch-lr-finder",
-            finder["torch-lr-finder"] / finder["lrfast"],
-        ],
-        [
-            "captured step of a CNN on a CPU, against the same uncaptured",
-            _training_ratio(cnn, OURS, CAPTURED),
-        ],
-    ]
-    rows = [[label, f"{ratio:.2f}" if ratio < 3 else f"{ratio:.1f}"] for label, ratio in lines]
+    rows = [[title, headlines.cells(*pair)[-1]] for title, pair in headlines.times(result).items()]
     text = (
         "Time of the fastest of torch's implementations over lrfast's: above 1, lrfast is faster. "
         f"{result['machine']}, torch {result['torch']}; {commit_of(result)}; "
         "[docs/benchmarks.md](docs/benchmarks.md) has every row."
     )
     return "\n".join([*table(["", "ratio"], rows, 1), "", text])
-
-
-def _step_ratio(result: Result, work: str, parameters: str, groups: int) -> float:
-    wanted = (work, parameters, groups)
-    (row,) = (
-        row
-        for row in rows_of(result, "steps")
-        if (row["work"], row["parameters"], row["groups"]) == wanted
-    )
-    medians = tables.medians_of(row, "runs_us" if "runs_us" in row else "turns_us")
-    return tables.fastest_torch(medians) / medians["lrfast"]
-
-
-def _training_ratio(row: Row, name: str, other: str) -> float:
-    medians = tables.medians_of(row, "runs_us")
-    return medians[name] / medians[other]
 
 
 def suggestions_result() -> dict[str, Any]:

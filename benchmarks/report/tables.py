@@ -47,12 +47,21 @@ def steps(result: Result) -> Lines:
     lines = []
     for row, way in _timed(rows):
         medians = medians_of(row, way)
-        peers = [name for name in medians if name.startswith("torch-")]
-        ratio = fastest_torch(medians) / medians["lrfast"] if peers else None
         cells = [_number(medians.get(name)) for name in names]
-        end = [_number(ratio, ".2f"), _number(row["floor"], "g")]
-        lines.append([*_title(row, way), *cells, *end])
-    return table([*STEP_TITLE, *names, "torch / lrfast", "floor"], lines, 4) if rows else []
+        ratio = [_number(_ratio(medians), ".2f"), _number(row["floor"], "g")]
+        lines.append([*_title(row, way), *ratio, *cells])
+    return table([*STEP_TITLE, "torch / lrfast", "floor", *names], lines, 4) if rows else []
+
+
+def step_ratios(result: Result) -> list[float]:
+    """Ratios of every timing of a step in which one of torch's implementations took part."""
+    found = (_ratio(medians_of(row, way)) for row, way in _timed(rows_of(result, "steps")))
+    return [ratio for ratio in found if ratio is not None]
+
+
+def _ratio(medians: dict[str, float]) -> float | None:
+    takes_part = any(name.startswith("torch-") for name in medians)
+    return fastest_torch(medians) / medians["lrfast"] if takes_part else None
 
 
 def host_times(result: Result) -> Lines:
@@ -271,15 +280,15 @@ def refusals(result: Result) -> Lines:
 
 
 SECTIONS: dict[str, Callable[[Result], Lines]] = {
-    "Steps, in microseconds:": steps,
-    "Bandwidth in GB/s:": bandwidths,
-    "What a step moves, and sets in motion (launches on a GPU · operations of torch · "
-    "allocations · kB at the peak):": counted,
-    "Training, in milliseconds per step:": training,
-    "Range tests:": sweeps,
-    "Schedules, in microseconds per step:": schedulers,
-    "Analysis of a curve, in milliseconds:": curves,
-    "Scaling, in microseconds per AdamW step:": scaling,
-    "Host time of GPU work, in microseconds:": host_times,
-    "Did not take part, and why:": refusals,
+    "Steps, in microseconds": steps,
+    "Bandwidth, in GB/s": bandwidths,
+    "What a step moves, and its launches on a GPU · operations of torch · allocations · kB at the "
+    "peak": counted,
+    "Training, in milliseconds per step": training,
+    "Range tests": sweeps,
+    "Schedules, in microseconds per step": schedulers,
+    "Analysis of a curve, in milliseconds": curves,
+    "Scaling, in microseconds per AdamW step": scaling,
+    "Host time of GPU work, in microseconds": host_times,
+    "Did not take part, and why": refusals,
 }

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.report import page, plots, readme, results, tables
+from benchmarks.report import headlines, page, plots, readme, results, tables
 from benchmarks.speed import counting, implementations, timing
 from benchmarks.speed.implementations import Contender, Start
 from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
@@ -129,6 +129,33 @@ def test_the_committed_page_and_readme_are_what_the_results_say() -> None:
     assert text == readme.with_blocks(text, readme.blocks(found, readme.suggestions_result()))
 
 
+def test_the_page_begins_with_ratios_and_says_how_often_torch_is_ahead() -> None:
+    found = copy.deepcopy(results.load())
+    name, result = headlines.newest(found)
+    ours = {title: pair[1] for title, pair in headlines.times(result).items()}
+    for row in results.rows_of(result, "steps"):
+        if (row["work"], row["parameters"], row["groups"]) == ("AdamW", "lora", 224):
+            row["runs_us"]["lrfast"][1] *= 1000
+    title = next(iter(page.HEADLINES))
+    assert headlines.times(result)[title][1] == pytest.approx(1000 * ours.pop(title))
+    assert all(headlines.times(result)[other][1] == time for other, time in ours.items())
+    before, after = page.opening(results.load()), page.opening({name: result})
+    changed = [(a, b) for a, b in zip(*map(str.splitlines, (before, after)), strict=True) if a != b]
+    assert len(changed) == 2 and changed[0][1].endswith("0.01 |")
+    lost = [int(text.partition("In ")[2].split()[0]) for text in (before, after)]
+    assert lost[1] == lost[0] + 1
+
+
+def test_the_chart_of_ratios_marks_what_loses() -> None:
+    figure = plots.bars({"wins": 4.0, "ties": 1.0, "loses": 0.5}, ["4", "1", "0.5"], 1, 3)
+    (axes,) = figure.axes
+    bars: list[Any] = list(axes.patches)
+    assert [bar.get_hatch() or "" for bar in bars] == ["", "", "//"]
+    assert [bar.get_width() for bar in bars] == [3.0, 0.0, -0.5]
+    assert [text.xy[0] for text in axes.texts] == [3, 1, 1]  # at the end of the axis, or the bar
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["wins", "ties", "loses"]
+
+
 def test_the_plot_of_a_device_is_of_its_newest_result(tmp_path: Path) -> None:
     found = results.load()
     name, newest = next((name, r) for name, r in found.items() if results.rows_of(r, "scaling"))
@@ -211,7 +238,7 @@ def test_aims_on_a_gpu_stand_beside_what_was_measured_there() -> None:
         "20.0",
         "3.00",
     ]
-    text = page.section("file", gpu_result())
+    text = page.section(gpu_result())
     assert "| training | cnn, 2 | runs | lrfast captured | 20.0 |" in text
 
 
@@ -235,7 +262,7 @@ def test_a_run_can_be_kept_and_rendered(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     (result,) = results.keep(json.loads(out.read_text()))
-    text = page.section("file.json", result)
+    text = page.section(result)
     assert "| whole update | mlp | 3 | runs |" in text
     assert "| parameters | 1,000 |" in text
     assert plots.draw(result, tmp_path / "plot.svg")
