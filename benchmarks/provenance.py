@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) 
     rule = "|" + "---|" * texts + "---:|" * (len(header) - texts)
     first, *others = (f"| {' | '.join(cells)} |" for cells in (header, *rows))
     return [first, rule, *others]
+
+
+def with_blocks(page: str, texts: Mapping[str, str]) -> str:
+    """Returns a page with each block in the place of the one between its markers."""
+    for name, text in texts.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, _, rest = page.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"the page must hold {begin} and {end}, got neither or one of them")
+        page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    return page
 
 
 def _git(*arguments: str) -> str:

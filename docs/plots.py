@@ -378,6 +378,7 @@ PICTURES: tuple[Callable[[], Figure], ...] = (
 def main(folder: Path) -> None:
     """Write all pictures: of the concepts, and of the benchmarks."""
     from benchmarks.report import plots, results
+    from benchmarks.research.suggestions import plot, report
 
     found = results.load()
     # Text as text: the shapes of letters would be most of a file.
@@ -385,6 +386,7 @@ def main(folder: Path) -> None:
         for picture in PICTURES:
             write(picture(), folder / "concepts" / f"{picture.__name__}.svg")
         write(plots.ratios(found), folder / plots.RATIOS)
+        write(plot.libraries(report.newest(report.RESULTS)), folder / report.PICTURE)
     plots.draw_all(found, folder)
 
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks import provenance
 from benchmarks.report import page, readme, results
 
 
@@ -22,7 +23,7 @@ def main() -> int:
     found = results.load()
     page.PAGE.write_text(page.render(found))
     texts = readme.blocks(found, readme.suggestions_result())
-    readme.README.write_text(readme.with_blocks(readme.README.read_text(), texts))
+    readme.README.write_text(provenance.with_blocks(readme.README.read_text(), texts))
     return 0
 
 

@@ -105,15 +105,3 @@ def speed_table(result: Result) -> str:
 def suggestions_result() -> dict[str, Any]:
     """Returns the newest committed result of benchmarks.research.suggestions."""
     return newest(RESULTS / "suggestions")
-
-
-def with_blocks(readme: str, texts: Mapping[str, str]) -> str:
-    """Returns the README with each block in the place of the one between its markers."""
-    for name, text in texts.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        before, _, rest = readme.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f"the README must hold {begin} and {end}, got neither or one of them")
-        readme = f"{before}{begin}\n\n{text}\n\n{end}{after}"
-    return readme

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import provenance
 from benchmarks.report import headlines, page, plots, readme, results, tables
+from benchmarks.research.suggestions import plot, report
 from benchmarks.speed import counting, implementations, timing
 from benchmarks.speed.implementations import Contender, Start
 from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
@@ -126,7 +128,22 @@ def test_the_committed_page_and_readme_are_what_the_results_say() -> None:
     found = results.load()
     assert page.PAGE.read_text() == page.render(found)
     text = readme.README.read_text()
-    assert text == readme.with_blocks(text, readme.blocks(found, readme.suggestions_result()))
+    assert text == provenance.with_blocks(text, readme.blocks(found, readme.suggestions_result()))
+
+
+def test_the_page_of_the_suggestions_is_what_its_result_file_says() -> None:
+    text, result = report.PAGE.read_text(), report.newest(report.RESULTS)
+    assert text == report.page(text, result), (
+        "run `python -m benchmarks.research.suggestions --page`"
+    )
+    changed = copy.deepcopy(result)
+    for task in changed["fresh"].values():
+        task["rules"]["slide"]["regret"] = 0.625
+    (row,) = [line for line in report.opening(changed).splitlines() if "`slide`" in line]
+    assert row.startswith("| fastai, `slide` | 0.62 | 0.62 | ")
+    figure = plot.libraries(changed)
+    lengths = [bar.get_width() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
+    assert lengths.count(0.625) == 1 and max(lengths) == plot.LONGEST
 
 
 def test_the_page_begins_with_ratios_and_says_how_often_torch_is_ahead() -> None:
@@ -177,7 +194,7 @@ def test_the_plot_of_a_device_is_of_its_newest_result(tmp_path: Path) -> None:
 
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="must hold"):
-        readme.with_blocks("text <!-- speed:begin --> more", {"speed": "block"})
+        provenance.with_blocks("text <!-- speed:begin --> more", {"speed": "block"})
 
 
 def gpu_result() -> results.Result:

@@ -13,7 +13,14 @@ from tqdm import tqdm
 from benchmarks import provenance
 from benchmarks.research.suggestions.measure import ALL, MEASURED, measure
 from benchmarks.research.suggestions.plot import plot
-from benchmarks.research.suggestions.report import RESULTS, markdown, newest, summarise
+from benchmarks.research.suggestions.report import (
+    PAGE,
+    RESULTS,
+    markdown,
+    newest,
+    page,
+    summarise,
+)
 from benchmarks.research.suggestions.store import Store
 
 PARTS = (*MEASURED, "report")
@@ -30,7 +37,11 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, help="one part alone; all of them by default")
     parser.add_argument("--store", type=Path, default=Path("build/suggestions"))
     parser.add_argument("--keep", action="store_true", help=f"write a result file to {RESULTS}")
+    parser.add_argument("--page", action="store_true", help=f"only write {PAGE.name}, from there")
     arguments = parser.parse_args()
+    if arguments.page:
+        PAGE.write_text(page(PAGE.read_text(), newest(RESULTS)))
+        return 0
     parts = (arguments.only,) if arguments.only else PARTS
     job = partial(measure, folder=arguments.store, parts=parts)
     if parts != ("report",):

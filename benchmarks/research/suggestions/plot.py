@@ -1,7 +1,8 @@
-"""Draws a result file: what every rate of the grid came to, and where the rules point."""
+"""Draws a result file: every rate of the grid, where the rules point, and their mean regret."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.report.readme import LIBRARIES
+from benchmarks.research.suggestions.report import chosen_on
+
 COLUMNS = 4
+LONGEST = 1.5  # bars of more regret end there
 MARKERS = "*vsoDP^X<>hdp8"
 
 
@@ -32,6 +37,35 @@ def plot(result: dict[str, Any], path: Path) -> Figure:
     figure.supxlabel("peak learning rate")
     figure.supylabel("validation loss after training")
     figure.savefig(path, dpi=110)
+    return figure
+
+
+def libraries(result: dict[str, Any]) -> Figure:
+    """Returns the chart that the page begins with: two bars for each library's suggestion."""
+    sets = {"new tasks": result["fresh"], "others": chosen_on(result)}
+    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    looks = {"new tasks": ("#0072b2", ""), "others": ("#b3cde3", "//")}
+    for index, (label, tasks) in enumerate(sets.items()):
+        colour, hatch = looks[label]
+        means = [np.mean([t["rules"][n]["regret"] for t in tasks.values()]) for n in LIBRARIES]
+        rows = np.arange(len(LIBRARIES)) + 0.38 * index
+        title = f"{len(tasks)} {label}"
+        shown = np.minimum(means, LONGEST)
+        axes.barh(rows, shown, 0.36, color=colour, hatch=hatch, edgecolor="black", label=title)
+        for row, mean in zip(rows, means, strict=True):
+            text = f" {mean:.2f}" if mean <= LONGEST else f" … {mean:.2f}"
+            axes.annotate(text, (min(mean, LONGEST), row), va="center", fontsize="small")
+    names = [re.sub(r"[*`]", "", name) for name in LIBRARIES.values()]
+    axes.set(xlim=(0, 1.2 * LONGEST), yticks=np.arange(len(names)) + 0.19)
+    axes.set_yticklabels(names, fontsize="small")
+    axes.set_xlabel("mean regret: how much higher the loss ends than it could", fontsize="small")
+    axes.tick_params(axis="x", labelsize="small")
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.legend(fontsize="small", loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

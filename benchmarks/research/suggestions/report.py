@@ -13,6 +13,7 @@ import numpy as np
 import lrfast
 from benchmarks import provenance
 from benchmarks.provenance import table
+from benchmarks.report.readme import LIBRARIES
 from benchmarks.research.suggestions import peers, regret
 from benchmarks.research.suggestions.crossvalidate import CHOICES, cross_validate
 from benchmarks.research.suggestions.fresh import FRESH
@@ -43,8 +44,21 @@ CHOSEN = ("tasks", "held_out", "unseen")
 CURVE_ALONE = "auto, curve alone"
 # In a folder of its own: benchmarks.report takes every file beside it for timings.
 RESULTS = provenance.RESULTS / "suggestions"
+PAGE = provenance.ROOT / "docs" / "suggestions.md"
+PICTURE = "suggestions.svg"
 
-HEAD = f"""# How well suggested learning rates train
+# The first rows of the page: what people would otherwise use.
+FIRST = ("auto", "slide", "valley", "torch-lr-finder", "lightning")
+OPENING = """![Mean regret of every library's suggestion](images/{picture})
+
+{table}
+
+The regret of a learning rate is how much higher the validation loss ends than at the best learning
+rate of a grid, as a fraction: 0.10 is a loss 10 % higher. lrfast's constants were chosen with the
+{seen} others in view, and with none of the {unseen} new tasks. Every method and every task stand
+below, then [how it was measured](#how-it-was-measured)."""
+
+METHOD = f"""## How it was measured
 
 Every task is trained for {STEPS} steps with the one-cycle policy at 27 peak rates with 3 seeds, and
 its rate is then read off 10 range tests by every rule. The regret of a rate is how much higher the
@@ -56,8 +70,7 @@ size of the parameters, the size of the batches and the number of classes to pre
 `lr_find` from a DataLoader. Of endless data it does not know the number of classes; with amounts
 unknown it does not know the size of batches either. The others are formulas of what their libraries
 do, on the same raw losses. Loss and accuracy are means over the seeds at the best rate, and the
-spread is the standard deviation of the loss there.
-"""
+spread is the standard deviation of the loss there."""
 
 
 def rules() -> dict[str, Rule]:
@@ -102,12 +115,12 @@ def summarise(store: Store, kept: Mapping[str, Any]) -> dict[str, Any]:
         name: {"commit": kept["commit"]} | verdict
         for name, verdict in kept.get("verified", {}).items()
     }
-    chosen_on = [landscape for name in CHOSEN for landscape in sets[name]]
+    seen = [landscape for name in CHOSEN for landscape in sets[name]]
     return provenance.facts() | {
         "steps": STEPS,
         "cap": regret.CAP,
         **{name: _tasks(landscapes) for name, landscapes in sets.items()},
-        "cross_validated": cross_validate(chosen_on) if len(chosen_on) > 1 else {},
+        "cross_validated": cross_validate(seen) if len(seen) > 1 else {},
         "verified": earlier | verdicts([each for some in sets.values() for each in some], store),
     }
 
@@ -144,28 +157,55 @@ def _verdict(landscape: Landscape, rates: Sequence[float | None]) -> dict[str, A
     }
 
 
+def page(text: str, result: dict[str, Any]) -> str:
+    """Returns docs/suggestions.md with a result file's blocks in place of those that it has."""
+    blocks = {"result": opening(result), "tables": tables(result).rstrip(), "method": METHOD}
+    return provenance.with_blocks(text, blocks | {"source": provenance.sentence(result)})
+
+
 def markdown(result: dict[str, Any]) -> str:
+    """Returns a result file's tables, and what they are."""
+    return "\n".join([tables(result), METHOD, "", provenance.sentence(result), ""])
+
+
+def opening(result: dict[str, Any]) -> str:
+    """Returns what the page begins with: a chart, and a few rows of it."""
+    sets = (result["fresh"], chosen_on(result))
+    rows = []
+    for name in FIRST:
+        regrets = [[task["rules"][name]["regret"] for task in tasks.values()] for tasks in sets]
+        cells = [f"{value:.2f}" for each in regrets for value in (np.mean(each), np.max(each))]
+        rows.append([LIBRARIES[name], *cells])
+    unseen, seen = map(len, sets)
+    header = ["suggestion", f"{unseen} new tasks", "worst", f"{seen} others", "worst"]
+    return OPENING.format(
+        picture=PICTURE, table="\n".join(table(header, rows)), unseen=unseen, seen=seen
+    )
+
+
+def chosen_on(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tasks that something was chosen on, by name."""
+    return {task: entry for name in CHOSEN for task, entry in result[name].items()}
+
+
+def tables(result: dict[str, Any]) -> str:
     """Returns a result file's tables."""
-    chosen_on = {task: entry for name in CHOSEN for task, entry in result[name].items()}
-    fresh = result["fresh"]
+    seen, fresh = chosen_on(result), result["fresh"]
     return "\n".join(
         [
-            HEAD,
-            provenance.sentence(result),
-            "",
-            *_regrets(chosen_on, "tasks", CHOSEN_ON),
-            *_cross_validated(result["cross_validated"]),
             *_regrets(fresh, "tasks that nothing was chosen on", NOT_CHOSEN_ON),
+            *_regrets(seen, "tasks", CHOSEN_ON),
+            *_cross_validated(result["cross_validated"]),
             *_verified(result["verified"], result["commit"]),
             "## Mean regret per task",
             "",
-            *table(["task", *_rule_names(chosen_on)], _task_rows(chosen_on | fresh)),
+            *table(["task", *_rule_names(seen)], _task_rows(seen | fresh)),
             "",
             "## The tasks",
             "",
             *table(
                 ["task", "optimizer", "batch", "untrained", "best", "spread", "at", "accuracy"],
-                [_fact_row(name, task) for name, task in (chosen_on | fresh).items()],
+                [_fact_row(name, task) for name, task in (seen | fresh).items()],
             ),
             "",
         ]
