@@ -32,6 +32,8 @@ DTYPES = {
 NAMES = {"adagrad": "Adagrad", "adam": "Adam, AdamW", "lion": "Lion", "nadam": "NAdam"}
 NAMES |= {"rmsprop": "RMSprop", "sgd": "SGD"}
 ROOF = "triad in place"
+FLOOR_HEADER = ["step", "parameters", "groups", "order", "MB", "floor", "lrfast"]
+FLOOR_HEADER += ["of the floor", "best of torch"]
 SMALL = 10_000  # elements per tensor
 CUDA_CHUNK = 32768  # csrc/bindings/device.h
 
@@ -65,15 +67,26 @@ class Llama:
 
 MODELS = {"8B": Llama(32, 4096, 14336), "70B": Llama(80, 8192, 28672)}
 
-HEAD = """# How fast a step can be
+OPEN = """# How fast a step can be
+
+How near a step comes to the time that memory alone takes, which is the floor: at 100 % it is as
+fast as memory allows.
+
+{table}
 
 A step of an optimizer computes little and moves much: each parameter, gradient and state comes from
-memory once, and most go back. So the bytes it must move, over the bandwidth that plain passes
-reach on the same machine, are a floor under its time, and what is above the floor is overhead.
-This page says how many bytes there are, where lrfast stands above the floor, what is left, and how
-the numbers go on where no machine of ours could follow. `python -m benchmarks.report.limits` writes
-it: bytes from the engine's table of rules, times from the files in benchmarks/results/.
+memory once, and most go back. The floor is that many bytes at the bandwidth that plain passes reach
+on the same machine, and what is above it is overhead. Times are medians in microseconds on
+{machine}. [How the floor is measured](#how-the-floor-is-measured) and
+[where the figures come from](#where-the-figures-come-from) stand at the end.
 """
+FIRST = [
+    ("AdamW", "resnet50", "107"),
+    ("AdamW", "hundred_million", "1"),
+    ("whole update", "resnet50", "107"),
+    ("SGD", "vit_small", "75"),
+    ("AdamW, bf16", "vit_small", "1"),
+]
 
 OPTIONS = """## Bytes per parameter
 
@@ -91,13 +104,22 @@ make a factor of {ratio:.2f}; where lrfast wins by more, it is because those pas
 memory's bandwidth.
 """  # noqa: E501
 
-MEASURED = """## Where we stand
+MEASURED = """## Every step against the floor
 
-Floor: the step's bytes at the bandwidth of `a = a + s c`, in place, over as much memory, timed in
-the same rounds; it writes what it has read, as optimizers do. Some steps beat it, as they walk
-through memory in another way. The last column is the fastest of torch's implementations against
-the same floor. `turns` and `runs` are those of [the benchmarks](benchmarks.md); times are medians
-in microseconds.
+The last column is the fastest of torch's implementations against the same floor.
+"""
+
+METHOD = """## How the floor is measured
+
+The floor is the step's bytes at the bandwidth of `a = a + s c`, in place, over as much memory,
+timed in the same rounds; it writes what it has read, as optimizers do. Some steps beat it, as they
+walk through memory in another way. `turns` and `runs` are those of [the benchmarks](benchmarks.md).
+"""
+
+SOURCE = """## Where the figures come from
+
+`python -m benchmarks.report.limits` writes this page: bytes from the engine's table of rules, times
+from the files in benchmarks/results/.
 """
 
 OVERHEAD = """Small parameters, in `runs`: these are overhead, not bandwidth.
@@ -272,21 +294,38 @@ def overhead_rows(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def opening() -> str:
+    """Returns what the page begins with: a few rows of the newest result file."""
+    result = next(result for result in results.load().values() if floor_rows(result))
+    found = {tuple(row[:3]): row for row in reversed(floor_rows(result))}
+    # Neither the order nor the bytes, which need the text below.
+    rows = [[*found[title][:3], *found[title][5:]] for title in FIRST]
+    header = [*FLOOR_HEADER[:3], *FLOOR_HEADER[5:]]
+    return OPEN.format(table=table(header, rows, texts=3).rstrip(), machine=result["machine"])
+
+
+def sources() -> str:
+    """Returns machine, versions and commit of every result file with steps."""
+    lines = [
+        f"- {result['device']}, {result['date']}: {result['machine']}; {result['threads']} "
+        f"threads; torch {result['torch']}; {provenance.commit_of(result)}; "
+        f"[{name}](../benchmarks/results/{name})."
+        for name, result in results.load().items()
+        if floor_rows(result) or overhead_rows(result)
+    ]
+    return "\n".join([SOURCE, *lines]) + "\n"
+
+
 def measured() -> str:
-    """Returns the tables of all result files that hold steps, each under its file's name."""
+    """Returns the tables of all result files that hold steps, each under its date."""
     parts = []
-    for name, result in reversed(results.load().items()):
+    for result in results.load().values():
         floors, overheads = floor_rows(result), overhead_rows(result)
         if not floors and not overheads:
             continue
-        parts.append(
-            f"### {result['device']}, {result['date']}\n\n{result['machine']}; {result['threads']} "
-            f"threads; torch {result['torch']}; {provenance.commit_of(result)};\n"
-            f"[{name}](../benchmarks/results/{name}).\n"
-        )
+        parts.append(f"### {result['device']}, {result['date']}\n")
         if floors:
-            header = ["step", "parameters", "groups", "order", "MB", "floor", "lrfast"]
-            parts.append(table([*header, "of the floor", "best of torch"], floors, texts=4))
+            parts.append(table(FLOOR_HEADER, floors, texts=4))
         if overheads:
             header = ["step", "parameters", "groups", "tensors", "elements each", "lrfast, µs"]
             header += ["ns per tensor", "best of torch"]
@@ -396,9 +435,9 @@ def sharded() -> str:
 def render() -> str:
     """Returns the page."""
     ours, theirs = whole_update()
-    parts = [HEAD, OPTIONS, rules_table(), AFTER_RULES, options_table()]
-    parts.append(AFTER_OPTIONS.format(fused=ours, apart=theirs, ratio=theirs / ours))
-    parts += [MEASURED, measured(), left(), predicted_times(), sharded()]
+    parts = [opening(), MEASURED, measured(), left(), OPTIONS, rules_table(), AFTER_RULES]
+    parts += [options_table(), AFTER_OPTIONS.format(fused=ours, apart=theirs, ratio=theirs / ours)]
+    parts += [predicted_times(), sharded(), METHOD, sources()]
     return "\n".join(parts)
 
 

@@ -95,6 +95,28 @@ def test_docstring_examples_give_what_they_say(name: str) -> None:
     assert runner.failures == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("benchmarks", 5), ("suggestions", 5), ("performance", 5), ("claims", 12), ("recipe", 2)],
+)
+def test_pages_of_figures_begin_with_the_result_and_end_with_where_it_comes_from(
+    name: str, rows: int
+) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    first, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    tables = [line for line in first.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 + rows
+    if name in ("benchmarks", "suggestions"):
+        assert first.index("![") < first.index("|")
+    titles = [section.partition("\n")[0] for section in sections]
+    assert titles[-1] == "Where the figures come from"
+    if name != "recipe":
+        assert titles[-2].startswith("How ") and titles[-2].endswith(" measured")
+    provenance = r"commit [0-9a-f]{10}|python -m benchmarks"
+    assert re.search(provenance, sections[-1])
+    assert not re.search(provenance, "".join([first, *sections[:-1]]))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -15,18 +15,22 @@ from benchmarks.research.intervals import CONFIDENCE
 RESULTS = provenance.RESULTS / "claims"
 PAGE = provenance.ROOT / "docs" / "claims.md"
 
-HEAD = f"""# What schedules and fine-tuning tricks are worth here
+OPEN = """# What schedules and fine-tuning tricks are worth here
 
-Made by `python -m benchmarks.research.claims --keep` and, from the result file alone, by
-`python -m benchmarks.research.claims --page`. Rows that lose stay in.
+Of {count} claims, most of them from the literature, {reproduced} are reproduced on small tasks,
+{refuted} are not, and {undecided} stay undecided. Rows that lose stay in.
+[How it was measured](#how-it-was-measured) stands at the end.
+"""
+
+METHOD = f"""## How it was measured
 
 Every claim says that one way to train reaches a lower validation loss than another, in as many
 optimizer steps unless it says so itself. Both are trained on the same tasks, all of them small and
-real, from the same weights, on the same batches, at the same grid of rates: powers of the root of
-ten, which grow until no way to train has its best at an end. Each has the rate with the best mean
-validation loss over the seeds that choose, and is judged with other seeds at that rate. Losses are
-at most the untrained model's. Rows that judge are those that the rates were chosen on, which is the
-same for both.
+real, from the same weights, on the same batches, at the same grid of learning rates: powers of the
+root of ten, which grow until no way to train has its best at an end. Each has the learning rate
+with the best mean validation loss over the seeds that choose, and is judged with other seeds at it.
+Losses are at most the untrained model's. The validation set that judges is the one that the
+learning rates were chosen on, for both alike.
 
 A difference is that of the losses, seed by seed, in percent: the geometric mean and the t interval
 of its logarithm ({CONFIDENCE:.0%}, not corrected for their number). Where the interval lies below
@@ -37,25 +41,36 @@ The rule was written down before any result was seen. What is true of small mode
 steps need not be true of large ones in many.
 """
 
+SOURCE = """## Where the figures come from
+
+`python -m benchmarks.research.claims --keep` measures, and `python -m benchmarks.research.claims
+--page` writes this page from the result file alone. Seeds that choose: {choosing}; that judge:
+{judging} (`--seeds`).
+
+{sentence}
+"""
+
 
 def markdown(result: dict[str, Any]) -> str:
     """Returns the page."""
-    seeds = {use: len(drawn) for use, drawn in result["seeds"].items()}
     found = [(each, claim) for each in EXPERIMENTS for claim in each.claims]
     rows = [_summary(claim, result["experiments"][each.name]) for each, claim in found]
+    verdicts = [row[-1].strip("*") for row in rows]
     lines = [
-        HEAD,
-        f"Seeds that choose: {seeds['choosing']}; that judge: {seeds['judging']} (`--seeds`). "
-        + provenance.sentence(result),
-        "",
-        "## The claims",
-        "",
-        *table(["claim", "source", "better", "undecided", "worse", "verdict"], rows),
+        OPEN.format(
+            count=len(rows),
+            reproduced=verdicts.count("reproduced"),
+            refuted=verdicts.count("not reproduced"),
+            undecided=verdicts.count("undecided"),
+        ),
+        *table(["claim", "source", "better", "undecided", "worse", "verdict"], rows, 2),
         "",
     ]
     for experiment in EXPERIMENTS:
         lines += _experiment(experiment, result["experiments"][experiment.name])
-    return "\n".join(lines)
+    seeds = {use: len(drawn) for use, drawn in result["seeds"].items()}
+    source = SOURCE.format(**seeds, sentence=provenance.sentence(result))
+    return "\n".join([*lines, METHOD, source])
 
 
 def _differences(claim: Claim, tasks: dict[str, Any]) -> dict[str, Difference]:

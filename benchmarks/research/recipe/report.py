@@ -1,4 +1,4 @@
-"""What a result file says of the recipe: the last section of docs/recipe.md, made from it alone."""
+"""What a result file says of the recipe: the blocks of docs/recipe.md, made from it alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import provenance
-from benchmarks.provenance import table
+from benchmarks.provenance import table, with_blocks
 from benchmarks.research.intervals import CONFIDENCE, t_interval
 from benchmarks.research.recipe.choices import EPOCHS, Choice
 from benchmarks.research.recipe.measure import BASELINES, RECIPE
@@ -16,7 +16,6 @@ from lrfast import demo
 
 RESULTS = provenance.RESULTS / "recipe"
 PAGE = provenance.ROOT / "docs" / "recipe.md"
-HEADING = "## What its defaults were chosen on\n"
 DEFAULT = Choice(demo.EPOCHS[0], "before", spread=3).name
 STEPS = EPOCHS * demo.PASSES * 5 * demo.LABELS_PER_DIGIT // demo.BATCH
 
@@ -25,12 +24,30 @@ Accuracies = dict[str, dict[str, list[float | None]]]
 
 
 def page(text: str, result: dict[str, Any]) -> str:
-    """Returns the page with the section of a result file in place of the one that it has."""
-    return text.partition(HEADING)[0] + section(result)
+    """Returns the page with the blocks of a result file in place of those that it has."""
+    return with_blocks(text, {"result": opening(result), "measured": section(result).rstrip()})
+
+
+def opening(result: dict[str, Any]) -> str:
+    """Returns the result: what the recipe gains over all draws, one row for each half."""
+    methods = result["parts"]["methods"]["accuracies"]
+    draws = range(_draws(result)[1].stop)
+    rows = [
+        [f"to {title}", *_verdict(half, draws)[1:-1]]
+        for title, half in zip(result["titles"].values(), methods.values(), strict=True)
+    ]
+    lines = [
+        *table(["validation accuracy", "recipe", "best baseline", "difference", "interval"], rows),
+        "",
+        f"Over {len(draws)} draws of the labels, in points, with the t interval of the "
+        f"differences ({CONFIDENCE:.0%}). The baselines are one uniform rate, the head alone, and "
+        "training from scratch; the best is named after the fact, which favours it.",
+    ]
+    return "\n".join(lines)
 
 
 def section(result: dict[str, Any]) -> str:
-    """Returns the section, which is the last one."""
+    """Returns what was measured, how, and on what."""
     found: dict[str, Accuracies] = {
         name: part["accuracies"] for name, part in result["parts"].items()
     }
@@ -38,7 +55,8 @@ def section(result: dict[str, Any]) -> str:
     first, others = _draws(result)
     return "\n".join(
         [
-            HEADING,
+            "## What its defaults were chosen on",
+            "",
             f"Mean validation accuracy over {len(first)} draws of the labels, {STEPS} steps each: "
             "the demo's CNN, pretrained on half of the digits and fine-tuned on the other with "
             f"{demo.LABELS_PER_DIGIT} labels each. "
@@ -61,6 +79,8 @@ def section(result: dict[str, Any]) -> str:
                 ["", "draws", "recipe", "best baseline", "difference", "interval", "reached"],
                 _verdict_rows(found["methods"], titles, first, others),
             ),
+            "",
+            "## Where the figures come from",
             "",
             "Made by `python -m benchmarks.research.recipe --keep` and, from the result file "
             "alone, by `python -m benchmarks.research.recipe --page`; all values by draw are in "
