@@ -185,6 +185,56 @@ def schedule_kinds() -> Figure:
     return figure
 
 
+# A call of every function that makes a schedule, over some sixty steps.
+CALLS = (
+    "one_cycle(60)",
+    "one_cycle(60, three_phase=True)",
+    "cyclic(8, mode='triangular2')",
+    "sgdr(8, cycle_mult=2, cycles=3)",
+    "warmup(20)",
+    "linear_with_warmup(20, 60)",
+    "cosine_with_warmup(20, 60)",
+    "flat_cosine(60)",
+    "wsd(60, 10, 20)",
+    "slanted_triangular(60)",
+    "inverse_sqrt(10, 60)",
+    "constant(0.5)",
+    "linear(1.0, 0.1, 60)",
+    "cosine(60)",
+    "exponential(60, gamma=0.95)",
+    "polynomial(60, power=2.0)",
+    "rex(60)",
+    "step(20, gamma=0.5)",
+    "multistep([30, 45], gamma=0.3)",
+    "staircase(60, 10, gamma=0.7)",
+    "from_function(lambda i: 1 / (1 + i), 60)",
+    "sweep(1e-3, 1.0, 60)",
+    "from_torch(scheduler, 60)",
+)
+
+
+def schedule_pictures() -> dict[str, Figure]:
+    """Return a small picture of each call, by the function's name; of a second one with a 2."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 20)
+    names = {**vars(schedules), "scheduler": scheduler}
+    found: dict[str, Figure] = {}
+    steps = np.arange(70)
+    for call in CALLS:
+        schedule = eval(call, names)
+        figure, (axes,) = canvas(1, 1, 2.3, 1.5)
+        axes.plot(steps, schedule.values(steps), "C0")
+        momentum = schedule.momentum(steps)
+        if momentum is not None:
+            axes.plot(steps, momentum, "k:")
+        axes.set_title(call, fontsize=7)
+        axes.set(ylim=(-0.05, 1.1), xticks=[0, 20, 40, 60], yticks=[0, 1])
+        axes.tick_params(labelsize=6)
+        name = call.partition("(")[0]
+        found[f"{name}_2" if name in found else name] = figure
+    return found
+
+
 def one_cycle_end() -> Figure:
     """The last steps of a one-cycle policy, ours and torch's, and one step more."""
     total = 10
@@ -385,6 +435,8 @@ def main(folder: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "lrfast", "svg.fonttype": "none"}):
         for picture in PICTURES:
             write(picture(), folder / "concepts" / f"{picture.__name__}.svg")
+        for name, figure in schedule_pictures().items():
+            write(figure, folder / "schedules" / f"{name}.svg")
         write(plots.ratios(found), folder / plots.RATIOS)
         write(plot.libraries(report.newest(report.RESULTS)), folder / report.PICTURE)
     plots.draw_all(found, folder)

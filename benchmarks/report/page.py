@@ -19,8 +19,8 @@ OPEN = """# Benchmarks
 {table}
 
 Time of the fastest of torch's implementations over lrfast's: above 1, lrfast is faster. Measured on
-{machine}. In {lost} of {count} timings of a step there, torch's fastest is
-ahead. Nothing has been timed on a GPU yet. [How it was measured](#how-it-was-measured) and
+{machine}. Torch's fastest is ahead in {lost} of {count} timings of a step there. Nothing has
+been timed on a GPU yet. [How it was measured](#how-it-was-measured) and
 [where the figures come from](#where-the-figures-come-from) stand at the end.
 """
 HEADLINES = (
@@ -110,7 +110,7 @@ def opening(results: dict[str, Result]) -> str:
         table="\n".join(table(["", "other, ms", "lrfast, ms", "ratio"], rows, 1)),
         machine=result["machine"],
         count=len(ratios),
-        lost=sum(ratio < 1 for ratio in ratios),
+        lost=sum(ratio < 1 for ratio in ratios) or "none",
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lrfast.schedules import _registry
+
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,11 +49,28 @@ def test_every_picture_that_is_made_is_shown_and_every_other_is_committed(
     assert all(len(description) > 20 for description in places.values())
 
 
+def test_no_picture_is_committed_twice() -> None:
+    files = [path.read_bytes() for path in IMAGES.rglob("*.png")]
+    assert len(files) == len(set(files)) > 5
+
+
 def test_pictures_are_small_have_words_and_no_date(made: dict[str, str]) -> None:
     for place, svg in made.items():
         assert len(svg) < MOST_BYTES[place.startswith("concepts/")], place
         assert re.search(r"<text[^>]*>[^<]*[a-z]{3}", svg), place
         assert "dc:date" not in svg and "Matplotlib v" not in svg, place
+
+
+def test_every_schedule_has_its_picture_on_the_page_of_schedules(made: dict[str, str]) -> None:
+    page = (ROOT / "docs" / "schedules.md").read_text()
+    functions = [each.__name__ for each in _registry._MAKERS] + ["from_torch"]
+    for name in functions:
+        place = f"schedules/{name}.svg"
+        assert place in made, f"docs/plots.py has no call of {name}"
+        assert f">{name}(" in made[place].replace("\n", "") and f"](images/{place})" in page
+    lines = {place: re.findall(r'<path d="([^"]+)"', made[place]) for place in made}
+    pictures = [tuple(found) for place, found in lines.items() if place.startswith("schedules/")]
+    assert len(set(pictures)) == len(pictures) >= len(functions)  # no two are alike
 
 
 def test_made_pictures_are_ignored_by_git_and_made_before_the_site() -> None:
