@@ -1,8 +1,10 @@
 """The outputs that pages show, as their own code prints them: ``page_outputs.py README.md ...``.
 
 A ``text`` block right behind a ``python`` block is what that block prints. This command writes it,
-and the pictures of ``docs/images`` that the code saves; tests compare, but for the numbers, which
-differ from machine to machine. Blocks in an HTML comment run, too, and are not shown.
+and the pictures of ``docs/images`` that the code saves; tests compare. Words have to be the same.
+Numbers differ from machine to machine: each has to be within a factor of two. Only seconds may be
+any: those that say so, as in "in 0.3 s", and those below or beside a heading "seconds". Blocks in
+an HTML comment run, too, and are not shown.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ CODE = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?P<gap>\n?(?=```text))?", re.MULTILINE | re.DOTALL
 )
 OUTPUT = re.compile(r"```text\n(?P<text>.*?)^```\n", re.MULTILINE | re.DOTALL)
-NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
+# A dash behind a word is none of its sign, as in "1e-3" or "step-2".
+NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+SECONDS = re.compile(NUMBER.pattern + r"(?= s\b)")
+FACTOR = 2.0
 
 
 class Page:
@@ -56,6 +61,30 @@ class Page:
 def without_numbers(output: str) -> str:
     """Return an output with all numbers alike, and spaces that do not depend on them."""
     return re.sub(r"[ \t]+", " ", NUMBER.sub("0", output)).strip()
+
+
+def agree(printed: str, shown: str) -> bool:
+    """Whether a page shows what its code has printed, up to what machines differ in."""
+    if without_numbers(printed) != without_numbers(shown):
+        return False
+    pairs = zip(_numbers(printed), _numbers(shown), strict=True)
+    return all(abs(a - b) <= (1 - 1 / FACTOR) * max(abs(a), abs(b)) + 1e-12 for a, b in pairs)
+
+
+def _numbers(output: str) -> list[float]:
+    """Return the numbers of an output, seconds all alike."""
+    numbers: list[float] = []
+    column = (0, 0)  # the place of a heading "seconds", as far down as its table goes
+    for line in SECONDS.sub("0", output).splitlines():
+        if heading := re.search(r"\bseconds\b", line):
+            column = heading.span()
+        elif "  " not in line:
+            column = (0, 0)
+        is_row = line.startswith("seconds")
+        for found in NUMBER.finditer(line):
+            is_free = is_row or (found.start() < column[1] and found.end() > column[0])
+            numbers.append(0.0 if is_free else float(found[0].replace(",", "")))
+    return numbers
 
 
 def main() -> None:

@@ -51,11 +51,32 @@ def test_code_blocks_run_in_order_and_print_what_the_page_shows(
     read = page_outputs.Page(page)
     for printed, shown, _ in read.outputs():
         if shown is not None:
-            assert page_outputs.without_numbers(printed) == page_outputs.without_numbers(shown)
+            assert page_outputs.agree(printed, shown), f"{printed}\nThe page shows:\n{shown}"
     for both in re.findall(r"^```diff\n(.*?)^```", read.text, re.MULTILINE | re.DOTALL):
         for side in "-+":
             lines = [line[1:] for line in both.splitlines() if line[:1] in (" ", side)]
             exec(compile("\n".join(lines), page.name, "exec"), read.namespace)
+
+
+# Where newcomers are: what they run shows what it prints, and nothing is shown that no code prints.
+@pytest.mark.parametrize(
+    "page",
+    [
+        *(ROOT / name for name in ("README.md", "docs/index.md", "docs/quickstart.md")),
+        *(ROOT / "docs" / f"{name}.md" for name in ("recipe", "schedules")),
+        *sorted(ROOT.glob("docs/guides/*.md")),
+    ],
+    ids=lambda page: page.name,
+)
+def test_every_output_stands_behind_its_code(page: Path) -> None:
+    text = page.read_text()
+    behind = set()
+    for block in page_outputs.CODE.finditer(text):
+        output = page_outputs.OUTPUT.match(text, block.end())
+        assert ("print(" in block["code"]) == bool(output), block["code"]
+        behind.add(block.end())
+    shown = {output.start() for output in page_outputs.OUTPUT.finditer(text)}
+    assert shown <= behind, "an output that no code in front of it prints"
 
 
 def test_the_readme_has_examples_with_outputs() -> None:
@@ -73,6 +94,38 @@ def test_what_differs_from_a_page_is_seen_but_for_numbers(tmp_path: Path) -> Non
     assert (printed, shown) == ("loss 0.0025 7\n", "rate  1 2\n")
     assert alike(printed) == "loss 0 0" != alike(shown)
     assert "```text\nloss 0.0025 7\n```" in read.written()
+
+
+HEADING = "step  seconds  loss\n"
+TIMED = HEADING + "   1      0.1   0.5"
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown", "agrees"),
+    [
+        ("lr 4.1e-03, group 0", "lr 5.0e-03, group 0", True),
+        ("lr 4.1e-03", "lr 4.1e-02", False),
+        ("40 batches", "21 batches", True),
+        ("40 batches", "19 batches", False),
+        ("loss -0.5", "loss 0.5", False),
+        ("group 0", "group 1", False),
+        ("in 0.1 s", "in 12.5 s", True),
+        ("in 0.1 steps", "in 12.5 steps", False),
+        ("rates 1,000 2", "rates 1,000  2\n", True),
+        (TIMED, HEADING + "   1      9.1   0.6", True),
+        (TIMED, HEADING + "   1      0.1   1.6", False),
+        (TIMED, HEADING + "   3      0.1   0.5", False),
+        ("seconds  0.1  0.2\nloss  1  2", "seconds  7  9\nloss  1  2", True),
+        ("seconds  0.1  0.2\nloss  1  2", "seconds  0.1  0.2\nloss  9  9", False),
+        (TIMED + "\nloss is 0.1 now", TIMED + "\nloss is 2.1 now", False),
+        ("rates 1 2", "rates 1", False),
+        ("lr 1e-3", "rate 1e-3", False),
+    ],
+)
+def test_outputs_agree_up_to_what_machines_differ_in(
+    printed: str, shown: str, agrees: bool
+) -> None:
+    assert page_outputs.agree(printed, shown) == agrees
 
 
 class Finder(doctest.DocTestFinder):
