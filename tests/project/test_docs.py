@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
 from trainers import LIBRARIES, NEEDED, load, quieten
 
 import lrfast
@@ -36,6 +37,18 @@ def load_tool(name: str) -> Any:
 page_outputs = load_tool("page_outputs")
 
 
+def differing(picture: Path, other: Path) -> float:
+    """Share of the pixels that differ between two pictures; all if their sizes do."""
+    one, two = imread(picture), imread(other)
+    return float((abs(one - two).max(-1) > 0.25).mean()) if one.shape == two.shape else 1.0
+
+
+def test_pictures_of_other_runs_differ() -> None:
+    images = ROOT / "docs" / "images"
+    assert differing(images / "range_test.png", images / "range_test.png") == 0
+    assert differing(images / "range_test.png", images / "quickstart.png") > 0.02
+
+
 # design.md lists names, some of them yet to come.
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name != "design.md"], ids=lambda page: page.name
@@ -52,6 +65,9 @@ def test_code_blocks_run_in_order_and_print_what_the_page_shows(
     for printed, shown, _ in read.outputs():
         if shown is not None:
             assert page_outputs.agree(printed, shown), f"{printed}\nThe page shows:\n{shown}"
+    for target in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", read.text):
+        if (saved := tmp_path / Path(target).name).exists():
+            assert differing(saved, page.parent / target) < 0.02, f"{target} shows another run"
     for both in re.findall(r"^```diff\n(.*?)^```", read.text, re.MULTILINE | re.DOTALL):
         for side in "-+":
             lines = [line[1:] for line in both.splitlines() if line[:1] in (" ", side)]
