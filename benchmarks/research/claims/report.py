@@ -55,7 +55,7 @@ def markdown(result: dict[str, Any]) -> str:
     """Returns the page."""
     found = [(each, claim) for each in EXPERIMENTS for claim in each.claims]
     rows = [_summary(claim, result["experiments"][each.name]) for each, claim in found]
-    verdicts = [row[-1].strip("*") for row in rows]
+    verdicts = [row[1].strip("*") for row in rows]
     lines = [
         OPEN.format(
             count=len(rows),
@@ -63,7 +63,7 @@ def markdown(result: dict[str, Any]) -> str:
             refuted=verdicts.count("not reproduced"),
             undecided=verdicts.count("undecided"),
         ),
-        *table(["claim", "source", "better", "undecided", "worse", "verdict"], rows, 2),
+        *table(["claim", "verdict", "better", "undecided", "worse", "source"], rows, 2),
         "",
     ]
     for experiment in EXPERIMENTS:
@@ -84,7 +84,7 @@ def _differences(claim: Claim, tasks: dict[str, Any]) -> dict[str, Difference]:
 def _summary(claim: Claim, tasks: dict[str, Any]) -> list[str]:
     verdicts = [each.verdict for each in _differences(claim, tasks).values()]
     counts = [str(verdicts.count(kind)) for kind in ("better", "undecided", "worse")]
-    return [claim.text, claim.source, *counts, f"**{claim_verdict(verdicts)}**"]
+    return [claim.text, f"**{claim_verdict(verdicts)}**", *counts, claim.source]
 
 
 def _experiment(experiment: Experiment, tasks: dict[str, Any]) -> list[str]:
