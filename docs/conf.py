@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from docutils import nodes  # noqa: E402
+from sphinx import addnodes  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
 import lrfast  # noqa: E402
@@ -62,6 +63,8 @@ nitpick_ignore_regex = [
         r"lrfast\.(\w+\.)+(Constants|OneCycleOptions|RandomStates|RateChoice|RecipeConfig|ResumePoint|StageOptions)",
     ),
 ]
+# Sections of docstrings that go on with "Args", and what the page calls them; "Args" come first.
+BLOCKS = {"Args": "Needed", "Common args": "Common", "Advanced args": "Advanced"}
 # Private types in signatures, and where what they can do is documented.
 SHOWN_AS = {
     "lrfast.optim._scheduling.SchedulingMixin": "lrfast.optim.FusedOptimizer",
@@ -114,6 +117,52 @@ def _evaluate_annotations(app: Any, function: Any, bound: bool) -> None:
     function.__annotations__ = typing.get_type_hints(function)
 
 
+def _join_blocks(
+    app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
+    """Make one section of all blocks of arguments, so that types are added to each argument."""
+    found: dict[str, str] = {}
+    kept: list[str] = []
+    block = ""
+    for line in lines:
+        title = line.removesuffix(":")
+        if title in BLOCKS:
+            block = title
+            if title != "Args":
+                del kept[-1]  # the empty line before it
+                continue
+        elif line and not line.startswith(" "):
+            block = ""
+        elif block and (argument := re.match(r" {4}(\w+):", line)):
+            found[argument[1]] = block
+        kept.append(line)
+    if set(found.values()) - {"Args"}:
+        lines[:] = kept
+        app.env.temp_data.setdefault("lrfast_blocks", {})[name] = found
+
+
+def _split_blocks(app: Any, doctree: nodes.document) -> None:
+    """Give each block of arguments a field of its own again."""
+    for name, blocks in app.env.temp_data.get("lrfast_blocks", {}).items():
+        (content,) = (
+            signature.parent[-1]
+            for signature in doctree.findall(addnodes.desc_signature)
+            if name in signature["ids"]
+        )
+        for field in list(content.findall(nodes.field)):
+            if field[0].astext() != "Parameters" or field.parent.parent is not content:
+                continue
+            items = list(field[1][0])
+            for block, title in BLOCKS.items():
+                own = [i for i in items if blocks[i.next_node(nodes.strong).astext()] == block]
+                body = nodes.field_body("", nodes.bullet_list("", *own))
+                field.parent.insert(
+                    field.parent.index(field),
+                    nodes.field("", nodes.field_name("", f"{title} arguments"), body),
+                )
+            field.parent.remove(field)
+
+
 def _find_by_end(app: Any, env: Any, node: Any, content: Any) -> Any:
     """Resolve a name without its module, as docstrings write it, where one object alone has it."""
     if node.get("refdomain") != "py" or node["reftype"] == "obj":
@@ -147,5 +196,8 @@ def setup(app: Any) -> None:
     app.connect("source-read", _read)
     # Before autodoc itself looks at the signature.
     app.connect("autodoc-before-process-signature", _evaluate_annotations, priority=100)
+    # Before napoleon looks at the docstring.
+    app.connect("autodoc-process-docstring", _join_blocks, priority=100)
+    app.connect("doctree-read", _split_blocks)
     app.connect("missing-reference", _find_by_end)
     app.connect("doctree-resolved", _link_names)

@@ -147,6 +147,17 @@ def broken_links(site: Path) -> list[str]:
     return sorted(broken)
 
 
+def missing_blocks(site: Path) -> list[str]:
+    """Public names whose blocks of arguments docs/conf.py has not made fields of."""
+    text = "".join(path.read_text() for path in sorted(site.glob("reference/*.html")))
+    found = []
+    for name, value in public_names().items():
+        if "\nAdvanced args:\n" in (inspect.getdoc(value) or "") and f'id="{name}"' in text:
+            own = text.partition(f'id="{name}"')[2].partition('<dt class="sig ')[0]
+            found += [name] * ("Advanced arguments" not in own)
+    return found
+
+
 def missing_styles(site: Path) -> list[str]:
     """What the styles of the site do not see to, of what keeps pages within their windows."""
     sheets = (path.read_text() for path in sorted(site.rglob("*.css")))
@@ -175,6 +186,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     faults = [f"not in the reference: {name}" for name in missing_names(site)]
     faults += [f"broken link in {fault}" for fault in broken_links(site)]
+    faults += [f"no blocks of arguments at {name}" for name in missing_blocks(site)]
     faults += [f"no style makes sure that {rule}" for rule in missing_styles(site)]
     faults += [f"too wide: {fault}" for fault in [*unboxed(site), *too_wide(site)]]
     for fault in faults:

@@ -82,17 +82,31 @@ class FineTuner:
         model: The model, on the device that trains.
         train_loader: Sized loader of batches ``(inputs, targets)``; of more entries than two all
             but the last are inputs.
-        val_loader: Loader of validation batches, or None (default).
         loss_fn: ``loss_fn(outputs, targets)``, a mean over the batch.
         compute_loss: Instead of it: ``compute_loss(model, batch)`` returns the loss. With neither,
             the model returns its loss: as it is, as ``.loss``, as ``["loss"]`` or first.
+
+    Common args:
+        val_loader: Loader of validation batches, or None (default).
+        metrics: Functions ``(outputs, targets) -> scalar tensor``, means over the batch, by name
+            (default: none); they need ``loss_fn``.
         optimizer: Called with param groups: an optimizer class of lrfast (default
             :class:`lrfast.AdamW`) or torch.optim, or a function such as
             ``functools.partial(lrfast.SGD, momentum=0.9)``.
-        metrics: Functions ``(outputs, targets) -> scalar tensor``, means over the batch, by name
-            (default: none); they need ``loss_fn``.
         groups: Layer groups as :func:`lrfast.layer_groups` takes them; None (default): automatic.
         weight_decay: Of all groups, 0 or more; None (default): the optimizer's.
+        amp: dtype of forward passes under autocast, torch.bfloat16 or torch.float16; None
+            (default): no autocast. float16 scales losses, and skips steps whose gradients are not
+            finite, which count neither in the schedule nor in the history.
+        gradient_accumulation_steps: Batches per update, 1 (default) or more. The last update of an
+            epoch takes what is left; an update's loss is the mean over its batches.
+        max_grad_norm: Norm that gradients are clipped to, above 0; None (default): the optimizer's.
+        keep_best: "valid_loss" or the name of a metric: a copy of the model with its best value is
+            kept on the device, for :meth:`restore_best`. None (default): no copy.
+        progress: Whether to show a bar, and a table row per epoch, in a terminal or a notebook
+            (default True).
+
+    Advanced args:
         no_decay: Parameters without weight decay, as :func:`lrfast.discriminative` takes them: True
             for those of normalisation layers, biases and vectors, or a list of patterns; None
             (default): none. A layer group may then make several param groups, each with a column
@@ -100,26 +114,16 @@ class FineTuner:
         norm_mode: What normalisation layers with running statistics do in frozen layer groups, see
             :func:`lrfast.set_norm_mode`: "train" (default) updates the statistics, "keep" keeps
             and uses them, "adapt" trains the layers too.
-        amp: dtype of forward passes under autocast, torch.bfloat16 or torch.float16; None
-            (default): no autocast. float16 scales losses, and skips steps whose gradients are not
-            finite, which count neither in the schedule nor in the history.
-        gradient_accumulation_steps: Batches per update, 1 (default) or more. The last update of an
-            epoch takes what is left; an update's loss is the mean over its batches.
-        max_grad_norm: Norm that gradients are clipped to, above 0; None (default): the optimizer's.
         ema_decay: Decay, in [0, 1), of an EMA of the weights, kept by an lrfast optimizer; None
             (default): the optimizer's.
         validate_ema: Whether validation, and the best model, use the EMA of the weights if there
             is one (default True), and of buffers, such as the statistics of batch norm.
-        keep_best: "valid_loss" or the name of a metric: a copy of the model with its best value is
-            kept on the device, for :meth:`restore_best`. None (default): no copy.
         best_mode: Whether the lowest ("min") or the highest ("max") value is the best; None
             (default): the lowest loss, the highest metric.
         callbacks: Called on the way, in this order, see :class:`Callback` (default: none).
         capture: Whether updates, and those of range tests, run as a CUDA graph, see
             :func:`lrfast.capture` (default False); needs an lrfast optimizer. An epoch's smaller
             last batch runs eagerly.
-        progress: Whether to show a bar, and a table row per epoch, in a terminal or a notebook
-            (default True).
 
     Attributes:
         history: All stages so far, a :class:`lrfast.History`.

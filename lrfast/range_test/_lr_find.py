@@ -106,9 +106,23 @@ def lr_find(
             gradients to ``optimizer.step()``, keeps the learning rates and returns the loss.
             Modules, optimizers and schedulers that it names are restored, too; what else it changes
             belongs in ``others``.
+
+    Common args:
         start_lr: First learning rate, above 0; or one per param group.
         end_lr: Last learning rate, above ``start_lr``; or one per param group.
         num_iter: Points of the sweep, 2 or more. A point is an applied update.
+        val_loader: Batches; a point's loss is then the mean over them after the update.
+        gradient_accumulation_steps: Micro-batches per update; a point's loss is their mean.
+        scaler: GradScaler; steps that it skips add no point.
+        adaptive: Whether to sweep again, over the range that method "auto" proposes, if it has no
+            suggestion; 4 sweeps at most.
+        repeats: Sweeps, each with other data order and random numbers; the result is their median.
+        verify: Steps, 2 or more, of the short one-cycle runs in which the suggested learning rate
+            and its neighbours race from the present state on the same batches; 8 runs at most. 0:
+            no race.
+        progress: Whether to show steps, learning rate and smoothed loss, in a terminal or notebook.
+
+    Advanced args:
         mode: "exp", equal ratios from point to point, or "linear", equal differences.
         vary: "ratio": all groups in their ratios, ``start_lr`` and ``end_lr`` being those of the
             trained group with the highest learning rate. "same": all groups at the same learning
@@ -119,18 +133,9 @@ def lr_find(
         beta: Decay of the EMA that smooths the losses, in [0, 1).
         lag: 0 pairs a learning rate with the loss just before its update, as all peers do; 1 with
             the loss just after it, at the cost of one forward pass.
-        gradient_accumulation_steps: Micro-batches per update; a point's loss is their mean.
         same_batch: Whether all updates see the first one's batches, which removes their noise.
-        val_loader: Batches; a point's loss is then the mean over them after the update.
-        repeats: Sweeps, each with other data order and random numbers; the result is their median.
-        adaptive: Whether to sweep again, over the range that method "auto" proposes, if it has no
-            suggestion; 4 sweeps at most.
-        verify: Steps, 2 or more, of the short one-cycle runs in which the suggested learning rate
-            and its neighbours race from the present state on the same batches; 8 runs at most. 0:
-            no race.
         judge: Validation batches whose mean loss decides the race; ``val_loader`` by default;
             without either some training batches that the runs have not seen.
-        scaler: GradScaler; steps that it skips add no point.
         others: Objects with ``state_dict`` and ``load_state_dict`` to restore, too.
         snapshot: Memory of the copies that restore everything: "device" is the one that trains,
             "host" is for models that fill the device.
@@ -138,7 +143,6 @@ def lr_find(
             DistributedDataParallel nor sharded.
         capture: Whether a sweep's updates are captured in a CUDA graph, see :func:`lrfast.capture`;
             for lrfast optimizers and training losses. Races are not captured.
-        progress: Whether to show steps, learning rate and smoothed loss, in a terminal or notebook.
 
     Returns:
         Curve, suggestions and outcome.

@@ -113,6 +113,30 @@ def test_public_methods_are_documented(name: str) -> None:
         assert faults == [], method
 
 
+# Whoever has more arguments than this tells them apart: what is needed, common, and advanced.
+MANY = 20
+BLOCKS = ("Args", "Common args", "Advanced args")
+
+
+def arguments_of(name: str) -> dict[str, inspect.Parameter]:
+    """Arguments of a function or of a class's constructor; none of an exception's."""
+    if isinstance(NAMES[name], type) and issubclass(NAMES[name], Exception):
+        return {}
+    return dict(inspect.signature(NAMES[name]).parameters)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if len(arguments_of(name)) > MANY])
+def test_many_arguments_stand_in_three_blocks(name: str) -> None:
+    doc = inspect.getdoc(NAMES[name]) or ""
+    sections = dict(re.findall(r"^(\w[\w ]*):\n(.*?)(?=\n\n\w|\Z)", doc, re.MULTILINE | re.DOTALL))
+    blocks = [re.findall(r"^    (\w+): ", sections.get(each, ""), re.MULTILINE) for each in BLOCKS]
+    parameters = arguments_of(name)
+    assert sorted(argument for block in blocks for argument in block) == sorted(parameters)
+    needed = [each for each, kind in parameters.items() if kind.default is inspect.Parameter.empty]
+    assert set(needed) <= set(blocks[0])
+    assert all(blocks) and len(blocks[0]) < 7 and len(blocks[1]) < 12
+
+
 def test_those_who_make_what_nobody_makes_by_hand_have_examples() -> None:
     for made, maker in MADE_BY.items():
         assert made in NAMES

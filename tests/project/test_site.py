@@ -60,6 +60,18 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path, page: str, broken: l
     assert check_site.broken_links(make_site(tmp_path, [], page)) == broken
 
 
+@pytest.mark.parametrize("is_one_list", [False, True])
+def test_arguments_that_are_one_long_list_are_found(tmp_path: Path, is_one_list: bool) -> None:
+    blocks = dict.fromkeys(("lr_find", "FineTuner"), "Common arguments, Advanced arguments")
+    if is_one_list:
+        blocks["lr_find"] = "Parameters"
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "page.html").write_text(
+        "".join(f'<dt class="sig " id="lrfast.{name}"></dt>{text}' for name, text in blocks.items())
+    )
+    assert check_site.missing_blocks(tmp_path) == ["lrfast.lr_find"] * is_one_list
+
+
 TABLE = "<article><div class='table-wrapper x'><table><tr><td>{}</td></tr></table></div></article>"
 
 
