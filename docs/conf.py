@@ -65,6 +65,7 @@ nitpick_ignore_regex = [
 ]
 # Sections of docstrings that go on with "Args", and what the page calls them; "Args" come first.
 BLOCKS = {"Args": "Needed", "Common args": "Common", "Advanced args": "Advanced"}
+LONGEST_WORD = 24  # characters of code that the styles keep on one line, in a table
 # Private types in signatures, and where what they can do is documented.
 SHOWN_AS = {
     "lrfast.optim._scheduling.SchedulingMixin": "lrfast.optim.FusedOptimizer",
@@ -185,6 +186,8 @@ def _link_names(app: Any, doctree: nodes.document, page: str) -> None:
     """Make links of the public names that pages write as code, where they are nothing else yet."""
     objects = app.env.get_domain("py").objects
     for literal in list(doctree.findall(nodes.literal)):
+        if len(literal.astext()) <= LONGEST_WORD:
+            literal["classes"].append("word")  # an option does not break at its hyphens
         entry = objects.get(literal.astext().removesuffix("()"))
         if entry is not None and not isinstance(literal.parent, nodes.reference | nodes.title):
             place = (entry.docname, entry.node_id)
