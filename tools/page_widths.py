@@ -58,8 +58,14 @@ measureAll(%(pages)s, %(widths)s);
 
 
 def find_browser() -> str | None:
-    """Return the path of a Chromium, or None."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    """Return the path of a Chromium that starts, or None: some are stubs that name a package."""
+    for path in filter(None, map(shutil.which, NAMES)):
+        if (
+            subprocess.run([path, "--version"], capture_output=True, timeout=SECONDS).returncode
+            == 0
+        ):
+            return path
+    return None
 
 
 def is_required() -> bool:
@@ -76,6 +82,7 @@ def too_wide(site: Path, browser: str, widths: tuple[int, ...] = (PHONE, DESKTOP
         frames = Path(folder, "frames.html")
         frames.write_text(SCRIPT % {name: json.dumps(value) for name, value in values.items()})
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        command += ["--disable-dev-shm-usage"]  # small in containers
         command += [f"--user-data-dir={folder}/profile", "--allow-file-access-from-files"]
         command += ["--virtual-time-budget=100000000", frames.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)

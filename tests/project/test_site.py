@@ -139,6 +139,9 @@ def test_a_browser_finds_what_leaves_its_window(
 def test_a_browser_that_has_to_be_there_is_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stub = tmp_path / page_widths.NAMES[0]
+    stub.write_text("#!/bin/sh\nexit 1\n")
+    stub.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(page_widths.REQUIRED, raising=False)
     assert check_site.too_wide(make_site(tmp_path, [], "")) == []
