@@ -32,12 +32,12 @@ def opening(result: dict[str, Any]) -> str:
     """Returns the result: what the recipe gains over all draws, one row for each half."""
     methods = result["parts"]["methods"]["accuracies"]
     draws = range(_draws(result)[1].stop)
-    rows = [
-        [f"to {title}", *_verdict(half, draws)[1:-1]]
-        for title, half in zip(result["titles"].values(), methods.values(), strict=True)
-    ]
+    rows = []
+    for title, half in zip(result["titles"].values(), methods.values(), strict=True):
+        recipe, best, difference, interval = _verdict(half, draws)[1:-1]
+        rows.append([f"to {title}", recipe, difference, interval, best])
     lines = [
-        *table(["validation accuracy", "recipe", "best baseline", "difference", "interval"], rows),
+        *table(["validation accuracy", "recipe", "difference", "interval", "best baseline"], rows),
         "",
         f"Over {len(draws)} draws of the labels, in points, with the t interval of the "
         f"differences ({CONFIDENCE:.0%}). The baselines are one uniform rate, the head alone, and "

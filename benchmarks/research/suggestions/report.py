@@ -60,16 +60,18 @@ below, then [how it was measured](#how-it-was-measured)."""
 
 METHOD = f"""## How it was measured
 
-Every task is trained for {STEPS} steps with the one-cycle policy at 27 peak rates with 3 seeds, and
-its rate is then read off 10 range tests by every rule. The regret of a rate is how much higher the
-validation loss gets than at the best rate of the grid, as a fraction of the latter. It is at most
-{regret.CAP:g}, and a rule that declines is charged the regret of the worst rate. Losses above the
-untrained model's count as that. The share is the part of the gain from untrained to best that is
-lost. lrfast's rules are those of `lrfast.suggest`, and `auto` knows the optimizer, the number and
-size of the parameters, the size of the batches and the number of classes to predict, as in
-`lr_find` from a DataLoader. Of endless data it does not know the number of classes; with amounts
-unknown it does not know the size of batches either. The others are formulas of what their libraries
-do, on the same raw losses. Loss and accuracy are means over the seeds at the best rate, and the
+Every task is trained for {STEPS} steps with the one-cycle policy at 27 peak learning rates with 3
+seeds. Every method then suggests a learning rate from 10 range tests. The regret of a learning rate
+is how much higher the validation loss gets than at the best one of the grid, as a fraction of the
+latter. It is at most {regret.CAP:g}, and a method without a suggestion is charged the regret of the
+worst learning rate. Losses above the untrained model's count as that. The share is the part of the
+gain from untrained to best that is lost.
+
+lrfast's methods are those of `lrfast.suggest`, and `auto` knows the optimizer, the number and size
+of the parameters, the size of the batches and the number of classes to predict, as in `lr_find`
+from a DataLoader. Of endless data it does not know the number of classes; with amounts unknown it
+does not know the size of batches either. The others are formulas of what their libraries do, on the
+same raw losses. Loss and accuracy are means over the seeds at the best learning rate, and the
 spread is the standard deviation of the loss there."""
 
 
@@ -288,7 +290,7 @@ def _sweeps(tasks: dict[str, Any]) -> int:
 
 
 def _rule_table(tasks: dict[str, Any]) -> list[str]:
-    columns = ["rule", "mean", "from scratch", "fine-tuning", "median", "worst", "worst task"]
+    columns = ["method", "mean", "from scratch", "fine-tuning", "median", "worst", "worst task"]
     rows = (_rule_row(tasks, name) for name in _rule_names(tasks))
     return table([*columns, "share", "declined"], sorted(rows, key=lambda row: float(row[1])))
 
