@@ -13,6 +13,7 @@ from lrfast.groups import (
     freeze_to,
     gradual,
     layer_groups,
+    lora_groups,
     set_norm_mode,
     unfreeze,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "freeze_to",
     "gradual",
     "layer_groups",
+    "lora_groups",
     "lr_find",
     "schedules",
     "set_norm_mode",

@@ -107,13 +107,18 @@ def discriminative(
     return built
 
 
+def is_bias(name: str) -> bool:
+    """Tell by a parameter's name whether it is a bias."""
+    return _BIAS.search(name.rpartition(".")[2]) is not None
+
+
 def _spared(model: nn.Module, no_decay: Sequence[str] | Literal[True] | None) -> set[Tensor]:
     """Return the parameters without weight decay."""
     if no_decay is None:
         return set()
     names = parameter_names(model)
     if no_decay is True:
-        biases = {p for p, aliases in names.items() if _BIAS.search(aliases[0].rpartition(".")[2])}
+        biases = {p for p, aliases in names.items() if is_bias(aliases[0])}
         vectors = {p for p in names if not is_lazy(p) and p.dim() <= 1}
         return norm_parameters(model) | biases | vectors
     spared: set[Tensor] = set()
