@@ -9,7 +9,8 @@ within optimizers, and what the training's functions name of these. Left out:
 * Hooks, and state outside Python: of extension types, other processes, devices that are no tensors.
 * Of an `Engine`, what it does not restore by itself. Shapes, dtypes and devices are taken to stay
   as they are.
-* Large tensors and arrays of data, iterators and files in use: noted if they have changed.
+* Large tensors and arrays of data, iterators and files in use, and the frozen weights that trained
+  adapters stand beside: noted if they have changed.
 * The random state of workers that are already running. Workers that a sweep started are dropped,
   also with `persistent_workers=True`.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 import copy
 import random
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -34,6 +35,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lrfast._utils.async_copy import note_use
+from lrfast.training._base_weights import BaseWeights
 from lrfast.training._data import end_workers, generators_of, tensors_in
 from lrfast.training._reachable import Copies, Reachable, reach, readable
 
@@ -70,10 +72,10 @@ def bytes_needed(model: nn.Module, optimizer: Optimizer) -> dict[torch.device, i
         >>> bytes_needed(model, torch.optim.SGD(model.parameters(), lr=0.1))
         {device(type='cpu'): 12}
     """
-    return _bytes_to_copy(reach(model, optimizer))
+    return _bytes_to_copy(reach(model, optimizer), BaseWeights(model))
 
 
-def _bytes_to_copy(found: Reachable) -> dict[torch.device, int]:
+def _bytes_to_copy(found: Reachable, apart: Container[object]) -> dict[torch.device, int]:
     listed = (
         p for each in found.optimizers for group in each.param_groups for p in group["params"]
     )
@@ -84,7 +86,7 @@ def _bytes_to_copy(found: Reachable) -> dict[torch.device, int]:
     states = tensors_in([list(each.state.values()) for each in found.optimizers])
     needed: dict[torch.device, int] = {}
     tensors = dict.fromkeys(chain(leaves, buffers, grads, states))
-    for tensor in filter(_has_values, tensors):
+    for tensor in (each for each in tensors if each not in apart and _has_values(each)):
         needed[tensor.device] = needed.get(tensor.device, 0) + bytes_of(dense_view(tensor))
     return needed
 
@@ -117,8 +119,9 @@ class TensorStore:
     that their ids stay taken.
     """
 
-    def __init__(self, on_host: bool = False) -> None:
+    def __init__(self, on_host: bool = False, apart: Container[object] = ()) -> None:
         self._on_host = on_host
+        self._apart = apart  # tensors that are not copied
         self._saved: dict[int, tuple[Any, Any]] = {}
         self._gradients: dict[int, tuple[Tensor, Tensor | None, bool]] = {}
         self.modes: dict[int, tuple[nn.Module, bool]] = {}  # by the module's id
@@ -167,7 +170,7 @@ class TensorStore:
 
     def _copied(self, tensor: Tensor) -> Tensor | None:
         """Return a copy; None of a packed parameter without a gradient, which no step changes."""
-        if not _has_values(tensor):
+        if tensor in self._apart or not _has_values(tensor):
             return None
         try:
             return self._copy(dense_view(tensor))
@@ -307,9 +310,10 @@ class Snapshot:
         if not isinstance(loaders, Mapping):
             loaders = {f"loaders[{index}]": loader for index, loader in enumerate(loaders)}
         found = reach(model, optimizer, others, loaders.items(), functions)
+        self._base = BaseWeights(model)
         if check is not None:
-            check(_bytes_to_copy(found))
-        self._store, self._uncopied = TensorStore(on_host), found.unread
+            check(_bytes_to_copy(found, self._base))
+        self._store, self._uncopied = TensorStore(on_host, self._base), found.unread
         try:
             with torch.no_grad():
                 for module in found.modules:
@@ -322,12 +326,13 @@ class Snapshot:
             self._take_others(others, [*loaders.values(), *found.loaders])
             self._random = GlobalRandom.take()
         except (MemoryError, RuntimeError) as error:
+            apart = self._base
             # The error would keep what there is of the copies for as long as it lives.
             vars(self).clear()
             traceback.clear_frames(error.__traceback__)
             if not is_out_of_memory(error):
                 raise
-            needed = sizes(_bytes_to_copy(found))
+            needed = sizes(_bytes_to_copy(found, apart))
             raise MemoryError(
                 f"there is no memory for a snapshot, which copies {needed}; let the copies lie in "
                 "host memory (on_host=True, for lr_find snapshot='host') or free what they need"
@@ -404,12 +409,13 @@ class Snapshot:
                 end_workers(loader._iterator)
             loader._iterator = iterator
         self._copies.restore()
+        self._base.compare()
         for engine, taken in self._engines:
             engine._engine_restore(taken)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was reached and could not be restored, a sentence each.
+        """What was reached and could not be restored, a sentence each; may synchronise.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -420,7 +426,7 @@ class Snapshot:
             >>> snapshot.notes
             ('data is not as before, and cannot be restored: a generator that has moved on',)
         """
-        return (*self._uncopied, *self._copies.notes)
+        return (*self._uncopied, *self._copies.notes, *self._base.notes)
 
     @property
     def nbytes(self) -> int:
