@@ -93,7 +93,9 @@ class FineTuner:
         optimizer: Called with param groups: an optimizer class of lrfast (default
             :class:`lrfast.AdamW`) or torch.optim, or a function such as
             ``functools.partial(lrfast.SGD, momentum=0.9)``.
-        groups: Layer groups as :func:`lrfast.layer_groups` takes them; None (default): automatic.
+        groups: Layer groups as :func:`lrfast.layer_groups` takes them, or param groups, such as
+            those of :func:`lrfast.lora_groups`, which keep their learning rates until a stage sets
+            others; None (default): automatic.
         weight_decay: Of all groups, 0 or more; None (default): the optimizer's.
         amp: dtype of forward passes under autocast, torch.bfloat16 or torch.float16; None
             (default): no autocast. float16 scales losses, and skips steps whose gradients are not
@@ -196,7 +198,11 @@ class FineTuner:
             groups = list(groups)
         self.groups, adapts = layer_groups(model, groups), norm_mode == "adapt"
         rates = (0.0, weight_decay, None)
-        param_groups = discriminative(model, *rates, groups, no_decay, split_norms=adapts)
+        param_groups = discriminative(model, *rates, self.groups, no_decay, split_norms=adapts)
+        for group in param_groups:  # else the optimizer's own, until a stage sets them
+            own = self.groups[group["layer"]].options
+            del group["lr"]
+            group |= {"lr": own["lr"]} if "lr" in own else {}
         self.optimizer = _make_optimizer(optimizer, param_groups, max_grad_norm, ema_decay)
         if amp not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
@@ -793,8 +799,7 @@ def _make_optimizer(
     ema_decay: float | None,
 ) -> Optimizer:
     """Return the optimizer of the param groups, with clipping and EMA if it has them built in."""
-    # The learning rates are the optimizer's own until a stage sets them.
-    made = make([{k: v for k, v in each.items() if k != "lr"} for each in param_groups])
+    made = make(param_groups)
     optimizer = inner_optimizer(made)
     asked = {"max_grad_norm": max_grad_norm, "ema_decay": ema_decay}
     given = {name: value for name, value in asked.items() if value is not None}

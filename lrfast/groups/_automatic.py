@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -30,6 +31,7 @@ class Block:
     parts: list[tuple[str, list[Tensor]]]  # each with the path of its module
     kind: str = "body"
     direct: list[Tensor] = field(default_factory=list)  # of the modules around, put in front
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the param group it was given as
 
 
 def automatic_blocks(model: nn.Module) -> list[Block]:

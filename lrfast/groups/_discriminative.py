@@ -41,6 +41,7 @@ def discriminative(
         model: Module to train.
         lr: Learning rates, as `spread` takes them.
         weight_decay: Weight decay of every group, 0 or more; None, the default: the optimizer's.
+            Param groups among ``groups`` keep their own.
         decay: Factor in (0, 1] from one layer group to the one before it; None, the default: 1.
             Group i has ``lr * max(min_scale, decay ** (last - i))``. ULMFiT's is 1/2.6.
         groups: Explicit groups, as `layer_groups` takes them; None, the default: automatic.
@@ -94,6 +95,7 @@ def discriminative(
             name = layer.name + (f", tied to {until}" if until > index else "")
             name += (", norms" if is_norm else "") + (", no decay" if is_spared else "")
             group = {"params": params, "lr": rate, "name": name, "layer": index, **settings}
+            group |= {option: value for option, value in layer.options.items() if option != "lr"}
             if until > index:
                 group["tied_until"] = until
             if is_spared:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import translate
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -13,11 +13,15 @@ from lrfast._utils.validation import is_int
 from lrfast.groups._automatic import Block
 from lrfast.groups._layer_group import LayerGroup
 
-GroupSpec: TypeAlias = nn.Module | LayerGroup | str | Iterable[nn.Module | Tensor]
+GroupSpec: TypeAlias = (
+    nn.Module | LayerGroup | str | Mapping[str, Any] | Iterable[nn.Module | Tensor]
+)
 Groups: TypeAlias = Iterable[GroupSpec] | Callable[[str], int | None]
 Names: TypeAlias = Mapping[Tensor, list[str]]
 
 _REST = "*"
+# What param groups have of `discriminative`, which makes it anew.
+_MADE = ("params", "name", "layer", "tied_until", "kept_frozen", "norms", "frozen")
 
 
 def compile_pattern(pattern: str) -> Callable[[str], object]:
@@ -41,6 +45,7 @@ def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names)
     paths = {id(module): path for path, module in model.named_modules()}
     blocks: list[Block] = []
     given: set[Tensor] = set()
+    may_leave_out = False  # what is frozen, as an optimizer's param groups may
     for index, group in enumerate(groups):
         if isinstance(group, str):
             taken = given if group == _REST else set()
@@ -63,8 +68,15 @@ def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names)
                 "leave this group out"
             )
         given.update(parameters)
-        blocks.append(Block([(_spec_name(index, group, paths), parameters)]))
-    missing = [aliases[0] for parameter, aliases in names.items() if parameter not in given]
+        options = group.items() if isinstance(group, Mapping) else ()
+        own = {key: value for key, value in options if key not in _MADE}
+        blocks.append(Block([(_spec_name(index, group, paths), parameters)], options=own))
+        may_leave_out |= isinstance(group, Mapping)
+    missing = [
+        aliases[0]
+        for parameter, aliases in names.items()
+        if parameter not in given and (parameter.requires_grad or not may_leave_out)
+    ]
     if missing:
         raise ValueError(f"groups must hold every parameter, add {', '.join(missing)} to one")
     return blocks
@@ -73,13 +85,20 @@ def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names)
 def _spec_name(index: int, group: GroupSpec, paths: Mapping[int, str]) -> str:
     if isinstance(group, str):
         return group
-    name = group.name if isinstance(group, LayerGroup) else paths.get(id(group))
+    if isinstance(group, Mapping):
+        name = group.get("name")
+    else:
+        name = group.name if isinstance(group, LayerGroup) else paths.get(id(group))
     return name or f"group {index}"
 
 
 def _members(index: int, group: GroupSpec) -> list[Tensor]:
     if isinstance(group, (nn.Module, LayerGroup)):
         return list(group.parameters() if isinstance(group, nn.Module) else group.parameters)
+    if isinstance(group, Mapping):
+        if "params" not in group:
+            raise ValueError(f'groups[{index}] must have "params" if a dict, got {list(group)}')
+        group = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
     members: list[Tensor] = []
     for member in group if isinstance(group, Iterable) else [group]:
         if not isinstance(member, (nn.Module, Tensor)):

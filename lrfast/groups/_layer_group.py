@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, field
+from typing import Any, overload
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -23,11 +23,13 @@ class LayerGroup:
         name: Path of the module that the group stands for, or its pattern.
         parameters: Its parameters, one or more.
         names: Names of the parameters, in the same order; the first name of a tied one.
+        options: What else the param group held that it was given as, such as "lr"; default none.
     """
 
     name: str
     parameters: tuple[Tensor, ...]
     names: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @public_in("lrfast.groups")
@@ -63,7 +65,10 @@ class LayerGroups(Sequence[LayerGroup]):
 
     @property
     def unassigned(self) -> list[str]:
-        """Names of parameters in no group, which the model got after it was cut."""
+        """Names of parameters in no group.
+
+        The model got them after it was cut, or they were frozen and in none of its param groups.
+        """
         held = {p for group in self.groups for p in group.parameters}
         return [name for name, p in self.model.named_parameters() if p not in held]
 

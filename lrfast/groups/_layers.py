@@ -34,7 +34,8 @@ def layer_groups(model: nn.Module, groups: Groups | None = None) -> LayerGroups:
             string: a glob for the names of parameters, whose ``*`` also matches dots, or for the
             path of a module. A last string of ``"*"`` takes the rest. A function gets the name of a
             parameter and returns the index of its group, 0 for the body, or None for no group.
-            Layer groups of the model are returned as they are.
+            An optimizer's param groups may stand in a list, such as those of `lora_groups`; what is
+            frozen may then be in none of them. Layer groups of the model are returned as they are.
 
     Returns:
         The groups. A parameter with several names or in several groups counts once, in the first
@@ -91,7 +92,7 @@ def _counted_once(model: nn.Module, blocks: list[Block], names: Names) -> LayerG
         if new:
             seen |= dict.fromkeys(new, len(groups))
             member_names = tuple(names[p][0] for p in new)
-            groups.append(LayerGroup(name or block.parts[0][0], new, member_names))
+            groups.append(LayerGroup(name or block.parts[0][0], new, member_names, block.options))
         repeated += again
         last = len(groups) - 1
         until |= {p: last for p in again if len(names[p]) > 1 and seen[p] < last}

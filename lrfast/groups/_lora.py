@@ -15,8 +15,10 @@ from lrfast.groups._norms import norm_parameters
 
 # Parts of parameters' names, with which PEFT, loralib, torchtune and kohya name the two matrices.
 _EMBEDDING: Final = ("lora_embedding_A", "lora_embedding_B")
-_A: Final = frozenset({"lora_A", "lora_a", "lora_down", _EMBEDDING[0]})
-_B: Final = frozenset({"lora_B", "lora_b", "lora_up", _EMBEDDING[1]})
+_KNOWN: Final = (
+    frozenset({"lora_A", "lora_a", "lora_down", _EMBEDDING[0]}),
+    frozenset({"lora_B", "lora_b", "lora_up", _EMBEDDING[1]}),
+)
 _GROUPS: Final = ("lora A", "lora embedding", "lora B", "lora B, no decay")
 _Names = tuple[frozenset[str], frozenset[str]]
 
@@ -113,16 +115,23 @@ def lora_groups(
     return built
 
 
-def adapter_parameters(model: nn.Module, known: _Names = (_A, _B)) -> dict[str, Tensor]:
+def adapter_parameters(model: nn.Module, known: _Names = _KNOWN) -> dict[str, Tensor]:
     """Return the parameters of adapters by name, frozen ones included."""
-    both = known[0] | known[1]
     named = model.named_parameters()
-    return {name: p for name, p in named if not both.isdisjoint(name.split("."))}
+    return {name: p for name, p in named if adapted_layer(name, known) is not None}
+
+
+def adapted_layer(name: str, known: _Names = _KNOWN) -> str | None:
+    """Return the path of the layer that an adapter's parameter belongs to; None of others."""
+    parts = name.split(".")
+    places = (place for place, part in enumerate(parts) if part in known[0] | known[1])
+    place = next(places, None)
+    return None if place is None else ".".join(parts[:place])
 
 
 def _known(names: Sequence[str] | None) -> _Names:
     if names is None:
-        return _A, _B
+        return _KNOWN
     if len(names) != 2 or not all(isinstance(each, str) and each for each in names):
         raise ValueError(
             'names must be two parts of names, of A and of B, such as ("down", "up"), '
@@ -133,23 +142,20 @@ def _known(names: Sequence[str] | None) -> _Names:
 
 def _group_of(model: nn.Module, name: str, p: Tensor, known: _Names, is_norm: bool) -> str:
     """Return the name of a parameter's group."""
-    parts = name.split(".")
-    is_b = not known[1].isdisjoint(parts)
-    if _is_of_embedding(model, parts, known):
+    if _is_of_embedding(model, name, known):
         return _GROUPS[1]
-    if not is_b and (is_lazy(p) or p.dim() != 1):
+    if known[1].isdisjoint(name.split(".")) and (is_lazy(p) or p.dim() != 1):
         return _GROUPS[0]
     return _GROUPS[3] if is_norm or is_bias(name) else _GROUPS[2]
 
 
-def _is_of_embedding(model: nn.Module, parts: Sequence[str], known: _Names) -> bool:
+def _is_of_embedding(model: nn.Module, name: str, known: _Names) -> bool:
     """Tell whether a parameter is held by an adapted embedding, as PEFT looks for its layer."""
-    both = known[0] | known[1]
-    place = next((place for place, part in enumerate(parts) if part in both), None)
-    # PEFT's parameters lie two names below their layer, those of others where their name says.
-    layer = model.get_submodule(".".join(parts[: -2 if place is None else place]))
+    path = adapted_layer(name, known)
+    # PEFT takes whatever lies two names below a layer for the layer's.
+    layer = model.get_submodule(".".join(name.split(".")[:-2]) if path is None else path)
     if any(len(getattr(layer, each, ())) for each in _EMBEDDING):
         return True
-    children = (each for name, each in layer.named_children() if name not in both)
+    children = (each for child, each in layer.named_children() if child not in known[0] | known[1])
     base = [each for each in children if any(True for _ in each.parameters())] or [layer]
-    return place is not None and all(isinstance(each, nn.Embedding) for each in base)
+    return path is not None and all(isinstance(each, nn.Embedding) for each in base)
