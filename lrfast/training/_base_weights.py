@@ -14,14 +14,13 @@ from torch.nn.parameter import is_lazy
 from lrfast.groups._lora import adapted_layer, adapter_parameters
 
 _SMALL: Final = 4096  # bytes of a tensor that is copied nevertheless
-_LISTS: Final = (nn.ModuleList, nn.ModuleDict)  # have no forward pass of their own
 
 
 class BaseWeights:
     """The large frozen weights of a model that trains LoRA adapters; none of other models.
 
     They are most of its memory, and no gradient changes them. What a step may change is left out:
-    a frozen module of the class of one around all trained adapters, such as a teacher.
+    the frozen twin of a module around all trained adapters, such as a teacher.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,11 +56,12 @@ def _frozen(model: nn.Module, trained: list[str]) -> Iterator[tuple[Tensor, str]
     same = takewhile(lambda parts: parts[0] == parts[1], zip(min(paths), max(paths), strict=False))
     shared = [part for part, _ in same]
     around = [model.get_submodule(".".join(shared[:end])) for end in range(len(shared) + 1)]
-    kinds = {type(module) for module in around if not isinstance(module, _LISTS)}
+    names = {type(module): dict(module.named_parameters()).keys() for module in around}
     twins: set[Tensor] = set()
     for module in model.modules():
-        if type(module) in kinds and not any(p.requires_grad for p in module.parameters()):
-            twins.update(module.parameters(), module.buffers())
+        own = dict(module.named_parameters()) if type(module) in names else {}
+        if own.keys() == names.get(type(module)) and not any(p.requires_grad for p in own.values()):
+            twins.update(own.values(), module.buffers())
     for name, p in model.named_parameters():
         if not p.requires_grad and p.grad is None and _is_large(p) and p not in twins:
             yield p, name

@@ -124,6 +124,10 @@ CALLS: dict[str, Callable[[Bench], Call]] = {
     ),
     "discriminative": lambda b: (lrfast.discriminative, {"model": b.model, "lr": 0.1}),
     "layer_groups": lambda b: (lrfast.layer_groups, {"model": b.model}),
+    "lora_groups": lambda b: (
+        lrfast.lora_groups,
+        {"model": b.model, "lr": 0.1, "names": ("0", "4")},
+    ),
     "spread": lambda b: (lrfast.groups.spread, {"lr": 0.1, "n": 3}),
     "groups.freeze_to": lambda b: (lrfast.freeze_to, {"optimizer": b.optimizer, "n": 0}),
     "freeze": lambda b: (lrfast.freeze, {"optimizer": b.optimizer}),

@@ -155,7 +155,10 @@ def _forever(data: Any) -> Iterator[Any]:
 def bits(value: Any) -> Any:
     """The value with each tensor as dtype, shape and bytes, so that == compares bit for bit."""
     if isinstance(value, Tensor):
-        return value.dtype, tuple(value.shape), value.detach().numpy().tobytes()
+        values = value.detach()
+        if value.dtype is torch.bfloat16:  # which numpy has not
+            values = values.view(torch.int16)
+        return value.dtype, tuple(value.shape), values.numpy().tobytes()
     if isinstance(value, np.ndarray):
         return value.dtype, value.shape, value.tobytes()
     if isinstance(value, dict):

@@ -32,6 +32,7 @@ LIBRARIES = {
     "timm": ("optim", "scheduler"),
     "ignite": ("engine",),
     "fastai": ("learner", "callback.schedule"),
+    "peft": ("optimizers",),
     "tensorboard": (),
     "pandas": (),
 }
