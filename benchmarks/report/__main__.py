@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report` renders docs/benchmarks.md and the blocks of the README.
+"""`python -m benchmarks.report` renders docs/benchmarks.md and the blocks of other pages.
 
 `python -m benchmarks.report --add build/bench.json` first keeps what `make bench` measured as files
 in benchmarks/results/. All figures come from those files only, and the rows that lrfast loses stay.
@@ -23,7 +23,8 @@ def main() -> int:
     found = results.load()
     page.PAGE.write_text(page.render(found))
     texts = readme.blocks(found, readme.suggestions_result())
-    readme.README.write_text(provenance.with_blocks(readme.README.read_text(), texts))
+    for path, blocks in ((readme.README, texts), (readme.LORA, readme.lora_blocks(found))):
+        path.write_text(provenance.with_blocks(path.read_text(), blocks))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The README's blocks: what lrfast gains, by library and as ratios, out of committed results."""
+"""Blocks of README and LoRA guide: what lrfast gains, by library and as ratios, as measured."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.report import headlines
 from benchmarks.report.results import Result
 
 README = ROOT / "README.md"
+LORA = ROOT / "docs" / "guides" / "lora.md"
 Tasks = Mapping[str, Mapping[str, Any]]
 
 # What suggests a learning rate, by its name in the result file.
@@ -33,6 +34,22 @@ def blocks(results: Mapping[str, Result], suggestions: Mapping[str, Any]) -> dic
         "suggestions": suggestion_table(suggestions),
         "speed": speed_table(result),
     }
+
+
+def lora_blocks(results: Mapping[str, Result]) -> dict[str, str]:
+    """Returns the block of the guide to LoRA: a step over the groups of many adapters."""
+    _, result = headlines.newest(results)
+    rows = [
+        [label, *headlines.cells(*headlines.step(result, work, "lora", 224))]
+        for work, label in (("AdamW", "AdamW"), ("whole update", "clip, AdamW, average, schedule"))
+    ]
+    header = ["median step over 224 groups, ms", "torch's fastest", "lrfast", "ratio"]
+    text = (
+        "224 pairs of (8, 512) and (512, 8), as one adapts a model of 7 billion weights, each pair "
+        f"in a group of its own. {result['machine']}, torch {result['torch']}; "
+        f"{commit_of(result)}; [Benchmarks](../benchmarks.md) has every row."
+    )
+    return {"lora": "\n".join([*table(header, rows, 1), "", text])}
 
 
 def gains(result: Result, suggestions: Mapping[str, Any]) -> str:

@@ -26,11 +26,15 @@ class BaseWeights:
     def __init__(self, model: nn.Module) -> None:
         trained = [name for name, p in adapter_parameters(model).items() if p.requires_grad]
         self._tensors = dict(_frozen(model, trained)) if trained else {}
+        # bitsandbytes holds its 8-bit weights by a second name.
+        self._places = {_place(tensor) for tensor in self._tensors} - {None}
         self._before = list(map(_mark, self._tensors))
         self._after = self._before
 
     def __contains__(self, tensor: object) -> bool:
-        return tensor in self._tensors
+        if not self._tensors or not isinstance(tensor, Tensor):
+            return False
+        return tensor in self._tensors or _place(tensor) in self._places
 
     def compare(self) -> None:
         """Look at the weights again, without a synchronisation."""
@@ -76,6 +80,14 @@ def _is_large(tensor: Tensor) -> bool:
     if is_lazy(tensor) or tensor.device.type == "meta":
         return False
     return tensor.numel() * tensor.element_size() > _SMALL
+
+
+def _place(tensor: Tensor) -> tuple[int, int] | None:
+    """Return where a tensor's memory begins, and its size; None of one without, or too small."""
+    with suppress(Exception):  # packed weights have none of their own
+        if _is_large(tensor) and tensor.is_contiguous():
+            return tensor.data_ptr(), tensor.nbytes
+    return None
 
 
 def _mark(tensor: Tensor) -> list[Any]:

@@ -38,6 +38,11 @@ def frozen(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
 
 
+def with_dropout(adapted: LoRA) -> LoRA:
+    adapted.dropout = nn.Dropout(0.1)
+    return adapted
+
+
 class LoraEmbedding(nn.Embedding):
     """One of loralib: the adapter's parameters are the layer's own."""
 
@@ -99,7 +104,7 @@ WRITTEN: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, set[str]]]
         {"lora B": {"lora_B"}},
     ),
     "a wrapped embedding": (
-        lambda: tree(embed=LoRA(nn.Embedding(5, 3), 5, 3)),
+        lambda: tree(embed=with_dropout(LoRA(nn.Embedding(5, 3), 5, 3))),
         {},
         {"lora embedding": {"embed.lora_A", "embed.lora_B"}},
     ),

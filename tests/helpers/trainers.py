@@ -64,12 +64,13 @@ def load(name: str) -> ModuleType:
 
 
 def quieten() -> None:
-    """Let a test ignore what Lightning warns of on its own account."""
+    """Let a test ignore what libraries warn of on their own account."""
     for message in (
         ".*does not have many workers",
         "The number of training batches",
         "Checkpoint directory .* exists",
         ".*LeafSpec.*is deprecated",
+        ".*is_gradient_checkpointing. is deprecated",
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -124,11 +124,13 @@ def test_roofs_move_the_bytes_that_they_state() -> None:
 # Pages.
 
 
-def test_the_committed_page_and_readme_are_what_the_results_say() -> None:
+def test_the_committed_pages_are_what_the_results_say() -> None:
     found = results.load()
     assert page.PAGE.read_text() == page.render(found)
     text = readme.README.read_text()
     assert text == provenance.with_blocks(text, readme.blocks(found, readme.suggestions_result()))
+    guide = readme.LORA.read_text()
+    assert guide == provenance.with_blocks(guide, readme.lora_blocks(found))
 
 
 def test_the_page_of_the_suggestions_is_what_its_result_file_says() -> None:

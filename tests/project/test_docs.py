@@ -57,9 +57,9 @@ def test_code_blocks_run_in_order_and_print_what_the_page_shows(
     page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if page.name == "integrations.md":
-        for library in LIBRARIES:
-            load(library)
+    needed = {"integrations.md": LIBRARIES, "lora.md": ("transformers", "peft")}
+    for library in needed.get(page.name, ()):
+        load(library)
         quieten()
     read = page_outputs.Page(page)
     for printed, shown, _ in read.outputs():

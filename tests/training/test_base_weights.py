@@ -65,6 +65,16 @@ def test_base_weights_are_not_copied(base: str) -> None:
     assert swept.snapshot_bytes == wanted + head + data
 
 
+def test_a_second_name_of_base_weights_is_not_copied_either() -> None:
+    model = widened("int8 parameter")
+    optimizer, wanted = adam(model), Snapshot(model, adam(model)).nbytes
+    model[2].base.again = large_of(model).detach()
+    assert Snapshot(model, optimizer).nbytes == wanted
+    assert bytes_needed(model, optimizer) == {CPU: wanted}
+    model[2].base.again = large_of(model).detach().clone()
+    assert Snapshot(model, optimizer).nbytes == wanted + large_of(model).nbytes
+
+
 def test_without_a_trained_adapter_all_is_copied() -> None:
     model = widened("float32")
     for name, p in model.named_parameters():
