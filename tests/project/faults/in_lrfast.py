@@ -249,6 +249,27 @@ TRAINING = [
         "changed = tuple(items)",
         "test_batch_classes.py",
     ),
+    Fault(
+        "base-weights-are-copied",
+        "lrfast/training/_snapshot.py",
+        "if tensor in self._apart or not _has_values(tensor):",
+        "if not _has_values(tensor):",
+        "test_base_weights.py",
+    ),
+    Fault(
+        "base-weights-change-in-silence",
+        "lrfast/training/_snapshot.py",
+        "        self._base.compare()\n",
+        "",
+        "test_base_weights.py",
+    ),
+    Fault(
+        "a-teacher-counts-as-base-weights",
+        "lrfast/training/_base_weights.py",
+        "_is_large(p) and p not in twins",
+        "_is_large(p)",
+        "test_base_weights.py",
+    ),
 ]
 
 RANGE_TEST = [
@@ -446,6 +467,27 @@ GROUPS = [
         "return norm_parameters(model) | biases | vectors",
         "return biases",
         "test_group_rates.py test_explicit_groups.py",
+    ),
+    Fault(
+        "b-learns-as-slowly-as-a",
+        "lrfast/groups/_lora.py",
+        "ratio * rate, ratio * rate",
+        "rate, ratio * rate",
+        "test_lora_groups.py",
+    ),
+    Fault(
+        "frozen-adapters-are-in-groups",
+        "lrfast/groups/_lora.py",
+        "        if p.requires_grad:\n",
+        "        if True:\n",
+        "test_lora_groups.py",
+    ),
+    Fault(
+        "what-trains-is-left-out-of-param-groups",
+        "lrfast/groups",
+        "(parameter.requires_grad or not may_leave_out)",
+        "not may_leave_out",
+        "test_lora_groups.py",
     ),
 ]
 
