@@ -85,8 +85,8 @@ def _is_large(tensor: Tensor) -> bool:
 def _place(tensor: Tensor) -> tuple[int, int] | None:
     """Return where a tensor's memory begins, and its size; None of one without, or too small."""
     with suppress(Exception):  # packed weights have none of their own
-        if _is_large(tensor) and tensor.is_contiguous():
-            return tensor.data_ptr(), tensor.nbytes
+        if _is_large(tensor) and tensor.is_contiguous() and (address := tensor.data_ptr()):
+            return address, tensor.nbytes
     return None
 
 

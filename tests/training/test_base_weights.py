@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import lrfast
 from lrfast.snapshot import Snapshot, bytes_needed, preserved
+from lrfast.training._base_weights import BaseWeights
 
 CPU = torch.device("cpu")
 LARGE = ("2.base.weight", "2.base.1.weight", "2.base.codes")  # of 4096 elements, by kind of base
@@ -209,6 +210,7 @@ PACKED: dict[str, Callable[[], Tensor]] = {
     "without storage": lambda: WithoutStorage(torch.ones(80, 80)),
     "meta": lambda: torch.ones(80, 80, device="meta"),
     "sparse": lambda: torch.eye(80).to_sparse(),
+    "opaque": lambda: torch.ones(80, 80).to_mkldnn(),
     "expanded": lambda: torch.ones(1).expand(8000),
 }
 
@@ -226,3 +228,10 @@ def test_packed_base_weights(kind: str) -> None:
         assert bits([model.q.lora_A, model.q.lora_B]) != adapters
     assert bits([model.q.lora_A, model.q.lora_B]) == adapters and model.q.lora_A.grad is None
     assert snapshot.notes == () and snapshot.nbytes == 2 * 16 * 4 + 4 * 4
+
+
+def test_weights_without_memory_are_told_apart() -> None:
+    model = tree(q=LoRA(nn.Linear(4, 4), 4, 4))
+    model.q.base.weight = nn.Parameter(WithoutStorage(torch.ones(80, 80)), requires_grad=False)
+    base = BaseWeights(model)
+    assert model.q.base.weight in base and WithoutStorage(torch.ones(80, 80)) not in base
