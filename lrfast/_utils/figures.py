@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lrfast._utils.arguments import described
 from lrfast._utils.atomic_write import replacing
+from lrfast._utils.optional import importing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,12 +30,8 @@ MARKERS = ("P", "X", "^", "<", ">", "h", "d", "p")
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, sized in inches, or say how to install matplotlib."""
-    try:
+    with importing("plots need matplotlib", "matplotlib", extra="plot"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "plots need matplotlib: install it with `pip install 'lrfast[plot]'`"
-        ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

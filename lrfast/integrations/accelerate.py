@@ -13,13 +13,13 @@ from itertools import islice
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lrfast import range_test
 from lrfast._utils.arguments import checked
+from lrfast._utils.optional import importing
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.integrations._shared import StepClipper, fused_optimizer
 from lrfast.range_test import RangeTest
@@ -31,6 +31,9 @@ from lrfast.training._data import (
     to_device,
 )
 from lrfast.training._step import StepSkipped, TrainerUpdate
+
+with importing("lrfast.integrations.accelerate needs accelerate", "accelerate", extra="accelerate"):
+    from accelerate import Accelerator, DistributedType
 
 __all__ = ["clip_in_step", "in_parallel", "lr_find", "step_can_clip", "undisturbed"]
 

@@ -8,20 +8,23 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from fastai.callback.core import CancelEpochException, CancelFitException, CancelTrainException
-from fastai.learner import Learner, Recorder
-from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lrfast import range_test
 from lrfast._utils.arguments import checked
+from lrfast._utils.optional import importing
 from lrfast.integrations._shared import KeptObjects, check_own_updates, mean_loss
 from lrfast.optim import AdamW, FusedOptimizer
 from lrfast.range_test import RangeTest
 from lrfast.training._data import PlacedBatch, PlacedBatches, num_batches
 from lrfast.training._step import TrainerUpdate
+
+with importing("lrfast.integrations.fastai needs fastai", "fastai", extra="fastai"):
+    from fastai.callback.core import CancelEpochException, CancelFitException, CancelTrainException
+    from fastai.learner import Learner, Recorder
+    from fastai.optimizer import OptimWrapper
+    from fastai.torch_core import default_device
 
 __all__ = ["lr_find", "opt_func"]
 

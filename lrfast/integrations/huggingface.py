@@ -16,17 +16,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.optimization import get_scheduler
 
 from lrfast import range_test, schedules
 from lrfast._utils.arguments import checked
 from lrfast._utils.async_copy import AsyncHostQueue
+from lrfast._utils.optional import importing
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import Rates, discriminative
 from lrfast.integrations._shared import KeptObjects, LRFinderBase, fused_optimizer
@@ -38,6 +36,22 @@ from lrfast.schedules import Schedule
 from lrfast.training._data import num_batches
 from lrfast.training._snapshot import GlobalRandom
 from lrfast.training._step import TrainerUpdate
+
+with importing(
+    "lrfast.integrations.huggingface needs transformers",
+    "transformers",
+    "accelerate",
+    extra="huggingface",
+):
+    from accelerate.optimizer import AcceleratedOptimizer
+    from transformers import (
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+    from transformers.optimization import get_scheduler
 
 __all__ = [
     *("LRFindCallback", "LateLogs", "lr_find", "optimizer_cls_and_kwargs", "schedule_of", "use")

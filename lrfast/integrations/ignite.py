@@ -10,18 +10,13 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
-from ignite.handlers.param_scheduler import (
-    ParamGroupScheduler,
-    ParamScheduler,
-    ReduceLROnPlateauScheduler,
-)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrfast import range_test
 from lrfast._utils.arguments import checked
+from lrfast._utils.optional import importing
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.integrations._shared import (
     KeptObjects,
@@ -31,6 +26,14 @@ from lrfast.integrations._shared import (
     mean_loss,
 )
 from lrfast.training._step import TrainerUpdate
+
+with importing("lrfast.integrations.ignite needs ignite", "ignite", extra="ignite"):
+    from ignite.engine import Engine, Events
+    from ignite.handlers.param_scheduler import (
+        ParamGroupScheduler,
+        ParamScheduler,
+        ReduceLROnPlateauScheduler,
+    )
 
 __all__ = ["LRFindHandler"]
 

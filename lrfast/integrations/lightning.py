@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import Metric
 
 from lrfast import range_test
 from lrfast._utils.async_copy import AsyncHostQueue
+from lrfast._utils.optional import importing
 from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.groups import NormPolicy, Timetable, set_norm_mode
 from lrfast.integrations._shared import (
@@ -44,13 +44,21 @@ from lrfast.training._data import (
 from lrfast.training._snapshot import Stateful
 from lrfast.training._step import TrainerUpdate
 
-if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
-    import pytorch_lightning as pl
-else:
-    try:
-        import lightning.pytorch as pl
-    except ImportError:
+with importing(
+    "lrfast.integrations.lightning needs lightning",
+    "lightning",
+    "pytorch_lightning",
+    extra="lightning",
+):
+    from torchmetrics import Metric
+
+    if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
         import pytorch_lightning as pl
+    else:
+        try:
+            import lightning.pytorch as pl
+        except ImportError:
+            import pytorch_lightning as pl
 
 __all__ = ["ClipInStep", "GradualUnfreezing", "LRFindCallback", "StepMonitor"]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from lrfast._utils.arguments import checked
+from lrfast._utils.optional import importing
 from lrfast.finetune._history import History
 from lrfast.range_test import RangeTest
+
+with importing("lrfast.integrations.tables needs pandas", "pandas", extra="pandas"):
+    import pandas as pd
 
 __all__ = ["epochs", "points", "steps", "suggestions"]
 

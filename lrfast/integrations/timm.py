@@ -12,19 +12,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.optim import Lion as timm_lion
-from timm.optim import create_optimizer_v2 as timm_create_optimizer_v2
-from timm.optim._optim_factory import default_registry
-from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
 from lrfast import schedules
 from lrfast._utils.arguments import checked
+from lrfast._utils.optional import importing
 from lrfast.integrations._shared import fused_optimizer
 from lrfast.optim import FusedOptimizer, Lion
 from lrfast.optim._wrap import TWINS
 from lrfast.schedules import Schedule
+
+with importing("lrfast.integrations.timm needs timm", "timm", extra="timm"):
+    from timm.optim import Lion as timm_lion
+    from timm.optim import create_optimizer_v2 as timm_create_optimizer_v2
+    from timm.optim._optim_factory import default_registry
+    from timm.scheduler import create_scheduler_v2
 
 __all__ = ["create_optimizer_v2", "create_schedule", "register"]
 

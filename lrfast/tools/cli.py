@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from lrfast._utils.optional import importing
+
 if TYPE_CHECKING:
     from lrfast.tools.bench import BenchResult
 
@@ -22,18 +24,17 @@ _BENCHED: Final = "(model, optimizer), (model, optimizer, batch, loss_fn) or the
 def main() -> None:
     """Run the command line."""
     try:
-        import rich  # noqa: F401
-        import typer
-    except ImportError:
+        with importing("the command line needs typer and rich", "typer", "rich", extra="cli"):
+            import rich  # noqa: F401
+            import typer
+    except ImportError as error:
         if sys.argv[1:] == ["doctor"]:
             from lrfast.tools.doctor import diagnose
 
             diagnosis = diagnose()
             sys.stdout.write(diagnosis.table() + "\n")
             sys.exit(int(not diagnosis.is_healthy))
-        sys.exit(
-            "the command line needs typer and rich: install them with `pip install 'lrfast[cli]'`"
-        )
+        sys.exit(str(error))
 
     app = typer.Typer(help="Find, schedule and apply learning rates.", no_args_is_help=True)
 

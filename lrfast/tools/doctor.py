@@ -5,8 +5,8 @@ It also works without the compiled engine.
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 
 from lrfast._utils.extension import extension
+from lrfast._utils.optional import BUILT_FOR_TORCH, Fault, fault_of, installed_version
 from lrfast._utils.public import public_in
 from lrfast.optim import AdamW
 
@@ -275,9 +276,13 @@ def _packages() -> Iterator[Finding]:
     for name in NEEDED:
         if _version(name) is None:
             yield Finding(name, "broken", "not installed", f"run `pip install {name}`")
-    versions = {name: _version(name) for name in OPTIONAL}
-    if present := [f"{name} {version}" for name, version in versions.items() if version]:
+    versions = {name: _version(name) for name in (*OPTIONAL, *BUILT_FOR_TORCH)}
+    installed = [name for name, version in versions.items() if version]
+    faults = {name: fault for name in installed if (fault := _import_fault(name))}
+    if present := [f"{name} {versions[name]}" for name in installed if name not in faults]:
         yield Finding("packages", "ok", ", ".join(present))
+    for name, fault in faults.items():
+        yield Finding(name, "note", *fault)
     for use, extra in dict.fromkeys(OPTIONAL.values()):
         names = [name for name in OPTIONAL if OPTIONAL[name][1] == extra and not versions[name]]
         if not names:
@@ -289,7 +294,12 @@ def _packages() -> Iterator[Finding]:
 def _version(name: str) -> str | None:
     if importlib.util.find_spec(name) is None:
         return None
+    return installed_version(name) or "of unknown version"
+
+
+def _import_fault(name: str) -> Fault | None:
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+        importlib.import_module(name)
+    except Exception as error:  # a broken package may raise anything
+        return fault_of(error, name)
+    return None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from lrfast._utils.optional import importing
 from lrfast.optim import AdamW
 from lrfast.range_test import RangeTest, lr_find
 
@@ -93,12 +94,8 @@ def find_for_checkpoint(
         ImportError: If transformers is not installed.
         ValueError: If the file holds no texts.
     """
-    try:
+    with importing("a checkpoint needs transformers", "transformers", extra="huggingface"):
         import transformers
-    except ImportError as error:
-        raise ImportError(
-            "a checkpoint needs transformers: install it with `pip install 'lrfast[huggingface]'`"
-        ) from error
     rows = list(read_rows(data, text))
     texts = [str(row[text]) for row in rows if row.get(text)]
     if not texts:
