@@ -47,13 +47,10 @@ demo: $(DEMO)/.build ## what lrfast does, in a minute
 $(DEMO)/.env: requirements/demo.txt
 	@$(python-check)
 	$(PYTHON) -m venv $(DEMO)
-	@echo "installing torch and $$(grep -vc '^#' requirements/demo.txt) packages"
-	@$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements/demo.txt
 	touch $@
 
 $(DEMO)/.build: $(DEMO)/.env setup.py pyproject.toml $(NATIVE)
-	@$(DEMO)/bin/python tools/compile_in.py $(DEMO)
+	@$(DEMO)/bin/python tools/compile_in.py $(DEMO) requirements/demo.txt
 	touch $@
 
 # Whole files to each process; one thread in each, as threads that share cores wait for each other.

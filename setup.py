@@ -92,14 +92,17 @@ def main():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(usable) + "+PTX")
 
     files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*")]
-    # The drivers' loops first, which take half as long as all others: last, they would run alone.
+    # The drivers' loops first, which take as long as all others: last, they would run alone.
     files.sort(key=lambda file: (file != "csrc/cpu/step.cpp", file))
-    unused = "csrc/bindings/no_cuda.cpp" if cuda else "csrc/bindings/cuda.cpp"
+    # Of the bindings those of the device, and all.cpp, which includes the others.
+    units = {"csrc/bindings/all.cpp", f"csrc/bindings/{'cuda' if cuda else 'no_cuda'}.cpp"}
     suffixes = (".cpp", ".cu") if cuda else (".cpp",)
+    sources = [file for file in files if file.endswith(suffixes)]
+    sources = [file for file in sources if "/bindings/" not in file or file in units]
     extension = (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
         "lrfast._C",
-        [file for file in files if file.endswith(suffixes) and file != unused],
-        depends=[file for file in files if file.endswith((".h", ".cuh"))],
+        sources,
+        depends=[file for file in files if file not in sources],
     )
     # System headers, so that warnings are about lrfast; and not for nvcc, whose files include none.
     mode = DEBUG if os.environ.get("LRFAST_DEBUG") == "1" else OPTIMIZED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from page_tool import page_outputs
 from trainers import LIBRARIES, NEEDED, load, quieten
 
 import lrfast
@@ -24,17 +24,6 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(lrfast.__path__, "lrfast.")
     if module.name != "lrfast._C"
 )
-
-
-def load_tool(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec and spec.loader
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-page_outputs = load_tool("page_outputs")
 
 
 def differing(picture: Path, other: Path) -> float:
