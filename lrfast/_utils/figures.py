@@ -7,6 +7,7 @@ style as well as in colour, so a print in black and white stays readable.
 from __future__ import annotations
 
 import base64
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,10 @@ def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, sized in inches, or say how to install matplotlib."""
     with importing("plots need matplotlib", "matplotlib", extra="plot"):
         from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    # A notebook draws figures of pyplot only, unless they say how.
+    vars(figure).update(_repr_png_=partial(_png, figure))
+    return figure
 
 
 def panels_of(ax: Axes | None, count: int, size: tuple[float, float], **grid: Any) -> list[Axes]:
@@ -180,7 +184,11 @@ def finish(panel: Axes, path: str | Path | None, ax: Axes | None) -> Figure | Ax
 
 def html_image(figure: Figure, title: str) -> str:
     """Return an image element with a PNG: notebooks remove inline SVG from untrusted output."""
-    image = BytesIO()
-    figure.savefig(image, format="png", dpi=100)
-    data = base64.b64encode(image.getvalue()).decode("ascii")
+    data = base64.b64encode(_png(figure)).decode("ascii")
     return f'<img alt="{title}" src="data:image/png;base64,{data}">'
+
+
+def _png(figure: Figure) -> bytes:
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=90)
+    return image.getvalue()

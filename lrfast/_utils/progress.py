@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
+from typing import TextIO
 
-from tqdm.auto import tqdm
+with warnings.catch_warnings():  # a notebook without ipywidgets shows bars of text
+    warnings.filterwarnings("ignore", "IProgress not found")
+    from tqdm.auto import tqdm
 
 _INTERVAL_S = 0.25  # between two drawings: faster than one reads
 # Without the time passed and the pace, so that the numbers fit 80 columns.
@@ -22,7 +26,9 @@ class Progress:
 
     def __init__(self, title: str, total: int, *, done: int = 0, shown: bool = True) -> None:
         self._numbers: Numbers = dict
+        self._stream = _stream()
         self._bar = tqdm(
+            file=self._stream,
             desc=title,
             total=total,
             initial=done,
@@ -48,7 +54,7 @@ class Progress:
 
     def write(self, line: str) -> None:
         """Write a line above the bar, to where the bar is drawn."""
-        self._bar.write(line, file=sys.stderr)
+        self._bar.write(line, file=self._stream)
 
     def close(self) -> None:
         """Draw the last numbers and remove the bar."""
@@ -57,8 +63,16 @@ class Progress:
         self._bar.close()
 
 
+def _stream() -> TextIO | None:
+    """Return stderr, or a notebook's stdout, as notebooks show stderr as errors are shown."""
+    return sys.stdout if _is_notebook(sys.stdout) else sys.stderr
+
+
 def _is_interactive() -> bool:
-    """Return whether stderr is a terminal, or a notebook's stream, which is none for tqdm."""
-    stream = sys.stderr  # None in a program without a console
-    is_notebook = type(stream).__module__.startswith("ipykernel")
-    return stream is not None and (is_notebook or stream.isatty())
+    """Return whether bars go to a terminal, or to a notebook's stream, which is none for tqdm."""
+    stream = _stream()  # None in a program without a console
+    return stream is not None and (_is_notebook(stream) or stream.isatty())
+
+
+def _is_notebook(stream: object) -> bool:
+    return type(stream).__module__.startswith("ipykernel")

@@ -85,9 +85,10 @@ class Table:
         start, end = ("<strong>", "</strong>") if place == self.chosen else ("", "")
         # Jupyter's own style aligns all cells to the right.
         sides = ("right" if column in self.right else "left" for column in range(len(row)))
+        wraps = ("" if " " in cell else ";white-space:nowrap" for cell in row)  # 1e- and 3
         cells = (
-            f'<td style="text-align:{side}">{start}{escape(cell)}{end}</td>'
-            for cell, side in zip(row, sides, strict=True)
+            f'<td style="text-align:{side}{wrap}">{start}{escape(cell)}{end}</td>'
+            for cell, side, wrap in zip(row, sides, wraps, strict=True)
         )
         return f"<tr>{''.join(cells)}</tr>"
 

@@ -464,7 +464,7 @@ class RangeTest:
         return Table(columns, rows, chosen=list(self.suggestions).index(self.rule))
 
     def _repr_html_(self) -> str:
-        summary = "<br>".join(escape(line) for line in str(self).splitlines())
+        summary = "<br>".join(escape(line) for line in self._sentences())
         try:
             picture = html_image(self.plot(), "loss over learning rate")
         except ImportError:
@@ -474,12 +474,15 @@ class RangeTest:
     def __rich__(self) -> RichTable:
         return self._table().rich(str(self))
 
-    def __str__(self) -> str:
+    def _sentences(self) -> list[str]:
         chosen = self.suggestion
         found = "has no suggestion" if chosen.lr is None else f"suggests {lr_text(chosen)}"
         head = f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s"
         answer = f"{self.rule} {found} (confidence {chosen.confidence:.2f}): {chosen.reason}"
-        lines = [wrap(line, 80, subsequent_indent="  ") for line in (head, answer, *self.notes)]
+        return [head, answer, *self.notes]
+
+    def __str__(self) -> str:
+        lines = [wrap(line, 80, subsequent_indent="  ") for line in self._sentences()]
         return "\n".join(part for parts in lines for part in parts)
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import sys
 from html.parser import HTMLParser
 from typing import Any
@@ -237,6 +238,13 @@ def parsed(result: RangeTest) -> Balanced:
     parser.close()
     assert parser.open == []
     return parser
+
+
+def test_html_breaks_no_number_and_no_sentence() -> None:
+    html = make_result()._repr_html_()
+    numbers = re.findall(r"<td style=\"([^\"]*)\">(?:<strong>)?[-\d.e+]+<", html)
+    assert numbers and all("white-space:nowrap" in style for style in numbers)
+    assert html.partition("<table>")[0].count("<br>") == 1 + len(make_result().notes)
 
 
 def make_hostile() -> RangeTest:

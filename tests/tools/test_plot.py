@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import subprocess
 import sys
@@ -380,6 +382,13 @@ def test_without_matplotlib(plot: Callable[[], Any], monkeypatch: pytest.MonkeyP
     message = r"plots need matplotlib: install it with `pip install 'lrfast\[plot\]'`"
     with pytest.raises(ImportError, match=message):
         plot()
+
+
+@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
+def test_a_notebook_shows_a_figure_and_its_copies(plot: Callable[[], Any]) -> None:
+    figure = plot()
+    for shown in (figure, pickle.loads(pickle.dumps(figure)), copy.deepcopy(figure)):
+        assert shown._repr_png_().startswith(b"\x89PNG") and shown._repr_png_.args[0] is shown
 
 
 def test_no_pyplot_and_no_backend(tmp_path: Path) -> None:

@@ -57,10 +57,14 @@ def test_it_can_be_left_out(terminal: Any) -> None:
 def test_terminals_and_notebooks_are_interactive(
     module: str, is_terminal: bool, is_interactive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stream = type("Stream", (), {"isatty": lambda self: is_terminal, "__module__": module})()
-    monkeypatch.setattr(sys, "stderr", stream)
+    streams = type("Stream", (), {"isatty": lambda self: is_terminal, "__module__": module})
+    monkeypatch.setattr(sys, "stderr", streams())
+    monkeypatch.setattr(sys, "stdout", streams())
     assert _progress._is_interactive() == is_interactive
+    # A notebook shows its stderr as it shows errors.
+    assert _progress._stream() is (sys.stdout if module.startswith("ipykernel") else sys.stderr)
     monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
     assert not _progress._is_interactive()
 
 
