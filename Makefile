@@ -24,12 +24,13 @@ help: ## list the targets
 env: $(VENV)/.env ## .venv with the pinned tools and torch
 build: $(VENV)/.build ## lrfast, compiled and installed in place
 
-$(VENV)/.env: requirements/dev.txt requirements/examples.txt requirements/integrations.txt
+$(VENV)/.env: requirements/dev.txt requirements/examples.txt requirements/integrations.txt \
+		requirements/notebooks.txt
 	@$(python-check)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements/examples.txt -r requirements/integrations.txt
+		-r requirements/examples.txt -r requirements/integrations.txt -r requirements/notebooks.txt
 	touch $@
 
 python-check = $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and \

@@ -179,7 +179,7 @@ def test_the_page_of_the_command_line_has_every_option() -> None:
 
 def test_every_pin_stands_in_one_file_only() -> None:
     pins: dict[str, str] = {}
-    for name in ("dev", "integrations", "docs"):
+    for name in ("dev", "integrations", "docs", "notebooks"):
         for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
             if line and not line.startswith("#"):
                 package = line.partition("==")[0]
