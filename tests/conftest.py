@@ -6,6 +6,7 @@ is skipped where there is none, or fails where LRFAST_REQUIRE_CUDA=1 promises on
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import re
@@ -41,6 +42,16 @@ if "hypothesis" not in MISSING:
 
 # cuBLAS reads this when it starts; torch's deterministic mode demands it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Leaves the garbage collector out: a million objects of modules and tests stay until the end,
+    and to look through them again and again was a third of the collection's time."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
