@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from processes import HANGS_AFTER_S
+from processes import HANGS_AFTER_S, start
 from tiny import OPTIMIZERS, cross_entropy, make_batches, make_model, trace
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -96,8 +96,7 @@ def work(rank: int, what: str, folder: str) -> None:
 
 @pytest.mark.parametrize("what", ["sweep", "save"])
 def test_the_other_process_gets_an_error(what: str, tmp_path: Path) -> None:
-    context = torch.multiprocessing.spawn(work, (what, str(tmp_path)), nprocs=2, join=False)
-    assert context is not None
+    context = start(work, (what, str(tmp_path)), 2)
     deadline = time.monotonic() + HANGS_AFTER_S
     try:
         while not context.join(timeout=1):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from processes import start
 from tiny import (
     OPTIMIZERS,
     boom,
@@ -133,7 +134,9 @@ def _as_rank(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[float], bool]]:
     """Losses of a range test on either of two ranks, and whether it put everything back."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_as_rank, (str(folder),), nprocs=2)
+    processes = start(_as_rank, (str(folder),), 2)
+    while not processes.join():
+        pass
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,13 +218,6 @@ def test_digits(all_digits: demo.Digits, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 # The command line.
-
-
-def test_help() -> None:
-    command = [sys.executable, "-c", "from lrfast.cli import main; main()", "--help"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "demo" in done.stdout and "Find, schedule and apply learning rates" in done.stdout
 
 
 def test_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from trainers import load
 
 import lrfast
+from lrfast import cli
 from lrfast.tools.find import find, find_for_checkpoint, read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -34,20 +36,49 @@ def only_a_model():
 """
 
 
-def lrfast_command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from lrfast.cli import main; main()", *arguments]
-    environment = os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
     return tmp_path
 
 
+class Ended(NamedTuple):
+    """What a command has left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def lrfast_command(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """The command line beside a script, in this process: to start another one takes seconds."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lrfast", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, error = capsys.readouterr()
+        if isinstance(code := ended.value.code, str):  # Python's own way to end with a message
+            return Ended(1, out, f"{error}{code}\n")
+        return Ended(code or 0, out, error)
+
+    monkeypatch.chdir(script)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return run
+
+
 def test_a_script_is_found_run_and_written(script: Path) -> None:
-    done = lrfast_command("find", "script.py:make", "--num-iter", "40", folder=script)
+    command = [sys.executable, "-c", "from lrfast.cli import main; main()"]
+    command += ["find", "script.py:make", "--num-iter", "40"]
+    environment = os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=script, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Range test:" in done.stdout and "auto" in done.stdout and "▲" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -84,21 +115,30 @@ def test_it_is_the_range_test_that_python_makes(
         (["bench", "net"], "target must be mlp, cnn, transformer or module:function"),
     ],
 )
-def test_what_does_not_work_is_one_line(arguments: list[str], words: str, script: Path) -> None:
+def test_what_does_not_work_is_one_line(
+    arguments: list[str], words: str, lrfast_command: Command
+) -> None:
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = lrfast_command(*arguments, folder=script)
+    done = lrfast_command(*arguments)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"lrfast {arguments[0]}: ") and words in line
     assert done.stdout == ""
 
 
-def test_the_version() -> None:
-    done = lrfast_command("--version", folder=ROOT)
+def test_the_version(lrfast_command: Command) -> None:
+    done = lrfast_command("--version")
     assert done.stdout.startswith("lrfast 0.") and ", torch 2." in done.stdout
-    help_text = lrfast_command(folder=ROOT).stdout
-    assert "find" in help_text and "Usage" in help_text
+    assert done.returncode == 0
+
+
+def test_help(lrfast_command: Command) -> None:
+    for done in (lrfast_command("--help"), lrfast_command()):
+        # Without arguments click sends the help to stderr, from some version on.
+        text = done.stdout + done.stderr
+        assert "Usage" in text and "Find, schedule and apply learning rates" in text
+        assert all(command in text for command in ("find", "demo", "bench", "doctor"))
 
 
 @pytest.fixture(scope="module")
