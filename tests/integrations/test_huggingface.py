@@ -129,6 +129,19 @@ def test_resume_gives_the_same_weights(tmp_path: Path, at: int) -> None:
     assert losses(resumed) == losses(whole)
 
 
+PLANNED = {"dropout": 0.0, "logging_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoints of the fourth of 16 steps: Trainer's own, and with ``use``."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("own", "use")}
+    saving = PLANNED | {"save_strategy": "steps", "save_steps": 4}
+    train(make_trainer(folders["own"], **saving))
+    train(huggingface.use(make_trainer(folders["use"], **saving)))
+    return {name: str(folder / "checkpoint-4") for name, folder in folders.items()}
+
+
 @pytest.mark.parametrize("schedule", [None, schedules.one_cycle(20).extend_to(28, 4)])
 @pytest.mark.parametrize(
     "changes",
@@ -142,33 +155,33 @@ def test_resume_gives_the_same_weights(tmp_path: Path, at: int) -> None:
     ids=["epochs", "batch", "accumulation", "steps", "type"],
 )
 def test_resume_with_another_plan(
-    tmp_path: Path, changes: dict[str, Any], schedule: schedules.Schedule | None
+    tmp_path: Path,
+    changes: dict[str, Any],
+    schedule: schedules.Schedule | None,
+    checkpoints: dict[str, str],
 ) -> None:
     """Trainer's own scheduler goes on at the saved step, with the length of the new plan."""
-    kept = {"save_strategy": "steps", "save_steps": 4, "dropout": 0.0, "logging_steps": 1}
-    resumed = []
-    for prepare in (lambda trainer, **options: trainer, huggingface.use):
-        folder = tmp_path / str(len(resumed))
-        train(prepare(make_trainer(folder, **kept)))
-        second = prepare(make_trainer(folder, **kept | changes), schedule=schedule)
-        if prepare is huggingface.use:
-            with pytest.warns(UserWarning, match="the attached schedule goes on at the saved step"):
-                train(second, resume_from_checkpoint=str(folder / "checkpoint-4"))
-        else:
-            train(second, resume_from_checkpoint=str(folder / "checkpoint-4"))
-        resumed.append(second)
-    theirs, ours = resumed
+    ours = huggingface.use(make_trainer(tmp_path, **PLANNED | changes), schedule=schedule)
+    with pytest.warns(UserWarning, match="the attached schedule goes on at the saved step"):
+        train(ours, resume_from_checkpoint=checkpoints["use"])
     steps = ours.state.global_step
-    assert ours.optimizer.optimizer.schedule_step == steps == theirs.state.global_step > 4
-    rates = [
-        [e["learning_rate"] for e in trainer.state.log_history if e["step"] > 4 and "loss" in e]
-        for trainer in (theirs, ours)
-    ]
-    assert len(rates[1]) == steps - 4
-    if schedule is None:  # Trainer's first update still has the old plan's learning rate
-        assert rates[1][1:] == pytest.approx(rates[0][1:], rel=1e-6, abs=1e-12)
+    assert ours.optimizer.optimizer.schedule_step == steps > 4
+    rates = rates_after(4, ours)
+    assert len(rates) == steps - 4
+    if schedule is None:
+        theirs = make_trainer(tmp_path, **PLANNED | changes)
+        train(theirs, resume_from_checkpoint=checkpoints["own"])
+        assert theirs.state.global_step == steps
+        # Trainer's first update still has the old plan's learning rate.
+        assert rates[1:] == pytest.approx(rates_after(4, theirs)[1:], rel=1e-6, abs=1e-12)
     plan = schedule or huggingface.schedule_of(ours.args, steps)
-    assert rates[1] == pytest.approx([3e-3 * plan.at(k) for k in range(4, steps)])
+    assert rates == pytest.approx([3e-3 * plan.at(k) for k in range(4, steps)])
+
+
+def rates_after(step: int, trainer: Any) -> list[float]:
+    """The learning rates that Trainer has logged with a loss, behind a step."""
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [entry["learning_rate"] for entry in logged if entry["step"] > step]
 
 
 def test_resume_from_a_checkpoint_of_trainers_own(tmp_path: Path) -> None:

@@ -303,8 +303,11 @@ class Collects(Steps):
         return loss
 
 
-@pytest.mark.parametrize("options", [{}, {"adaptive": True, "repeats": 2}, {"verify": 4}])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("bf16", "options"),
+    [(False, {}), (True, {"adaptive": True, "repeats": 2}), (False, {"verify": 4})],
+    ids=["plain", "bf16-repeats", "verify"],
+)
 def test_trainer_and_callbacks_keep_no_trace(
     tmp_path: Path, bf16: bool, options: dict[str, Any]
 ) -> None:

@@ -138,7 +138,8 @@ def test_an_engine_that_misses_a_symbol_of_this_torch(
     assert "`lrfast doctor` says more" in message
 
 
-@pytest.mark.parametrize("named", [None, "", "no-such-compiler -O1"])
+@pytest.mark.one_row
+@pytest.mark.parametrize("named", ["no-such-compiler -O1", None, ""])
 def test_a_missing_compiler_is_said_in_one_line(named: str | None, tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path), "LRFAST_CUDA": "0"}
     environment |= {} if named is None else {"CXX": named}
