@@ -5,6 +5,7 @@ alone as it runs among others.
 
 Environment variables:
     SIM_SEEDS    seeds for each test; without it 20 for the files in STATEFUL and 2 for the others
+    SIM_FIRST    the first of them, 0 if not given
     SIM_SEED     one seed instead, to see a failure again
     SIM_ORDERS   a file that is given a line for each test with a hash of the order in which its
                  device work ran: two runs write the same lines
@@ -50,8 +51,9 @@ def seeds_for(nodeid: str) -> list[int]:
     """The seeds that a test runs with."""
     if "SIM_SEED" in os.environ:
         return [int(os.environ["SIM_SEED"])]
-    is_stateful = nodeid.startswith(STATEFUL)
-    return list(range(int(os.environ.get("SIM_SEEDS", MANY if is_stateful else FEW))))
+    first = int(os.environ.get("SIM_FIRST", 0))
+    count = int(os.environ.get("SIM_SEEDS", MANY if nodeid.startswith(STATEFUL) else FEW))
+    return list(range(first, first + count))
 
 
 # ---- the order of each test --------------------------------------------------------------------
@@ -136,5 +138,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    chosen = {name: os.environ[name] for name in ("SIM_SEED", "SIM_SEEDS") if name in os.environ}
+    names = ("SIM_SEED", "SIM_SEEDS", "SIM_FIRST")
+    chosen = {name: os.environ[name] for name in names if name in os.environ}
     return f"two simulated GPUs, {chosen or f'{MANY} seeds for stateful files, {FEW} for others'}"
