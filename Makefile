@@ -79,12 +79,9 @@ sim: build ## the GPU tests on simulated devices, without a GPU (SIM_ARGS="-k na
 # pytest-cov, as a process of xdist that takes ten seconds to end is killed with what coverage holds.
 # What C++ programs instantiate several times counts once.
 COUNTED := build/coverage
-coverage: build ## `test`, then `test-full`, counting the lines they reach; fails below 95 %
+coverage: build ## `test`, counting the lines it reaches; fails below 95 %
 	rm -rf $(COUNTED) && mkdir -p $(COUNTED)/cpp
-	LRFAST_CPP_COVERAGE=$(abspath $(COUNTED)/cpp) $(MAKE) test \
-		PYTEST_ARGS="--cov --cov-fail-under=0 --cov-report= $(PYTEST_ARGS)"
-	LRFAST_CPP_COVERAGE=$(abspath $(COUNTED)/cpp) $(MAKE) test-full \
-		PYTEST_ARGS="--cov --cov-append $(PYTEST_ARGS)"
+	LRFAST_CPP_COVERAGE=$(abspath $(COUNTED)/cpp) $(MAKE) test PYTEST_ARGS="--cov $(PYTEST_ARGS)"
 	$(BIN)/gcovr --filter csrc/core --filter csrc/cpu --merge-lines --txt - --fail-under-line 95 \
 		$(COUNTED)/cpp
 
