@@ -447,7 +447,7 @@ BINDINGS = [
         "csrc/core",
         "s.power = -power;",
         "s.power = power;",
-        "test_schedules.py",
+        program("test_schedule"),
     ),
     Fault(
         "a-new-schedule-starts-where-the-old-one-was",
