@@ -2,10 +2,11 @@
 
 Fails where a file does not compile, where a kernel spills registers to memory, or where it uses so
 many that fewer than two of its blocks fit on a multiprocessor at once. Of the loops over elements
-it reads the machine code, and fails where loads wait for each other, where an element takes more
-instructions than the GPU's memory leaves time for, or where the figures are not those committed,
-which docs/performance.md is computed from (--write brings them up to date). Without nvdisasm that
-part is left out, which is an error with LRFAST_REQUIRE_NVDISASM=1.
+it reads the machine code, and fails where an address is not known to be of the GPU's memory, where
+loads wait for each other, where an element takes more instructions than the GPU's memory leaves
+time for, or where the figures are not those committed, which docs/performance.md is computed from
+(--write brings them up to date). Without nvdisasm that part is left out, which is an error with
+LRFAST_REQUIRE_NVDISASM=1.
 """
 
 from __future__ import annotations
@@ -177,6 +178,8 @@ def loop_fault(loop: Loop, arch: str) -> str:
     # Of doubles, which fill two registers each, one may come later.
     rule_loads = loop.states + 2 - (loop.param == "float64")
     wanted = rule_loads if "step_kernel" in loop.function else NORM_LOADS
+    if loop.generic:
+        return f"{loop.generic} generic accesses"
     if len(loop.loads) < wanted:
         return f"{len(loop.loads)} of {wanted} loads at once"
     if loop.param != "float64" and loop.per_element > budget(loop, arch):

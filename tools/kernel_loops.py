@@ -1,10 +1,12 @@
 """The loops over elements in compiled kernels: what their machine code loads, and how it computes.
 
-Read from what nvdisasm prints of a cubin. A loop's loads and conversions tell the element types
-that it was compiled for. Counted are its instructions without the calls for rare operands, the
-elements that one pass of it handles, and the loads that are on their way at once: those before the
-first instruction that waits for one. Kernels with the passes behind the rule are left out: they
-hold the same loop, and branches in it.
+Read from what nvdisasm prints of a cubin. A loop over elements is told by what it moves: a step
+loads the parameter, the gradient and the states, and stores all but the gradient; a norm loads
+gradients and stores nothing. The widths of these accesses and the conversions tell the element
+types that it was compiled for. Counted are its instructions without the calls for rare operands,
+the elements that one pass of it handles, its generic accesses, and the loads that are on their way
+at once: those before the first instruction that waits for one. Kernels with the passes behind the
+rule are left out: they hold the same loop, and branches in it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +24,7 @@ from pathlib import Path
 FUNCTION = re.compile(r"^\.text\.(\w+):")
 LABEL = re.compile(r"^(\.L_\w+):")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(.*?) ?;")
-LOAD, STORE = re.compile(r"LDG?\.E\S*"), re.compile(r"STG?\.E")
+LOAD, STORE, GENERIC = (re.compile(p) for p in (r"LDG?\.E\S*", r"STG?\.E\S*", r"(LD|ST)\.E"))
 WIDTH = re.compile(r"\.(128|64|[US]16|[US]8)\b")
 WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 REGISTER = re.compile(r"\bR(\d+)\b")
@@ -46,6 +49,7 @@ class Loop:
     states: int
     elements: int  # that a thread handles in one pass
     instructions: int
+    generic: int  # accesses whose address may be of any memory, which is looked up at run time
     loads: tuple[int, ...]  # bytes of each that is on its way before the first is waited for
 
     @property
@@ -107,11 +111,11 @@ def disassemble(nvdisasm: str, cubin: Path) -> Iterator[Code]:
     yield code
 
 
-def loaded_by(line: str) -> int:
-    """Return the bytes that an instruction loads from the GPU's memory."""
-    if not (load := LOAD.match(line)):
+def moved_by(line: str, access: re.Pattern[str] = LOAD) -> int:
+    """Return the bytes that an instruction loads from the GPU's memory, or stores to it."""
+    if not (found := access.match(line)):
         return 0
-    width = WIDTH.search(load[0])
+    width = WIDTH.search(found[0])
     return WIDTHS[width[1]] if width else 4
 
 
@@ -121,7 +125,7 @@ def loads_at_once(loop: list[str]) -> tuple[int, ...]:
     loads = []
     for line in loop:
         registers = [int(number) for number in REGISTER.findall(line)]
-        size = loaded_by(line)
+        size = moved_by(line)
         if awaited.intersection(registers[1:] if size else registers):
             break
         if size:
@@ -141,25 +145,32 @@ def usual(loop: list[str], labels: dict[str, int], begin: int) -> int:
     return len(loop) - len(skipped)
 
 
-def types_of(loop: list[str], is_norm: bool, widths: list[int]) -> tuple[str, str] | None:
-    """Return the types of parameters and states that a loop works on; None if it is another's."""
-    text = "\n".join(loop)
-    if not widths or min(widths) < 8 or (max(widths) < WIDEST and len(widths) < 2):
+def element_width(loop: list[str], is_norm: bool) -> int | None:
+    """Return the bytes of each access to gradients; None if the loop is not over elements."""
+    loads, stores = (
+        Counter(size for line in loop if (size := moved_by(line, access)))
+        for access in (LOAD, STORE)
+    )
+    if is_norm:
+        return WIDEST if set(loads) == {WIDEST} and not stores else None
+    grads = loads - stores
+    if not stores or stores - loads or grads.total() != 1 or min(loads) < 8:
         return None
+    (width,) = grads
+    return width if stores[width] else None
+
+
+def types_of(loop: list[str], is_norm: bool, widths: list[int], grad: int) -> tuple[str, str]:
+    """Return the types of parameters and states by the widths of loads, one of them gradients'."""
+    text = "\n".join(loop)
+    if "DMUL" in text:  # in pairs for the norm, else one by one
+        return ("float64", "float64")
     is_random = bool(HASH.search(text))
     half = "float16" if FROM_HALF.search(text) else "bfloat16"
     half = "stochastic bfloat16" if is_random else half
-    if "DMUL" in text:  # in pairs for the norm, else one by one
-        is_rule = is_norm == (max(widths) == WIDEST) and "LDG" not in text
-        return ("float64", "float64") if is_rule else None
-    if is_norm and max(widths) < WIDEST:
-        return None
-    # Parameter and gradient are of one width; what comes beside them, and how often, tells which.
-    pairs = [width for width in widths if widths.count(width) == 2] or widths
-    param = pairs[0]
-    state = next((width for width in widths if width != param), param)
-    if param != state and not is_norm:
-        return (half, "float32") if param < state else ("float32", "bfloat16")
+    state = next((width for width in widths if width != grad), grad)
+    if grad != state:
+        return (half, "float32") if grad < state else ("float32", "bfloat16")
     is_half = is_random or half == "float16" or "BF16" in text or (is_norm and "PRMT" in text)
     return (half, half) if is_half else ("float32", "float32")
 
@@ -172,18 +183,17 @@ def element_loops(nvdisasm: str, cubin: Path) -> list[Loop]:
         if not is_norm and WITHOUT_PASSES not in code.name:
             continue
         for begin, body in code.loops():
-            end = next((i for i, line in enumerate(body) if STORE.match(line)), len(body))
-            widths = [width for line in body[:end] if (width := loaded_by(line))]
-            types = types_of(body, is_norm, widths)
-            if types is None:
+            grad = element_width(body, is_norm)
+            if grad is None:
                 continue
+            widths = [width for line in body if (width := moved_by(line))]
+            types = types_of(body, is_norm, widths, grad)
             size = SIZES.get(types[0], 2)
-            state_size = SIZES.get(types[1], 2)
-            wide = max(size, state_size)
-            elements = sum(widths) // size if is_norm else max(widths) // wide
+            elements = (sum(widths) if is_norm else grad) // size
             states = 0 if is_norm else len(widths) - 2
             count = usual(body, code.labels, begin)
-            loop = Loop(code.name, *types, states, elements, count, loads_at_once(body))
+            generic = sum(bool(GENERIC.match(line)) for line in body)
+            loop = Loop(code.name, *types, states, elements, count, generic, loads_at_once(body))
             key = (code.name, *types, states)
             best = found.get(key, loop)
             if (loop.elements, loop.instructions) >= (best.elements, best.instructions):

@@ -100,9 +100,18 @@ LRFAST_HD void walk_chunk(const ChunkAddresses& at, int thread, int threads, Bod
   }
 }
 
+// An array lies in the GPU's memory. Its address comes through shared memory, where the compiler
+// loses sight of that, and generic accesses look up at run time which memory an address is in.
+LRFAST_HD void assume_global([[maybe_unused]] const void* array) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(array));
+#endif
+}
+
 // Loads and stores of length elements: one at a time, or in vectors.
 template <int length, class Element>
 LRFAST_HD void load(const void* array, int first, Element* out) {
+  assume_global(array);
   const Element* from = static_cast<const Element*>(array) + first;
   if constexpr (length == 1) {
     *out = *from;
@@ -112,6 +121,7 @@ LRFAST_HD void load(const void* array, int first, Element* out) {
 }
 template <int length, class Element>
 LRFAST_HD void save(const Element* values, void* array, int first) {
+  assume_global(array);
   Element* to = static_cast<Element*>(array) + first;
   if constexpr (length == 1) {
     *to = *values;
