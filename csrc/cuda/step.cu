@@ -40,7 +40,7 @@ template <class Rule, bool passes>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step_kernel(const StepTables t) {
   __shared__ StepMemory<Rule> shared;
   CudaBlock block;
-  step_body<Rule, passes>(t, shared, block);
+  step_body<Rule, passes>(t, in_register(shared), block);
 }
 
 // ---- kernel launchers ------------------------------------------------------------------------
