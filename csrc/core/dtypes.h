@@ -96,56 +96,60 @@ LRFAST_HD void from_compute(float x, BFloat16& out) {
 #endif
 }
 
-// Rounds away from zero with the probability that the digits cut off stand for: noise is added to
-// them, and what it carries over counts. Infinity and NaN get none.
-LRFAST_HD void from_compute(float x, StochasticBFloat16& out, uint32_t noise) {
-  const uint32_t bits = bits_as<uint32_t>(x);
-  const uint32_t is_finite = ~(((bits & 0x7f800000u) + 0x800000u) >> 31) & 1u;
-  const uint32_t sum = bits + (noise & (0xffffu * is_finite));
-#if defined(__CUDA_ARCH__)
-  // The conversion makes a NaN of a NaN; a comparison would need predicates, which spill.
-  asm("cvt.rz.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(bits_as<float>(sum)));
-#else
-  out.bits = static_cast<uint16_t>((x != x ? 0x7fffffffu : sum) >> 16);
-#endif
+// The bits of x after noise was added to the digits that are cut off. Infinity has none to carry
+// over. NaN stays what it is if it is a GPU's (all its digits are ones) or a bfloat16's (those cut
+// off are zeros): a carry makes the greatest number the least, and the greater one is kept. One
+// instruction from sm_90 on; a comparison would be one more.
+LRFAST_HD uint32_t add_noise(float x, uint32_t noise) {
+  const int32_t before = bits_as<int32_t>(x);
+  const int32_t sum = static_cast<int32_t>(bits_as<uint32_t>(x) + noise);
+  return static_cast<uint32_t>(sum > before ? sum : before);
 }
 
-// Two neighbours at once, which a GPU holds in one register.
-LRFAST_HD void to_compute(const StochasticBFloat16* x, float (&out)[2]) {
+// Rounds away from zero with the probability that the digits cut off stand for: noise is added to
+// them, and what it carries over counts. Infinity and NaN stay.
+LRFAST_HD void from_compute(float x, StochasticBFloat16& out, uint32_t noise) {
 #if defined(__CUDA_ARCH__)
+  const uint32_t sum = add_noise(x, noise & 0xffffu);
+#else  // any NaN
+  const uint32_t sum = x != x ? 0x7fffffffu : bits_as<uint32_t>(x) + (noise & 0xffffu);
+#endif
+  out.bits = static_cast<uint16_t>(sum >> 16);
+}
+
+// Two neighbours at once, or the second of them: a GPU holds both in one register, where taking out
+// a half and widening it would be two instructions.
+LRFAST_HD float second_to_compute(const float* x) { return x[1]; }
+LRFAST_HD float second_to_compute(const StochasticBFloat16* x) {
+#if defined(__CUDA_ARCH__)
+  float second;
   asm("{\n"
       ".reg .b32 both;\n"
-      "mov.b32 both, {%2, %3};\n"
-      "shl.b32 %0, both, 16;\n"
-      "and.b32 %1, both, 0xffff0000;\n"
+      "mov.b32 both, {%1, %2};\n"
+      "and.b32 %0, both, 0xffff0000;\n"
       "}"
-      : "=f"(out[0]), "=f"(out[1])
+      : "=f"(second)
       : "h"(x[0].bits), "h"(x[1].bits));
+  return second;
 #else
-  for (int i = 0; i < 2; ++i) out[i] = to_compute(x[i]);
+  return to_compute(x[1]);
 #endif
+}
+LRFAST_HD void to_compute(const StochasticBFloat16* x, float (&out)[2]) {
+  out[0] = to_compute(x[0]);
+  out[1] = second_to_compute(x);
 }
 
 // The same with the halves of one noise, the low one first.
 LRFAST_HD void from_compute(const float (&x)[2], StochasticBFloat16* out, uint32_t noise) {
 #if defined(__CUDA_ARCH__)
   asm("{\n"
-      ".reg .pred finite;\n"
-      ".reg .f32 size;\n"
-      ".reg .b32 first, second, both;\n"
-      "mov.b32 first, %2;\n"
-      "mov.b32 second, %3;\n"
-      "abs.f32 size, %2;\n"
-      "setp.lt.f32 finite, size, 0f7f800000;\n"
-      "@finite add.u32 first, first, %4;\n"
-      "abs.f32 size, %3;\n"
-      "setp.lt.f32 finite, size, 0f7f800000;\n"
-      "@finite add.u32 second, second, %5;\n"
-      "cvt.rz.bf16x2.f32 both, second, first;\n"
+      ".reg .b32 both;\n"
+      "prmt.b32 both, %2, %3, 0x7632;\n"
       "mov.b32 {%0, %1}, both;\n"
       "}"
       : "=h"(out[0].bits), "=h"(out[1].bits)
-      : "f"(x[0]), "f"(x[1]), "r"(noise & 0xffffu), "r"(noise >> 16));
+      : "r"(add_noise(x[0], noise & 0xffffu)), "r"(add_noise(x[1], noise >> 16)));
 #else
   from_compute(x[0], out[0], noise & 0xffffu);
   from_compute(x[1], out[1], noise >> 16);

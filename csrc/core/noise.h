@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/platform.h"
+#include "core/tables.h"
 
 namespace lrfast {
 
@@ -25,22 +26,36 @@ struct Noise {
     return {static_cast<uint32_t>(mix(mix(seed + tensor) + static_cast<uint64_t>(step)))};
   }
 
-  // 32 bits for value number which (0 for the parameter, then its states) of elements 2 * pair and
-  // 2 * pair + 1, who take the low and the high half. The 32-bit finalizer of MurmurHash3 (Appleby,
-  // public domain), which vectorises.
-  LRFAST_HD uint32_t of_pair(uint32_t pair, int which) const {
-    uint32_t x = (pair * 4u + static_cast<uint32_t>(which)) ^ key;
+  // What the values of elements 2 * pair and 2 * pair + 1 have in common: the 32-bit finalizer of
+  // MurmurHash3 (Appleby, public domain), which vectorises, but for its last shift.
+  LRFAST_HD uint32_t of_pair(uint32_t pair) const {
+    uint32_t x = pair ^ key;
     x ^= x >> 16;
     x *= 0x85ebca6bu;
     x ^= x >> 13;
     x *= 0xc2b2ae35u;
-    x ^= x >> 16;
     return x;
+  }
+
+  // 32 bits for their value number which (0 for the parameter, then its states); the low half is
+  // the first element's. A hash for each value would be a tenth of AdamW's instructions on a GPU,
+  // so they are successive numbers of a linear congruential generator, whose lattice is the best of
+  // its size (L'Ecuyer, "Tables of linear congruential generators of different sizes and good
+  // lattice structure", Math. Comp. 68, 1999), behind that last shift.
+  LRFAST_HD static uint32_t of_value(uint32_t common, int which) {
+    constexpr uint32_t kNext = 2891336453u;
+    static_assert(kMaxStates == 3);
+    const uint32_t factor = which == 0   ? 1u
+                            : which == 1 ? kNext
+                            : which == 2 ? kNext * kNext
+                                         : kNext * kNext * kNext;
+    const uint32_t x = common * factor;
+    return x ^ (x >> 16);
   }
 
   // An element's 16 bits.
   LRFAST_HD uint32_t operator()(int64_t element, int which) const {
-    const uint32_t both = of_pair(static_cast<uint32_t>(element) >> 1, which);
+    const uint32_t both = of_value(of_pair(static_cast<uint32_t>(element >> 1)), which);
     return (element & 1) != 0 ? both >> 16 : both & 0xffffu;
   }
 };

@@ -137,7 +137,7 @@ LRFAST_HD void narrow(const float* from, StochasticBFloat16* to, const Noise& no
   static_assert(std::endian::native == std::endian::little);
   uint32_t pairs[kBlock / 2 + 1];  // one more for a block that begins with the second of a pair
   for (uint32_t i = 0; i <= kBlock / 2; ++i) {
-    pairs[i] = noise.of_pair((static_cast<uint32_t>(first) >> 1) + i, which);
+    pairs[i] = Noise::of_value(noise.of_pair(static_cast<uint32_t>(first >> 1) + i), which);
   }
   uint16_t halves[kBlock + 2];
   std::memcpy(halves, pairs, sizeof(halves));

@@ -177,7 +177,7 @@ constexpr int vector_length() {
   return static_cast<int>(kVectorBytes / widest);
 }
 
-// Two neighbours whose values are rounded at random: one noise and one conversion serve both.
+// Two neighbours whose values are rounded at random: one hash and one conversion serve both.
 template <class Rule, uint8_t form, int length, class Param, class State>
 LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length], int e,
                            const Update<Rule, float>& update, uint32_t pair) {
@@ -192,15 +192,18 @@ LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length
   for (int i = 0; i < 2; ++i) {
     if (i > 0) serialize(values[0], grads[1]);
     LRFAST_UNROLL
-    for (int k = 0; k < kStates; ++k) states[k][i] = to_compute(held[k][e + i]);
+    for (int k = 0; k < kStates; ++k) {
+      states[k][i] = i == 0 ? to_compute(held[k][e]) : second_to_compute(&held[k][e]);
+    }
     update_element<Rule, form>(
         values[i], grads[i], [&](int k) -> float& { return states[k][i]; }, update, 0);
   }
-  from_compute(values, &param[e], update.noise.of_pair(pair, 0));
+  const uint32_t common = update.noise.of_pair(pair);
+  from_compute(values, &param[e], Noise::of_value(common, 0));
   LRFAST_UNROLL
   for (int k = 0; k < kStates; ++k) {
     if constexpr (std::is_same_v<State, StochasticBFloat16>) {
-      from_compute(states[k], &held[k][e], update.noise.of_pair(pair, k + 1));
+      from_compute(states[k], &held[k][e], Noise::of_value(common, k + 1));
     } else {
       for (int i = 0; i < 2; ++i) from_compute(states[k][i], held[k][e + i]);
     }
@@ -233,7 +236,8 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
     LRFAST_UNROLL
     for (int e = 0; e < length; e += kInPairs ? 2 : 1) {
       if constexpr (kInPairs) {
-        const uint32_t pair = static_cast<uint32_t>(at.begin + first + e) / 2;
+        const uint32_t pair =
+            static_cast<uint32_t>(at.begin >> 1) + static_cast<uint32_t>(first + e) / 2;
         update_pair<Rule, form, length>(param, grad, held, e, update, pair);
       } else {
         update_element<Rule, form>(

@@ -73,6 +73,28 @@ void test_special_values() {
   EXPECT_EQ(rounded(-kMax, 0xffffu), -kInfinity);
 }
 
+// As a GPU adds the noise, whose only NaN has all digits set, but for those of bfloat16s: the same.
+void test_gpu_addition() {
+  auto expect_same = [](uint32_t bits, uint32_t noise) {
+    StochasticBFloat16 out{0xdead};
+    from_compute(bits_as<float>(bits), out, noise);
+    EXPECT_EQ(add_noise(bits_as<float>(bits), noise) >> 16, uint32_t{out.bits});
+  };
+  for (uint64_t i = 0; i < 200000; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(mix(i));
+    if (std::isnan(bits_as<float>(bits))) continue;
+    expect_same(bits, static_cast<uint32_t>(mix(i) >> 48));
+  }
+  for (const uint32_t noise : {0u, 1u, 0x8000u, 0xffffu}) {
+    for (const uint32_t bits : {0x7f800000u, 0xff800000u, 0x7f7fffffu, 0xff7fffffu, 0x7fffffffu}) {
+      expect_same(bits, noise);
+    }
+    for (const uint32_t bits : {0x7f810000u, 0xff810000u, 0x7fff0000u, 0xffff0000u}) {
+      EXPECT(std::isnan(bits_as<float>(add_noise(bits_as<float>(bits), noise) & 0xffff0000u)));
+    }
+  }
+}
+
 // The mean over the noise of 2^16 elements. A single rounding's deviation is half a gap at most, so
 // that of the mean is below 2^-9 of a gap; 2^-7 is four of them.
 void test_mean() {
@@ -92,6 +114,8 @@ void test_mean() {
 
 // ---- the noise -------------------------------------------------------------------------------
 
+constexpr int kValues = 1 + kMaxStates;  // of an element
+
 // Its place among tensors, steps, elements and states decides, and so does the seed.
 void test_distinct() {
   std::set<uint32_t> keys;
@@ -104,17 +128,17 @@ void test_distinct() {
     }
   }
   EXPECT_EQ(keys.size(), size_t{3 * 30 * 30});
-  std::set<uint32_t> values;
   const Noise noise = Noise::at(5, 6, 7);
-  for (uint32_t pair = 0; pair < 10000; ++pair) {
-    for (int which = 0; which < 1 + kMaxStates; ++which) {
-      const uint32_t both = noise.of_pair(pair, which);
+  for (int which = 0; which < kValues; ++which) {
+    std::set<uint32_t> values;
+    for (uint32_t pair = 0; pair < 10000; ++pair) {
+      const uint32_t both = Noise::of_value(noise.of_pair(pair), which);
       values.insert(both);
       EXPECT_EQ(noise(2 * pair, which), both & 0xffffu);
       EXPECT_EQ(noise(2 * pair + 1, which), both >> 16);
     }
+    EXPECT_EQ(values.size(), size_t{10000});
   }
-  EXPECT_EQ(values.size(), size_t{10000 * (1 + kMaxStates)});
 }
 
 // Two at once are what each of them is alone, also beside an infinity or a NaN.
@@ -142,12 +166,25 @@ void test_pairs() {
 
 // Share of the 2^16 elements in which both noises agree on a bit: a half, but for chance. Its
 // deviation is 2^-9. A shift of 1 compares what two neighbours take of one hash, and of two.
-double agreement(const Noise& a, const Noise& b, int64_t shift, int which, int bit) {
+double agreement(const Noise& a, const Noise& b, int64_t shift, int first, int second, int bit) {
   int64_t same = 0;
   for (int64_t i = 0; i < 65536; ++i) {
-    same += ((a(i, 0) ^ b(i + shift, which)) >> bit & 1u) == 0;
+    same += ((a(i, first) ^ b(i + shift, second)) >> bit & 1u) == 0;
   }
   return static_cast<double>(same) / 65536;
+}
+
+// Chi-square of how often the noises of an element's three values fall together into each cell of a
+// cube with 8 cells a side: 511 expected, with a deviation of 32.
+double chi_square(const Noise& noise, int first, int second, int third) {
+  constexpr int64_t kElements = 512 * 256;
+  int64_t counts[512] = {};
+  for (int64_t i = 0; i < kElements; ++i) {
+    ++counts[(noise(i, first) >> 13) << 6 | (noise(i, second) >> 13) << 3 | noise(i, third) >> 13];
+  }
+  double sum = 0.0;
+  for (const int64_t count : counts) sum += (count - 256.0) * (count - 256.0) / 256.0;
+  return sum;
 }
 
 void test_independence() {
@@ -156,12 +193,26 @@ void test_independence() {
   for (int bit = 0; bit < 16; ++bit) {  // those that a rounding uses
     const Context context("bit ", bit);
     for (const int64_t shift : {1, 2, 3}) {
-      EXPECT_NEAR(agreement(noise, noise, shift, 0, bit), 0.5, kBound);
+      EXPECT_NEAR(agreement(noise, noise, shift, 0, 0, bit), 0.5, kBound);
     }
-    EXPECT_NEAR(agreement(noise, noise, 0, 1, bit), 0.5, kBound);
-    EXPECT_NEAR(agreement(noise, Noise::at(5, 7, 7), 0, 0, bit), 0.5, kBound);
-    EXPECT_NEAR(agreement(noise, Noise::at(5, 6, 8), 0, 0, bit), 0.5, kBound);
-    EXPECT_NEAR(agreement(noise, Noise::at(6, 6, 7), 0, 0, bit), 0.5, kBound);
+    for (int first = 0; first < kValues; ++first) {
+      for (int second = first + 1; second < kValues; ++second) {
+        for (const int64_t shift : {0, 1}) {
+          EXPECT_NEAR(agreement(noise, noise, shift, first, second, bit), 0.5, kBound);
+        }
+      }
+    }
+    EXPECT_NEAR(agreement(noise, Noise::at(5, 7, 7), 0, 0, 0, bit), 0.5, kBound);
+    EXPECT_NEAR(agreement(noise, Noise::at(5, 6, 8), 0, 0, 0, bit), 0.5, kBound);
+    EXPECT_NEAR(agreement(noise, Noise::at(6, 6, 7), 0, 0, 0, bit), 0.5, kBound);
+  }
+  for (const uint64_t seed : {1, 2, 3}) {
+    const Noise other = Noise::at(seed, 6, 7);
+    for (int left_out = 0; left_out < kValues; ++left_out) {
+      const int first = left_out == 0 ? 1 : 0;
+      const int second = left_out <= 1 ? 2 : 1;
+      EXPECT_NEAR(chi_square(other, first, second, left_out == 3 ? 2 : 3), 511.0, 5 * 32.0);
+    }
   }
 }
 
@@ -241,6 +292,7 @@ int main() {
   test_neighbours();
   test_exact_values();
   test_special_values();
+  test_gpu_addition();
   test_mean();
   test_distinct();
   test_pairs();

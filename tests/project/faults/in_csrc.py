@@ -304,9 +304,23 @@ STEP = [
     Fault(
         "stochastic-rounding-adds-half-the-noise",
         "csrc/core/dtypes.h",
-        "(noise & (0xffffu * is_finite))",
-        "(noise & (0x7fffu * is_finite))",
+        "bits_as<uint32_t>(x) + (noise & 0xffffu)",
+        "bits_as<uint32_t>(x) + (noise & 0x7fffu)",
         program("test_noise", "test_math"),
+    ),
+    Fault(
+        "gpu-rounds-nan-to-zero",
+        "csrc/core/dtypes.h",
+        "static_cast<uint32_t>(sum > before ? sum : before)",
+        "static_cast<uint32_t>(sum)",
+        program("test_noise"),
+    ),
+    Fault(
+        "states-share-their-noise",
+        "csrc/core/noise.h",
+        ": which == 2 ? kNext * kNext",
+        ": which == 2 ? kNext",
+        program("test_noise"),
     ),
     Fault(
         "noise-is-that-of-the-step-before",
