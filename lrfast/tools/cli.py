@@ -165,7 +165,14 @@ def _built_in(target: str, optimizer: str, device: str, one_cycle: bool) -> tupl
     cls: Any = getattr(torch.optim, optimizer, None)
     if cls is None:
         raise ValueError(f"optimizer must be a class of torch.optim, got {optimizer!r}")
-    problem = PROBLEMS[target](device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # each build of torch has words of its own
+        raise ValueError(
+            f"device must be one that torch has here, got {device!r}: {error}"
+        ) from error
+    problem = PROBLEMS[target](device)
     made = cls(problem.model.parameters(), lr=1e-3)
     scheduler = None
     if one_cycle:

@@ -110,7 +110,11 @@ def test_it_is_the_range_test_that_python_makes(
         (["find", "script.py:only_a_model"], "(model, optimizer, train_loader, loss_fn), got"),
         (["find", "x", "--data", "texts.parquet"], "data must be a .csv, .json, .jsonl or .txt"),
         (["find", "script.py:make", "--num-iter", "1"], "num_iter"),
-        (["bench", "mlp", "--device", "cuda"], "CUDA"),
+        (
+            ["bench", "mlp", "--device", "cuda"],
+            "device must be one that torch has here, got 'cuda'",
+        ),
+        (["bench", "mlp", "--device", "gpu"], "device must be one that torch has here, got 'gpu'"),
         (["bench", "script.py:only_a_model"], "(model, optimizer), (model, optimizer, batch"),
         (["bench", "net"], "target must be mlp, cnn, transformer or module:function"),
     ],
