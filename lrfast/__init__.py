@@ -20,7 +20,14 @@ from lrfast.groups import (
 from lrfast.history import History, Stage
 from lrfast.loss_schedules import Greedy, Plateau
 from lrfast.optim import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop, wrap
-from lrfast.range_test import RangeTest, Retest, RetestEntry, lr_find
+from lrfast.range_test import (
+    RangeTest,
+    Retest,
+    RetestEntry,
+    WarmupSearch,
+    find_in_warmup,
+    lr_find,
+)
 from lrfast.sharded import ShardedState
 from lrfast.telemetry import Telemetry
 from lrfast.training.capture import CapturedStep, RecaptureNeeded, capture
@@ -50,10 +57,12 @@ __all__ = [
     "Stage",
     "Telemetry",
     "Timetable",
+    "WarmupSearch",
     "accuracy",
     "bench",
     "capture",
     "discriminative",
+    "find_in_warmup",
     "freeze",
     "freeze_to",
     "gradual",

@@ -22,7 +22,15 @@ from lrfast._utils.arguments import checked_methods, described
 from lrfast._utils.async_copy import AsyncHostCopy
 from lrfast._utils.extension import extension
 from lrfast._utils.former_names import renamed
-from lrfast._utils.validation import check_choice, check_count, is_int, short_repr
+from lrfast._utils.validation import (
+    check_choice,
+    check_count,
+    check_dict,
+    check_int,
+    check_tensor,
+    is_int,
+    short_repr,
+)
 
 __all__ = ["CurveStatus", "LossCurve"]
 
@@ -229,6 +237,24 @@ class LossCurve:
             raise ValueError(f"count must be from 0 to {recorded}, got {short_repr(count)}")
         self._recorded = count
         self._state[_COUNT].fill_(count)
+
+    def _packed(self) -> dict[str, Tensor]:
+        """Return copies of all that was recorded."""
+        return {name: getattr(self, f"_{name}").clone() for name in ("state", "losses", "rates")}
+
+    def _unpack(self, saved: object) -> None:
+        """Take over what another curve of the same shape has recorded."""
+        own = self._packed()
+        given = check_dict("curve", saved, own)
+        tensors = {name: check_tensor(name, given[name], torch.float64) for name in own}
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape:
+                wanted, got = list(own[name].shape), list(tensor.shape)
+                raise ValueError(f"{name} must have shape {wanted}, got {got}")
+        count = check_int("count", int(tensors["state"][_COUNT]), most=self.capacity)
+        for name, tensor in tensors.items():
+            getattr(self, f"_{name}").copy_(tensor)
+        self._recorded = count
 
     @property
     def losses(self) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,6 +33,28 @@ class AsyncHostCopy:
                 self._arrived.copy_(self._arriving)
             self._event = _queue_copy(self._source, self._arriving)
         return self._arrived
+
+
+@dataclass(frozen=True)
+class HostCopy:
+    """A copy of a tensor on its way to the host."""
+
+    values: Tensor
+    event: torch.cuda.Event | None = None
+
+    def wait(self) -> Tensor:
+        """Return the copy once it has arrived."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.values
+
+
+def queue_copy(source: Tensor) -> HostCopy:
+    """Queue a copy of a tensor, as it is now, to memory of its own on the host."""
+    if source.device.type != "cuda":
+        return HostCopy(source.clone())
+    host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+    return HostCopy(host, _queue_copy(source, host))
 
 
 class AsyncHostQueue:

@@ -5,6 +5,7 @@ Its loop does not synchronise with the device. Methods that suggest a learning r
 are in :mod:`lrfast.suggest`; figures are in :mod:`lrfast.plot`.
 """
 
+from lrfast.range_test._in_warmup import WarmupSearch, find_in_warmup
 from lrfast.range_test._lr_find import lr_find
 from lrfast.range_test._result import AppliedRates, Candidate, Race, RangeTest
 from lrfast.range_test._retest import Retest, RetestEntry
@@ -18,5 +19,7 @@ __all__ = [
     "Retest",
     "RetestEntry",
     "Sweep",
+    "WarmupSearch",
+    "find_in_warmup",
     "lr_find",
 ]

@@ -24,10 +24,21 @@ Result = TypeVar("Result")
 _FORMAT = 1
 
 
+def packed(result: Any) -> dict[str, Any]:
+    """Return every field of a range test as plain data."""
+    return {field.name: plain(getattr(result, field.name)) for field in fields(result)}
+
+
+def unpacked(content: Mapping[str, Any], kind: type[Result]) -> Result:
+    """Return the range test, of the class ``kind``, that :func:`packed` described."""
+    found = {name: decode(hint, content[name], name) for name, hint in get_type_hints(kind).items()}
+    _check(found)
+    return kind(**found)
+
+
 def save(result: Any, path: str | Path) -> None:
     """Write every field of a range test."""
-    content = {field.name: _plain(getattr(result, field.name)) for field in fields(result)}
-    text = json.dumps({"format": _FORMAT, **content})
+    text = json.dumps({"format": _FORMAT, **packed(result)})
     with replacing(path, encoding="utf-8") as file:
         file.write(text + "\n")
 
@@ -47,26 +58,23 @@ def load(path: str | Path, kind: type[Result]) -> Result:
             f"this lrfast reads format {_FORMAT}"
         )
     try:
-        hints = get_type_hints(kind)
-        found = {name: decode(hint, content[name], name) for name, hint in hints.items()}
-        _check(found)
+        return unpacked(content, kind)
     except KeyError as error:
         raise ValueError(f"{wanted}, which lacks {error}") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{wanted}, which is broken: {error}") from error
-    return kind(**found)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return what JSON can hold."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
+        return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return f"-{abs(value)}" if math.copysign(1.0, value) < 0 else str(value)
     return value
