@@ -27,6 +27,7 @@ from lrfast.finetune._epoch_table import epoch_table
 from lrfast.finetune._stage_state import ResumePoint, Run, epoch_batches
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
+from lrfast.range_test import WarmupSearch
 from lrfast.training._captured import CapturedTrainStep
 from lrfast.training._data import DataExhausted, device_of
 from lrfast.training._random import RandomStates
@@ -42,6 +43,7 @@ class Loop:
         run: Run,
         loaders: list[Any],
         *,
+        search: WarmupSearch | None,  # that the first steps are
         max_grad_norm: float | None,  # for an optimizer that does not clip by itself
         progress: bool,
     ) -> None:
@@ -49,24 +51,15 @@ class Loop:
         self.should_stop = False
         self._training = training
         self._loaders = loaders
-        steps_left = max(run.total_steps - len(run.losses), 1)
-        self._curve = LossCurve(steps_left, device_of(training.model))
+        self._search = search
         self._epoch_start = len(run.losses)  # losses before the epoch, counted where a sync is due
         self._groups = training.optimizer.param_groups
-        schedules = run.of_groups(len(self._groups))
-        plan = (training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied)
-        self.driver: ScheduleDriver = attach_schedule(*plan, scaled=True)
-        base = self.driver.base_hyperparameters
-        self.own_rates = [base(index)[0] for index in range(len(self._groups))]
         names = enumerate(self._groups)
         self.group_names = [str(group.get("name", f"group {index}")) for index, group in names]
-        self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
-        scale = self.driver.loss_factor()
-        self._late_scale = None if scale is None else AsyncHostCopy(scale)
         # lrfast's kernels obey the curve's flag; for another optimizer the host has to, in time.
         self._must_wait = not isinstance(training.optimizer, FusedOptimizer)
         self._max_grad_norm = max_grad_norm
-        self._step = self._make_step()
+        self._attach()
         self._length = epoch_batches(training.train_loader)
         self._has_warned = False  # of an epoch of another length
         self._shows_progress = progress
@@ -84,6 +77,21 @@ class Loop:
         finally:
             self._step.release()
 
+    def _attach(self) -> None:
+        """Attach the schedules of the steps that are left, with a curve for them."""
+        run, training = self.run, self._training
+        steps_left = max(run.total_steps - len(run.losses), 1)
+        self._curve = LossCurve(steps_left, device_of(training.model))
+        schedules = run.of_groups(len(self._groups))
+        plan = (training.optimizer, schedules, run.total_steps, self._curve.stop_flag, run.applied)
+        self.driver: ScheduleDriver = attach_schedule(*plan, scaled=True)
+        base = self.driver.base_hyperparameters
+        self.own_rates = [base(index)[0] for index in range(len(self._groups))]
+        self._shown = schedules[-1].values(np.arange(run.total_steps)) * self.own_rates[-1]
+        scale = self.driver.loss_factor()
+        self._late_scale = None if scale is None else AsyncHostCopy(scale)
+        self._step = self._make_step()
+
     def _make_step(self) -> TrainStep:
         kind = CapturedTrainStep if self._training.captures else TrainStep
         parts = (self._training, self._curve, self.driver)
@@ -97,6 +105,7 @@ class Loop:
             rows=list(self.run.rows),
             frozen=list(self.run.frozen),
             seconds=self.run.seconds + time.perf_counter() - self._began,
+            search=None if self._search is None else self._search.state_dict(),
             moment=ResumePoint.take(model, self._loaders),
         )
 
@@ -128,12 +137,14 @@ class Loop:
                 loss = loss.clone()  # for callbacks to keep
             status = self._curve.status() if self._must_wait else self._curve.poll()
             self._bar.show(run.step + 1, partial(self._numbers, status, run.epoch, run.step))
-            if status.outcome != "running":
+            if status.outcome != "running" and self._search is None:
                 return
             self._step.update()
             run.step += 1
             run.used += len(micro_batches)
             run.has_ended_pass = len(micro_batches) < size
+            if self._search is not None:
+                self._observe(self._search, loss, micro_batches)
             yield loss
         if run.used == 0:
             raise DataExhausted(
@@ -141,6 +152,20 @@ class Loop:
                 "; can it be iterated only once? Pass a DataLoader or a list of batches"
             )
         self._check_length(run.used, has_ended=True)
+
+    def _observe(self, search: WarmupSearch, loss: Tensor, micro_batches: list[Any]) -> None:
+        """Note a step of the sweep; after the last one, go on with what the search has attached."""
+        run = self.run
+        if run.step == 1:
+            search.data_size = self._training.data_size(micro_batches)
+        if search.observe(loss) is None:
+            return
+        recorded = self._recorded()
+        run.losses, run.factors, run.applied = recorded.losses, recorded.factors, search.spent
+        run.schedules = tuple(search.schedules)
+        self._search = None  # after the losses were taken
+        self._step.release()  # a graph holds the places of the losses
+        self._attach()
 
     def end_epoch(self, measures: dict[str, float]) -> tuple[dict[str, float], str]:
         """Advance the run to the next epoch; return this one's row and the curve's outcome."""
@@ -151,7 +176,7 @@ class Loop:
         run.epoch, run.used = run.epoch + 1, 0
         run.order, run.has_ended_pass = None, False
         self._show_epoch()
-        return dict(row), status.outcome
+        return dict(row), "running" if self._search is not None else status.outcome
 
     def _show_epoch(self) -> None:
         """Print the epoch's row of the table, below its header in the first."""
@@ -181,7 +206,8 @@ class Loop:
         )
 
     def _num_losses(self, status: CurveStatus) -> int:
-        return len(self._curve) if status.stopped_at is None else status.stopped_at + 1
+        is_whole = status.stopped_at is None or self._search is not None
+        return len(self._curve) if is_whole else status.stopped_at + 1
 
     def _batches(self) -> Iterator[Any]:
         """Begin an epoch of the data, or return to the batch at which one was interrupted."""

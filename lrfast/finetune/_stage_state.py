@@ -98,6 +98,7 @@ class Run:
         seconds: Time spent so far, in seconds.
         is_resumed: Whether this continues an interrupted stage.
         has_ended_pass: Whether the current epoch has no more batches.
+        search: State of the range test that its first steps are; None without one, or after it.
         order: Random states at the start of the current epoch; None before it.
         moment: Random states and modes at an interruption; None while the stage runs.
     """
@@ -119,6 +120,7 @@ class Run:
     seconds: float = 0.0
     is_resumed: bool = False
     has_ended_pass: bool = False
+    search: Mapping[str, Any] | None = None
     order: RandomStates | None = None
     moment: ResumePoint | None = None
 
@@ -167,7 +169,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Return the interrupted run as numbers, strings, lists and tensors, for checkpoints."""
         assert self.moment is not None
-        saved = {name: encode(getattr(self, name)) for name in (*_RUN, "factors")}
+        saved = {name: encode(getattr(self, name)) for name in (*_RUN, "factors", "search")}
         return saved | self.moment.to_dict()
 
     @classmethod
@@ -190,8 +192,9 @@ class Run:
             raise ValueError(f"losses must be {steps} at most, one per step, got {losses}")
         for first, _ in run["frozen"]:
             check_int("frozen", first, most=losses)
+        search = optional(check_dict)("search", data.get("search"))
         schedules, moment = tuple(run.pop("schedules")), ResumePoint.from_dict(data)
-        return cls(schedules=schedules, factors=factors, moment=moment, **run)
+        return cls(schedules=schedules, factors=factors, search=search, moment=moment, **run)
 
     def resumed(self) -> Run:
         """Return a copy, with lists of its own, marked as a continuation."""

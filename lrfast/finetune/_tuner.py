@@ -54,7 +54,8 @@ from lrfast.groups import (
 from lrfast.optim import AdamW
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import set_rate
-from lrfast.range_test import RangeTest, lr_find
+from lrfast.range_test import RangeTest, WarmupSearch, lr_find
+from lrfast.range_test._in_warmup import plan_search
 from lrfast.schedules import Schedule
 from lrfast.training._captured import check_optimizer
 from lrfast.training._data import (
@@ -66,6 +67,7 @@ from lrfast.training._data import (
 )
 from lrfast.training._step import Training
 
+Auto = Literal["auto"]
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 _RANGE_TEST_OPTIONS = ("scaler", "gradient_accumulation_steps", "capture", "progress")
@@ -131,6 +133,7 @@ class FineTuner:
         history: All stages so far, a :class:`lrfast.History`.
         optimizer: The optimizer, whose param groups are the layer groups or parts of them.
         groups: The :class:`lrfast.groups.LayerGroups`, from body to head.
+        range_test: That of the last stage at learning rates "auto", a :class:`lrfast.RangeTest`.
         callbacks: The callbacks, a list that may be changed.
 
     Raises:
@@ -210,6 +213,7 @@ class FineTuner:
         self.scaler = torch.amp.GradScaler(device_of(model).type) if is_scaled else None
         self.best = None if keep_best is None else Best(keep_best, best_mode)
         self.history = History()
+        self.range_test: RangeTest | None = None
         self._loop: Loop | None = None
         self._interrupted: Run | None = None
         self._partial: Stage | None = None  # the interrupted stage's record in the history
@@ -297,7 +301,7 @@ class FineTuner:
         self,
         epochs: int,
         schedule: Schedule | Sequence[Schedule],
-        lr: Rates | None = None,
+        lr: Rates | Auto | None = None,
         *,
         timetable: Mapping[int, int] | None = None,
         precompute: bool = False,
@@ -315,6 +319,9 @@ class FineTuner:
                 layer groups, or a list with one for each; the history shows the last one's
                 momentum.
             lr: Learning rates, as ``max_lr`` of :meth:`fit_one_cycle`; None (default) keeps them.
+                "auto": the first steps are a range test, see :func:`lrfast.find_in_warmup`, and
+                the schedule goes on at its suggestion in those that are left; the layer groups
+                keep their ratios, and :attr:`range_test` tells. For an optimizer of lrfast.
             timetable: Unfreezing schedule: the first layer group that trains from the start of an
                 epoch on, by the epoch's index, such as ``{0: -1, 1: -2, 2: 0}``. None (default):
                 what is frozen stays frozen.
@@ -335,17 +342,21 @@ class FineTuner:
             self._check_trains()
         if precompute:
             check_precompute(self.model, self.loss_fn, plan)
+        name = ", ".join(dict.fromkeys(each.name for each in per_group))
+        run = Run(name, per_group, epochs, self.epoch_steps, plan, precompute)
+        if isinstance(lr, str):
+            check_choice("lr", lr, get_args(Auto))
+            return self._train(run, searches=True)
         if lr is not None:
             rates = group_rates(self.optimizer, lr, len(self.groups))
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 set_rate(group, rate)
-        name = ", ".join(dict.fromkeys(each.name for each in per_group))
-        return self._train(Run(name, per_group, epochs, self.epoch_steps, plan, precompute))
+        return self._train(run)
 
     def fit_one_cycle(
         self,
         epochs: int,
-        max_lr: Rates,
+        max_lr: Rates | Auto,
         *,
         pct_start: float = 0.3,
         div_factor: float = 25.0,
@@ -359,7 +370,7 @@ class FineTuner:
             epochs: As for :meth:`fit`.
             max_lr: Peak learning rate: a float for all groups, ``slice(first, last)`` for a
                 geometric spread, ``slice(last)`` for a tenth of it in all but the last group, or a
-                list.
+                list; or "auto", as for :meth:`fit`.
             pct_start: Fraction of the steps spent going up, in [0, 1] (default 0.3).
             div_factor: Peak over first learning rate, 1 or more (default 25).
             final_div_factor: First over last learning rate, 1 or more (default 10,000).
@@ -381,7 +392,7 @@ class FineTuner:
     def fit_flat_cos(
         self,
         epochs: int,
-        lr: Rates,
+        lr: Rates | Auto,
         *,
         pct_start: float = 0.75,
         final_div_factor: float = 1e5,
@@ -596,6 +607,11 @@ class FineTuner:
                 "schedule must be the interrupted stage's, or come with epochs=, got another: "
                 f"{', '.join(each.name for each in per_group)}"
             )
+        if run.search is not None and not (epochs is None and schedule is None):
+            raise ValueError(
+                "epochs and schedule must be left out until the range test in the stage's first "
+                f"steps has ended, got {epochs} and {schedule}"
+            )
         assert run.moment is not None
         self._check_trains()
         run.moment.restore(self.model, self.loaders)
@@ -660,8 +676,11 @@ class FineTuner:
         self._interrupted = _checkpoint.unpack(self, _checkpoint.read(path))
         self._partial = None
 
-    def _train(self, run: Run) -> Stage:
-        """Train a run to its end, and keep it for resume() if it does not get there."""
+    def _train(self, run: Run, searches: bool = False) -> Stage:
+        """Train a run to its end, and keep it for resume() if it does not get there.
+
+        If it ``searches``, its first steps are a range test.
+        """
         if self._loop is not None:
             raise ValueError("fit must wait until the stage has ended, got a call while one runs")
         data = StageData(self.model, self.train_loader, self.val_loader)
@@ -673,13 +692,17 @@ class FineTuner:
             scaler=self.scaler,
             captures=self.capture,
         )
+        search = self._search(data.model, run, searches)
         max_grad_norm = None if isinstance(self.optimizer, FusedOptimizer) else self.max_grad_norm
         self._interrupted = self._partial = None
         if not self.history.stages and run.step == 0:
             self._average_buffers()  # from the weights that the training starts with
         with Interrupts() as interrupts:
             self._loop = loop = Loop(
-                *(training, run, self.loaders), max_grad_norm=max_grad_norm, progress=self.progress
+                *(training, run, self.loaders),
+                search=search,
+                max_grad_norm=max_grad_norm,
+                progress=self.progress,
             )
             outcome = "interrupted"
             try:
@@ -689,6 +712,8 @@ class FineTuner:
             finally:
                 run = loop.now(self.model)
                 loop.driver.detach()
+                if search is not None and search.result is not None:
+                    self.range_test = search.result
                 self._loop = None
                 stage = run.stage(loop.own_rates, outcome, loop.group_names)
                 self.history.stages.append(stage)
@@ -696,6 +721,23 @@ class FineTuner:
                     self._interrupted, self._partial = run, stage
                 self._callback("on_fit_end")
         return stage
+
+    def _search(self, model: nn.Module, run: Run, searches: bool) -> WarmupSearch | None:
+        """Return the range test that a run begins with, or goes on with, if there is one."""
+        optimizer = self.optimizer
+        if not searches and run.search is None:
+            return None
+        if not isinstance(optimizer, FusedOptimizer):
+            raise TypeError(
+                'lr must be learning rates for an optimizer of torch.optim, got "auto" with '
+                f"{type(optimizer).__name__}; use an optimizer of lrfast"
+            )
+        if run.search is not None:
+            return WarmupSearch._resumed(model, optimizer, dict(run.search))
+        search = plan_search(model, optimizer, run.of_groups(len(optimizer.param_groups)))
+        search.begin()
+        run.schedules = tuple(search.schedules)
+        return search
 
     def _train_epochs(self, loop: Loop, data: StageData, interrupts: Interrupts) -> str:
         """Train the epochs that are left, and return how the stage ended."""

@@ -102,6 +102,19 @@ class WarmupSearch:
         self._point: RollbackPoint | None = None
         self._began = time.perf_counter()
 
+    @classmethod
+    def _resumed(cls, model: nn.Module, optimizer: FusedOptimizer, state_dict: Any) -> WarmupSearch:
+        """Return the search that another one's state dict describes."""
+        saved = _decoded(state_dict, optimizer)
+        search = cls(model, optimizer, saved["schedules"], saved["sweep"], DataSize())
+        search.load_state_dict(state_dict)
+        return search
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """The schedule of each param group: the sweep, and after it that of the whole training."""
+        return [schedule for schedule in self._optimizer.schedules if schedule is not None]
+
     def begin(self) -> None:
         """Attach the sweep to the optimizer, from its next step on."""
         for group, (own, _) in zip(self._optimizer.param_groups, self._sweep.parts(), strict=True):
@@ -227,23 +240,8 @@ class WarmupSearch:
         Raises:
             ValueError: If it is not such a state dict; nothing is changed then.
         """
-        try:
-            saved = decode_fields("state_dict", state_dict, _STATE)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                "state_dict must be what state_dict() of a WarmupSearch returned, got one that is "
-                f"broken: {error!r}"
-            ) from error
-        sweep, groups = saved["sweep"], len(self._optimizer.param_groups)
-        if len(sweep.ranges) != groups or len(saved["schedules"]) != groups:
-            raise ValueError(
-                f"state_dict must be of {groups} param groups, got {len(sweep.ranges)}"
-            )
-        if saved["spent"] > sweep.num_iter or len(saved["late"]) > _LATE:
-            raise ValueError(
-                f"spent must be {sweep.num_iter} at most, got {saved['spent']} with "
-                f"{len(saved['late'])} late losses"
-            )
+        saved = _decoded(state_dict, self._optimizer)
+        sweep = saved["sweep"]
         curve = LossCurve(sweep.num_iter, self._curve.device, beta=_BETA)
         curve._unpack(saved["curve"])
         point = saved["point"]
@@ -257,6 +255,27 @@ class WarmupSearch:
         self._own_rate, self.data_size = saved["own_rate"], DataSize(*saved["data"])
         self._weights = WeightStats(int(count), torch.tensor(norm))
         self._late = deque(HostCopy(status.clone()) for status in saved["late"])
+
+
+def _decoded(state_dict: Any, optimizer: FusedOptimizer) -> dict[str, Any]:
+    """Return the checked entries of a state dict, for an optimizer with as many groups."""
+    try:
+        saved = decode_fields("state_dict", state_dict, _STATE)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            "state_dict must be what state_dict() of a WarmupSearch returned, got one that is "
+            f"broken: {error!r}"
+        ) from error
+    sweep, groups = saved["sweep"], len(optimizer.param_groups)
+    _serialize.check_sweep(sweep, points=0)
+    if len(sweep.ranges) != groups or len(saved["schedules"]) != groups:
+        raise ValueError(f"state_dict must be of {groups} param groups, got {len(sweep.ranges)}")
+    if saved["spent"] > sweep.num_iter or len(saved["late"]) > _LATE:
+        raise ValueError(
+            f"spent must be {sweep.num_iter} at most, got {saved['spent']} with "
+            f"{len(saved['late'])} late losses"
+        )
+    return saved
 
 
 def _checked_format(name: str, value: Any) -> int:
@@ -300,6 +319,11 @@ def plan_search(
         raise ValueError(f"optimizer must have no loss schedule before the sweep, got a {got}")
     total = min(schedule.total_steps for schedule in schedules)
     if num_iter is None:
+        if total <= _FEWEST:
+            raise ValueError(
+                f"schedule must have more than {_FEWEST} steps for a range test within them, got "
+                f"{total}; run lr_find before"
+            )
         num_iter = min(max(total // _SHARE, _FEWEST), _MOST)
     num_iter = check_count("num_iter", num_iter, least=2)
     if num_iter >= total:

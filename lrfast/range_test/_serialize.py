@@ -90,10 +90,11 @@ def _check(found: dict[str, Any]) -> None:
         repeats is not None and not (repeats.ndim == 2 and repeats.shape[1] >= points)
     ):
         raise ValueError("its arrays have different lengths")
-    _check_sweep(sweep, points)
+    check_sweep(sweep, points)
 
 
-def _check_sweep(sweep: Sweep, points: int) -> None:
+def check_sweep(sweep: Sweep, points: int) -> None:
+    """Refuse a sweep with no such range, or fewer points than these."""
     for first, last in sweep.ranges:
         check_finite(
             "last of ranges", last, least=check_finite("first of ranges", first, least=0.0)
