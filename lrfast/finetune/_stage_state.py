@@ -98,9 +98,9 @@ class Run:
         seconds: Time spent so far, in seconds.
         is_resumed: Whether this continues an interrupted stage.
         has_ended_pass: Whether the current epoch has no more batches.
-        search: State of the range test that its first steps are; None without one, or after it.
         order: Random states at the start of the current epoch; None before it.
         moment: Random states and modes at an interruption; None while the stage runs.
+        search: State of the range test that its first steps are; None without one, or after it.
     """
 
     name: str
@@ -120,9 +120,9 @@ class Run:
     seconds: float = 0.0
     is_resumed: bool = False
     has_ended_pass: bool = False
-    search: Mapping[str, Any] | None = None
     order: RandomStates | None = None
     moment: ResumePoint | None = None
+    search: Mapping[str, Any] | None = None
 
     @property
     def total_steps(self) -> int:

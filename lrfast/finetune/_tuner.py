@@ -735,7 +735,7 @@ class FineTuner:
         if run.search is not None:
             return WarmupSearch._resumed(model, optimizer, dict(run.search))
         search = plan_search(model, optimizer, run.of_groups(len(optimizer.param_groups)))
-        search.begin()
+        search._begin()
         run.schedules = tuple(search.schedules)
         return search
 

@@ -115,7 +115,7 @@ class WarmupSearch:
         """The schedule of each param group: the sweep, and after it that of the whole training."""
         return [schedule for schedule in self._optimizer.schedules if schedule is not None]
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Attach the sweep to the optimizer, from its next step on."""
         for group, (own, _) in zip(self._optimizer.param_groups, self._sweep.parts(), strict=True):
             set_rate(group, own)
@@ -429,5 +429,5 @@ def find_in_warmup(
     size = DataSize(batch_size, targets)
     given = (num_iter, start_lr, end_lr, size, process_group)
     search = plan_search(model, optimizer, per_group, *given)
-    search.begin()
+    search._begin()
     return search

@@ -85,7 +85,9 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.8, "gradient_accumulation_steps": 2}], ids=["plain", "ema"])
+@pytest.mark.parametrize(
+    "options", [{}, {"ema_decay": 0.8, "gradient_accumulation_steps": 2}], ids=["plain", "ema"]
+)
 @pytest.mark.parametrize("step", [1, 2, 11, 12, 19, 20, 21, 23])
 @pytest.mark.parametrize("by_file", [False, True], ids=["memory", "file"])
 def test_resuming_within_and_after_the_sweep_changes_no_bit(
@@ -115,7 +117,7 @@ def test_a_second_stage_keeps_the_ratios_of_the_first() -> None:
     rates = [group["lr"] for group in tuner.optimizer.param_groups]
     assert rates == pytest.approx([rates[-1] / 100, rates[-1] / 10, rates[-1]])
     assert tuner.range_test is not None
-    assert rates[-1] == pytest.approx(tuner.range_test.rates()[-1])
+    assert rates[-1] == pytest.approx(tuner.range_test.suggested_lrs()[-1])
 
 
 def test_a_frozen_body_stays_as_it_is() -> None:
@@ -147,7 +149,7 @@ def test_bad_calls() -> None:
     with pytest.raises(TypeError, match=r'torch.optim, got "auto" with SGD; use an optimizer of'):
         auto_tuner("torch-sgd").fit_one_cycle(EPOCHS, "auto")
     tuner = auto_tuner()
-    with pytest.raises(ValueError, match="more than 20 steps .* got 12; run lr_find before"):
+    with pytest.raises(ValueError, match=r"more than 20 steps .* got 12; run lr_find before"):
         tuner.fit_one_cycle(1, "auto")
     with pytest.raises(ValueError, match="lr must be 'auto', got 'automatic'"):
         tuner.fit(2, schedules.cosine(2 * BATCHES), "automatic")  # type: ignore[arg-type]
