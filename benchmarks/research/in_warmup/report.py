@@ -46,9 +46,9 @@ def page(result: dict[str, Any]) -> str:
             f"that of the [study](suggestions.md), of up to 100 points, and {steps} steps of "
             f"training follow; in the last row those of 100 points are taken off the {steps}. "
             f"Tasks, schedule and regret are the study's (every {STRIDE}rd task in its order), "
-            f"with {len(SEEDS)} seeds, against the best of its grid at commit {result['study'][:10]}. A "
-            "run that diverges or has no suggestion counts as untrained. Runs scatter, so that a "
-            "regret may be below 0.",
+            f"with {len(SEEDS)} seeds, against the best of its grid at commit "
+            f"{result['study'][:10]}. A run that diverges or has no suggestion counts as untrained."
+            " Runs scatter, so that a regret may be below 0.",
             "",
             provenance.sentence(result),
             "",

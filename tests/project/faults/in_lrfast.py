@@ -272,6 +272,78 @@ TRAINING = [
     ),
 ]
 
+IN_WARMUP = [
+    Fault(
+        "a-rollback-forgets-the-states",
+        "lrfast/training/_rollback.py",
+        'yield f"state/{g}/{i}/{key}", value',
+        "pass",
+        "test_in_warmup.py",
+    ),
+    Fault(
+        "a-rollback-forgets-the-buffers",
+        "lrfast/training/_rollback.py",
+        'yield f"buffer/{without_wrappers(name)}", buffer',
+        "pass",
+        "test_in_warmup.py",
+    ),
+    Fault(
+        "a-rollback-forgets-the-average-of-buffers",
+        "lrfast/training/_rollback.py",
+        'yield f"average/{k}", average',
+        "pass",
+        "test_in_warmup.py",
+    ),
+    Fault(
+        "the-plan-is-not-shortened-by-the-sweep",
+        "lrfast/range_test/_in_warmup.py",
+        "past.then(each.extend_to(each.total_steps - self.spent))",
+        "past.then(each)",
+        "test_in_warmup.py",
+    ),
+    Fault(
+        "the-host-reads-the-sweep-earlier-than-it-says",
+        "lrfast/range_test/_in_warmup.py",
+        "if len(self._late) > _LATE:",
+        "if len(self._late) > 1:",
+        "test_in_warmup.py test_in_warmup_ranks.py",
+    ),
+    Fault(
+        "late-losses-are-not-saved-with-the-sweep",
+        "lrfast/range_test/_in_warmup.py",
+        '"late": [copy.wait().clone() for copy in self._late]',
+        '"late": []',
+        "test_in_warmup.py",
+    ),
+    Fault(
+        "ranks-decide-by-their-own-losses",
+        "lrfast/range_test/_in_warmup.py",
+        "curve.record(self._ranks.mean(loss),",
+        "curve.record(loss,",
+        "test_in_warmup_ranks.py",
+    ),
+    Fault(
+        "any-small-rise-ends-the-sweep",
+        "lrfast/range_test/_in_warmup.py",
+        "rise > max(fall / 2, _DEVIATIONS * status.noise)",
+        "rise > fall / 2",
+        "test_in_warmup.py",
+    ),
+    Fault(
+        "a-stage-goes-on-at-the-sweep",
+        "lrfast/finetune/_loop.py",
+        "run.schedules = tuple(search.schedules)",
+        "pass",
+        "test_auto_rates.py",
+    ),
+    Fault(
+        "a-stage-forgets-its-search",
+        "lrfast/finetune/_loop.py",
+        "search=None if self._search is None else self._search.state_dict(),",
+        "search=None,",
+        "test_auto_rates.py",
+    ),
+]
 RANGE_TEST = [
     Fault(
         "the-other-network-of-a-gan-keeps-the-sweep",
@@ -804,6 +876,7 @@ IN_LRFAST = [
     *DOORS,
     *OPTIM,
     *TRAINING,
+    *IN_WARMUP,
     *RANGE_TEST,
     *INTEGRATIONS,
     *FINETUNE,
