@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -38,10 +36,10 @@ from lrfast.training._data import (
     PlacedBatches,
     ReplayableLoader,
     StepFunction,
-    generators_of,
     make_compute_loss,
     num_batches,
 )
+from lrfast.training._random import reseed
 from lrfast.training._ranks import ranks_of
 from lrfast.training._snapshot import Snapshot, preserved, sizes
 from lrfast.training._step import TrainerUpdate, Training
@@ -118,8 +116,9 @@ def lr_find(
             suggestion; 4 sweeps at most.
         repeats: Sweeps, each with other data order and random numbers; the result is their median.
         verify: Steps, 2 or more, of the short one-cycle runs in which the suggested learning rate
-            and its neighbours race from the present state on the same batches; 8 runs at most. 0:
-            no race.
+            and its neighbours race from the present state on the same batches; 8 runs at most, and
+            one with another seed for a winner beside a learning rate that diverged. The log says
+            so before, and ``race.updates`` what it was. 0: no race.
         progress: Whether to show steps, learning rate and smoothed loss, in a terminal or notebook.
 
     Advanced args:
@@ -135,7 +134,8 @@ def lr_find(
             the loss just after it, at the cost of one forward pass.
         same_batch: Whether all updates see the first one's batches, which removes their noise.
         judge: Validation batches whose mean loss decides the race; ``val_loader`` by default;
-            without either some training batches that the runs have not seen.
+            without either training batches that no run trains on: those that follow the runs', or a
+            tenth of a pass that is shorter than a run.
         others: Objects with ``state_dict`` and ``load_state_dict`` to restore, too.
         snapshot: Memory of the copies that restore everything: "device" is the one that trains,
             "host" is for models that fill the device.
@@ -276,7 +276,7 @@ class _Search:
         for repeat in range(self.repeats):
             if repeat:
                 self.saved.restore()
-                _reseed(repeat, self.loaders)
+                reseed(repeat, self.loaders)
             loop = SweepLoop(
                 self.training, sweep, self.beta, self.diverge_threshold, self.lag, self.progress
             )
@@ -336,19 +336,6 @@ def _first_candidate(result: RangeTest) -> Suggestion:
     if auto.lr is not None or not answers:
         return auto
     return sorted(answers, key=lambda pair: pair[0])[(len(answers) - 1) // 2][1]
-
-
-def _reseed(repeat: int, loaders: Sequence[Any]) -> None:
-    """Give a repeated sweep random numbers of its own; the snapshot restores the old ones."""
-    seed = (torch.initial_seed() + repeat) % 2**63
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    for loader in loaders:
-        for generator in generators_of(loader):
-            generator.manual_seed((generator.initial_seed() + repeat) % 2**63)
 
 
 def _check_memory(needed: dict[torch.device, int], where: str) -> None:

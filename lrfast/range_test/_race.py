@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, Literal
 
+import torch
 from torch.optim import Optimizer
 
 from lrfast import schedules
@@ -19,9 +21,12 @@ from lrfast.optim._scheduling import set_rate
 from lrfast.range_test._result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
-from lrfast.training._data import device_of
+from lrfast.training._data import device_of, iterate_once, num_batches
+from lrfast.training._random import reseed
 from lrfast.training._snapshot import Snapshot
 from lrfast.training._step import Training, kind_of_step
+
+_log = logging.getLogger(__name__)
 
 # A quarter of a decade. Near the best learning rate the loss of a one-cycle run changes by a few
 # per cent over that; over less, by less than the draw of the batches.
@@ -47,6 +52,11 @@ def race(
     # over a quarter of a decade to either side: a single run's loss scatters, and next to a
     # learning rate that diverges the next run might.
     began = time.perf_counter()
+    _log.info(
+        "the race makes %d updates at most, in %d runs of %d steps; %d more for each winner beside "
+        "a learning rate that diverges",
+        *(_MAX_CANDIDATES * steps, _MAX_CANDIDATES, steps, steps),
+    )
     runner = _RaceRunner(training, sweep, snapshot, steps, progress)
     lr = first.lr
     assert lr is not None
@@ -59,7 +69,7 @@ def race(
                 break
             for place in untried:
                 ran[place] = runner.run(lr * _FACTOR**place)
-    best = _winner(ran, runner.initial)
+    best = _confirmed_winner(ran, runner, lr)
     candidates = tuple(
         Candidate(lr * _FACTOR**place, "neighbour" if place else first.rule, losses, place == best)
         for place, losses in sorted(ran.items())
@@ -67,8 +77,25 @@ def race(
     judged_by: Literal["validation", "training"] = (
         "training" if training.judge_data is None else "validation"
     )
-    result = Race(candidates, steps, judged_by, time.perf_counter() - began)
+    result = Race(candidates, steps, judged_by, time.perf_counter() - began, runner.updates)
     return result, _verdict(result, runner.initial)
+
+
+def _confirmed_winner(ran: dict[int, tuple[float, ...]], runner: _RaceRunner, lr: float) -> int:
+    """Return the winner's place, confirmed with a second seed if a neighbour of it has diverged.
+
+    To diverge is to end worse than untrained. A winner that is not confirmed counts as diverged,
+    and the next one is asked.
+    """
+    while True:
+        best = _winner(ran, runner.initial)
+        nearest = [*filter(best.__gt__, sorted(ran))][-1:] + [*filter(best.__lt__, sorted(ran))][:1]
+        is_at_edge = any(not ran[place][-1] <= runner.initial for place in nearest)
+        if not is_at_edge or not math.isfinite(_final(ran[best])):
+            return best
+        if math.isfinite(_final(runner.run(lr * _FACTOR**best, seed=1))):
+            return best
+        ran[best] = (*ran[best][:-1], math.inf)
 
 
 def _one_cycle(optimizer: Optimizer, steps: int) -> schedules.Schedule:
@@ -113,12 +140,13 @@ def _final(losses: Sequence[float]) -> float:
 def _verdict(race: Race, initial: float) -> Suggestion:
     winner = next(candidate for candidate in race.candidates if candidate.winner)
     count = f"{len(race.candidates)} rates in {race.steps} steps each"
+    cost = f"; {race.updates} updates in all"
     loss = _final(winner.losses)
     if not loss < initial:
-        reason = f"none of {count} brought the {race.judged_by} loss below its {initial:.3g}"
+        reason = f"none of {count} brought the {race.judged_by} loss below its {initial:.3g}{cost}"
         return Suggestion(None, "verified", reason, 0.0)
     ends = (race.candidates[0], race.candidates[-1])
-    reason = f"the best of {count}: {race.judged_by} loss {initial:.3g} to {loss:.3g}"
+    reason = f"the best of {count}: {race.judged_by} loss {initial:.3g} to {loss:.3g}{cost}"
     return Suggestion(winner.lr, "verified", reason, 0.5 if winner in ends else 1.0)
 
 
@@ -134,13 +162,19 @@ class _RaceRunner:
 
     def __post_init__(self) -> None:
         self.training = replace(self.training, val_loader=None)  # which belongs to the sweep
+        self.updates = 0
         self._best: tuple[float, ...] = ()  # of the best run so far
+        # The windows that runs train on, again and again; None: those of the data.
+        self._windows: list[list[Any]] | None = None
         self.snapshot.restore()
         self._judges = self._judging_batches()
         self.initial = self._judge()
 
-    def run(self, lr: float) -> tuple[float, ...]:
-        """Train one candidate and return its loss after each round it took part in."""
+    def run(self, lr: float, seed: int = 0) -> tuple[float, ...]:
+        """Train one candidate and return its loss after each round it took part in.
+
+        Another ``seed`` than 0 draws other random numbers, and the batches in another order.
+        """
         training = self.training
         self.snapshot.restore()
         training.model.train()
@@ -151,7 +185,7 @@ class _RaceRunner:
         schedule = _one_cycle(training.optimizer, self.steps)
         driver = attach_schedule(training.optimizer, schedule, self.steps, curve.stop_flag)
         train_step = kind_of_step(training)(training, curve, driver)
-        batches = training.micro_batches()
+        batches = self._batches(seed)
         losses: list[float] = []
         made = 0
         shown = self.progress and training.ranks.is_first
@@ -163,6 +197,7 @@ class _RaceRunner:
                     train_step.record(micro_batches)
                     train_step.update()
                     bar.show(step, lambda: {"loss": f"{curve.poll().smoothed:.4g}"})
+                self.updates += until - made
                 made = until
                 losses.append(self._judge() if curve.status().outcome == "running" else math.inf)
                 if self._is_lost(losses):
@@ -184,12 +219,45 @@ class _RaceRunner:
         best = self._best[len(losses) - 1]
         return losses[-1] - best > 0.5 * (self.initial - best) > 0
 
+    def _batches(self, seed: int) -> Generator[list[Any], None, None]:
+        """Yield the windows of a run."""
+        if seed:
+            reseed(seed, [self.training.train_loader])
+        windows = self._windows
+        batches = self.training.micro_batches() if windows is None else cycle(windows)
+        if not seed:
+            yield from batches
+            return
+        drawn = list(islice(batches, self.steps))
+        order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(seed))
+        yield from (drawn[place] for place in order.tolist())
+
     def _judging_batches(self) -> Iterable[Any]:
-        """The validation data, or some batches that follow those of the runs."""
-        if self.training.judge_data is not None:
-            return self.training.judge_data
+        """The validation data, or batches of training that no run trains on.
+
+        If a pass is long enough, they follow those of the runs. Otherwise a tenth of a pass is held
+        back, and the runs train on the rest of its batches again and again, as they were drawn.
+        """
+        training = self.training
+        if training.judge_data is not None:
+            return training.judge_data
         count = min(max(self.steps // 10, 1), _JUDGED_UPDATES)
-        following = islice(self.training.micro_batches(), self.steps, self.steps + count)
+        size = training.gradient_accumulation_steps
+        batches = num_batches(training.train_loader)
+        if training.same_batch or batches is None or batches < (self.steps + count) * size:
+            # At most as many as the runs and the judge see: an endless pass ends there.
+            one_pass = islice(iterate_once(training.train_loader), (self.steps + count) * size)
+            drawn = list(one_pass)
+            windows = [drawn[k : k + size] for k in range(0, len(drawn) - size + 1, size)]
+            if training.same_batch:
+                windows, held = windows[:1], windows[1 : 1 + count]
+            else:
+                held_count = max(len(windows) - self.steps, min(count, len(windows) // 10), 1)
+                windows, held = windows[:-held_count], windows[-held_count:]
+            if windows and held:
+                self._windows = windows
+                return [batch for window in held for batch in window]
+        following = islice(training.micro_batches(), self.steps, self.steps + count)
         return [batch for micro_batches in following for batch in micro_batches]
 
     def _judge(self) -> float:

@@ -66,12 +66,14 @@ class Race:
         steps: Updates of a candidate that was not dropped.
         judged_by: Losses that decided, "validation" or "training".
         seconds: Wall time, in seconds.
+        updates: Updates made in all, those of dropped candidates and of second seeds included.
     """
 
     candidates: tuple[Candidate, ...]
     steps: int
     judged_by: Literal["validation", "training"]
     seconds: float
+    updates: int = 0
 
 
 @public_in("lrfast.range_test")

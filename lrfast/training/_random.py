@@ -25,6 +25,19 @@ from lrfast.training._snapshot import GlobalRandom
 _CUDA_BYTES = 16  # of the state of a GPU's generator, which only a GPU can check
 
 
+def reseed(repeat: int, loaders: Iterable[object]) -> None:
+    """Give a repeated run random numbers of its own; a snapshot restores the old ones."""
+    seed = (torch.initial_seed() + repeat) % 2**63
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    for loader in loaders:
+        for generator in generators_of(loader):
+            generator.manual_seed((generator.initial_seed() + repeat) % 2**63)
+
+
 @dataclass(frozen=True)
 class RandomStates:
     """States of the process's generators, and of the data loaders' own, in the loaders' order."""

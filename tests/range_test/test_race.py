@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lrfast
 from lrfast import RangeTest, lr_find, suggest
 from lrfast.range_test import Candidate
-from lrfast.range_test._race import _winner
+from lrfast.range_test._race import _confirmed_winner, _winner
 from lrfast.suggest import Suggestion
 
 ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -88,11 +88,11 @@ def race(
     return lr_find(model, optimizer, data, compute_loss=compute_loss, **settings)
 
 
-def runs_of(watch: Watch, result: RangeTest) -> list[slice]:
-    """Where in the watch's lists each run of the race lies."""
+def runs_of(watch: Watch, swept: int) -> list[slice]:
+    """Where in the watch's lists each run after a sweep of so many steps lies."""
     first = watch.states[0]
-    starts = [k for k, state in enumerate(watch.states) if k >= 50 and state == first]
-    return [slice(a, b) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    starts = [k for k, state in enumerate(watch.states) if k >= swept and state == first]
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(watch.states)], strict=True)]
 
 
 @ALL
@@ -111,7 +111,7 @@ def test_one_state_and_the_same_batches_for_all(kind: str, trained: int, digits:
     result = race(model, optimizer, loader, watch, judge=judge, diverge_threshold=None)
     assert trace(model, optimizer) == before
     assert result.race is not None
-    runs = runs_of(watch, result)
+    runs = runs_of(watch, 50)
     assert len(runs) == len(result.race.candidates) > 2
     lengths = [len(watch.batches[run]) for run in runs]
     assert set(lengths) <= {STEPS // 2, STEPS} and STEPS in lengths
@@ -205,6 +205,110 @@ def test_who_judges(kind: str, digits: Any) -> None:
     assert "training loss" in neither.suggestion.reason
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("count", [2, 7, 12, 21])
+@pytest.mark.parametrize("shuffles", [False, True])
+def test_no_run_trains_on_rows_that_judge(
+    count: int, shuffles: bool, accumulated: int, digits: Any
+) -> None:
+    """Data shorter than a run are held back in part, row by row, whatever a loader draws next."""
+    batches, _ = digits
+    rows = [torch.cat(part)[: 32 * count * accumulated] for part in zip(*batches, strict=True)]
+    loader: Any = DataLoader(TensorDataset(*rows), 32, shuffle=shuffles)
+    model, optimizer = make_net("adamw")
+    watch = Watch(model, optimizer)
+    result = race(model, optimizer, loader, watch, num_iter=10,
+                  gradient_accumulation_steps=accumulated)  # fmt: skip
+    assert result.race is not None and result.race.judged_by == "training"
+    drawn = watch.batches[10 * accumulated :]
+    assert len(drawn) == result.race.updates * accumulated
+    size = rows[0][0].nbytes
+
+    def inputs(batch: Any) -> set[bytes]:
+        (_, _, data), _ = batch
+        return {data[k : k + size] for k in range(0, len(data), size)}
+
+    trained = set().union(*map(inputs, drawn))
+    judged = set().union(*map(inputs, watch.judged))
+    assert trained and judged and not trained & judged
+    if count < STEPS:  # all that is not held back is used
+        assert len(trained) + len(judged) == len(rows[0])
+
+
+def test_the_cost_is_stated_before_and_after(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="lrfast.range_test"):
+        result, _ = bowl("sgd", 100.0, 0.01)
+    assert result.race is not None
+    said = f"the race makes {8 * STEPS} updates at most, in 8 runs of {STEPS} steps; {STEPS} more"
+    assert any(said in record.message for record in caplog.records)
+    assert result.race.updates <= 8 * STEPS
+    assert result.suggestion.reason.endswith(f"; {result.race.updates} updates in all")
+
+
+def test_one_batch_judges_itself(digits: Any) -> None:
+    batches, _ = digits
+    model, optimizer = make_net("adamw")
+    watch = Watch(model, optimizer)
+    race(model, optimizer, batches[:1], watch, num_iter=10)
+    assert set(map(repr, watch.judged)) == set(map(repr, watch.batches))
+
+
+class Reruns:
+    """A runner whose second seeds end as a table says, by place."""
+
+    initial = 2.0
+
+    def __init__(self, finals: dict[int, float]) -> None:
+        self.finals = finals
+        self.asked: list[int] = []
+
+    def run(self, lr: float, seed: int) -> tuple[float, ...]:
+        assert seed == 1
+        place = round(4 * math.log10(lr))
+        self.asked.append(place)
+        last = self.finals[place]
+        return (0.9, last) if math.isfinite(last) else (last,)
+
+
+@pytest.mark.parametrize(
+    ("finals", "seconds", "place", "asked"),
+    [
+        ({-1: 0.3, 0: 0.2, 1: 0.3}, {}, 0, []),  # no edge
+        ({-1: 0.3, 0: 0.2, 1: math.inf}, {0: 0.25}, 0, [0]),
+        ({-1: 0.3, 0: 0.2, 1: math.inf}, {0: math.inf, -1: 0.3}, -1, [0, -1]),
+        ({-2: 0.4, -1: 0.3, 0: 0.2, 2: math.inf}, {0: math.inf, -1: 0.3}, -1, [0, -1]),
+        ({-2: 0.4, 0: 0.2, 1: 0.3, 2: math.inf}, {}, 0, []),  # not beside it
+        ({0: math.inf, 1: math.inf}, {}, 0, []),  # none to confirm
+        ({-1: math.inf, 0: 0.2, 1: 0.3}, {0: 0.2}, 0, [0]),  # an edge below
+    ],
+)
+def test_a_winner_at_the_edge_has_to_win_again(
+    finals: dict[int, float], seconds: dict[int, float], place: int, asked: list[int]
+) -> None:
+    ran = {k: (0.9, loss) if math.isfinite(loss) else (loss,) for k, loss in finals.items()}
+    runner: Any = Reruns(seconds)
+    assert _confirmed_winner(ran, runner, 1.0) == place
+    assert runner.asked == asked
+
+
+def test_a_second_seed_draws_other_batches_and_numbers(digits: Any) -> None:
+    """Divergence at the edge is a matter of the draw: a run that was lucky once is not taken."""
+    batches, judge = digits
+    model, optimizer = make_net("sgd")
+    watch = Watch(model, optimizer)
+    result = race(model, optimizer, batches, watch, judge=judge, num_iter=10, end_lr=1e3)
+    assert result.race is not None
+    runs = runs_of(watch, 10)
+    made = [len(watch.batches[run]) for run in runs]
+    assert sum(made) == result.race.updates
+    again = [run for run in runs if watch.batches[run][0] != watch.batches[runs[0]][0]]
+    assert len(again) == 1 and len(runs) == len(result.race.candidates) + 1
+    for run in again:
+        first = watch.batches[runs[0]]
+        assert sorted(map(repr, watch.batches[run])) == sorted(map(repr, first))[: len(first)]
+        assert watch.draws[run][0] != watch.draws[runs[0]][0]
+
+
 def test_a_race_over_windows(digits: Any) -> None:
     batches, _ = digits
     model, optimizer = make_net("adamw")
@@ -263,7 +367,9 @@ def by_rate(result: RangeTest) -> dict[float, Candidate]:
 def test_what_diverges_or_lags_is_dropped_early(kind: str) -> None:
     result, steps = bowl(kind, 100.0, 0.01)
     candidates = by_rate(result)
-    assert steps == sum(len(c.losses) * STEPS // 2 for c in candidates.values())
+    made = sum(len(c.losses) * STEPS // 2 for c in candidates.values())
+    assert result.race is not None and steps == result.race.updates == made
+    assert f"; {made} updates in all" in result.suggestion.reason
     dropped = [c for c in candidates.values() if len(c.losses) == 1]
     assert dropped and not any(c.winner for c in dropped)
     diverged = [c for c in candidates.values() if not math.isfinite(c.losses[-1])]
@@ -354,7 +460,8 @@ def test_where_every_rate_does_harm_none_is_suggested(kind: str) -> None:
     result, _ = bowl(kind, 100.0, 0.01, judge=[-torch.ones(1)])
     assert result.race is not None and result.suggestion.lr is None
     reason = f"none of {len(result.race.candidates)} rates in {STEPS} steps each brought the "
-    assert result.suggestion.reason == reason + "validation loss below its -50"
+    cost = f"; {result.race.updates} updates in all"
+    assert result.suggestion.reason == reason + "validation loss below its -50" + cost
     with pytest.raises(ValueError, match="rule 'verified' suggests no rate: none of"):
         result.suggested_lrs()
 
