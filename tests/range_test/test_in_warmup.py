@@ -304,6 +304,26 @@ def test_a_captured_step_stays_valid_through_the_rollback(device: torch.device) 
     assert seen[0][1] == seen[1][1] and torch.equal(seen[0][2], seen[1][2])
 
 
+def test_steps_that_a_scaler_skips_are_spent_and_add_no_point(device: torch.device) -> None:
+    """The plan is one of batches; the learning rate of a skipped step comes once more."""
+    run = Run(STATEFUL[1], device)
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**9, growth_interval=9)
+    assert run.search is not None
+    for step, batch in enumerate(make_batches(TOTAL, device)):
+        run.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(run.model(batch[0]), batch[1])
+        scaler.scale(loss).backward()
+        if step in (0, 5):
+            next(run.model.parameters()).grad.fill_(math.inf)  # type: ignore[union-attr]
+        scaler.step(run.optimizer)
+        scaler.update()
+        run.search.observe(loss)
+    result, spent = run.search.result, run.search.spent
+    assert result is not None and spent == SWEEP and len(result.lrs) == SWEEP - 2
+    assert result.lrs.tolist() == result.sweep.table(SWEEP - 2)[:, 2].tolist()
+    assert run.optimizer.schedule_step == TOTAL
+
+
 def small() -> tuple[nn.Module, lrfast.SGD]:
     layer = nn.Linear(2, 1)
     return layer, lrfast.SGD(layer.parameters(), lr=0.1, momentum=0.7)
