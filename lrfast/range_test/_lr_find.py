@@ -25,9 +25,10 @@ from lrfast._utils.wrapped_optimizers import inner_optimizer
 from lrfast.range_test import _analysis
 from lrfast.range_test._loop import SweepLoop
 from lrfast.range_test._priors import WeightStats, rate_prior, weight_stats
-from lrfast.range_test._race import race
+from lrfast.range_test._race import RacePlan, one_cycle_for, race
 from lrfast.range_test._result import RangeTest
 from lrfast.range_test._sweep import Mode, Sweep, Vary, make_sweep
+from lrfast.schedules import Schedule
 from lrfast.suggest import Suggestion
 from lrfast.training._captured import check_captures
 from lrfast.training._data import (
@@ -73,6 +74,8 @@ def lr_find(
     repeats: int = 1,
     adaptive: bool = False,
     verify: int = 0,
+    schedule: Schedule | None = None,
+    budget: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
     others: Sequence[object] = (),
     snapshot: Literal["device", "host"] = "device",
@@ -118,7 +121,8 @@ def lr_find(
         verify: Steps, 2 or more, of the short one-cycle runs in which the suggested learning rate
             and its neighbours race from the present state on the same batches; 8 runs at most, and
             one with another seed for a winner beside a learning rate that diverged. The log says
-            so before, and ``race.updates`` what it was. 0: no race.
+            so before, and ``race.updates`` what it was. 0: no race, or with ``schedule`` runs of
+            its length.
         progress: Whether to show steps, learning rate and smoothed loss, in a terminal or notebook.
 
     Advanced args:
@@ -133,6 +137,11 @@ def lr_find(
         lag: 0 pairs a learning rate with the loss just before its update, as all peers do; 1 with
             the loss just after it, at the cost of one forward pass.
         same_batch: Whether all updates see the first one's batches, which removes their noise.
+        schedule: Schedule that training will have, and the runs of the race, stretched or shortened
+            to ``verify`` steps; the longer they are, the less they favour what suits short ones.
+            None: one-cycle.
+        budget: Most updates of the race in all, those of two runs or more; None: 8 runs, and those
+            with another seed.
         judge: Validation batches whose mean loss decides the race; ``val_loader`` by default;
             without either training batches that no run trains on: those that follow the runs', or a
             tenth of a pass that is shorter than a run.
@@ -176,6 +185,12 @@ def lr_find(
     check_count("repeats", repeats)
     if not is_int(verify) or verify == 1 or verify < 0:
         raise ValueError(f"verify must be a whole number of steps, 2 or more, or 0, got {verify!r}")
+    if schedule is not None:
+        verify = verify or schedule.total_steps
+        schedule = schedule.extend_to(verify)
+    if budget is not None and (verify == 0 or not is_int(budget) or budget < 2 * verify):
+        wanted = f"{2 * verify} or more, two runs of the race" if verify else "None without verify"
+        raise ValueError(f"budget must be {wanted}, got {budget!r}")
     check_count("gradient_accumulation_steps", gradient_accumulation_steps)
     given, optimizer = optimizer, inner_optimizer(optimizer)
     notes: tuple[str, ...] = ()
@@ -237,7 +252,7 @@ def lr_find(
         )
         result = search.run(sweep, adaptive)
         if verify:
-            result = search.add_race(result, verify)
+            result = search.add_race(result, verify, schedule, budget)
     result = replace(result, notes=(*notes, *result.notes, *saved.notes))
     for note in result.notes:
         _log.info(note)
@@ -285,13 +300,18 @@ class _Search:
         result = _analysis.summarise(sweep, recordings, self.beta, prior)
         return replace(result, notes=self._notes(result))
 
-    def add_race(self, result: RangeTest, steps: int) -> RangeTest:
+    def add_race(
+        self, result: RangeTest, steps: int, schedule: Schedule | None, budget: int | None
+    ) -> RangeTest:
         """Return the result with the winner of a race, as rule "verified"."""
         first = _first_candidate(result)
         outcome, verdict = None, replace(first, rule="verified")
         if first.lr is not None:
+            plan = RacePlan(
+                steps, schedule or one_cycle_for(self.training.optimizer, steps), budget
+            )
             outcome, verdict = race(
-                self.training, result.sweep, self.saved, first, steps, self.progress
+                self.training, result.sweep, self.saved, first, plan, self.progress
             )
         suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
         return replace(result, suggestions=suggestions, race=outcome)

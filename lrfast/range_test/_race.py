@@ -42,7 +42,7 @@ def race(
     sweep: Sweep,
     snapshot: Snapshot,
     first: Suggestion,
-    steps: int,
+    plan: RacePlan,
     progress: bool,
 ) -> tuple[Race, Suggestion]:
     """Train at the suggested learning rate and its neighbours; return the race and its verdict."""
@@ -52,12 +52,8 @@ def race(
     # over a quarter of a decade to either side: a single run's loss scatters, and next to a
     # learning rate that diverges the next run might.
     began = time.perf_counter()
-    _log.info(
-        "the race makes %d updates at most, in %d runs of %d steps; %d more for each winner beside "
-        "a learning rate that diverges",
-        *(_MAX_CANDIDATES * steps, _MAX_CANDIDATES, steps, steps),
-    )
-    runner = _RaceRunner(training, sweep, snapshot, steps, progress)
+    _log.info(plan.cost())
+    runner = _RaceRunner(training, sweep, snapshot, plan, progress)
     lr = first.lr
     assert lr is not None
     ran = {0: runner.run(lr)}  # by the learning rate's place, in factors from the first one
@@ -68,7 +64,10 @@ def race(
             if not untried:
                 break
             for place in untried:
-                ran[place] = runner.run(lr * _FACTOR**place)
+                if runner.affords(2):  # the last one is a second seed's
+                    ran[place] = runner.run(lr * _FACTOR**place)
+            if not runner.affords(2):
+                break
     best = _confirmed_winner(ran, runner, lr)
     candidates = tuple(
         Candidate(lr * _FACTOR**place, "neighbour" if place else first.rule, losses, place == best)
@@ -77,7 +76,7 @@ def race(
     judged_by: Literal["validation", "training"] = (
         "training" if training.judge_data is None else "validation"
     )
-    result = Race(candidates, steps, judged_by, time.perf_counter() - began, runner.updates)
+    result = Race(candidates, plan.steps, judged_by, time.perf_counter() - began, runner.updates)
     return result, _verdict(result, runner.initial)
 
 
@@ -93,12 +92,15 @@ def _confirmed_winner(ran: dict[int, tuple[float, ...]], runner: _RaceRunner, lr
         is_at_edge = any(not ran[place][-1] <= runner.initial for place in nearest)
         if not is_at_edge or not math.isfinite(_final(ran[best])):
             return best
+        is_last = not runner.affords(2)
         if math.isfinite(_final(runner.run(lr * _FACTOR**best, seed=1))):
             return best
         ran[best] = (*ran[best][:-1], math.inf)
+        if is_last:  # the next one cannot be asked
+            return _winner(ran, runner.initial)
 
 
-def _one_cycle(optimizer: Optimizer, steps: int) -> schedules.Schedule:
+def one_cycle_for(optimizer: Optimizer, steps: int) -> schedules.Schedule:
     """The one-cycle policy; it cycles momentum only if the optimizer has some in every group."""
     has_momentum = all("betas" in g or g.get("momentum", 0) > 0 for g in optimizer.param_groups)
     return schedules.one_cycle(steps, momentum=(0.95, 0.85) if has_momentum else None)
@@ -150,6 +152,25 @@ def _verdict(race: Race, initial: float) -> Suggestion:
     return Suggestion(winner.lr, "verified", reason, 0.5 if winner in ends else 1.0)
 
 
+@dataclass(frozen=True)
+class RacePlan:
+    """Length and schedule of a race's runs, and the most updates of all of them."""
+
+    steps: int
+    schedule: schedules.Schedule
+    budget: int | None = None
+
+    def cost(self) -> str:
+        """Return in words what the race may cost."""
+        runs = f"runs of {self.steps} steps"
+        if self.budget is not None:
+            return f"the race makes {self.budget} updates at most, in {runs}"
+        return (
+            f"the race makes {_MAX_CANDIDATES * self.steps} updates at most, in {_MAX_CANDIDATES} "
+            f"{runs}; {self.steps} more for each winner beside a learning rate that diverges"
+        )
+
+
 @dataclass
 class _RaceRunner:
     """Runs the candidates: from one state, on the same batches, under one judge."""
@@ -157,18 +178,23 @@ class _RaceRunner:
     training: Training
     sweep: Sweep
     snapshot: Snapshot
-    steps: int
+    plan: RacePlan
     progress: bool
 
     def __post_init__(self) -> None:
         self.training = replace(self.training, val_loader=None)  # which belongs to the sweep
-        self.updates = 0
+        self.steps, self.updates = self.plan.steps, 0
         self._best: tuple[float, ...] = ()  # of the best run so far
         # The windows that runs train on, again and again; None: those of the data.
         self._windows: list[list[Any]] | None = None
         self.snapshot.restore()
         self._judges = self._judging_batches()
         self.initial = self._judge()
+
+    def affords(self, runs: int) -> bool:
+        """Whether the budget has so many whole runs left."""
+        budget = self.plan.budget
+        return budget is None or self.updates + runs * self.steps <= budget
 
     def run(self, lr: float, seed: int = 0) -> tuple[float, ...]:
         """Train one candidate and return its loss after each round it took part in.
@@ -182,8 +208,8 @@ class _RaceRunner:
         for group, rate in zip(groups, self.sweep.rates_at(lr), strict=True):
             set_rate(group, rate)
         curve = LossCurve(self.steps, device_of(training.model), diverge_threshold=_DIVERGED)
-        schedule = _one_cycle(training.optimizer, self.steps)
-        driver = attach_schedule(training.optimizer, schedule, self.steps, curve.stop_flag)
+        plan = (training.optimizer, self.plan.schedule, self.steps, curve.stop_flag)
+        driver = attach_schedule(*plan)
         train_step = kind_of_step(training)(training, curve, driver)
         batches = self._batches(seed)
         losses: list[float] = []

@@ -258,9 +258,13 @@ class Reruns:
 
     initial = 2.0
 
-    def __init__(self, finals: dict[int, float]) -> None:
+    def __init__(self, finals: dict[int, float], runs: int = 99) -> None:
         self.finals = finals
+        self.runs = runs
         self.asked: list[int] = []
+
+    def affords(self, runs: int) -> bool:
+        return self.runs - len(self.asked) >= runs
 
     def run(self, lr: float, seed: int) -> tuple[float, ...]:
         assert seed == 1
@@ -289,6 +293,58 @@ def test_a_winner_at_the_edge_has_to_win_again(
     runner: Any = Reruns(seconds)
     assert _confirmed_winner(ran, runner, 1.0) == place
     assert runner.asked == asked
+
+
+def test_a_budget_for_one_second_seed() -> None:
+    ran = {-1: (0.9, 0.3), 0: (0.9, 0.2), 1: (math.inf,)}
+    runner: Any = Reruns({0: math.inf}, runs=1)
+    assert _confirmed_winner(ran, runner, 1.0) == -1 and runner.asked == [0]
+
+
+@pytest.mark.parametrize("budget", [2, 3, 5, 6.5])
+def test_a_race_keeps_to_its_budget(budget: float, digits: Any) -> None:
+    batches, judge = digits
+    model, optimizer = make_net("sgd")
+    watch = Watch(model, optimizer)
+    most = int(budget * STEPS)
+    result = race(model, optimizer, batches, watch, judge=judge, num_iter=10, budget=most)
+    assert result.race is not None
+    assert most - 2 * STEPS < result.race.updates == len(watch.batches) - 10 <= most
+
+
+@pytest.mark.parametrize("kind", ["adamw", "torch-sgd"])
+def test_runs_have_the_schedule_and_length_that_training_will_have(kind: str, digits: Any) -> None:
+    batches, judge = digits
+    for verify, length in ((0, 30), (12, 12)):
+        model, optimizer = make_net(kind)
+        rates: list[float] = []
+
+        def note(optimizer: Any, *_: Any, rates: list[float] = rates) -> None:
+            lr = optimizer.last_rates[1] if kind in OURS else optimizer.param_groups[1]["lr"]
+            rates.append(float(lr))
+
+        optimizer.register_step_post_hook(note)
+        plan = lrfast.schedules.wsd(30, warmup_steps=5, decay_steps=10, start=0.1)
+        options = {"judge": judge, "num_iter": 10, "verify": verify, "schedule": plan}
+        result = race(model, optimizer, batches, **options)
+        assert result.race is not None and result.race.steps == length
+        planned = plan.extend_to(length).values(range(length))
+        first = next(c for c in result.race.candidates if c.rule != "neighbour")
+        np.testing.assert_allclose(rates[10 : 10 + length], planned * first.lr, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 2 * STEPS - 1}, f"budget must be {2 * STEPS} or more, two runs .* got 39"),
+        ({"budget": 100, "verify": 0}, "budget must be None without verify, got 100"),
+        ({"budget": 41.5}, "budget must be"),
+    ],
+)
+def test_bad_budgets(options: dict[str, Any], message: str, digits: Any) -> None:
+    model, optimizer = make_net("sgd")
+    with pytest.raises((TypeError, ValueError), match=message):
+        race(model, optimizer, digits[0], **options)
 
 
 def test_a_second_seed_draws_other_batches_and_numbers(digits: Any) -> None:
