@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import provenance
 from benchmarks.report import headlines, page, plots, readme, results, tables
+from benchmarks.research.in_warmup import report as in_warmup
 from benchmarks.research.suggestions import plot, report
 from benchmarks.speed import counting, implementations, timing
 from benchmarks.speed.implementations import Contender, Start
@@ -285,3 +286,20 @@ def test_a_run_can_be_kept_and_rendered(tmp_path: Path) -> None:
     assert "| whole update | mlp | 3 | runs |" in text
     assert "| parameters | 1,000 |" in text
     assert plots.draw(result, tmp_path / "plot.svg")
+
+
+def test_the_page_of_the_warm_up_is_what_its_result_says() -> None:
+    result = provenance.newest(in_warmup.RESULTS)
+    assert in_warmup.PAGE.read_text() == in_warmup.page(result)
+    assert len(result["tasks"]) == len(in_warmup.TASKS)
+    assert all(len(task["runs"]) == len(in_warmup.WAYS) for task in result["tasks"].values())
+
+
+def test_the_page_of_the_warm_up_says_whether_the_aim_is_met() -> None:
+    result = copy.deepcopy(provenance.newest(in_warmup.RESULTS))
+    own, other, _ = in_warmup.WAYS
+    for gap, verdict in ((0.019, "meets it"), (0.021, "misses it")):
+        for task in result["tasks"].values():
+            task["regret"][own] = task["regret"][other] + gap
+        text = in_warmup.page(result)
+        assert f"The warm-up {verdict}, with {gap:+.3f}" in " ".join(text.split())

@@ -7,7 +7,9 @@ from typing import Any
 
 from benchmarks import provenance
 from benchmarks.provenance import table
-from benchmarks.research.in_warmup.measure import SEEDS, STRIDE, WAYS
+from benchmarks.research.in_warmup.measure import SEEDS, STRIDE, TASKS, WAYS
+
+__all__ = ["PAGE", "RESULTS", "TASKS", "WAYS", "page"]
 
 RESULTS = provenance.RESULTS / "in_warmup"
 PAGE = provenance.ROOT / "docs" / "in_warmup.md"
