@@ -206,8 +206,9 @@ class Loop:
         )
 
     def _num_losses(self, status: CurveStatus) -> int:
-        is_whole = status.stopped_at is None or self._search is not None
-        return len(self._curve) if is_whole else status.stopped_at + 1
+        if status.stopped_at is None or self._search is not None:
+            return len(self._curve)
+        return status.stopped_at + 1
 
     def _batches(self) -> Iterator[Any]:
         """Begin an epoch of the data, or return to the batch at which one was interrupted."""
