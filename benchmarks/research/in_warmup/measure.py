@@ -12,16 +12,19 @@ import torch
 import lrfast
 from benchmarks import provenance
 from benchmarks.research.suggestions import train
-from benchmarks.research.suggestions.measure import ALL
+from benchmarks.research.suggestions.fresh import FRESH
+from benchmarks.research.suggestions.held_out import HELD_OUT
 from benchmarks.research.suggestions.regret import CAP
 from benchmarks.research.suggestions.report import RESULTS as STUDY
 from benchmarks.research.suggestions.store import Store
 from benchmarks.research.suggestions.sweeps import END_LR, NUM_ITER, START_LR, Epochs, size_of
+from benchmarks.research.suggestions.tasks import TASKS as FIRST
 from benchmarks.research.suggestions.tasks import Task
+from benchmarks.research.suggestions.unseen import UNSEEN
 
 STRIDE = 3  # every third task, in the study's order
 SEEDS = range(2)
-TASKS = tuple(ALL.values())[::STRIDE]
+TASKS = (*FIRST, *HELD_OUT, *UNSEEN, *FRESH)[::STRIDE]
 
 
 class Diverged(Exception):
