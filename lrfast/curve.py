@@ -26,7 +26,6 @@ from lrfast._utils.validation import (
     check_choice,
     check_count,
     check_dict,
-    check_int,
     check_tensor,
     is_int,
     short_repr,
@@ -251,7 +250,7 @@ class LossCurve:
             if tensor.shape != own[name].shape:
                 wanted, got = list(own[name].shape), list(tensor.shape)
                 raise ValueError(f"{name} must have shape {wanted}, got {got}")
-        count = check_int("count", int(tensors["state"][_COUNT]), most=self.capacity)
+        count = int(check_state("state", tensors["state"], self.capacity)[_COUNT])
         for name, tensor in tensors.items():
             getattr(self, f"_{name}").copy_(tensor)
         self._recorded = count
@@ -440,6 +439,19 @@ class _CurveRecorder:
 _COUNT, _EMA_SUM, _EMA_WEIGHT, _FIRST, _BEST, _BEST_AT, _FLAG, _FLAGGED_AT = range(8)
 _LAST, _LAST_FINITE, _SQUARES_SUM, _SQUARES_WEIGHT, _NOISE = range(8, 13)
 _OUTCOMES: tuple[_Outcome, ...] = get_args(_Outcome)  # by the flag
+
+
+def check_state(name: str, value: Any, capacity: int) -> Tensor:
+    """Return the saved state of a curve with so much room, on any device; read by ``poll``."""
+    state = check_tensor(name, value, torch.float64, dims=1)
+    if len(state) != extension().curve_state_size:
+        wanted = extension().curve_state_size
+        raise ValueError(f"{name} must have {wanted} numbers, got {len(state)}")
+    for place, most in ((_COUNT, capacity), (_FLAG, len(_OUTCOMES) - 1), (_FLAGGED_AT, capacity)):
+        number = float(state[place])
+        if number not in range(most + 1):
+            raise ValueError(f"{name}[{place}] must be from 0 to {most}, got {number}")
+    return state
 
 
 def _read_status(state: Tensor) -> CurveStatus:

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -18,9 +17,17 @@ from lrfast._utils.arguments import checked, checked_methods
 from lrfast._utils.async_copy import HostCopy, queue_copy
 from lrfast._utils.decode import Check, decode, decode_fields, list_of, optional
 from lrfast._utils.public import public_in
-from lrfast._utils.validation import check_count, check_finite, check_int, check_tensor, short_repr
+from lrfast._utils.validation import (
+    check_count,
+    check_dict,
+    check_finite,
+    check_int,
+    check_list,
+    check_tensor,
+    short_repr,
+)
 from lrfast._utils.wrapped_optimizers import inner_optimizer
-from lrfast.curve import CurveStatus, LossCurve, _read_status
+from lrfast.curve import CurveStatus, LossCurve, _read_status, check_state
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _analysis, _serialize
@@ -244,17 +251,19 @@ class WarmupSearch:
         sweep = saved["sweep"]
         curve = LossCurve(sweep.num_iter, self._curve.device, beta=_BETA)
         curve._unpack(saved["curve"])
+        late = [check_state("late", each, sweep.num_iter).clone() for each in saved["late"]]
+        if saved["result"] is None and len(curve) != saved["spent"]:
+            raise ValueError(f"curve must hold {saved['spent']} losses, got {len(curve)}")
         point = saved["point"]
         if point is not None:
             point = RollbackPoint.from_dict("point", point, self._model, self._optimizer)
         elif saved["result"] is None and saved["spent"]:
             raise ValueError("point must be there during the sweep, got None")
-        count, norm = saved["weights"]
         self._sweep, self._schedules, self._curve = sweep, tuple(saved["schedules"]), curve
         self.spent, self.result, self._point = saved["spent"], saved["result"], point
-        self._own_rate, self.data_size = saved["own_rate"], DataSize(*saved["data"])
-        self._weights = WeightStats(int(count), torch.tensor(norm))
-        self._late = deque(HostCopy(status.clone()) for status in saved["late"])
+        self._own_rate, self.data_size = saved["own_rate"], saved["data"]
+        self._weights = saved["weights"]
+        self._late = deque(map(HostCopy, late))
 
 
 def _decoded(state_dict: Any, optimizer: FusedOptimizer) -> dict[str, Any]:
@@ -270,18 +279,43 @@ def _decoded(state_dict: Any, optimizer: FusedOptimizer) -> dict[str, Any]:
     _serialize.check_sweep(sweep, points=0)
     if len(sweep.ranges) != groups or len(saved["schedules"]) != groups:
         raise ValueError(f"state_dict must be of {groups} param groups, got {len(sweep.ranges)}")
-    if saved["spent"] > sweep.num_iter or len(saved["late"]) > _LATE:
+    spent, late, room = saved["spent"], len(saved["late"]), len(saved["curve"]["losses"])
+    if sweep.num_iter >= min(schedule.total_steps for schedule in saved["schedules"]):
+        raise ValueError(f"num_iter must be below the schedule's steps, got {sweep.num_iter}")
+    if spent > sweep.num_iter or room != sweep.num_iter:
         raise ValueError(
-            f"spent must be {sweep.num_iter} at most, got {saved['spent']} with "
-            f"{len(saved['late'])} late losses"
+            f"spent must be {sweep.num_iter} at most, and the curve as long, got {spent} and {room}"
         )
+    if late != (min(spent, _LATE) if saved["result"] is None else 0):
+        raise ValueError(f"late must be of the last {_LATE} of {spent} losses, got {late}")
     return saved
 
 
 def _checked_format(name: str, value: Any) -> int:
-    if value != _FORMAT:
+    if check_int(name, value) != _FORMAT:
         raise ValueError(f"{name} must be {_FORMAT}, got {short_repr(value)}")
     return _FORMAT
+
+
+def _weights(name: str, value: Any) -> WeightStats:
+    count, norm = _pair(name, value)
+    return WeightStats(check_int(name, count), torch.tensor(check_finite(name, norm)))
+
+
+def _data_size(name: str, value: Any) -> DataSize:
+    rows, targets = (optional(check_int)(name, each) for each in _pair(name, value))
+    return DataSize(rows, targets)
+
+
+def _pair(name: str, value: Any) -> list[Any]:
+    if len(check_list(name, value)) != 2:
+        raise ValueError(f"{name} must be a list of two, got {short_repr(value)}")
+    return list(value)
+
+
+def _curve(name: str, value: Any) -> dict[str, Any]:
+    curve = check_dict(name, value, ("losses",))
+    return curve | {"losses": check_tensor("losses", curve["losses"], torch.float64, dims=1)}
 
 
 def _schedule(name: str, value: Any) -> Schedule:
@@ -294,10 +328,10 @@ _STATE: Final[dict[str, Check]] = {
     "schedules": list_of(_schedule, least=1),
     "spent": check_int,
     "own_rate": check_finite,
-    "weights": list_of(check_finite, least=2),
-    "data": list_of(optional(check_int), least=2),
-    "curve": lambda name, value: value,
-    "late": list_of(partial(check_tensor, dtype=torch.float64, dims=1)),
+    "weights": _weights,
+    "data": _data_size,
+    "curve": _curve,
+    "late": check_list,
     "point": lambda name, value: value,
     "result": optional(lambda name, value: _serialize.unpacked(value, RangeTest)),
 }

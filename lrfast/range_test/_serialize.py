@@ -16,7 +16,7 @@ import numpy as np
 
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import decode
-from lrfast._utils.validation import check_finite, check_int, short_repr
+from lrfast._utils.validation import check_dict, check_finite, check_int, short_repr
 from lrfast.range_test._sweep import Sweep
 
 Result = TypeVar("Result")
@@ -31,7 +31,8 @@ def packed(result: Any) -> dict[str, Any]:
 
 def unpacked(content: Mapping[str, Any], kind: type[Result]) -> Result:
     """Return the range test, of the class ``kind``, that :func:`packed` described."""
-    found = {name: decode(hint, content[name], name) for name, hint in get_type_hints(kind).items()}
+    hints, given = get_type_hints(kind), check_dict("result", content)
+    found = {name: decode(hint, given[name], name) for name, hint in hints.items()}
     _check(found)
     return kind(**found)
 

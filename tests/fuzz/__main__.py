@@ -10,11 +10,11 @@ import time
 from .runner import Report, run, run_one
 from .target import Target
 from .targets_plain import EngineTables, Histories, RangeTests, Retests, Schedules
-from .targets_state import Checkpoints, LossSchedules, Optimizers, Sharded
+from .targets_state import Checkpoints, LossSchedules, Optimizers, Sharded, WarmupSearches
 
 TARGETS: tuple[type[Target], ...] = (
     *(Schedules, EngineTables, RangeTests, Histories, Retests),
-    *(Optimizers, LossSchedules, Checkpoints, Sharded),
+    *(Optimizers, LossSchedules, Checkpoints, Sharded, WarmupSearches),
 )
 
 

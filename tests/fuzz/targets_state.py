@@ -229,7 +229,7 @@ class Checkpoints(Target):
             *(bits([p.requires_grad for p in taker.model.parameters()]), id(taker._interrupted)),
             *(bits(taker.best.state_dict()), [bits(c.state_dict()) for c in taker.callbacks]),
             *(list(map(id, taker.history.stages)), bits(torch.get_rng_state())),
-            *(bits(taker.train.generator.get_state()), [m.training for m in taker.model.modules()]),
+            *(bits(taker.train_loader.generator.get_state()), [m.training for m in taker.model.modules()]),
         )
 
     def _use(self, taker: FineTuner, random: Random) -> None:
@@ -285,4 +285,44 @@ class Sharded(Target):
         if accepted:
             step(self._optimizer)
             self._make()
+        return accepted
+
+
+class WarmupSearches(Target):
+    """WarmupSearch.load_state_dict, before, within and after the sweep; what it takes goes on."""
+
+    name = "warm up"
+    share = 0.004
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._saved = []
+        for steps in (0, 4, 12):
+            self._make()
+            self._go_on(steps)
+            self._saved.append(copy.deepcopy(self._search.state_dict()))
+        self._make()
+
+    def _make(self) -> None:
+        torch.manual_seed(0)
+        self._model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self._optimizer = lrfast.AdamW(self._model.parameters(), 0.1)
+        plan = schedules.one_cycle(30)
+        self._search = lrfast.find_in_warmup(self._model, self._optimizer, plan, num_iter=10)
+
+    def _go_on(self, steps: int) -> None:
+        for _ in range(steps):
+            step(self._optimizer)
+            self._search.observe(torch.tensor(1.0))
+
+    def case(self, random: Random) -> bool:
+        data = mutated(random, random.choice(self._saved))
+        accepted, _ = self.attempt(
+            lambda: self._search.load_state_dict(data), lambda: bits(self._search.state_dict())
+        )
+        if accepted:
+            self.attempt(lambda: self._go_on(12))
+            self._search.state_dict()
+            self._make()
+            self._go_on(random.choice((0, 4)))
         return accepted

@@ -400,12 +400,13 @@ def test_bad_state_dicts_change_nothing() -> None:
     good = saved_and_read(run.state_dict())["search"]
     spoiled: list[tuple[dict[str, Any], str]] = [
         ({"format": 2}, "format must be 1, got 2"),
-        ({"spent": 99}, "spent must be 24 at most, got 99"),
+        ({"spent": 99}, "spent must be 24 at most, and the curve as long, got 99"),
         ({"point": None}, "point must be there during the sweep"),
         ({"point": {"param/0/0": torch.ones(2)}}, r"point must hold param/0/0 of shape"),
         ({"point": {}}, "point must hold"),
-        ({"curve": {"state": torch.ones(2)}}, "curve"),
-        ({"late": [torch.ones(2)] * 2}, "late must be a float64 tensor"),
+        ({"curve": {"state": torch.ones(2)}}, "curve must hold .losses."),
+        ({"late": [torch.ones(2).double()] * 2}, "late must have .* numbers, got 2"),
+        ({"late": good["late"][:1]}, "late must be of the last 2 of 8 losses, got 1"),
         ({"schedules": good["schedules"][:1]}, "state_dict must be of 3 param groups"),
         ({"weights": [1.0]}, "weights"),
         ({"sweep": {}}, "got one that is broken: KeyError"),
