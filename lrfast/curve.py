@@ -250,7 +250,7 @@ class LossCurve:
             if tensor.shape != own[name].shape:
                 wanted, got = list(own[name].shape), list(tensor.shape)
                 raise ValueError(f"{name} must have shape {wanted}, got {got}")
-        count = int(check_state("state", tensors["state"], self.capacity)[_COUNT])
+        count = int(_check_state("state", tensors["state"], self.capacity)[_COUNT])
         for name, tensor in tensors.items():
             getattr(self, f"_{name}").copy_(tensor)
         self._recorded = count
@@ -441,7 +441,7 @@ _LAST, _LAST_FINITE, _SQUARES_SUM, _SQUARES_WEIGHT, _NOISE = range(8, 13)
 _OUTCOMES: tuple[_Outcome, ...] = get_args(_Outcome)  # by the flag
 
 
-def check_state(name: str, value: Any, capacity: int) -> Tensor:
+def _check_state(name: str, value: Any, capacity: int) -> Tensor:
     """Return the saved state of a curve with so much room, on any device; read by ``poll``."""
     state = check_tensor(name, value, torch.float64, dims=1)
     if len(state) != extension().curve_state_size:

@@ -344,10 +344,9 @@ class FineTuner:
             check_precompute(self.model, self.loss_fn, plan)
         name = ", ".join(dict.fromkeys(each.name for each in per_group))
         run = Run(name, per_group, epochs, self.epoch_steps, plan, precompute)
-        if isinstance(lr, str):
-            check_choice("lr", lr, get_args(Auto))
+        if _is_auto("lr", lr):
             return self._train(run, searches=True)
-        if lr is not None:
+        if lr is not None and not isinstance(lr, str):
             rates = group_rates(self.optimizer, lr, len(self.groups))
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 set_rate(group, rate)
@@ -383,6 +382,7 @@ class FineTuner:
         Raises:
             ValueError: If an argument is out of range.
         """
+        _is_auto("max_lr", max_lr)
         total_steps = check_count("epochs", epochs) * self.epoch_steps
         schedule = schedules.one_cycle(
             total_steps, pct_start, div_factor, final_div_factor, momentum
@@ -832,6 +832,17 @@ class FineTuner:
                 "fit needs a layer group that trains, got a model that is frozen throughout; call "
                 "unfreeze(), or freeze_to(-1) for the head alone"
             )
+
+
+def _is_auto(name: str, lr: object) -> bool:
+    """Whether learning rates are to be found; no other text may stand for them."""
+    if isinstance(lr, str) and lr != "auto":
+        try:
+            hint = f"; pass {float(lr):g}"
+        except ValueError:
+            hint = ""
+        raise TypeError(f'{name} must be learning rates, or "auto", got {lr!r}{hint}')
+    return isinstance(lr, str)
 
 
 def _make_optimizer(

@@ -27,7 +27,7 @@ from lrfast._utils.validation import (
     short_repr,
 )
 from lrfast._utils.wrapped_optimizers import inner_optimizer
-from lrfast.curve import CurveStatus, LossCurve, _read_status, check_state
+from lrfast.curve import CurveStatus, LossCurve, _check_state, _read_status
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _analysis, _serialize
@@ -251,7 +251,7 @@ class WarmupSearch:
         sweep = saved["sweep"]
         curve = LossCurve(sweep.num_iter, self._curve.device, beta=_BETA)
         curve._unpack(saved["curve"])
-        late = [check_state("late", each, sweep.num_iter).clone() for each in saved["late"]]
+        late = [_check_state("late", each, sweep.num_iter).clone() for each in saved["late"]]
         if saved["result"] is None and len(curve) != saved["spent"]:
             raise ValueError(f"curve must hold {saved['spent']} losses, got {len(curve)}")
         point = saved["point"]

@@ -151,7 +151,7 @@ def test_bad_calls() -> None:
     tuner = auto_tuner()
     with pytest.raises(ValueError, match=r"more than 20 steps .* got 12; run lr_find before"):
         tuner.fit_one_cycle(1, "auto")
-    with pytest.raises(ValueError, match="lr must be 'auto', got 'automatic'"):
+    with pytest.raises(TypeError, match=r"lr must be learning rates, or .auto., got 'automatic'"):
         tuner.fit(2, schedules.cosine(2 * BATCHES), "automatic")  # type: ignore[arg-type]
     tuner = auto_tuner()
     assert isinstance(tuner.optimizer, lrfast.AdamW)

@@ -229,7 +229,10 @@ class Checkpoints(Target):
             *(bits([p.requires_grad for p in taker.model.parameters()]), id(taker._interrupted)),
             *(bits(taker.best.state_dict()), [bits(c.state_dict()) for c in taker.callbacks]),
             *(list(map(id, taker.history.stages)), bits(torch.get_rng_state())),
-            *(bits(taker.train_loader.generator.get_state()), [m.training for m in taker.model.modules()]),
+            *(
+                bits(taker.train_loader.generator.get_state()),
+                [m.training for m in taker.model.modules()],
+            ),
         )
 
     def _use(self, taker: FineTuner, random: Random) -> None:
