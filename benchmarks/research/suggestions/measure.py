@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.research.suggestions.broad import BROAD, SEALED
 from benchmarks.research.suggestions.fresh import FRESH
 from benchmarks.research.suggestions.held_out import HELD_OUT
 from benchmarks.research.suggestions.store import Store
@@ -15,7 +16,7 @@ from benchmarks.research.suggestions.tasks import TASKS
 from benchmarks.research.suggestions.unseen import UNSEEN
 from benchmarks.research.suggestions.verified import fill_verified
 
-ALL = {task.name: task for task in (*TASKS, *HELD_OUT, *UNSEEN, *FRESH)}
+ALL = {task.name: task for task in (*TASKS, *HELD_OUT, *UNSEEN, *FRESH, *BROAD, *SEALED)}
 MEASURED = {
     "size": fill_size,
     "sweeps": fill_sweeps,

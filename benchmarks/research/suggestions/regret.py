@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from benchmarks.research.suggestions.store import Record, Store
 from benchmarks.research.suggestions.sweeps import (
     END_LR,
-    GRID,
     GRID_SEEDS,
     NUM_ITER,
     START_LR,
@@ -192,21 +191,21 @@ def read_curves(lines: Iterable[str]) -> list[list[float]]:
 def _grid(store: Store, task: Task) -> Grid | None:
     starts = {record["seed"]: record for record in store.records(task, "start")}
     runs = {(record["rate"], record["seed"]): record for record in store.records(task, "run")}
-    if not is_complete(runs):
+    if not is_complete(task, runs):
         return None
-    valid = _losses(starts, runs, "valid_loss")
-    accuracy = _accuracy(runs, GRID[int(valid.mean(1).argmin())])
+    valid = _losses(task, starts, runs, "valid_loss")
+    accuracy = _accuracy(runs, task.rates[int(valid.mean(1).argmin())])
     return Grid(
         float(np.mean([starts[seed]["valid_loss"] for seed in GRID_SEEDS])),
-        list(GRID),
+        list(task.rates),
         valid.mean(1).tolist(),
         valid.std(1, ddof=1).tolist(),
-        _losses(starts, runs, "train_loss").mean(1).tolist(),
+        _losses(task, starts, runs, "train_loss").mean(1).tolist(),
         None if math.isnan(accuracy) else accuracy,
     )
 
 
-def _losses(starts: dict[int, Record], runs: Runs, name: str) -> FloatArray:
+def _losses(task: Task, starts: dict[int, Record], runs: Runs, name: str) -> FloatArray:
     """Losses [rates, seeds]; those of the untrained model where they are higher or left out."""
     return np.array(
         [
@@ -214,7 +213,7 @@ def _losses(starts: dict[int, Record], runs: Runs, name: str) -> FloatArray:
                 min(runs.get((rate, seed), starts[seed])[name], starts[seed][name])
                 for seed in GRID_SEEDS
             ]
-            for rate in GRID
+            for rate in task.rates
         ]
     )
 

@@ -23,7 +23,6 @@ from lrfast.training._data import DataSize, num_class_targets
 
 FloatArray = NDArray[np.float64]
 
-GRID = tuple(10 ** (quarter / 4) for quarter in range(-22, 5))
 GRID_SEEDS = range(3)
 SWEEP_SEEDS = range(10)
 NUM_ITER = 100
@@ -43,19 +42,19 @@ def fill_grid(task: Task, store: Store) -> None:
             result = train.judge(task.make(seed))
             store.add(task, {"kind": "start", "seed": seed} | asdict(result))
     runs: Runs = {(run["rate"], run["seed"]): run for run in store.records(task, "run")}
-    for rate in GRID:
+    for rate in task.rates:
         for seed in GRID_SEEDS:
             if (rate, seed) not in runs:
                 runs[rate, seed] = _run(task, seed, rate)
                 store.add(task, runs[rate, seed])
-        if is_complete(runs):
+        if is_complete(task, runs):
             return
 
 
-def is_complete(runs: Runs) -> bool:
+def is_complete(task: Task, runs: Runs) -> bool:
     """Whether all rates have their runs, or all up to two that end with infinite losses alone."""
     failures = 0
-    for rate in GRID:
+    for rate in task.rates:
         losses = [runs[rate, seed]["valid_loss"] for seed in GRID_SEEDS if (rate, seed) in runs]
         if len(losses) < len(GRID_SEEDS):
             return False

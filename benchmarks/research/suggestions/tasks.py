@@ -14,6 +14,8 @@ import lrfast
 from benchmarks.research.suggestions import problems
 from benchmarks.research.suggestions.train import Optimizer, Problem
 
+GRID: Final = tuple(10 ** (quarter / 4) for quarter in range(-22, 5))
+
 
 @dataclass(frozen=True)
 class Task:
@@ -27,6 +29,7 @@ class Task:
         options: The optimizer's arguments besides the rate.
         kind: Whether all weights are new, or some trained before.
         tags: What it is like.
+        rates: Peak rates of the grid.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)
     kind: Literal["scratch", "fine-tune"] = "scratch"
     tags: tuple[str, ...] = ()
+    rates: tuple[float, ...] = GRID
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
         return self.optimizer(parameters, lr=lr, **self.options)

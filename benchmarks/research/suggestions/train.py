@@ -32,12 +32,16 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter], float], Optimizer]
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, what it learns from, and what it is judged on."""
+    """A model, what it learns from, and what it is judged on.
+
+    It is judged by the loss that it learns from, unless ``judged_by`` is another, which is above 0.
+    """
 
     model: nn.Module
     train: Pair
     valid: Pair
     loss_fn: Loss
+    judged_by: Loss | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def judge(problem: Problem) -> Result:
 def _mean_loss(problem: Problem, rows: Pair) -> tuple[float, float | None]:
     inputs, targets = rows[0][:EVALUATED], rows[1][:EVALUATED]
     outputs = problem.model(inputs)
-    loss = float(problem.loss_fn(outputs, targets))
+    loss = float((problem.judged_by or problem.loss_fn)(outputs, targets))
     accuracy = None
     if problem.loss_fn is functional.cross_entropy:
         accuracy = float((outputs.argmax(1) == targets).float().mean())
