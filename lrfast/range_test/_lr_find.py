@@ -115,8 +115,8 @@ def lr_find(
         val_loader: Batches; a point's loss is then the mean over them after the update.
         gradient_accumulation_steps: Micro-batches per update; a point's loss is their mean.
         scaler: GradScaler; steps that it skips add no point.
-        adaptive: Whether to sweep again, over the range that method "auto" proposes, if it has no
-            suggestion; 4 sweeps at most.
+        adaptive: Whether to sweep again, over the range that method "auto" proposes, if the curve
+            does not support its suggestion; 4 sweeps at most.
         repeats: Sweeps, each with other data order and random numbers; the result is their median.
         verify: Steps, 2 or more, of the short one-cycle runs in which the suggested learning rate
             and its neighbours race from the present state on the same batches; 8 runs at most, and
@@ -279,7 +279,7 @@ class _Search:
         notes: list[str] = []
         for _ in range(_MAX_SWEEPS - 1 if adaptive else 0):
             answer = result.suggestions["auto"]
-            if answer.lr is not None or answer.next_range is None:
+            if answer.next_range is None:
                 break
             notes.append(f"swept again: {answer.reason}")
             self.saved.restore()

@@ -315,6 +315,8 @@ def _mark_suggestions(axes: Axes, result: DrawnTest, line: _Line, names: Sequenc
         style: dict[str, Any] = {"markersize": 7, "markerfacecolor": "w", "markeredgecolor": "k"}
         if name == result.rule:
             style, marker = {"markersize": 14, "color": "C3"}, "*"
+            if suggestion.interval is not None:
+                axes.axvspan(*suggestion.interval, color="C3", alpha=0.08, linewidth=0)
         lrs = [lr for lr in (suggestion.base_lr, suggestion.lr) if lr is not None]
         heights = [line.at(lr) for lr in lrs]
         style |= {"linestyle": ":" if len(lrs) > 1 else "none", "marker": marker}

@@ -480,8 +480,10 @@ class RangeTest:
         chosen = self.suggestion
         found = "has no suggestion" if chosen.lr is None else f"suggests {lr_text(chosen)}"
         head = f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s"
-        answer = f"{self.rule} {found} (confidence {chosen.confidence:.2f}): {chosen.reason}"
-        return [head, answer, *self.notes]
+        sure = f"confidence {chosen.confidence:.2f}"
+        if chosen.interval is not None:
+            sure += ", {:.1e} to {:.1e}".format(*chosen.interval)
+        return [head, f"{self.rule} {found} ({sure}): {chosen.reason}", *self.notes]
 
     def __str__(self) -> str:
         lines = [wrap(line, 80, subsequent_indent="  ") for line in self._sentences()]

@@ -11,10 +11,12 @@ from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_count, is_int
 
 # Adam's learning rates for eight language models fall from 6e-4 at 1.25e8 parameters to 6e-5 at
-# 1.75e11.
+# 1.75e11, which is a power of 0.32. With 1/3, and 0.42 for AdamW, they also fit the models of
+# benchmarks/research/suggestions, 1e2 to 1e6 parameters, where AdamW's are 2.5 times Adam's.
 _ADAM: Final = 6e-4
 _ADAM_PARAMETERS: Final = 1.25e8
-_ADAM_EXPONENT: Final = 1 / math.log10(1.75e11 / 1.25e8)
+_ADAM_EXPONENT: Final = 1 / 3
+_ADAMW_EXPONENT: Final = 0.42
 
 # Factors on Adam's learning rate. Lion's authors advise 3 to 10 times less. Adagrad's steps shrink
 # with the root of their number: ten times the learning rate makes the hundredth one as large.
@@ -29,9 +31,9 @@ _ADAPTIVE: Final[Mapping[str, float]] = MappingProxyType(
 # layers begin with the inverse root of their inputs: about 0.13 at ten thousand parameters.
 _RMS: Final = 0.02
 _RMS_EXPONENT: Final = 0.2
-# Powers from 0.2 to 0.5 do equally well on the tasks of benchmarks/research/suggestions; 1 would
+# Powers from 0.4 to 0.6 do equally well on the tasks of benchmarks/research/suggestions; 1 would
 # make the update a fraction of the weights, as LARS does.
-_WEIGHTS_EXPONENT: Final = 0.4
+_WEIGHTS_EXPONENT: Final = 0.5
 _FARTHEST_RMS: Final = 10.0  # factor from the usual root mean square that counts at most
 # Residual networks' 0.1 with a momentum of 0.9, under which a gradient counts ten times.
 _SGD: Final = 1.0
@@ -56,10 +58,12 @@ def typical_rate(
     """Return the learning rate at which an optimizer usually trains a model of some size.
 
     For update rules that divide by the size of gradients it is that of GPT-3's models,
-    `6e-4 * (1.25e8 / parameters) ** 0.318`, which also fits small models: 0.012 at ten thousand
-    parameters. For SGD, whose learning rates depend on the loss instead, it is `1 - momentum`.
+    `6e-4 * (1.25e8 / parameters) ** (1 / 3)`, which also fits small models: 0.014 at ten thousand
+    parameters. AdamW's grows with the power 0.42 below 1.25e8 parameters: small models bear larger
+    steps if their weights decay. For SGD, whose learning rates depend on the loss instead, it is
+    `1 - momentum`.
 
-    Large weights take larger updates: the learning rate grows with the power 0.4 of ``weight_rms``
+    Large weights take larger updates: the learning rate grows with the root of ``weight_rms``
     over the usual one, `0.02 * (1.25e8 / parameters) ** 0.2`, a ratio that is clipped to 0.1 to 10.
     Embeddings, normalisation layers and pretrained weights differ from the usual.
 
@@ -79,9 +83,9 @@ def typical_rate(
 
     Example:
         >>> round(typical_rate("AdamW", 10_000), 3), round(typical_rate("SGD", 10_000, 0.9), 3)
-        (0.012, 0.1)
+        (0.032, 0.1)
         >>> round(typical_rate("AdamW", 10_000, weight_rms=1.0), 3)
-        0.027
+        0.087
 
     Reference:
         GPT-3: arXiv:2005.14165, table 2.1; ResNet: arXiv:1512.03385; Lion: arXiv:2302.06675,
@@ -101,7 +105,9 @@ def typical_rate(
         return larger * _SGD * (1 - momentum)
     if optimizer not in _ADAPTIVE:
         return None
-    rate: float = _ADAM * (_ADAM_PARAMETERS / parameters) ** _ADAM_EXPONENT
+    is_small = parameters < _ADAM_PARAMETERS
+    exponent = _ADAMW_EXPONENT if optimizer == "AdamW" and is_small else _ADAM_EXPONENT
+    rate: float = _ADAM * (_ADAM_PARAMETERS / parameters) ** exponent
     return larger * rate * _ADAPTIVE[optimizer] * (1 - momentum)
 
 

@@ -21,7 +21,7 @@ FEWEST_POINTS: Final = 10
 
 # Standard errors by which the mean level of a fall differs from the start. Of 10,000 curves of
 # pure noise, whose lowest stretch is chosen with hindsight, 1 % reach it.
-_SIGNIFICANT: Final = 5.0
+SIGNIFICANT: Final = 5.0
 
 _HUGEST: Final = 1e100  # losses are clipped there, so that their squares stay finite
 _ROUNDING: Final = 1e-12  # fraction of the start below which a fall is rounding
@@ -73,7 +73,7 @@ class Shape:
         """Whether the loss ends broken or higher than it started, beyond doubt."""
         last = self.losses[-3:]
         error = self.noise / math.sqrt(len(last))
-        return self.ends_broken or float(last.mean()) > self.start + _SIGNIFICANT * error
+        return self.ends_broken or float(last.mean()) > self.start + SIGNIFICANT * error
 
     @property
     def confidence(self) -> float:
@@ -99,8 +99,7 @@ def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     given = np.log(rates)
     log_rates, curve = _blocks(given), _blocks(np.clip(curve, -_HUGEST, _HUGEST))
     quarter = max(len(curve) // 4, 5)
-    start = float(np.median(curve[:quarter]))
-    noise = float(np.median(np.abs(np.diff(curve[: len(curve) // 2])))) / MEDIAN_ABS_DIFFERENCE
+    start, noise = _start_and_noise(curve)
     depth = start - float(np.sort(curve)[: max(3, len(curve) // 20)].mean())
     smallest = float(_ROUNDING * abs(start) + np.finfo(float).tiny)
     if depth <= smallest:
@@ -126,12 +125,37 @@ def read_shape(lrs: ArrayLike, losses: ArrayLike) -> Shape | str:
     )
 
 
+def divergence(lrs: ArrayLike, losses: ArrayLike) -> float:
+    """Return the learning rate from which on a raw loss is higher than it started, or infinity.
+
+    A fall may be nothing but noise, and its crossings with it, while the divergence is clear.
+    """
+    rates, finite = until_nonfinite(lrs, losses)
+    if len(finite) >= 3:
+        curve = _blocks(np.clip(finite, -_HUGEST, _HUGEST))
+        start, noise = _start_and_noise(curve)
+        means = np.convolve(curve, np.full(3, 1 / 3), "valid")
+        calm = np.flatnonzero(means <= start + SIGNIFICANT * noise / math.sqrt(3))
+        first = 3 + int(calm[-1]) if len(calm) else 0
+        if first < len(curve):
+            return math.exp(float(_blocks(np.log(rates))[first]))
+    ends_broken = 0 < len(finite) < np.size(lrs)
+    return float(rates[-1]) if ends_broken else math.inf
+
+
 def noise_reason(shape: Shape) -> str | None:
     """Return why the fall may be nothing but noise, or None if it is clear."""
-    if shape.significance >= _SIGNIFICANT:
+    if shape.significance >= SIGNIFICANT:
         return None
     noise, fall = f"{shape.noise:.2g}", f"{shape.fall:.2g}"
     return f"noise is larger than the drop: losses scatter by {noise} and drop by {fall}"
+
+
+def _start_and_noise(curve: FloatArray) -> tuple[float, float]:
+    """Return the level before the fall, and the standard deviation of a loss."""
+    start = float(np.median(curve[: max(len(curve) // 4, 5)]))
+    scatter = float(np.median(np.abs(np.diff(curve[: len(curve) // 2])))) if len(curve) > 3 else 0.0
+    return start, scatter / MEDIAN_ABS_DIFFERENCE
 
 
 def _blocks(values: FloatArray) -> FloatArray:

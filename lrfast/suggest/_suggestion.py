@@ -19,11 +19,13 @@ class Suggestion:
         lr: Suggested learning rate, or None for no suggestion.
         rule: Name of the method, as `get` takes it.
         reason: One sentence that says why this learning rate, or why none.
-        confidence: Fraction of the loss's fall that noise does not explain, between 0 and 1. It
-            does not promise that the learning rate trains well.
+        confidence: How far the curve supports it, between 0 and 1: the fraction of the loss's fall
+            that noise does not explain. It does not promise that the learning rate trains well.
         index: Index of the point that was chosen, in the arrays given; default None: no point.
         base_lr: Lower learning rate of a pair whose upper one is `lr`; default None: no pair.
         next_range: First and last learning rate of a sweep that would show more; default None.
+        interval: Lower and upper learning rate between which the best one lies in two cases of
+            three, as far as the method knows; default None: it does not say.
     """
 
     lr: float | None
@@ -33,6 +35,7 @@ class Suggestion:
     index: int | None = None
     base_lr: float | None = None
     next_range: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
 
 
 Rule = Callable[[ArrayLike, ArrayLike], Suggestion]

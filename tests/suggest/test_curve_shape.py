@@ -43,7 +43,9 @@ def test_rates_scale_the_answer(rule: str, factor: float) -> None:
         assert plain.lr is not None
         assert scaled.lr == pytest.approx(factor * plain.lr, rel=1e-9)
         # Halfway between two points, rounding decides.
-        assert abs((scaled.index or 0) - (plain.index or 0)) <= (rule == "longest_descent")
+        assert abs((scaled.index or 0) - (plain.index or 0)) <= (
+            rule in ("longest_descent", "auto")
+        )
         if rule == "cyclic":
             assert plain.base_lr is not None
             assert scaled.base_lr == pytest.approx(factor * plain.base_lr, rel=1e-9)
@@ -89,7 +91,10 @@ def assert_sane(rule: str, lrs: Array, losses: Array) -> None:
     assert 0 <= answer.confidence <= 1
     if answer.next_range is not None:
         first, last = answer.next_range
-        assert answer.lr is None and 0 < first < last < math.inf
+        assert answer.confidence <= 0.2 and 0 < first < last < math.inf
+    if answer.interval is not None:
+        low, high = answer.interval
+        assert answer.lr is not None and 0 < low <= answer.lr <= high * (1 + 1e-12)
     if answer.lr is None:
         assert (answer.index, answer.base_lr, answer.confidence) == (None, None, 0)
         return

@@ -37,28 +37,22 @@ def test_no_reason_contradicts_itself() -> None:
                 assert "never comes back" not in reason, (points, seed, noise, reason)
                 assert "not increased" not in reason, (points, seed, noise, reason)
                 assert "still decreases" not in reason, (points, seed, noise, reason)
-            if "clearly diverges" in reason:
-                assert "is back up to half at" in reason, (points, seed, noise, reason)
     assert diverged > 20
 
 
-@pytest.mark.parametrize("constant", [0.5, 30.0, 100.0, -100.0, 1e4])
-def test_a_constant_in_the_loss_moves_nothing_in_silence(constant: float) -> None:
-    moved = 0
+@pytest.mark.parametrize(
+    ("unit", "constant"),
+    [(1.0, 30.0), (1.0, -100.0), (1.0, 1e4), (1e-3, 0.0), (2e5, 0.0), (7.0, -9.0)],
+)
+def test_neither_unit_nor_constant_of_the_loss_matter(unit: float, constant: float) -> None:
+    """Losses below 0, too."""
     for points, seed, noise in CURVES:
         lrs, losses = curve(points, seed, noise)
         for typical in (None, 1e-3, 0.5):
             plain = suggest.auto(lrs, losses, typical=typical)
-            shifted = suggest.auto(lrs, losses + constant, typical=typical)
-            assert (plain.lr is None) == (shifted.lr is None)
-            if plain.lr is None or plain.lr == pytest.approx(shifted.lr, rel=1e-6):
-                continue
-            moved += 1
-            assert "of the initial loss" in shifted.reason != plain.reason
-    assert moved > 0 or abs(constant) < 10
-
-
-def test_the_level_of_the_loss_is_named() -> None:
-    lrs, losses = curve(100, 0, 0.001)
-    reason = suggest.auto(lrs, losses - 100, typical=0.5).reason
-    assert "which counts more because the drop is only 0.0047 of the initial loss, -99" in reason
+            other = suggest.auto(lrs, unit * losses + constant, typical=typical)
+            assert (plain.lr is None) == (other.lr is None)
+            assert plain.lr == pytest.approx(other.lr) and plain.index == other.index
+            assert plain.confidence == pytest.approx(other.confidence, abs=1e-6)
+            assert plain.interval == pytest.approx(other.interval)
+            assert plain.next_range == other.next_range

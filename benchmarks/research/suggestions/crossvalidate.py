@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from types import MappingProxyType
 from typing import Final
@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.research.suggestions.regret import CAP, Landscape
+from benchmarks.research.suggestions.regret import CAP, Landscape, Sweep
 from benchmarks.research.suggestions.sweeps import context
 from lrfast.range_test._priors import RatePrior
-from lrfast.suggest._auto import Constants, answer
+from lrfast.suggest._auto import Constants, Known, answer
 from lrfast.suggest._shape import Shape, read_shape
 from lrfast.training._data import DataSize
 
@@ -32,12 +32,12 @@ class Choice:
 
 KNOWN = range(4)  # nothing; the size of batches; the number of targets; the size of the weights too
 CHOICES = tuple(
-    Choice(Constants(lower, noise, typical, highest=highest), knows)
-    for lower, noise, typical, highest, knows in product(
-        (0.35, 0.5, 0.7, 1.0),
-        (0.0, 0.2),
-        (0.4, 0.5, 0.6, 0.7, 0.8),
-        (0.35, 0.5, 0.7, 1.0),
+    Choice(Constants(begin, end, curve=curve, farthest=farthest), knows)
+    for begin, end, curve, farthest, knows in product(
+        (0.0, 0.25, 0.4),
+        (0.5, 0.6, 0.75, 1.0),
+        (0.4, 0.5, 0.7, 1.0),
+        (0.6, 0.8, 1.0, 1.5),
         KNOWN,
     )
 )
@@ -115,23 +115,21 @@ def _left_out(
 def _rates(landscape: Landscape) -> FloatArray:
     """What every choice answers to every range test, [choices, sweeps].
 
-    NaN where the curve cannot be read. One that "auto" declines for its noise is answered here, by
-    all choices.
+    NaN where there is no answer.
     """
-    shapes = [read_shape(sweep.lrs, sweep.losses) for sweep in landscape.sweeps]
-    known = {knows: _context(landscape, knows) for knows in KNOWN}
+    sweeps = [(sweep, read_shape(sweep.lrs, sweep.losses)) for sweep in landscape.sweeps]
+    known = [Known(**asdict(_context(landscape, knows))) for knows in KNOWN]
     return np.array(
         [
-            [_rate(shape, known[choice.knows], choice.constants) for shape in shapes]
+            [_rate(sweep, shape, known[choice.knows], choice.constants) for sweep, shape in sweeps]
             for choice in CHOICES
         ]
     )
 
 
-def _rate(shape: Shape | str, known: RatePrior, constants: Constants) -> float:
-    if isinstance(shape, str):
-        return math.nan
-    return answer(shape, known.typical, known.scale, constants)[0]
+def _rate(sweep: Sweep, shape: Shape | str, known: Known, constants: Constants) -> float:
+    found = answer(sweep.lrs, sweep.losses, shape, known, constants).lr
+    return math.nan if found is None else found
 
 
 def _regrets(landscape: Landscape, rates: FloatArray) -> FloatArray:

@@ -654,8 +654,8 @@ SUGGEST = [
     Fault(
         "auto-ignores-what-such-models-train-at",
         "lrfast/suggest",
-        "lr *= min(max(moved, 1 / _FARTHEST), _FARTHEST)",
-        "lr *= 1.0 if moved else 0.0",
+        "place = usual + weight * (wanted - usual)",
+        "place = wanted",
         "test_raw_curve_methods.py test_typical_rates.py",
     ),
 ]
@@ -871,10 +871,10 @@ DOORS = [
         "test_missing_folders.py",
     ),
     Fault(
-        "the-level-of-a-loss-acts-in-silence",
-        "lrfast/suggest/_auto.py",
-        "        if seen < 1:\n",
-        "        if seen < 0:\n",
+        "the-unit-of-a-loss-matters",
+        "lrfast/suggest/_shape.py",
+        "SIGNIFICANT * noise / math.sqrt(3))",
+        "SIGNIFICANT * 0.1)",
         "test_reasons.py",
     ),
     Fault(
@@ -883,6 +883,13 @@ DOORS = [
         "    except Exception as error:  # a broken library may raise anything\n",
         "    except ModuleNotFoundError as error:\n",
         "test_broken_libraries.py",
+    ),
+    Fault(
+        "noise-larger-than-the-drop-is-read-as-a-valley",
+        "lrfast/suggest/_auto.py",
+        "if noise := noise_reason(shape):",
+        'if (noise := noise_reason(shape)) and "none" in noise:',
+        "test_typical_rates.py",
     ),
     Fault(
         "given-axes-are-not-drawn-into",
