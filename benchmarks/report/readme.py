@@ -15,6 +15,8 @@ README = ROOT / "README.md"
 LORA = ROOT / "docs" / "guides" / "lora.md"
 Tasks = Mapping[str, Mapping[str, Any]]
 
+NEW = "sealed"  # tasks that nothing was chosen on, in a result file of the suggestions
+
 # What suggests a learning rate, by its name in the result file.
 LIBRARIES = {
     "auto": "**lrfast**, `auto`",
@@ -64,7 +66,7 @@ def lora_blocks(results: Mapping[str, Result]) -> dict[str, str]:
 
 def gains(result: Result, suggestions: Mapping[str, Any]) -> str:
     """Returns the three sentences of what one gets."""
-    unseen = suggestions["fresh"]
+    unseen = suggestions[NEW]
     regret = {name: _mean(unseen, name) for name in LIBRARIES}
     others = {
         "valley": "fastai's default",
@@ -91,11 +93,11 @@ def _percent(share: float) -> str:
 
 def suggestion_table(suggestions: Mapping[str, Any]) -> str:
     """Returns the mean regret of every library's suggestion."""
-    unseen: Tasks = suggestions["fresh"]
+    unseen: Tasks = suggestions[NEW]
     seen: Tasks = {
         task: entry
         for name in suggestions
-        if isinstance(suggestions[name], dict) and name not in ("fresh", "verified")
+        if isinstance(suggestions[name], dict) and name not in (NEW, "verified")
         for task, entry in suggestions[name].items()
         if isinstance(entry, dict) and "rules" in entry
     }

@@ -21,6 +21,11 @@ class RatePrior:
     typical: float | None = None
     scale: float = 1.0
 
+    @property
+    def usual(self) -> float | None:
+        """The learning rate that is usual before any curve."""
+        return None if self.typical is None else self.typical * self.scale
+
 
 @dataclass(frozen=True)
 class WeightStats:

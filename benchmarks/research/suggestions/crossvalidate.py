@@ -34,10 +34,10 @@ KNOWN = range(4)  # nothing; the size of batches; the number of targets; the siz
 CHOICES = tuple(
     Choice(Constants(begin, end, curve=curve, farthest=farthest), knows)
     for begin, end, curve, farthest, knows in product(
-        (0.0, 0.25, 0.4),
-        (0.5, 0.6, 0.75, 1.0),
-        (0.4, 0.5, 0.7, 1.0),
-        (0.6, 0.8, 1.0, 1.5),
+        (0.0, 0.25),
+        (0.5, 0.75, 1.0),
+        (0.5, 0.7, 1.0),
+        (0.8, 1.0, 1.5),
         KNOWN,
     )
 )

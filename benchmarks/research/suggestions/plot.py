@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report.readme import LIBRARIES
-from benchmarks.research.suggestions.report import chosen_on
+from benchmarks.report.readme import LIBRARIES, NEW
+from benchmarks.research.suggestions.report import FIRST, chosen_on, mean_regret
 
 COLUMNS = 4
 LONGEST = 1.5  # bars of more regret end there
@@ -42,21 +42,22 @@ def plot(result: dict[str, Any], path: Path) -> Figure:
 
 def libraries(result: dict[str, Any]) -> Figure:
     """Returns the chart that the page begins with: two bars for each library's suggestion."""
-    sets = {"new tasks": result["fresh"], "others": chosen_on(result)}
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
+    sets = {"new tasks": result[NEW], "others": chosen_on(result)}
+    methods = list(dict.fromkeys([*FIRST, *LIBRARIES]))
+    figure = Figure(figsize=(5.6, 0.4 * len(methods) + 1.2), layout="constrained")
     axes = figure.subplots()
     looks = {"new tasks": ("#0072b2", ""), "others": ("#b3cde3", "//")}
     for index, (label, tasks) in enumerate(sets.items()):
         colour, hatch = looks[label]
-        means = [np.mean([t["rules"][n]["regret"] for t in tasks.values()]) for n in LIBRARIES]
-        rows = np.arange(len(LIBRARIES)) + 0.38 * index
+        means = [mean_regret(tasks, method) for method in methods]
+        rows = np.arange(len(methods)) + 0.38 * index
         title = f"{len(tasks)} {label}"
         shown = np.minimum(means, LONGEST)
         axes.barh(rows, shown, 0.36, color=colour, hatch=hatch, edgecolor="black", label=title)
         for row, mean in zip(rows, means, strict=True):
             text = f" {mean:.2f}" if mean <= LONGEST else f" … {mean:.2f}"
             axes.annotate(text, (min(mean, LONGEST), row), va="center", fontsize="small")
-    names = [re.sub(r"[*`]", "", name) for name in LIBRARIES.values()]
+    names = [re.sub(r"[*`]", "", LIBRARIES.get(method, method)) for method in methods]
     axes.set(xlim=(0, 1.2 * LONGEST), yticks=np.arange(len(names)) + 0.19)
     axes.set_yticklabels(names, fontsize="small")
     axes.set_xlabel("mean regret: how much higher the loss ends than it could", fontsize="small")
