@@ -353,7 +353,8 @@ class Retest:
         """Return outcome, reason, and the factor of each group's learning rates."""
         rule = self._rule or result.rule
         suggestion = result.suggestions[rule]
-        if suggestion.lr is None:
+        # What is usual for new weights is no reason to change a training that runs.
+        if suggestion.lr is None or suggestion.next_range is not None:
             return "declined", suggestion.reason, []
         factors = []
         groups = self._optimizer.param_groups

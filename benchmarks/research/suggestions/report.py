@@ -49,6 +49,8 @@ SETS = {
 }
 CHOSEN = ("tasks", "held_out", "unseen", "fresh", "broad")
 
+NEAR = 0.05  # regret of a rate that is as good as the best
+
 CURVE_ALONE = "auto, curve alone"
 # In a folder of its own: benchmarks.report takes every file beside it for timings.
 RESULTS = provenance.RESULTS / "suggestions"
@@ -150,6 +152,7 @@ def summarise(store: Store, kept: Mapping[str, Any]) -> dict[str, Any]:
             name: _tasks(landscapes, seen, store, kept.get(name, {}))
             for name, landscapes in sets.items()
         },
+        "intervals": {name: intervals(landscapes) for name, landscapes in sets.items()},
         "cross_validated": cross_validate(seen) if len(seen) > 1 else {},
         "verified": earlier | verdicts([each for some in sets.values() for each in some], store),
     }
@@ -206,6 +209,22 @@ def _verdict(landscape: Landscape, rates: Sequence[float | None]) -> dict[str, A
     }
 
 
+def intervals(landscapes: Sequence[Landscape]) -> dict[str, list[float]]:
+    """Returns how often the interval of `auto` holds the best rate, and one within 5 % of it."""
+    found = {}
+    for landscape in landscapes:
+        held = []
+        for sweep in landscape.sweeps:
+            known = asdict(sweep.context)
+            around = lrfast.suggest.auto(sweep.lrs, sweep.losses, **known).interval
+            if around is not None:
+                near = any(landscape.regret(rate) <= NEAR for rate in np.geomspace(*around, 30))
+                held.append((around[0] <= landscape.best_rate <= around[1], near))
+        if held:
+            found[landscape.task.name] = np.mean(held, axis=0).tolist()
+    return found
+
+
 def page(text: str, result: dict[str, Any]) -> str:
     """Returns docs/suggestions.md with a result file's blocks in place of those that it has."""
     blocks = {"result": opening(result), "tables": tables(result).rstrip(), "method": METHOD}
@@ -257,6 +276,7 @@ def tables(result: dict[str, Any]) -> str:
             *_regrets(fresh, "tasks that nothing was chosen on", NOT_CHOSEN_ON),
             *_regrets(seen, "tasks", CHOSEN_ON),
             *_cross_validated(result["cross_validated"]),
+            *_intervals(result["intervals"]),
             *_verified(result["verified"], result["commit"]),
             "## Mean regret per task",
             "",
@@ -299,6 +319,21 @@ def _cross_validated(families: dict[str, dict[str, float]]) -> list[str]:
         "it makes use of, which is best on all of these tasks but those with",
         "",
         *table(["left out", "mean", "worst", "worst task"], rows),
+        "",
+    ]
+
+
+def _intervals(sets: dict[str, dict[str, list[float]]]) -> list[str]:
+    rows = []
+    for title, names in ((f"{len(sets[NEW])} new tasks", [NEW]), ("others", CHOSEN)):
+        held = [shares for name in names for shares in sets[name].values()]
+        if held:
+            rows.append([title, *(f"{100 * share:.0f} %" for share in np.mean(held, axis=0))])
+    return [
+        "The interval of `auto`, one standard deviation to either side, holds in this share of the",
+        "range tests",
+        "",
+        *table(["of", "the best learning rate of the grid", "one within 5 % of its loss"], rows),
         "",
     ]
 
