@@ -104,7 +104,8 @@ spread is the standard deviation of the loss there."""
 
 def rules() -> dict[str, Rule]:
     """Returns lrfast's rules and then the peers', by name."""
-    ours = {name: partial(_ours, name) for name in lrfast.suggest.names()}
+    read = _Ours()
+    ours = {name: partial(read, name) for name in lrfast.suggest.names()}
     theirs = {name: partial(_theirs, rule) for name, rule in peers.RULES.items()}
     return {
         **ours,
@@ -115,8 +116,17 @@ def rules() -> dict[str, Rule]:
     }
 
 
-def _ours(name: str, sweep: Sweep) -> float | None:
-    return suggestions_from_curve(sweep.lrs, sweep.losses, sweep.context)[name]
+class _Ours:
+    """What lrfast's methods suggest, each curve read once for all of them."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, tuple[Sweep, dict[str, float | None]]] = {}
+
+    def __call__(self, name: str, sweep: Sweep) -> float | None:
+        if id(sweep) not in self._read:
+            found = suggestions_from_curve(sweep.lrs, sweep.losses, sweep.context)
+            self._read[id(sweep)] = (sweep, found)
+        return self._read[id(sweep)][1][name]
 
 
 def _auto(sweep: Sweep, known: RatePrior) -> float | None:
