@@ -17,7 +17,7 @@ from benchmarks.research.suggestions.tasks import GRID
 FIXED: Final = "fixed rate"
 PRIOR: Final = "prior alone"
 SEARCH: Final = "random search, {} runs"
-RUNS: Final = (1, 4, 12)
+RUNS: Final = (4, 12)
 DRAWS: Final = 2000
 SEARCHED: Final = (-5.0, 0.0)  # decades of learning rates
 
