@@ -90,8 +90,8 @@ def auto(
         The suggestion, with an interval of one standard deviation to either side. Its confidence is
         lower the noisier the curve is, and the further the usual learning rate is from what the
         curve wants; without a curve it is 0.2. There is no suggestion, but the range to sweep next,
-        if one of the first two losses is not finite, and otherwise only if ``typical`` is None, and
-        the loss has fewer than 10 points, never decreases, decreases until the end, or neither
+        if the first two losses are not there or not finite, and else only if ``typical`` is None
+        and the loss has fewer than 10 points, never decreases, decreases until the end, or neither
         decreases by more than noise explains nor diverges.
 
     Raises:
@@ -142,7 +142,7 @@ def answer(
     """Return the suggestion for a curve of that shape."""
     if isinstance(shape, str):
         other = _other_range(rates, curve)
-        if not np.isfinite(curve[:2]).all():  # not for its learning rate, the lowest of all
+        if len(curve) < 2 or not np.isfinite(curve[:2]).all():  # the learning rate is no cause
             return no_suggestion("auto", shape, other)
         return _without_valley(shape, divergence(rates, curve), other, known, constants)
     same = (float(rates[0]), float(rates[-1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import permutations
 from typing import Any
 
@@ -102,11 +103,21 @@ def test_data_that_can_be_iterated_once(kind: str) -> None:
     """They are held, so that every sweep and every run of a race sees the same."""
     batches = make_batches(12)
     plain, setup = build(kind), build(kind)
-    wanted = repeated(plain, 3, batches, verify=4)
+    wanted = repeated(plain, 3, Unsized(batches), verify=4)
     result = repeated(setup, 3, iter(batches), verify=4)
     assert bits(result.repeats) == bits(wanted.repeats)
     assert wanted.race is not None and result.race is not None
     assert result.race.candidates == wanted.race.candidates
+
+
+class Unsized:
+    """Batches that do not say how many they are."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
 def scripted(sweeps: list[list[float]], **options: Any) -> RangeTest:
