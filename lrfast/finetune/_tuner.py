@@ -344,7 +344,7 @@ class FineTuner:
             check_precompute(self.model, self.loss_fn, plan)
         name = ", ".join(dict.fromkeys(each.name for each in per_group))
         run = Run(name, per_group, epochs, self.epoch_steps, plan, precompute)
-        if _is_auto("lr", lr):
+        if lr is not None and _wants_search("lr", lr):
             return self._train(run, searches=True)
         if lr is not None and not isinstance(lr, str):
             rates = group_rates(self.optimizer, lr, len(self.groups))
@@ -382,7 +382,7 @@ class FineTuner:
         Raises:
             ValueError: If an argument is out of range.
         """
-        _is_auto("max_lr", max_lr)
+        _wants_search("max_lr", max_lr)
         total_steps = check_count("epochs", epochs) * self.epoch_steps
         schedule = schedules.one_cycle(
             total_steps, pct_start, div_factor, final_div_factor, momentum
@@ -413,6 +413,7 @@ class FineTuner:
         Raises:
             ValueError: If an argument is out of range.
         """
+        _wants_search("lr", lr)
         total_steps = check_count("epochs", epochs) * self.epoch_steps
         check_at_least_1("final_div_factor", final_div_factor)
         schedule = schedules.flat_cosine(total_steps, pct_start, 1 / final_div_factor)
@@ -834,8 +835,10 @@ class FineTuner:
             )
 
 
-def _is_auto(name: str, lr: object) -> bool:
-    """Whether learning rates are to be found; no other text may stand for them."""
+def _wants_search(name: str, lr: object) -> bool:
+    """Whether learning rates are to be found; no other text, nor None, may stand for them."""
+    if lr is None:
+        raise TypeError(f'{name} must be learning rates, or "auto", got None')
     if isinstance(lr, str) and lr != "auto":
         try:
             hint = f"; pass {float(lr):g}"

@@ -31,6 +31,9 @@ class LayerGroup:
     names: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({"options": {}} | state)  # a former version had no options
+
 
 @public_in("lrfast.groups")
 @dataclass(frozen=True, eq=False)

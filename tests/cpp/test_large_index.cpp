@@ -51,8 +51,8 @@ class Moved {
   std::vector<ChunkRow> chunks_;
 };
 
-// Random bits depend on an element's number modulo 2^30, so that they too must be the same.
-constexpr int64_t kBefore[] = {int64_t{1} << 31, int64_t{1} << 32, int64_t{5} << 32};
+// Random bits depend on an element's number modulo 2^33, so that they too must be the same.
+constexpr int64_t kBefore[] = {int64_t{1} << 33, int64_t{5} << 33};
 
 void test_step(int rule, int64_t before, const Options& options) {
   const auto make = [&] {

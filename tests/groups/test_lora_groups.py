@@ -165,7 +165,7 @@ ERRORS: list[tuple[Callable[[], nn.Module], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "options", "message"), ERRORS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("make", "options", "message"), ERRORS, ids=range(len(ERRORS)))
 def test_errors_are_one_line(
     make: Callable[[], nn.Module], options: dict[str, Any], message: str
 ) -> None:

@@ -249,7 +249,7 @@ def test_updates_are_the_engines_own(
     make: Make, options: dict[str, Any], kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = run_engine(make, kind, None)
-    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given: None)
+    monkeypatch.setattr(lrfast.RangeTest, "apply", lambda *given, **options: None)
     tested, finder = run_engine(make, kind, options)
     swept = len(tested) - len(plain)
     check(tested[:swept], tested[swept:], plain)
