@@ -60,7 +60,7 @@ nitpick_ignore_regex = [
     # What a public class is made of and nobody makes by hand.
     (
         "py:class",
-        r"lrfast\.(\w+\.)+(Constants|OneCycleOptions|RandomStates|RateChoice|RecipeConfig|ResumePoint|StageOptions)",
+        r"lrfast\.(\w+\.)+(Constants|DataSize|OneCycleOptions|RandomStates|RateChoice|RecipeConfig|ResumePoint|StageOptions)",
     ),
 ]
 # Sections of docstrings that go on with "Args", and what the page calls them; "Args" come first.

@@ -119,7 +119,7 @@ class WarmupSearch:
 
     @property
     def schedules(self) -> list[Schedule]:
-        """The schedule of each param group: the sweep, and after it that of the whole training."""
+        """One schedule for each param group, at first of the sweep, then of the whole training."""
         return [schedule for schedule in self._optimizer.schedules if schedule is not None]
 
     def _begin(self) -> None:
