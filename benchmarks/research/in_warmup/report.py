@@ -28,9 +28,6 @@ def page(result: dict[str, Any]) -> str:
         [
             "# How well the warm-up serves as a range test",
             "",
-            "Made by `python -m benchmarks.research.in_warmup --keep`, of the newest file in",
-            "benchmarks/results/in_warmup/ alone.",
-            "",
             "| regret | mean | median | worst | steps per run |",
             "|---|---|---|---|---|",
             *(
@@ -52,10 +49,8 @@ def page(result: dict[str, Any]) -> str:
             f"{result['study'][:10]}. A run that diverges or has no suggestion counts as untrained."
             " Runs scatter, so that a regret may be below 0.",
             "",
-            provenance.sentence(result),
-            "",
             *table(
-                ["task", "optimizer", "best rate", "suggested", *WAYS],
+                ["task", "optimizer", "best lr", "suggested lr", *WAYS],
                 [
                     [
                         name,
@@ -67,6 +62,11 @@ def page(result: dict[str, Any]) -> str:
                     for name, task in tasks.items()
                 ],
             ),
+            "",
+            "Made by `python -m benchmarks.research.in_warmup --keep`, of the newest file in",
+            "benchmarks/results/in_warmup/ alone.",
+            "",
+            provenance.sentence(result),
             "",
         ]
     )
