@@ -51,8 +51,10 @@ class Moved {
   std::vector<ChunkRow> chunks_;
 };
 
-// Random bits depend on an element's number modulo 2^33, so that they too must be the same.
-constexpr int64_t kBefore[] = {int64_t{1} << 33, int64_t{5} << 33};
+// Random bits depend on an element's number modulo 2^33: behind fewer elements they are others than
+// those of the small plan, but the same on the grid and the CPU.
+constexpr int64_t kPeriod = int64_t{1} << 33;
+constexpr int64_t kBefore[] = {kPeriod / 2, 5 * kPeriod};
 
 void test_step(int rule, int64_t before, const Options& options) {
   const auto make = [&] {
@@ -66,7 +68,9 @@ void test_step(int rule, int64_t before, const Options& options) {
     cpu::step(rule, Moved(trio.on_cpu, before).tables(), 1, nullptr, scratch);
     reference_step(trio.plain);
   }
-  expect_agreement(trio);
+  if (before % kPeriod == 0) return expect_agreement(trio);
+  EXPECT_SAME(trio.on_grid, trio.on_cpu);
+  EXPECT(!trio.on_grid.difference(trio.plain).empty());
 }
 
 }  // namespace

@@ -86,8 +86,9 @@ void test_gpu_addition() {
     expect_same(bits, static_cast<uint32_t>(mix(i) >> 48));
   }
   for (const uint32_t noise : {0u, 1u, 0x8000u, 0xffffu}) {
-    for (const uint32_t bits : {0x7f800000u, 0xff800000u, 0x7f7fffffu, 0xff7fffffu, 0x7fffffffu}) {
+    for (const uint32_t bits : {0x7f800000u, 0x7f7fffffu, 0x7fffffffu, 0u, 1u, 0x7fffffu}) {
       expect_same(bits, noise);
+      if (bits != 0x7fffffffu) expect_same(bits | 0x80000000u, noise);
     }
     for (const uint32_t bits : {0x7f810000u, 0xff810000u, 0x7fff0000u, 0xffff0000u}) {
       EXPECT(std::isnan(bits_as<float>(add_noise(bits_as<float>(bits), noise) & 0xffff0000u)));
@@ -165,7 +166,8 @@ void test_pairs() {
 }
 
 // Share of the 2^16 elements in which both noises agree on a bit: a half, but for chance. Its
-// deviation is 2^-9. A shift of 1 compares what two neighbours take of one hash, and of two.
+// deviation is 2^-9. A shift of 1 compares what two neighbours take of one hash, and of two; one of
+// 2^32, what elements take whose numbers differ above their lower 32 bits.
 double agreement(const Noise& a, const Noise& b, int64_t shift, int first, int second, int bit) {
   int64_t same = 0;
   for (int64_t i = 0; i < 65536; ++i) {
@@ -192,7 +194,7 @@ void test_independence() {
   const double kBound = 5 * 0x1p-9;
   for (int bit = 0; bit < 16; ++bit) {  // those that a rounding uses
     const Context context("bit ", bit);
-    for (const int64_t shift : {1, 2, 3}) {
+    for (const int64_t shift : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{1} << 32}) {
       EXPECT_NEAR(agreement(noise, noise, shift, 0, 0, bit), 0.5, kBound);
     }
     for (int first = 0; first < kValues; ++first) {
