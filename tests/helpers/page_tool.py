@@ -1,10 +1,13 @@
-"""tools/page_outputs.py, which writes the outputs of pages, and compares them but for numbers."""
+"""Scripts of tools/ as modules, and how outputs and pictures of pages are compared."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 from typing import Any
+
+# Share of the pixels: two runs that differ in their seed alone draw 2 % of them otherwise.
+SAME_RUN = 0.01
 
 
 def load_tool(name: str) -> Any:
@@ -17,4 +20,10 @@ def load_tool(name: str) -> Any:
     return tool
 
 
+# Compares text but for what machines differ in.
 page_outputs = load_tool("page_outputs")
+
+
+def differing(one: Any, other: Any) -> float:
+    """Share of the pixels that differ between two pictures; all if their sizes do."""
+    return float((abs(one - other).max(-1) > 0.25).mean()) if one.shape == other.shape else 1.0

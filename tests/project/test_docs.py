@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
-from page_tool import page_outputs
+from page_tool import SAME_RUN, differing, page_outputs
 from trainers import LIBRARIES, NEEDED, load, quieten
 
 import lrfast
@@ -26,16 +26,6 @@ MODULES = sorted(
 )
 
 
-# Share of the pixels: two runs that differ in their seed alone draw 2 % of them otherwise.
-SAME_RUN = 0.01
-
-
-def differing(picture: Path, other: Path) -> float:
-    """Share of the pixels that differ between two pictures; all if their sizes do."""
-    one, two = imread(picture), imread(other)
-    return float((abs(one - two).max(-1) > 0.25).mean()) if one.shape == two.shape else 1.0
-
-
 def test_pictures_of_other_runs_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     shown, made = ROOT / "docs" / "images" / "quickstart.png", tmp_path / "quickstart.png"
@@ -44,7 +34,7 @@ def test_pictures_of_other_runs_differ(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert "manual_seed(0)" in page.text
         page.text = page.text.replace("manual_seed(0)", f"manual_seed({seed})")
         list(page.outputs())
-        assert (differing(shown, made) > SAME_RUN) == differs
+        assert (differing(imread(shown), imread(made)) > SAME_RUN) == differs
 
 
 # design.md lists names, some of them yet to come.
@@ -65,7 +55,8 @@ def test_code_blocks_run_in_order_and_print_what_the_page_shows(
             assert page_outputs.agree(printed, shown), f"{printed}\nThe page shows:\n{shown}"
     for target in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", read.text):
         if (saved := tmp_path / Path(target).name).exists():
-            assert differing(saved, page.parent / target) < SAME_RUN, f"{target} shows another run"
+            share = differing(imread(saved), imread(page.parent / target))
+            assert share < SAME_RUN, f"{target} shows another run"
     for both in re.findall(r"^```diff\n(.*?)^```", read.text, re.MULTILINE | re.DOTALL):
         for side in "-+":
             lines = [line[1:] for line in both.splitlines() if line[:1] in (" ", side)]
