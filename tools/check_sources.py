@@ -4,6 +4,7 @@
   core <- cpu, cuda <- bindings, and core/ includes no CUDA either.
 * cpu/ and cuda/ hold no formula (a root, a power, a square, a complement 1 - x): each stands once,
   in core/. Nor does Python raise a variable to a power in lrfast/optim/.
+* bindings/all.cpp includes all other sources of bindings/, but those of the device.
 * Every TORCH_CHECK says what was wrong.
 * Every header of core/ compiles alone, with g++ and without torch.
 """
@@ -28,6 +29,7 @@ MAY_INCLUDE = {
     "cuda": {"core", "cuda"},
     "bindings": {"core", "cpu", "cuda", "bindings"},
 }
+ALONE = {"all.cpp", "cuda.cpp", "no_cuda.cpp"}  # units of bindings/ that setup.py compiles
 TORCH_HEADER = re.compile(r"(torch|ATen|c10|pybind11)(/|\.h)|Python\.h")
 CUDA_HEADER = re.compile(r"cu(da|blas|rand|sparse|b/).*|device_launch_parameters\.h")
 # A name, with the members, arguments and indices behind it.
@@ -75,6 +77,11 @@ def faults_in(path: Path) -> Iterator[tuple[int, str]]:
     """Yields the position of each broken rule, with a sentence."""
     layer = path.relative_to(CSRC).parts[0]
     text = without_comments(path.read_text())
+    if path.name == "all.cpp":
+        included = {Path(match[2]).name for match in INCLUDE.finditer(text)}
+        sources = {other.name for other in path.parent.glob("*.cpp")}
+        for name in sorted(sources - included - ALONE):
+            yield 0, f'{layer}/all.cpp must include "{layer}/{name}", or it is not compiled'
     for match in INCLUDE.finditer(text):
         quoted, header = match[1] == '"', match[2]
         if quoted and header.split("/")[0] not in MAY_INCLUDE[layer]:

@@ -1,4 +1,4 @@
-"""tools/check_sources.py: it finds formulas that were planted where none may stand."""
+"""tools/check_sources.py: it finds planted formulas, and sources that nothing compiles."""
 
 from __future__ import annotations
 
@@ -59,6 +59,20 @@ def test_a_planted_formula_is_found(layer: str, line: str, faults) -> None:
 @pytest.mark.parametrize("line", OTHERS)
 def test_other_arithmetic_passes(line: str, faults) -> None:
     assert faults("cpu", line) == []
+
+
+def test_a_source_that_is_in_no_unit_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_sources, "CSRC", tmp_path)
+    folder = tmp_path / "bindings"
+    folder.mkdir()
+    for name in ("cuda.cpp", "engine.cpp", "no_cuda.cpp", "plan.cpp", "plan.h"):
+        (folder / name).touch()
+    unit = folder / "all.cpp"
+    unit.write_text('#include "bindings/engine.cpp"\n// #include "bindings/plan.cpp"\n')
+    ((_, sentence),) = check_sources.faults_in(unit)
+    assert sentence == 'bindings/all.cpp must include "bindings/plan.cpp", or it is not compiled'
 
 
 def test_a_power_in_python_is_found(tmp_path: Path) -> None:
