@@ -152,7 +152,8 @@ torch-matrix: ## build and test against other versions of torch (VERSIONS="2.11.
 	$(PYTHON) tools/torch_matrix.py $(if $(VERSIONS),--versions $(VERSIONS)) $(MATRIX_ARGS)
 
 clean: ## remove what was built
-	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build docs/images/concepts docs/images/*.svg
+	rm -rf build dist *.egg-info lrfast/*.so $(VENV)/.build
+	find docs/images -name '*.svg' -delete
 
 distclean: clean ## and the environments and the tools' caches
 	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
