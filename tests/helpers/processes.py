@@ -15,7 +15,8 @@ import torch
 # Ends a hang. On a busy machine processes may take as long as they need.
 HANGS_AFTER_S = 3600.0
 # Imported once, by a server that each process is then forked from: half of what a process costs.
-# It has run nothing, so that what is forked is as fresh as a new interpreter.
+# It has run nothing, so that what is forked is as fresh as a new interpreter, but for what one
+# draws at its start: hashes of strings and numpy's random numbers are the same in all ranks.
 PRELOADED = ["torch.distributed.checkpoint", "torch.distributed.fsdp", "lrfast"]
 
 

@@ -113,7 +113,7 @@ def test_public_methods_are_documented(name: str) -> None:
         assert faults == [], method
 
 
-# Whoever has more arguments than this tells them apart: what is needed, common, and advanced.
+# Above this number of arguments a docstring has three blocks of them.
 MANY = 20
 BLOCKS = ("Args", "Common args", "Advanced args")
 
