@@ -323,6 +323,13 @@ STEP = [
         program("test_noise"),
     ),
     Fault(
+        "elements-far-apart-share-their-noise",
+        "csrc/cpu/step.cpp",
+        "static_cast<uint32_t>(first >> 1) + i",
+        "(static_cast<uint32_t>(first) >> 1) + i",
+        program("test_large_index"),
+    ),
+    Fault(
         "noise-is-that-of-the-step-before",
         "csrc/core/noise.h",
         "mix(mix(seed + tensor) + static_cast<uint64_t>(step))",
