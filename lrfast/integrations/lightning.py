@@ -50,8 +50,6 @@ with importing(
     "pytorch_lightning",
     extra="lightning",
 ):
-    from torchmetrics import Metric
-
     if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
         import pytorch_lightning as pl
     else:
@@ -440,9 +438,8 @@ def _trainer_state(trainer: pl.Trainer) -> KeptObjects:
         return package_of(value) == package_of(owner) and not is_data
 
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    metrics = [each for each in trainer.lightning_module.modules() if isinstance(each, Metric)]
     roots = [trainer, trainer.fit_loop, trainer._logger_connector, *trainer.callbacks]
-    return KeptObjects([*roots, *schedulers, *metrics], is_part)
+    return KeptObjects([*roots, *schedulers], is_part)
 
 
 def _loss_of(trainer: pl.Trainer, module: pl.LightningModule) -> Any:

@@ -279,6 +279,31 @@ def closure_sweep(**options: Any) -> tuple[RangeTest, list[float]]:
     return result, rates
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("sets_tensor", [False, True])
+def test_a_step_function_may_not_update_at_another_learning_rate(
+    kind: str, sets_tensor: bool
+) -> None:
+    """A warm-up in the step would train at its own, behind the curve's learning rates."""
+    model = make_model()
+    optimizer = make_optimizer(kind, model.parameters())
+    before = trace(model, optimizer)
+
+    def step(batch: Any) -> Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = torch.tensor(2 * float(rate)) if sets_tensor else 2 * rate
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = rate
+        return loss
+
+    with pytest.raises(ValueError, match="step must keep the learning rates, got"):
+        lr_find(model, optimizer, make_batches(10), step_fn=step, num_iter=10, **PLAIN)
+    assert trace(model, optimizer) == before
+
+
 def test_a_closure() -> None:
     result, rates = closure_sweep()
     np.testing.assert_allclose(result.lrs, RATES, rtol=1e-12)

@@ -714,13 +714,6 @@ INTEGRATIONS = [
         "test_points.py",
     ),
     Fault(
-        "lightnings-metrics-keep-what-a-sweep-counted",
-        "lrfast/integrations/lightning.py",
-        "return KeptObjects([*roots, *schedulers, *metrics], is_part)",
-        "return KeptObjects([*roots, *schedulers, *metrics[:0]], is_part)",
-        "test_lightning_updates.py test_lightning.py",
-    ),
-    Fault(
         "an-engines-counter-stands-still",
         "lrfast/integrations/ignite.py",
         "        state.iteration += 1\n",
@@ -760,7 +753,7 @@ INTEGRATIONS = [
         "lrfast/training/_step.py",
         "register_step_pre_hook(check)",
         "register_step_pre_hook(lambda *_: None)",
-        "test_lightning_updates.py",
+        "test_user_steps.py",
     ),
     Fault(
         "a-sweep-inside-trainer-does-not-clip",
