@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from reference.curves import noise_only, rates, s_curve
+from tiny import cross_entropy, make_batches, make_model
 from torch import nn
 
 import lrfast
@@ -345,3 +348,21 @@ def test_a_result_passes_on_all() -> None:
     assert found == suggest.auto(LRS, curve, typical=0.05, scale=0.7)
     assert found != suggest.auto(LRS, curve, typical=0.05)
     assert found != suggest.auto(LRS, curve, scale=0.7)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[1:])
+def test_the_order_of_groups_changes_no_suggestion(order: tuple[int, ...]) -> None:
+    def found(places: Iterable[int]) -> dict[str, float | None]:
+        model = make_model()
+        params = list(model.parameters())
+        given = [(params[:1], 0.01), (params[1:2], 0.05), (params[2:], 0.02)]
+        groups = [{"params": given[place][0], "lr": given[place][1]} for place in places]
+        optimizer = lrfast.AdamW(groups, betas=(0.8, 0.95), weight_decay=0.1)
+        result = lrfast.lr_find(
+            model, optimizer, make_batches(10), cross_entropy, num_iter=60, progress=False
+        )
+        return {name: each.lr for name, each in result.suggestions.items()}
+
+    permuted, given = found(order), found(range(3))
+    assert given["auto"] is not None
+    assert permuted == pytest.approx(given, rel=1e-6, nan_ok=True)
