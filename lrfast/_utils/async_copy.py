@@ -42,6 +42,11 @@ class HostCopy:
     values: Tensor
     event: torch.cuda.Event | None = None
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the copy can be read without a synchronisation."""
+        return self.event is None or self.event.query()
+
     def wait(self) -> Tensor:
         """Return the copy once it has arrived."""
         if self.event is not None:
@@ -61,7 +66,7 @@ class AsyncHostQueue:
     """Numbers copied to the host, handed out in order once they have arrived."""
 
     def __init__(self) -> None:
-        self._coming: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        self._coming: deque[tuple[int, HostCopy]] = deque()
 
     def put(self, step: int, values: list[Tensor]) -> None:
         """Queue a copy of one number of each tensor, as of now; they may be on several devices."""
@@ -70,21 +75,13 @@ class AsyncHostQueue:
         packed = torch.stack(
             [n.to(device, torch.float64, non_blocking=device.type == "cuda") for n in numbers]
         )
-        if packed.device.type != "cuda":
-            self._coming.append((step, packed, None))
-            return
-        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-        self._coming.append((step, host, _queue_copy(packed, host)))
+        self._coming.append((step, queue_copy(packed)))
 
     def ready(self, wait: bool = False) -> Iterator[tuple[int, list[float]]]:
         """Yield step and numbers of each copy that has arrived, or synchronise and yield all."""
-        while self._coming:
-            step, values, event = self._coming[0]
-            if event is not None and not event.query():
-                if not wait:
-                    return
-                event.synchronize()
-            self._coming.popleft()
+        while self._coming and (wait or self._coming[0][1].has_arrived):
+            step, copy = self._coming.popleft()
+            values = copy.wait() if wait else copy.values
             yield step, values.numpy().tolist()  # host memory: no operator is dispatched
 
 
