@@ -181,9 +181,8 @@ class WarmupSearch:
         result = _analysis.summarise(sweep, [recording], _BETA, prior)
         lr, notes = result.suggestion.lr, list(result.notes)
         if lr is None:
-            usual = None if prior.typical is None else prior.typical * prior.scale
-            lr = self._own_rate if usual is None else usual
-            source = "the optimizer's own" if usual is None else "usual for such a training"
+            lr = self._own_rate if prior.usual is None else prior.usual
+            source = "the optimizer's own" if prior.usual is None else "usual for such a training"
             notes.append(f"no suggestion: trains at {lr:.1e}, which is {source}")
         point.restore(self._model, optimizer)
         for group, rate in zip(optimizer.param_groups, sweep.rates_at(lr), strict=True):
