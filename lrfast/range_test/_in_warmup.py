@@ -250,7 +250,10 @@ class WarmupSearch:
         sweep = saved["sweep"]
         curve = LossCurve(sweep.num_iter, self._curve.device, beta=_BETA)
         curve._unpack(saved["curve"])
-        late = [_check_state("late", each, sweep.num_iter).clone() for each in saved["late"]]
+        late = [
+            HostCopy(_check_state("late", each, sweep.num_iter).to("cpu", copy=True))
+            for each in saved["late"]
+        ]
         if saved["result"] is None and len(curve) != saved["spent"]:
             raise ValueError(f"curve must hold {saved['spent']} losses, got {len(curve)}")
         point = saved["point"]
@@ -262,7 +265,7 @@ class WarmupSearch:
         self.spent, self.result, self._point = saved["spent"], saved["result"], point
         self._own_rate, self.data_size = saved["own_rate"], saved["data"]
         self._weights = saved["weights"]
-        self._late = deque(map(HostCopy, late))
+        self._late = deque(late)
 
 
 def _decoded(state_dict: Any, optimizer: FusedOptimizer) -> dict[str, Any]:

@@ -86,11 +86,11 @@ class Run:
         self.search.load_state_dict(saved["search"])
 
 
-def saved_and_read(state: dict[str, Any]) -> Any:
+def saved_and_read(state: dict[str, Any], device: torch.device | None = None) -> Any:
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    return torch.load(file, weights_only=True)
+    return torch.load(file, map_location=device, weights_only=True)
 
 
 @pytest.mark.parametrize("case", OPTIMIZERS, ids=by_name)
@@ -176,6 +176,20 @@ def test_resuming_anywhere_changes_no_bit(case: OptimizerCase, device: torch.dev
         assert_same(copied(run.memory()), copied(other.memory()))
         assert other.optimizer.schedules == run.optimizer.schedules
         assert repr(other.search.result) == repr(run.search.result)
+
+
+@pytest.mark.parametrize("is_home", [False, True], ids=["host", "device"])
+def test_a_checkpoint_may_be_read_to_either_memory(is_home: bool, device: torch.device) -> None:
+    batches = make_batches(TOTAL, device)
+    run, other = Run(STATEFUL[1], device), Run(STATEFUL[1], device, seed=6)
+    for batch in batches[:9]:
+        run.step(batch)
+    memory = device if is_home else torch.device("cpu")
+    other.load(saved_and_read(run.state_dict(), memory))
+    for batch in batches[9:]:
+        run.step(batch)
+        other.step(batch)
+    assert_same(copied(run.memory()), copied(other.memory()))
 
 
 def test_a_state_dict_holds_the_rollback_point_only_during_the_sweep() -> None:
