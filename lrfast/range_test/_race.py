@@ -247,14 +247,13 @@ class _RaceRunner:
 
     def _batches(self, seed: int) -> Generator[list[Any], None, None]:
         """Yield the windows of a run."""
-        if seed:
-            reseed(seed, [self.training.train_loader])
         windows = self._windows
         batches = self.training.micro_batches() if windows is None else cycle(windows)
         if not seed:
             yield from batches
             return
-        drawn = list(islice(batches, self.steps))
+        drawn = list(islice(batches, self.steps))  # by the old seed: others may be those that judge
+        reseed(seed, [])
         order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(seed))
         yield from (drawn[place] for place in order.tolist())
 

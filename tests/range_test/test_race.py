@@ -17,8 +17,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import lrfast
 from lrfast import RangeTest, lr_find, suggest
 from lrfast.range_test import Candidate
-from lrfast.range_test._race import _confirmed_winner, _winner
+from lrfast.range_test._race import RacePlan, _confirmed_winner, _RaceRunner, _winner
+from lrfast.range_test._sweep import make_sweep
 from lrfast.suggest import Suggestion
+from lrfast.training._snapshot import Snapshot
+from lrfast.training._step import Training
 
 ALL = pytest.mark.parametrize("kind", OPTIMIZERS)
 STEPS = 20
@@ -205,6 +208,13 @@ def test_who_judges(kind: str, digits: Any) -> None:
     assert "training loss" in neither.suggestion.reason
 
 
+def rows_in(batches: list[Any]) -> set[bytes]:
+    """The rows of noted batches."""
+    size = 64 * 4
+    datas = [data for (_, _, data), _ in batches]
+    return {data[k : k + size] for data in datas for k in range(0, len(data), size)}
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("count", [2, 7, 12, 21])
 @pytest.mark.parametrize("shuffles", [False, True])
@@ -222,17 +232,29 @@ def test_no_run_trains_on_rows_that_judge(
     assert result.race is not None and result.race.judged_by == "training"
     drawn = watch.batches[10 * accumulated :]
     assert len(drawn) == result.race.updates * accumulated
-    size = rows[0][0].nbytes
-
-    def inputs(batch: Any) -> set[bytes]:
-        (_, _, data), _ = batch
-        return {data[k : k + size] for k in range(0, len(data), size)}
-
-    trained = set().union(*map(inputs, drawn))
-    judged = set().union(*map(inputs, watch.judged))
+    trained, judged = rows_in(drawn), rows_in(watch.judged)
     assert trained and judged and not trained & judged
     if count < STEPS:  # all that is not held back is used
         assert len(trained) + len(judged) == len(rows[0])
+
+
+def test_a_second_seed_trains_on_no_rows_that_judge(digits: Any) -> None:
+    """Of data longer than a run, too, which a loader would draw in another order."""
+    batches, _ = digits
+    rows = [torch.cat(part) for part in zip(*batches, strict=True)]
+    loader: Any = DataLoader(TensorDataset(*rows), 32, shuffle=True)
+    model, optimizer = make_net("sgd")
+    watch = Watch(model, optimizer)
+    training = Training(model, optimizer, loader, watch)
+    sweep = make_sweep(model, optimizer, 1e-5, 1.0, 10, "exp", "ratio")
+    plan = RacePlan(STEPS, lrfast.schedules.constant())
+    runner = _RaceRunner(training, sweep, Snapshot(model, optimizer, loaders=[loader]), plan, False)
+    for seed in (0, 1):
+        runner.run(0.1, seed)
+    first, second = (watch.batches[run] for run in runs_of(watch, 0))
+    assert first != second and rows_in(first) == rows_in(second)
+    assert len(rows_in(first)) == STEPS * 32
+    assert watch.judged and not rows_in(first) & rows_in(watch.judged)
 
 
 def test_the_cost_is_stated_before_and_after(caplog: pytest.LogCaptureFixture) -> None:

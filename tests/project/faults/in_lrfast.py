@@ -337,6 +337,13 @@ IN_WARMUP = [
         "test_race.py",
     ),
     Fault(
+        "a-second-seed-draws-other-batches",
+        "lrfast/range_test/_race.py",
+        "        drawn = list(islice(batches, self.steps))  #",
+        "        reseed(seed, [])\n        drawn = list(islice(batches, self.steps))  #",
+        "test_race.py",
+    ),
+    Fault(
         "a-lucky-winner-beside-divergence-is-taken",
         "lrfast/range_test/_race.py",
         "if math.isfinite(_final(runner.run(lr * _FACTOR**best, seed=1))):",
@@ -346,8 +353,8 @@ IN_WARMUP = [
     Fault(
         "a-second-seed-repeats-the-first",
         "lrfast/range_test/_race.py",
-        "        if seed:\n",
-        "        if seed < 0:\n",
+        "        if not seed:\n",
+        "        if seed >= 0:\n",
         "test_race.py",
     ),
     Fault(
