@@ -268,18 +268,15 @@ class _RaceRunner:
             return training.judge_data
         count = min(max(self.steps // 10, 1), _JUDGED_UPDATES)
         size = training.gradient_accumulation_steps
+        runs = 1 if training.same_batch else self.steps  # windows that a run trains on
+        most = (runs + count) * size  # batches of runs and judge: an endless pass ends there
         batches = num_batches(training.train_loader)
-        if training.same_batch or batches is None or batches < (self.steps + count) * size:
-            # At most as many as the runs and the judge see: an endless pass ends there.
-            one_pass = islice(iterate_once(training.train_loader), (self.steps + count) * size)
-            drawn = list(one_pass)
+        if training.same_batch or batches is None or batches < most:
+            drawn = list(islice(iterate_once(training.train_loader), most))
             windows = [drawn[k : k + size] for k in range(0, len(drawn) - size + 1, size)]
-            if training.same_batch:
-                windows, held = windows[:1], windows[1 : 1 + count]
-            else:
-                held_count = max(len(windows) - self.steps, min(count, len(windows) // 10), 1)
-                windows, held = windows[:-held_count], windows[-held_count:]
-            if windows and held:
+            held_count = max(len(windows) - runs, min(count, len(windows) // 10), 1)
+            windows, held = windows[:-held_count], windows[-held_count:]
+            if windows:
                 self._windows = windows
                 return [batch for window in held for batch in window]
         following = islice(training.micro_batches(), self.steps, self.steps + count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -255,6 +255,28 @@ def test_a_second_seed_trains_on_no_rows_that_judge(digits: Any) -> None:
     assert first != second and rows_in(first) == rows_in(second)
     assert len(rows_in(first)) == STEPS * 32
     assert watch.judged and not rows_in(first) & rows_in(watch.judged)
+
+
+def test_the_batches_after_the_one_that_all_updates_see_judge(
+    digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, _ = digits
+    drawn: list[Batch] = []
+
+    def noted(data: Any) -> Iterator[Batch]:
+        for batch in data:
+            drawn.append(batch)
+            yield batch
+
+    monkeypatch.setattr("lrfast.range_test._race.iterate_once", noted)
+    model, optimizer = make_net("adamw")
+    watch = Watch(model, optimizer)
+    race(model, optimizer, batches, watch, num_iter=10, same_batch=True,
+         gradient_accumulation_steps=2)  # fmt: skip
+    assert len(drawn) == 6  # no more than are used
+    seen = [set(map(repr, each)) for each in (watch.batches, watch.judged)]
+    wanted = [set(map(repr, map(bits, each))) for each in (batches[:2], batches[2:6])]
+    assert seen == wanted
 
 
 def test_the_cost_is_stated_before_and_after(caplog: pytest.LogCaptureFixture) -> None:
