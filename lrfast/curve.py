@@ -135,7 +135,7 @@ class LossCurve:
         self._mirror = AsyncHostCopy(self._state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(renamed(state))
+        vars(self).update(renamed(state, ["diverge_threshold"]))
 
     def record(
         self,

@@ -105,8 +105,9 @@ def unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
 
 
 def _unpack(tuner: Tuner, data: dict[str, Any]) -> Run | None:
-    kind = renamed(check_dict("kind", check_dict("path", data)["kind"]))
-    for name, own in _kind(tuner).items():
+    wanted = _kind(tuner)
+    kind = renamed(check_dict("kind", check_dict("path", data)["kind"]), wanted)
+    for name, own in wanted.items():
         if kind.get(name) != own:
             raise ValueError(
                 f"the checkpoint must be of a tuner with the same {name}: "

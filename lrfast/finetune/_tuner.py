@@ -221,7 +221,8 @@ class FineTuner:
         self._average_buffers()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(renamed(state))
+        names = ("train_loader", "val_loader", "gradient_accumulation_steps")
+        vars(self).update(renamed(state, names))
 
     def _check(self) -> None:
         check_choice("norm_mode", self.norm_mode, get_args(NormPolicy))

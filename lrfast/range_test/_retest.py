@@ -190,7 +190,8 @@ class Retest:
         self._began = clock()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _options=renamed(state["_options"]))
+        names = inspect.signature(lr_find).parameters
+        vars(self).update(state, _options=renamed(state["_options"], names))
 
     @property
     def log(self) -> tuple[RetestEntry, ...]:

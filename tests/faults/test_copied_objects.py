@@ -160,6 +160,27 @@ def test_a_copied_range_test_goes_on(way: str) -> None:
         copied.suggestions["auto"] = None
 
 
+class OwnTuner(lrfast.FineTuner):
+    """A tuner with an attribute that a curve of a former version had."""
+
+    stop: float
+
+
+class OwnCurve(lrfast.LossCurve):
+    """A curve with such an attribute."""
+
+    stop: float
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_attributes_of_a_subclass_keep_their_names(way: str) -> None:
+    tuner = OwnTuner(network(), BATCHES, loss_fn=cross_entropy, progress=False)
+    for own in (tuner, OwnCurve(3, diverge_threshold=5.0)):
+        own.stop = 4.5
+        copied = WAYS[way](own)
+        assert copied.stop == 4.5 and vars(copied).keys() == vars(own).keys()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_captured_step_says_that_it_cannot_be_copied(way: str) -> None:
     model = network()
