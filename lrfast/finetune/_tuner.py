@@ -345,9 +345,11 @@ class FineTuner:
             check_precompute(self.model, self.loss_fn, plan)
         name = ", ".join(dict.fromkeys(each.name for each in per_group))
         run = Run(name, per_group, epochs, self.epoch_steps, plan, precompute)
-        if lr is not None and _wants_search("lr", lr):
+        if lr is not None:
+            _check_rates("lr", lr)
+        if isinstance(lr, str):
             return self._train(run, searches=True)
-        if lr is not None and not isinstance(lr, str):
+        if lr is not None:
             rates = group_rates(self.optimizer, lr, len(self.groups))
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 set_rate(group, rate)
@@ -383,7 +385,7 @@ class FineTuner:
         Raises:
             ValueError: If an argument is out of range.
         """
-        _wants_search("max_lr", max_lr)
+        _check_rates("max_lr", max_lr)
         total_steps = check_count("epochs", epochs) * self.epoch_steps
         schedule = schedules.one_cycle(
             total_steps, pct_start, div_factor, final_div_factor, momentum
@@ -414,7 +416,7 @@ class FineTuner:
         Raises:
             ValueError: If an argument is out of range.
         """
-        _wants_search("lr", lr)
+        _check_rates("lr", lr)
         total_steps = check_count("epochs", epochs) * self.epoch_steps
         check_at_least_1("final_div_factor", final_div_factor)
         schedule = schedules.flat_cosine(total_steps, pct_start, 1 / final_div_factor)
@@ -836,8 +838,8 @@ class FineTuner:
             )
 
 
-def _wants_search(name: str, lr: object) -> bool:
-    """Whether learning rates are to be found; no other text, nor None, may stand for them."""
+def _check_rates(name: str, lr: object) -> None:
+    """Refuse None and any text but "auto" for learning rates."""
     if lr is None:
         raise TypeError(f'{name} must be learning rates, or "auto", got None')
     if isinstance(lr, str) and lr != "auto":
@@ -846,7 +848,6 @@ def _wants_search(name: str, lr: object) -> bool:
         except ValueError:
             hint = ""
         raise TypeError(f'{name} must be learning rates, or "auto", got {lr!r}{hint}')
-    return isinstance(lr, str)
 
 
 def _make_optimizer(

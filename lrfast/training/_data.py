@@ -64,7 +64,8 @@ def device_of(model: nn.Module) -> torch.device:
         if parameter.device.type != "meta":
             return parameter.device
         first = first or parameter.device
-    assert first is not None, "a model has parameters: checked where it is taken"
+    if first is None:
+        raise ValueError(f"model must have parameters, got {type(model).__name__} without any")
     return first
 
 

@@ -392,6 +392,14 @@ def test_bad_optimizers() -> None:
         lrfast.find_in_warmup(model, optimizer, S.cosine(50))
 
 
+def test_a_model_without_parameters() -> None:
+    model, optimizer = small()
+    search = lrfast.find_in_warmup(model, optimizer, S.cosine(50))
+    parts = (search._schedules, search._sweep, search.data_size)
+    with pytest.raises(ValueError, match="model must have parameters, got ReLU without any"):
+        WarmupSearch(nn.ReLU(), optimizer, *parts)
+
+
 def test_bad_losses() -> None:
     model, optimizer = small()
     search = lrfast.find_in_warmup(model, optimizer, S.cosine(50), num_iter=10)
