@@ -319,7 +319,7 @@ class _Search:
     def _notes(self, result: RangeTest) -> tuple[str, ...]:
         notes = []
         if len(result.losses) and not math.isfinite(result.losses[-1]):
-            place = f"point {len(result.losses)}, at a rate of {result.lrs[-1]:.1e}"
+            place = f"point {len(result.losses)}, at lr {result.lrs[-1]:.1e}"
             notes.append(f"the loss is {result.losses[-1]} at {place}")
         batches = num_batches(self.training.train_loader)
         used = self.training.gradient_accumulation_steps * len(result.lrs)

@@ -141,7 +141,7 @@ def _final(losses: Sequence[float]) -> float:
 
 def _verdict(race: Race, initial: float) -> Suggestion:
     winner = next(candidate for candidate in race.candidates if candidate.winner)
-    count = f"{len(race.candidates)} rates in {race.steps} steps each"
+    count = f"{len(race.candidates)} learning rates in {race.steps} steps each"
     cost = f"; {race.updates} updates in all"
     loss = _final(winner.losses)
     if not loss < initial:
@@ -215,7 +215,7 @@ class _RaceRunner:
         losses: list[float] = []
         made = 0
         shown = self.progress and training.ranks.is_first
-        bar = Progress(f"race, rate {lr:.1e}", self.steps, shown=shown)
+        bar = Progress(f"race, lr {lr:.1e}", self.steps, shown=shown)
         try:
             for share in _ROUNDS:
                 until = round(share * self.steps)

@@ -146,7 +146,10 @@ def test_the_lowest_final_loss_wins(kind: str, digits: Any) -> None:
     assert result.suggestions["verified"] is best
     at_an_end = winner in (0, len(candidates) - 1)
     assert best.confidence == (0.5 if at_an_end else 1.0)
-    assert f"the best of {len(candidates)} rates in {STEPS} steps each: validation" in best.reason
+    assert (
+        f"the best of {len(candidates)} learning rates in {STEPS} steps each: validation"
+        in best.reason
+    )
     result.apply(optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
     np.testing.assert_allclose(rates, [best.lr / 4, best.lr], rtol=1e-12)
@@ -559,7 +562,9 @@ def test_where_every_rate_does_harm_none_is_suggested(kind: str) -> None:
     """The judge's loss is the negative of that in training."""
     result, _ = bowl(kind, 100.0, 0.01, judge=[-torch.ones(1)])
     assert result.race is not None and result.suggestion.lr is None
-    reason = f"none of {len(result.race.candidates)} rates in {STEPS} steps each brought the "
+    reason = (
+        f"none of {len(result.race.candidates)} learning rates in {STEPS} steps each brought the "
+    )
     cost = f"; {result.race.updates} updates in all"
     assert result.suggestion.reason == reason + "validation loss below its -50" + cost
     with pytest.raises(ValueError, match="rule 'verified' suggests no rate: none of"):

@@ -398,6 +398,6 @@ def test_a_note_only_if_batches_were_seen_again() -> None:
 
 def test_a_note_says_where_a_loss_is_not_finite() -> None:
     result = scripted([1.0, math.nan, 1.0, 1.0])
-    note = f"the loss is nan at point 2, at a rate of {result.lrs[1]:.1e}"
+    note = f"the loss is nan at point 2, at lr {result.lrs[1]:.1e}"
     assert result.notes[0] == note and note in str(result)
     assert not any("the loss is" in note for note in scripted([1.0, 1.0, 1.0, 1.0]).notes)

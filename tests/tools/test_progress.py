@@ -75,7 +75,7 @@ def test_a_race_is_shown(terminal: Any) -> None:
     shown = terminal.take()
     assert result.race is not None
     for candidate in result.race.candidates:
-        assert f"race, rate {candidate.lr:.1e}" in shown
+        assert f"race, lr {candidate.lr:.1e}" in shown
     assert "6/6" in shown and "loss=" in shown
 
 
