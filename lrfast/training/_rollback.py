@@ -1,7 +1,8 @@
 """Rollback to an earlier step: weights, optimizer states and buffers, in place, without a sync.
 
 Unlike a `Snapshot`, which hides that anything has run, it leaves the rest as training has it:
-random numbers, the place in the data, gradients and what a GradScaler has learned.
+random numbers, the place in the data, gradients and what a GradScaler has learned. Its copies have
+names, so that a checkpoint can hold them; a snapshot knows objects of its process only.
 """
 
 from __future__ import annotations
