@@ -16,6 +16,7 @@ from typing import Any
 import hugging_face_ranks
 import numpy as np
 import pytest
+import run_and_exit
 import torch.distributed as dist
 import trainer_ranks
 import trainer_ranks_others
@@ -166,7 +167,8 @@ def run_script(*command: str) -> str:
 
 def test_torchrun_starts_it() -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    check_processes(run_script(*torchrun, str(EXAMPLES / "torchrun_ddp.py"), "--steps", "6"))
+    script = (run_and_exit.__file__, str(EXAMPLES / "torchrun_ddp.py"))
+    check_processes(run_script(*torchrun, *script, "--steps", "6"))
 
 
 @pytest.mark.full
