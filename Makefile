@@ -24,13 +24,16 @@ help: ## list the targets
 env: $(VENV)/.env ## .venv with the pinned tools and torch
 build: $(VENV)/.build ## lrfast, compiled and installed in place
 
+# A module is compiled when it is first imported: to compile all takes longer than to install them.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
 $(VENV)/.env: requirements/dev.txt requirements/examples.txt requirements/integrations.txt \
 		requirements/notebooks.txt
 	@$(python-check)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements/examples.txt -r requirements/integrations.txt -r requirements/notebooks.txt
+	$(PIP) -r requirements/dev.txt
+	$(PIP) --no-deps -r requirements/examples.txt -r requirements/integrations.txt \
+		-r requirements/notebooks.txt
 	touch $@
 
 python-check = $(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and \
@@ -120,16 +123,15 @@ bench-quick: build ## some of them, in less than a minute
 	$(BENCH) -m "quick and not gpu" --seconds 0.1 $(BENCH_ARGS)
 
 dist: $(VENV)/.env ## source distribution and CPU wheels, tried in fresh environments
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/release.txt
+	$(PIP) -r requirements/release.txt
 	$(BIN)/python -m build --sdist --outdir dist
 	$(BIN)/python tools/build_wheels.py --out dist $(DIST_ARGS)
 
 peers: $(VENV)/.env ## install what the benchmarks compare with beside torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--no-build-isolation -r requirements/peers.txt
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r requirements/peers.txt
 
 $(VENV)/.docs: $(VENV)/.env requirements/docs.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
+	$(PIP) --no-deps -r requirements/docs.txt
 	touch $@
 
 docs: $(VENV)/.docs pictures ## the site, to build/docs; every warning is an error, every link is followed
