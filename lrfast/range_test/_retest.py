@@ -50,7 +50,7 @@ _COUNTERS: Final[dict[str, Check]] = {
 }
 
 Trigger = Literal["every", "plateau", "unfreeze"]
-RetestOutcome = Literal["applied", "kept", "no suggestion", "over budget"]
+RetestOutcome = Literal["applied", "kept", "declined", "over budget"]
 
 
 @public_in("lrfast.range_test")
@@ -62,7 +62,7 @@ class RetestEntry:
         epoch: Epochs that had ended.
         trigger: "every", "plateau" or "unfreeze".
         outcome: "applied" (the learning rates have changed), "kept" (the suggestion is too near to
-            them), "no suggestion" or "over budget" (no test has run).
+            them), "declined" (there is no suggestion) or "over budget" (no test has run).
         reason: One sentence that says why.
         old: Peak learning rate of each param group before, [groups].
         new: Peak learning rate of each param group since, [groups].
@@ -356,7 +356,7 @@ class Retest:
         suggestion = result.suggestions[rule]
         # What is usual for new weights is no reason to change a training that runs.
         if suggestion.lr is None or suggestion.next_range is not None:
-            return "no suggestion", suggestion.reason, []
+            return "declined", suggestion.reason, []
         factors = []
         groups = self._optimizer.param_groups
         for group, old, new in zip(groups, peaks, result.suggested_lrs(rule), strict=True):

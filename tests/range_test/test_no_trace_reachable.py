@@ -365,7 +365,7 @@ def test_a_retest_leaves_no_trace_either(name: str) -> None:
     for _ in range(3):
         swept_losses += trained(swept, 1)
         entry = retest.epoch_end()
-        assert entry is not None and entry.outcome in ("kept", "no suggestion")
+        assert entry is not None and entry.outcome in ("kept", "declined")
     assert bits(swept_losses) == bits(losses)
     assert swept.trace() == plain.trace()
 

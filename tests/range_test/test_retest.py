@@ -64,7 +64,7 @@ def test_a_tensor_that_groups_share_is_scaled_once(finder: Finder) -> None:
 @pytest.mark.parametrize(
     ("factor", "outcome", "used"),
     [
-        (None, "no suggestion", 1),
+        (None, "declined", 1),
         (1.49, "kept", 1),
         (1 / 1.49, "kept", 1),
         (1.51, "applied", 1.51),
@@ -251,7 +251,7 @@ def run_with(kind: str, schedule: str, ending: str | None) -> list[dict[str, Any
         max_change=1e12,
         rule="minimum" if ending == "kept" else None,
         schedulers=others,
-        num_iter=2 if ending == "no suggestion" else 20,
+        num_iter=2 if ending == "declined" else 20,
         progress=False,
     )
     seen = []
@@ -260,14 +260,14 @@ def run_with(kind: str, schedule: str, ending: str | None) -> list[dict[str, Any
         if ending == "raised" and not seen:
             with pytest.raises(RuntimeError, match="boom"):
                 retest.epoch_end()
-        elif ending in ("kept", "no suggestion"):
+        elif ending in ("kept", "declined"):
             entry = retest.epoch_end()
             assert entry is not None and entry.outcome == ending, entry
         seen.append(trace(model, optimizer, others))
     return seen
 
 
-@pytest.mark.parametrize("ending", ["no suggestion", "kept", "raised"])
+@pytest.mark.parametrize("ending", ["declined", "kept", "raised"])
 @pytest.mark.parametrize(
     ("kind", "schedule"),
     [
