@@ -9,7 +9,14 @@ from itertools import pairwise
 from typing import Any, Literal, TypeAlias, get_args
 
 from lrfast._utils.public import public_in
-from lrfast._utils.validation import check_finite, check_int, check_list, check_str, short_repr
+from lrfast._utils.validation import (
+    MAX_STEPS,
+    check_finite,
+    check_int,
+    check_list,
+    check_str,
+    short_repr,
+)
 
 Shape = Literal[
     "constant", "linear", "cosine", "exponential", "polynomial", "power", "inverse", "rex", "lookup"
@@ -128,6 +135,11 @@ class Table:
     decay: float = 1.0
     floor: float = 0.0
     stride: int = 1
+
+    def __post_init__(self) -> None:
+        # Cycles without end last to the last step that there is: moved, they would last longer.
+        reached = tuple(segment for segment in self.segments if segment.begin <= MAX_STEPS)
+        object.__setattr__(self, "segments", reached)
 
     @property
     def is_plain(self) -> bool:

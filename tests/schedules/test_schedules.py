@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from reference import schedules as reference
 from torch.optim import lr_scheduler
 
+import lrfast
 from lrfast import schedules
 from lrfast.schedules import Schedule
 
@@ -237,6 +238,35 @@ def test_then_is_one_after_the_other(first: Schedule, second: Schedule) -> None:
     assert both.values(early).tolist() == first.values(early).tolist()
     later = [here + step for step in STEPS]
     np.testing.assert_allclose(both.values(later), second.values(STEPS), rtol=TINY, atol=1e-300)
+
+
+MOVES: dict[str, Callable[[Schedule], Schedule]] = {
+    "after a warm-up": lambda s: schedules.linear(0.1, 1.0, 7).then(s),
+    "after itself": lambda s: s.then(s),
+    "three times": lambda s: s.repeat(3),
+    "in epochs": lambda s: schedules.per_epoch(s, 5),
+    "held for epochs": lambda s: schedules.per_epoch(s, 5, stepwise=True),
+    "of the weight decay": lambda s: schedules.constant().with_weight_decay(
+        schedules.linear(0.1, 1.0, 7).then(s)
+    ),
+}
+
+
+@pytest.mark.parametrize(("steps", "mult"), [(1, 2.0), (3, 1.3), (3, 1.5), (3, 2.0), (4, 3.0)])
+@pytest.mark.parametrize("move", MOVES)
+def test_cycles_without_end_may_be_moved(move: str, steps: int, mult: float) -> None:
+    """Growing ones reach the last step that there is; later or slower, they would go beyond."""
+    endless, ending = (
+        MOVES[move](schedules.sgdr(steps, mult, cycles, 0.05, warmup=steps // 3).lasting(8))
+        for cycles in (None, 9)
+    )
+    np.testing.assert_array_equal(endless.values(range(60)), ending.values(range(60)))
+    again = Schedule.from_dict(json.loads(json.dumps(endless.to_dict())))
+    assert again == endless
+    optimizer = lrfast.SGD([torch.zeros(3, requires_grad=True)], lr=0.3, weight_decay=0.1)
+    optimizer.set_schedule(endless)
+    optimizer.step()
+    assert optimizer.last_rates.tolist() == [0.3 * ending.at(0)]
 
 
 @settings(max_examples=60)
