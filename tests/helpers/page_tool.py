@@ -6,8 +6,13 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # Share of the pixels: two runs that differ in their seed alone draw 2 % of them otherwise.
 SAME_RUN = 0.01
+# A run under another torch differs from the first update on.
+PINS = (Path(__file__).parents[2] / "requirements" / "dev.txt").read_text()
+IS_PINNED_TORCH = f"\ntorch=={torch.__version__.partition('+')[0]}\n" in PINS
 
 
 def load_tool(name: str) -> Any:
@@ -22,6 +27,11 @@ def load_tool(name: str) -> Any:
 
 # Compares text but for what machines differ in.
 page_outputs = load_tool("page_outputs")
+
+
+def shows_same_run(one: Any, other: Any) -> bool:
+    """Whether two pictures may be of one run; they need not where torch is not the pinned one."""
+    return not IS_PINNED_TORCH or differing(one, other) < SAME_RUN
 
 
 def differing(one: Any, other: Any) -> float:
