@@ -46,6 +46,33 @@ struct NoProduct {
   static double product_after(const double*, int64_t) { return 1.0; }
 };
 
+// The product of a rule that divides its mean of gradients by 1 - beta1^t. When a schedule cycles
+// beta1, the product of the betas actually used stands for beta1^t: the power is up to 10.6 % wrong
+// while beta1 goes from 0.95 to 0.85 in 50 steps.
+template <class Rule>
+struct Beta1Product {
+  static constexpr const char* kProductName = "beta1_product";  // kept while beta1 is cycled
+  static constexpr bool kAlwaysProduct = false;
+
+  LRFAST_HD static double product_factor(const double* hypers, double) {
+    return hypers[Rule::kMomentum];
+  }
+
+  static double product_after(const double* hypers, int64_t count) {
+    return integer_power(hypers[Rule::kMomentum], count);
+  }
+
+  // lr / (1 - beta1^t)
+  template <class Powers>
+  LRFAST_HD static double unbiased_rate(const double* hypers, const TensorClock& clock,
+                                        Powers&& powers) {
+    const double beta1 = hypers[Rule::kMomentum];
+    const int64_t t = static_cast<int64_t>(clock.count) + 1;
+    const double power = clock.product >= 0.0 ? clock.product * beta1 : powers(beta1, t);
+    return hypers[Rule::kRate] / (1.0 - power);
+  }
+};
+
 // The gradient as torch's rules see it first: its sign turned to maximize, then the L2 penalty. No
 // penalty is no operation, so that an infinite weight does not turn into NaN.
 template <class T>

@@ -6,9 +6,7 @@
 //   v <- beta2 * v + (1 - beta2) * g^2
 //   p <- p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 //
-// With amsgrad the largest v so far stands in the denominator. When a schedule cycles beta1, the
-// product of the betas actually used stands for beta1^t: the power is up to 10.6 % wrong while
-// beta1 goes from 0.95 to 0.85 in 50 steps.
+// With amsgrad the largest v so far stands in the denominator.
 //
 // Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980.
 // Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
@@ -21,42 +19,34 @@
 
 namespace lrfast {
 
-struct Adam : AdamMoments {
+struct Adam : AdamMoments, Beta1Product<Adam> {
   static constexpr const char* kName = "adam";
 
-  static constexpr Hyper kAmsgrad = kOwn;
+  static constexpr int kAmsgrad = kOwn, kNumHypers = kOwn + 1;
   static constexpr auto kHypers = hyper_names("amsgrad");
 
   enum Form : uint8_t { kPlain, kWithAmsgrad, kNumForms };
   static constexpr StateNames kStates[kNumForms] = {
       {2, {"exp_avg", "exp_avg_sq"}}, {3, {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}}};
-  static constexpr const char* kProductName = "beta1_product";  // kept while beta1 is cycled
-  static constexpr bool kAlwaysProduct = false;
 
   static uint8_t form(const double* hypers, bool) {
     return hypers[kAmsgrad] != 0.0 ? kWithAmsgrad : kPlain;
   }
 
-  LRFAST_HD static double product_factor(const double* hypers, double) { return hypers[kMomentum]; }
-
-  static double product_after(const double* hypers, int64_t count) {
-    return integer_power(hypers[kMomentum], count);
-  }
-
   template <class T>
   struct Scalars : AdamMoments::Scalars<T> {
-    T step_size;  // lr / (1 - beta1^t)
+    T step_size;    // lr / (1 - beta1^t)
+    T root_weight;  // 1 / sqrt(1 - beta2^t)
   };
 
   template <class T, class Powers>
   LRFAST_HD static Scalars<T> prepare(const double* hypers, const TensorClock& clock,
                                       Powers&& powers) {
     const int64_t t = static_cast<int64_t>(clock.count) + 1;
-    const double beta1_power =
-        clock.product >= 0.0 ? clock.product * hypers[kMomentum] : powers(hypers[kMomentum], t);
     Scalars<T> s;
-    s.step_size = static_cast<T>(hypers[kRate] / (1.0 - beta1_power));
-    prepare_moments<T>(hypers, t, powers, s);
+    s.step_size = static_cast<T>(unbiased_rate(hypers, clock, powers));
+    s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
+    prepare_moments<T>(hypers, s);
     return s;
   }
 

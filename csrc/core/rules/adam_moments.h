@@ -20,10 +20,10 @@ struct AdamMoments {
     kWeightDecay,
     kDecoupled,
     kMaximize,
-    kOwn,  // the one in which the rules differ
-    kNumHypers
+    kOwn  // the first in which the rules differ
   };
-  static constexpr std::array<HyperName, kNumHypers> hyper_names(const char* own) {
+  template <class... Own>
+  static constexpr std::array<HyperName, kOwn + sizeof...(Own)> hyper_names(Own... own) {
     return {{{"lr"},
              {"betas", 0},
              {"betas", 1},
@@ -31,7 +31,7 @@ struct AdamMoments {
              {"weight_decay"},
              {"decoupled_weight_decay"},
              {"maximize"},
-             {own}}};
+             {own}...}};
   }
   static constexpr const char* kCountName = "step";
 
@@ -41,16 +41,12 @@ struct AdamMoments {
     T shrink;         // 1 - lr * weight_decay that is
     T mean_weight;    // 1 - beta1
     T beta2, square_weight;
-    T root_weight;  // 1 / sqrt(1 - beta2^t)
     T eps;
   };
 
-  // t: number of the update, counted from 1.
-  template <class T, class Powers>
-  LRFAST_HD static void prepare_moments(const double* hypers, int64_t t, Powers&& powers,
-                                        Scalars<T>& s) {
+  template <class T>
+  LRFAST_HD static void prepare_moments(const double* hypers, Scalars<T>& s) {
     const bool decoupled = hypers[kDecoupled] != 0.0;
-    s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
     s.penalty = decoupled ? T(0) : static_cast<T>(hypers[kWeightDecay]);
     s.shrink = decoupled ? static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]) : T(1);

@@ -20,7 +20,7 @@ namespace lrfast {
 struct NAdam : AdamMoments {
   static constexpr const char* kName = "nadam";
 
-  static constexpr Hyper kMomentumDecay = kOwn;
+  static constexpr int kMomentumDecay = kOwn, kNumHypers = kOwn + 1;
   static constexpr auto kHypers = hyper_names("momentum_decay");
 
   enum Form : uint8_t { kPlain, kNumForms };
@@ -50,8 +50,9 @@ struct NAdam : AdamMoments {
 
   template <class T>
   struct Scalars : AdamMoments::Scalars<T> {
-    T grad_step;  // lr * (1 - mu_t) / (1 - product)
-    T mean_step;  // lr * mu_{t+1} / (1 - product * mu_{t+1})
+    T grad_step;    // lr * (1 - mu_t) / (1 - product)
+    T mean_step;    // lr * mu_{t+1} / (1 - product * mu_{t+1})
+    T root_weight;  // 1 / sqrt(1 - beta2^t)
   };
 
   template <class T, class Powers>
@@ -65,7 +66,9 @@ struct NAdam : AdamMoments {
     Scalars<T> s;
     s.grad_step = static_cast<T>(rate * (1.0 - mu) / (1.0 - product));
     s.mean_step = static_cast<T>(rate * next_mu / (1.0 - product * next_mu));
-    prepare_moments<T>(hypers, static_cast<int64_t>(clock.count) + 1, powers, s);
+    const int64_t t = static_cast<int64_t>(clock.count) + 1;
+    s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
+    prepare_moments<T>(hypers, s);
     return s;
   }
 

@@ -21,9 +21,9 @@ def steps_of(rule: str) -> str:
 RULES = [
     Fault(
         "adam-no-bias-correction",
-        "csrc/core/rules",
-        "s.step_size = static_cast<T>(hypers[kRate] / (1.0 - beta1_power));",
-        "s.step_size = static_cast<T>(hypers[kRate]);",
+        "csrc/core/rule.h",
+        "return hypers[Rule::kRate] / (1.0 - power);",
+        "return hypers[Rule::kRate];",
         steps_of("adam"),
     ),
     Fault(
@@ -56,9 +56,9 @@ RULES = [
     ),
     Fault(
         "adam-lost-product-is-one-step-long",
-        "csrc/core/rules",
-        "return integer_power(hypers[kMomentum], count);",
-        "return integer_power(hypers[kMomentum], count + 1);",
+        "csrc/core/rule.h",
+        "return integer_power(hypers[Rule::kMomentum], count);",
+        "return integer_power(hypers[Rule::kMomentum], count + 1);",
         program("test_rules"),
     ),
     Fault(
