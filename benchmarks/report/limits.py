@@ -17,7 +17,7 @@ from benchmarks.provenance import ROOT
 from benchmarks.report import predicted, results
 from benchmarks.report.results import rows_of
 from benchmarks.speed import model_sets
-from lrfast import _C
+from lrfast import _C, optim
 from lrfast.tools.bench._contenders import bytes_moved
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -29,8 +29,10 @@ DTYPES = {
     "bf16, float32 states": (2, 4),
     "float32, bf16 states": (4, 2),
 }
-NAMES = {"adagrad": "Adagrad", "adam": "Adam, AdamW", "lion": "Lion", "nadam": "NAdam"}
-NAMES |= {"rmsprop": "RMSprop", "sgd": "SGD"}
+NAMES = {
+    rule: ", ".join(n for n in optim.__all__ if getattr(getattr(optim, n), "_rule", "") == rule)
+    for rule in _C.rules
+}
 ROOF = "triad in place"
 FLOOR_HEADER = ["step", "parameters", "groups", "order", "MB", "floor", "lrfast"]
 FLOOR_HEADER += ["of the floor", "best of torch"]

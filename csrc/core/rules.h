@@ -3,6 +3,7 @@
 
 #include "core/rules/adagrad.h"
 #include "core/rules/adam.h"
+#include "core/rules/adamax.h"
 #include "core/rules/lion.h"
 #include "core/rules/nadam.h"
 #include "core/rules/rmsprop.h"
@@ -23,6 +24,6 @@ struct RuleList {
   static constexpr const char* kNames[] = {Rule::kName...};
 };
 
-using Rules = RuleList<Sgd, Adam, NAdam, RmsProp, Adagrad, Lion>;
+using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RmsProp, Adagrad, Lion>;
 
 }  // namespace lrfast

@@ -10,6 +10,7 @@ from lrfast.optim._scheduling import Planned
 from lrfast.optim._wrap import wrap
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
+from lrfast.optim.adamax import Adamax
 from lrfast.optim.lion import Lion
 from lrfast.optim.nadam import NAdam
 from lrfast.optim.rmsprop import RMSprop
@@ -20,6 +21,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "FusedOptimizer",
     "Lion",
     "NAdam",

@@ -150,7 +150,9 @@ def rollback_on_error(optimizer: SchedulingMixin) -> Iterator[None]:
 def _check_states(
     optimizer: SchedulingMixin, rule: str, groups: list[dict[Any, Any]], state: dict[Any, Any]
 ) -> None:
-    moments = {name for form in extension().rule_states[rule] for name in form} | {"ema"}
+    names = {key: {*chain.from_iterable(forms)} for key, forms in extension().rule_states.items()}
+    moments = names[rule] | {"ema"}
+    foreign = set().union(*names.values()) - moments
     saved = list(chain.from_iterable(group["params"] for group in groups))
     _check_copies("state", {place: state[place] for place in state.keys() - set(saved)})
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
@@ -159,6 +161,10 @@ def _check_states(
             continue
         for name, value in check_dict(f"state[{short_repr(place)}]", state[place]).items():
             where = f"state[{short_repr(place)}][{short_repr(check_str('a state', name))}]"
+            if name in foreign:
+                raise ValueError(
+                    f"state_dict must be of the same rule: its {where} is of another one"
+                )
             if name in SCALARS:
                 _check_scalar(name, where, value)
             elif isinstance(value, Tensor):

@@ -10,6 +10,7 @@ from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
+from lrfast.optim.adamax import Adamax
 from lrfast.optim.nadam import NAdam
 from lrfast.optim.rmsprop import RMSprop
 from lrfast.optim.sgd import SGD
@@ -18,6 +19,7 @@ TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.SGD: SGD,
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
+    torch.optim.Adamax: Adamax,
     torch.optim.NAdam: NAdam,
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adagrad: Adagrad,
@@ -38,7 +40,7 @@ def wrap(
     working; step with the new one only.
 
     Args:
-        optimizer: A torch.optim SGD, Adam, AdamW, NAdam, RMSprop or Adagrad.
+        optimizer: One of torch.optim, of a class that lrfast has by the same name.
         schedule: Multiplies the learning rates, see :meth:`FusedOptimizer.set_schedule`; default
             None.
         **options: Options of the step, see :class:`lrfast.optim.Options`.

@@ -103,6 +103,21 @@ void test_adam() {
   }
 }
 
+void test_adamax() {
+  double p = kParam;
+  double m = 0.0;
+  double u = 0.0;
+  for (int t = 1; t <= 2; ++t) {
+    const double g = kGrads[t - 1] + 0.2 * p;
+    m = 0.9 * m + 0.1 * g;
+    u = std::max(0.99 * u, std::abs(g) + 1e-3);  // at first the gradient, then what is left of it
+    p -= 0.1 / (1.0 - std::pow(0.9, t)) * m / u;
+  }
+  // rate, beta1, beta2, eps, decay, maximize
+  const double found = after_two_steps<Adamax>(Adamax::kPlain, {0.1, 0.9, 0.99, 1e-3, 0.2, 0.0});
+  EXPECT_NEAR(found, p, kTolerance);
+}
+
 void test_rmsprop() {
   for (uint8_t form = 0; form < RmsProp::kNumForms; ++form) {
     const Context context("rmsprop, form ", form);
@@ -166,6 +181,7 @@ void test_products() {
   for (int t = 0; t < 40; ++t) {
     const Context context("product after ", t);
     EXPECT_NEAR(Adam::product_after(adam, t), power, kTolerance * power);
+    EXPECT_EQ(Adamax::product_after(adam, t), Adam::product_after(adam, t));
     EXPECT_NEAR(NAdam::product_after(nadam, t), product, kTolerance * product);
     EXPECT_EQ(Sgd::product_after(adam, t), 1.0);
     power *= 0.9;
@@ -180,6 +196,7 @@ int main() {
   using namespace lrfast::test;
   test_sgd();
   test_adam();
+  test_adamax();
   test_nadam();
   test_products();
   test_rmsprop();

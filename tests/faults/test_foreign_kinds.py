@@ -19,6 +19,7 @@ from torch import nn
 
 import lrfast
 from lrfast import finetune, plot, schedules, suggest
+from lrfast.optim._wrap import TWINS
 
 BATCHES = make_batches(2)
 LRS = np.geomspace(1e-4, 1.0, 41)
@@ -102,8 +103,8 @@ CALLS: dict[str, Callable[[Bench], Call]] = {
     "recipe": lambda b: (b.tuner.recipe, {}),
     "freeze_to": lambda b: (b.tuner.freeze_to, {"n": 0}),
     **{
-        name: (lambda b, name=name: (getattr(lrfast, name), {"params": parameters()}))
-        for name in ("SGD", "Adam", "AdamW", "NAdam", "RMSprop", "Adagrad", "Lion")
+        cls.__name__: (lambda b, cls=cls: (cls, {"params": parameters()}))
+        for cls in (*TWINS.values(), lrfast.Lion)
     },
     "set_schedule": lambda b: (b.optimizer.set_schedule, {"schedule": None}),
     "planned": lambda b: (b.optimizer.planned, {"steps": 3}),

@@ -28,6 +28,7 @@ OPTIMIZERS: dict[str, Make] = {
     "adam": lambda g: lrfast.Adam(g, 0.1, amsgrad=True, state_dtype=torch.bfloat16),
     "adamw": lambda g: lrfast.AdamW(g, 0.1, schedule=schedules.one_cycle(9, momentum=(0.9, 0.8))),
     "rounded": lambda g: lrfast.AdamW(g, 0.1, ema_decay=0.9, stochastic_rounding=True, telemetry=3),
+    "adamax": lambda g: lrfast.Adamax(g, 0.1, schedule=schedules.one_cycle(9)),
     "nadam": lambda g: lrfast.NAdam(g, 0.1, schedule=[schedules.cosine(9), None]),
     "rmsprop": lambda g: lrfast.RMSprop(g, 0.1, centered=True, momentum=0.5),
     "adagrad": lambda g: lrfast.Adagrad(g, 0.1, lr_decay=0.1),

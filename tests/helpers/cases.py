@@ -97,6 +97,13 @@ def _adam(name: str, description: str, **options: Any) -> OptimizerCase:
     )
 
 
+def _adamax(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.02, "betas": (0.85, 0.97), "eps": 1e-4, "weight_decay": 0.07, **options}
+    return OptimizerCase(
+        f"adamax-{name}", lrfast.Adamax, torch.optim.Adamax, reference.adamax, options, description
+    )
+
+
 def _nadam(name: str, description: str, **options: Any) -> OptimizerCase:
     options = {"lr": 0.02, "betas": (0.85, 0.97), "eps": 1e-4, "weight_decay": 0.07, **options}
     options = {"momentum_decay": 0.3, **options}
@@ -157,6 +164,9 @@ OPTIMIZERS = (
     _adam("defaults", "torch's own eps and beta2", betas=(0.9, 0.999), eps=1e-8),
     _adam("amsgrad-maximize", "the sign comes before the decay", amsgrad=True, maximize=True),
     _adam("decoupled", "AdamW by its other name", decoupled_weight_decay=True),
+    _adamax("plain", "the largest gradient decays"),
+    _adamax("defaults", "torch's own eps and beta2", betas=(0.9, 0.999), eps=1e-8),
+    _adamax("maximize", "the sign comes before the decay", maximize=True),
     _nadam("plain", "momenta of this step and of the next"),
     _nadam("defaults", "torch's own", betas=(0.9, 0.999), eps=1e-8, momentum_decay=4e-3),
     _nadam("decoupled", "the decay spares the moments", decoupled_weight_decay=True),
@@ -172,20 +182,12 @@ OPTIMIZERS = (
     _lion("maximize", "the sign spares the decay", maximize=True),
     _lion("high-decay", "the decay counts by the rate, not by the step", weight_decay=30.0),
 )
-# One row per rule that has states, for tests of what does not depend on hyperparameters. SGD's and
-# AdamW's come first.
-STATEFUL = tuple(
-    next(c for c in OPTIMIZERS if c.name == name)
-    for name in (
-        "sgd-dampening",
-        "adamw-amsgrad",
-        "adam-plain",
-        "nadam-plain",
-        "rmsprop-all",
-        "adagrad-plain",
-        "lion-plain",
-    )
-)
+# One row per class, for tests of what does not depend on hyperparameters: of those with several
+# forms the one with the most states, else its first. SGD's and AdamW's come first.
+_FULLEST = ("sgd-dampening", "adamw-amsgrad", "rmsprop-all")
+_CHOSEN = {case.ours: case for case in reversed(OPTIMIZERS)}
+_CHOSEN |= {case.ours: case for case in OPTIMIZERS if case.name in _FULLEST}
+STATEFUL = tuple(_CHOSEN[cls] for cls in dict.fromkeys(case.ours for case in OPTIMIZERS))
 
 
 def by_name(case: Any) -> str:

@@ -83,7 +83,7 @@ class Changed(torch.optim.SGD):
     ("optimizer", "error", "message"),
     [
         (Changed, TypeError, "must be a torch.optim SGD, .*, got .*test_wrap.Changed"),
-        (torch.optim.Adamax, TypeError, "got torch.optim.adamax.Adamax"),
+        (torch.optim.Rprop, TypeError, "got torch.optim.rprop.Rprop"),
         (lrfast.SGD, TypeError, "must be one of torch.optim, got lrfast's lrfast.optim.sgd.SGD"),
     ],
     ids=by_name,

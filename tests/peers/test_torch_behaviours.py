@@ -19,8 +19,9 @@ from torch import Tensor
 
 import lrfast
 from lrfast import schedules
+from lrfast.optim._wrap import TWINS
 
-CLASSES = (lrfast.SGD, lrfast.Adam, lrfast.AdamW, lrfast.NAdam, lrfast.RMSprop, lrfast.Adagrad)
+CLASSES = tuple(TWINS.values())
 
 
 def new_params(dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import lrfast
+from lrfast.optim._wrap import TWINS
 
-NAMES = ("SGD", "Adam", "AdamW", "NAdam", "RMSprop", "Adagrad")
+NAMES = tuple(cls.__name__ for cls in TWINS.values())
 STEPS = 9
 REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)

@@ -27,6 +27,14 @@ Array = npt.NDArray[np.float64]
 State = dict[str, Any]
 
 
+def _beta1_power(state: State, after: State, beta1: float) -> float:
+    """``beta1 ** t``, or the product of the betas used if state holds one."""
+    if "beta1_product" not in state:
+        return float(beta1 ** after["step"])
+    after["beta1_product"] = state["beta1_product"] * beta1
+    return float(after["beta1_product"])
+
+
 def sgd(
     param: Array,
     grad: Array,
@@ -78,10 +86,7 @@ def adam(
     if amsgrad:
         largest = np.maximum(state.get("max_exp_avg_sq", zeros), square)
         after["max_exp_avg_sq"] = largest
-    beta1_power = beta1**step
-    if "beta1_product" in state:
-        beta1_power = after["beta1_product"] = state["beta1_product"] * beta1
-    unbiased_mean = mean / (1 - beta1_power)
+    unbiased_mean = mean / (1 - _beta1_power(state, after, beta1))
     unbiased_root = np.sqrt(largest) / np.sqrt(1 - beta2**step)
     update = unbiased_mean / (unbiased_root + eps) + decoupled * param
     return param - lr * update, after
@@ -103,6 +108,28 @@ def adamw(
     options: dict[str, Any] = {"betas": betas, "eps": eps, "amsgrad": amsgrad}
     options |= {"maximize": maximize, "weight_decay": weight_decay}
     return adam(param, grad, state, lr=lr, decoupled_weight_decay=True, **options)
+
+
+def adamax(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> tuple[Array, State]:
+    """Bias correction as Adam's."""
+    beta1, beta2 = betas
+    gradient = (-grad if maximize else grad) + weight_decay * param
+    zeros = np.zeros_like(param)
+    mean = beta1 * state.get("exp_avg", zeros) + (1 - beta1) * gradient
+    largest = np.maximum(beta2 * state.get("exp_inf", zeros), np.abs(gradient) + eps)
+    after: State = {"step": state.get("step", 0) + 1, "exp_avg": mean, "exp_inf": largest}
+    unbiased_mean = mean / (1 - _beta1_power(state, after, beta1))
+    return param - lr * unbiased_mean / largest, after
 
 
 def nadam(

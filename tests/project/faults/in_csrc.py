@@ -34,6 +34,13 @@ RULES = [
         steps_of("adam"),
     ),
     Fault(
+        "adamax-largest-does-not-decay",
+        "csrc/core/rules",
+        "larger(largest * s.beta2,",
+        "larger(largest,",
+        steps_of("adamax"),
+    ),
+    Fault(
         "nadam-product-one-step-late",
         "csrc/core/rules",
         "return momentum_at(hypers, count + 1.0);",
