@@ -19,7 +19,7 @@ from lrfast.groups import (
 )
 from lrfast.history import History, Stage
 from lrfast.loss_schedules import Greedy, Plateau
-from lrfast.optim import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RMSprop, wrap
+from lrfast.optim import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop, wrap
 from lrfast.range_test import (
     RangeTest,
     Retest,
@@ -49,6 +49,7 @@ __all__ = [
     "LossCurve",
     "NAdam",
     "Plateau",
+    "RAdam",
     "RMSprop",
     "RangeTest",
     "RecaptureNeeded",

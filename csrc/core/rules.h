@@ -6,6 +6,7 @@
 #include "core/rules/adamax.h"
 #include "core/rules/lion.h"
 #include "core/rules/nadam.h"
+#include "core/rules/radam.h"
 #include "core/rules/rmsprop.h"
 #include "core/rules/sgd.h"
 
@@ -24,6 +25,6 @@ struct RuleList {
   static constexpr const char* kNames[] = {Rule::kName...};
 };
 
-using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RmsProp, Adagrad, Lion>;
+using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RAdam, RmsProp, Adagrad, Lion>;
 
 }  // namespace lrfast

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -30,7 +31,7 @@ from lrfast.groups import Rates, discriminative
 from lrfast.integrations._shared import KeptObjects, LRFinderBase, fused_optimizer
 from lrfast.integrations.accelerate import clip_in_step, step_can_clip, undisturbed
 from lrfast.integrations.scheduler import DeviceScheduler
-from lrfast.optim import Adam, AdamW, FusedOptimizer, NAdam
+from lrfast.optim import AdamW, FusedOptimizer
 from lrfast.range_test import RangeTest
 from lrfast.schedules import Schedule
 from lrfast.training._data import num_batches
@@ -127,12 +128,12 @@ def optimizer_cls_and_kwargs(
     """Return an argument for ``Trainer(optimizer_cls_and_kwargs=...)``.
 
     Args:
-        args: Its learning rate is used, and for Adam, AdamW and NAdam its betas and epsilon.
+        args: Its learning rate is used, and its betas and epsilon if the optimizer has both.
         optimizer: Class of the optimizer; default AdamW.
         **options: Other arguments of it.
     """
     found: dict[str, Any] = {"lr": args.learning_rate}
-    if optimizer in (Adam, AdamW, NAdam):
+    if {"betas", "eps"} <= inspect.signature(optimizer).parameters.keys():
         found |= {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     return optimizer, found | options
 

@@ -13,6 +13,7 @@ from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.adamax import Adamax
 from lrfast.optim.lion import Lion
 from lrfast.optim.nadam import NAdam
+from lrfast.optim.radam import RAdam
 from lrfast.optim.rmsprop import RMSprop
 from lrfast.optim.sgd import SGD
 
@@ -27,6 +28,7 @@ __all__ = [
     "NAdam",
     "Options",
     "Planned",
+    "RAdam",
     "RMSprop",
     "wrap",
 ]

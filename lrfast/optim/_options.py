@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # version, and those that no other rule's checkpoint has.
 _ALWAYS_SAVED = {"betas", "eps", "alpha", "lr_decay", "momentum_decay"}
 _TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "amsgrad"}
+# Since torch's groups have "differentiable", Adam's have had these: RAdam's are the same without.
+_ADAMS = {"amsgrad", "fused"}
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16)
 
 # One for all groups; one, or None, per group; or none at all.
@@ -161,7 +163,9 @@ def check_group(index: int, group: dict[str, Any]) -> None:
 def check_saved_groups(own: set[str], state_dict: dict[str, Any]) -> None:
     """Check that a state dict was saved by an optimizer with the same hyperparameters."""
     for index, group in enumerate(state_dict["param_groups"]):
-        missing = sorted((own & _ALWAYS_SAVED) - group.keys())
+        is_adams = "differentiable" not in group or bool(group.keys() & _ADAMS)
+        expected = _ALWAYS_SAVED if is_adams else _ALWAYS_SAVED | {"amsgrad"}
+        missing = sorted((own & expected) - group.keys())
         foreign = sorted((group.keys() & _TELLING) - own)
         if missing or foreign:
             raise ValueError(

@@ -12,6 +12,7 @@ from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.adamax import Adamax
 from lrfast.optim.nadam import NAdam
+from lrfast.optim.radam import RAdam
 from lrfast.optim.rmsprop import RMSprop
 from lrfast.optim.sgd import SGD
 
@@ -21,6 +22,7 @@ TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.AdamW: AdamW,
     torch.optim.Adamax: Adamax,
     torch.optim.NAdam: NAdam,
+    torch.optim.RAdam: RAdam,
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adagrad: Adagrad,
 }

@@ -13,9 +13,9 @@ constexpr double kParam = 0.75;
 constexpr double kGrads[] = {0.5, -0.3};
 constexpr double kTolerance = 1e-14;
 
-// A parameter after two steps, states from zero.
+// A parameter after two steps, or more with the gradients in turn, states from zero.
 template <class Rule>
-double after_two_steps(uint8_t form, const std::vector<double>& hypers) {
+double after_two_steps(uint8_t form, const std::vector<double>& hypers, int steps = 2) {
   GroupRow group{};
   std::copy(hypers.begin(), hypers.end(), group.hypers);
   group.schedule = -1;
@@ -24,8 +24,8 @@ double after_two_steps(uint8_t form, const std::vector<double>& hypers) {
   Plan plan(kPlace<Rule>, {spec}, {group}, 8);
   for (GuardedBytes& state : plan.tensors[0].states) *state.as<double>() = 0.0;
   *plan.tensors[0].param.as<double>() = kParam;
-  for (const double grad : kGrads) {
-    *plan.tensors[0].grad.as<double>() = grad;
+  for (int t = 0; t < steps; ++t) {
+    *plan.tensors[0].grad.as<double>() = kGrads[t % 2];
     cpu_step(plan);
   }
   return *plan.tensors[0].param.as<double>();
@@ -73,6 +73,35 @@ void test_nadam() {
     // rate, beta1, beta2, eps, decay, decoupled, maximize, momentum decay
     const double found = after_two_steps<NAdam>(
         NAdam::kPlain, {0.1, 0.9, 0.99, 1e-3, 0.2, decoupled ? 1.0 : 0.0, 0.0, 0.4});
+    EXPECT_NEAR(found, p, kTolerance);
+  }
+}
+
+void test_radam() {
+  constexpr int kSteps = 8;  // of which the last three are rectified
+  for (const bool decoupled : {false, true}) {
+    const Context context("radam, decoupled ", decoupled);
+    double p = kParam;
+    double m = 0.0;
+    double v = 0.0;
+    for (int t = 1; t <= kSteps; ++t) {
+      const double g = kGrads[(t - 1) % 2] + (decoupled ? 0.0 : 0.2 * p);
+      if (decoupled) p *= 1.0 - 0.1 * 0.2;
+      m = 0.9 * m + 0.1 * g;
+      v = 0.9 * v + 0.1 * g * g;
+      const double power = std::pow(0.9, t);
+      const double n = 19.0 - 2.0 * t * power / (1.0 - power);
+      EXPECT_EQ(n > 5.0, t > 5);
+      double step = m / (1.0 - power);  // both betas are 0.9
+      if (n > 5.0) {
+        step *= std::sqrt(1.0 - power) / (std::sqrt(v) + 1e-3);
+        step *= std::sqrt((n - 4.0) * (n - 2.0) * 19.0 / (15.0 * 17.0 * n));
+      }
+      p -= 0.1 * step;
+    }
+    // rate, beta1, beta2, eps, decay, decoupled, maximize
+    const double found = after_two_steps<RAdam>(
+        RAdam::kPlain, {0.1, 0.9, 0.9, 1e-3, 0.2, decoupled ? 1.0 : 0.0, 0.0}, kSteps);
     EXPECT_NEAR(found, p, kTolerance);
   }
 }
@@ -198,6 +227,7 @@ int main() {
   test_adam();
   test_adamax();
   test_nadam();
+  test_radam();
   test_products();
   test_rmsprop();
   test_adagrad();

@@ -112,6 +112,13 @@ def _nadam(name: str, description: str, **options: Any) -> OptimizerCase:
     )
 
 
+def _radam(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.02, "betas": (0.85, 0.9), "eps": 1e-4, "weight_decay": 0.07, **options}
+    return OptimizerCase(
+        f"radam-{name}", lrfast.RAdam, torch.optim.RAdam, reference.radam, options, description
+    )
+
+
 def _rmsprop(name: str, description: str, **options: Any) -> OptimizerCase:
     options = {"lr": 0.01, "alpha": 0.93, "eps": 1e-3, "weight_decay": 0.04, **options}
     return OptimizerCase(
@@ -171,6 +178,11 @@ OPTIMIZERS = (
     _nadam("defaults", "torch's own", betas=(0.9, 0.999), eps=1e-8, momentum_decay=4e-3),
     _nadam("decoupled", "the decay spares the moments", decoupled_weight_decay=True),
     _nadam("maximize", "the sign comes before the decay", maximize=True),
+    _radam("plain", "rectified from the sixth step on"),
+    # At a beta2 of 0.999 the length keeps ten digits of what 1 - beta2^t had: torch's rows have it.
+    _radam("small-eps", "torch's own eps, a longer average", betas=(0.9, 0.99), eps=1e-8),
+    _radam("decoupled", "the decay spares the moments", decoupled_weight_decay=True),
+    _radam("maximize", "the sign comes before the decay", maximize=True),
     _rmsprop("plain", "one state"),
     _rmsprop("momentum", "a buffer of directions, not of gradients", momentum=0.8),
     _rmsprop("centered", "a difference under the root", centered=True),

@@ -70,6 +70,10 @@ def test_by_trainers_own_arguments(tmp_path: Path) -> None:
     given.lr_scheduler = DeviceScheduler(given.optimizer, schedule)
     train(given)
     assert furthest(given.model.parameters(), theirs.model.parameters()) < 2e-5
+    with_eps = [lrfast.Adam, lrfast.Adamax, lrfast.NAdam, lrfast.RAdam]
+    for cls in [*with_eps, lrfast.Lion, lrfast.SGD]:
+        _, options = huggingface.optimizer_cls_and_kwargs(given.args, cls)
+        assert options.keys() == {"lr"} | ({"betas", "eps"} if cls in with_eps else set())
 
 
 @pytest.mark.parametrize(

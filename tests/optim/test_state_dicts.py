@@ -241,7 +241,9 @@ def test_a_state_dict_of_another_rule_is_refused_whole(
     if optimizer._rule == source._rule:
         optimizer.load_state_dict(source.state_dict())
         return
-    with pytest.raises(ValueError, match=r"must be of the same rule: its (param_groups|state)\[0\]"):
+    with pytest.raises(
+        ValueError, match=r"must be of the same rule: its (param_groups|state)\[0\]"
+    ):
         optimizer.load_state_dict(source.state_dict())
     more = draw(optimizer, 2)
     for run in (optimizer, twin):

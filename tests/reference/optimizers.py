@@ -9,6 +9,7 @@ Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980.
 Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
 Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", arXiv:1904.09237 (amsgrad).
 Dozat, "Incorporating Nesterov Momentum into Adam", 2016.
+Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", arXiv:1908.03265.
 Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012; centered: Graves, "Generating
 Sequences With Recurrent Neural Networks", arXiv:1308.0850.
 Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
@@ -162,6 +163,40 @@ def nadam(
     ahead = following * mean / (1 - product * following) + (1 - now) * gradient / (1 - product)
     update = ahead / (np.sqrt(square / (1 - beta2**step)) + eps)
     after = {"step": step, "mu_product": product, "exp_avg": mean, "exp_avg_sq": square}
+    return shrunk - lr * update, after
+
+
+def radam(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> tuple[Array, State]:
+    """Bias correction as Adam's; the paper's algorithm 2, with torch's eps and threshold of 5."""
+    beta1, beta2 = betas
+    gradient = -grad if maximize else grad
+    shrunk = param
+    if decoupled_weight_decay:
+        shrunk = param - lr * weight_decay * param
+    else:
+        gradient = gradient + weight_decay * param
+    zeros = np.zeros_like(param)
+    step = state.get("step", 0) + 1
+    mean = beta1 * state.get("exp_avg", zeros) + (1 - beta1) * gradient
+    square = beta2 * state.get("exp_avg_sq", zeros) + (1 - beta2) * gradient**2
+    after: State = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+    update = mean / (1 - _beta1_power(state, after, beta1))
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * step * beta2**step / (1 - beta2**step)
+    if length > 5:
+        variance = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        update = update * np.sqrt(variance * (1 - beta2**step)) / (np.sqrt(square) + eps)
     return shrunk - lr * update, after
 
 

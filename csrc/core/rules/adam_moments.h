@@ -1,4 +1,4 @@
-// The part that Adam and NAdam share: hyperparameters, and the two moments of the gradient.
+// The part that Adam, NAdam and RAdam share: hyperparameters, and the two moments of the gradient.
 //
 //   g <- sign * g + weight_decay * p,  or  p <- p * (1 - lr * weight_decay)  if decoupled
 //   m <- m + (g - m) * (1 - beta1)

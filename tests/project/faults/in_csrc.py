@@ -38,7 +38,7 @@ RULES = [
         "csrc/core/rules",
         "larger(largest * s.beta2,",
         "larger(largest,",
-        steps_of("adamax"),
+        program("test_rules"),
     ),
     Fault(
         "nadam-product-one-step-late",
@@ -66,6 +66,20 @@ RULES = [
         "csrc/core/rule.h",
         "return integer_power(hypers[Rule::kMomentum], count);",
         "return integer_power(hypers[Rule::kMomentum], count + 1);",
+        program("test_rules"),
+    ),
+    Fault(
+        "radam-is-always-rectified",
+        "csrc/core/rules",
+        "s.rectified = length > 5.0;",
+        "s.rectified = true;",
+        program("test_rules"),
+    ),
+    Fault(
+        "radam-length-one-step-late",
+        "csrc/core/rules",
+        "2.0 * static_cast<double>(t) * power / bias;",
+        "2.0 * clock.count * power / bias;",
         program("test_rules"),
     ),
     Fault(
