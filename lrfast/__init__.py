@@ -19,7 +19,19 @@ from lrfast.groups import (
 )
 from lrfast.history import History, Stage
 from lrfast.loss_schedules import Greedy, Plateau
-from lrfast.optim import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop, wrap
+from lrfast.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSprop,
+    wrap,
+)
 from lrfast.range_test import (
     RangeTest,
     Retest,
@@ -35,6 +47,7 @@ from lrfast.training.capture import CapturedStep, RecaptureNeeded, capture
 __version__ = "0.1.0"
 __all__ = [
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",

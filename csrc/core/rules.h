@@ -1,6 +1,7 @@
 // The registry: the one list of update rules. A rule that stands here exists on every device.
 #pragma once
 
+#include "core/rules/adadelta.h"
 #include "core/rules/adagrad.h"
 #include "core/rules/adam.h"
 #include "core/rules/adamax.h"
@@ -25,6 +26,6 @@ struct RuleList {
   static constexpr const char* kNames[] = {Rule::kName...};
 };
 
-using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RAdam, RmsProp, Adagrad, Lion>;
+using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RAdam, RmsProp, Adagrad, Adadelta, Lion>;
 
 }  // namespace lrfast

@@ -8,6 +8,7 @@ from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Options
 from lrfast.optim._scheduling import Planned
 from lrfast.optim._wrap import wrap
+from lrfast.optim.adadelta import Adadelta
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.adamax import Adamax
@@ -19,6 +20,7 @@ from lrfast.optim.sgd import SGD
 
 __all__ = [
     "SGD",
+    "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",

@@ -8,6 +8,7 @@ from typing_extensions import Unpack
 from lrfast._utils.arguments import checked
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
+from lrfast.optim.adadelta import Adadelta
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.adamax import Adamax
@@ -25,6 +26,7 @@ TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.RAdam: RAdam,
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adagrad: Adagrad,
+    torch.optim.Adadelta: Adadelta,
 }
 # Attributes by which torch's schedulers watch an optimizer's own step.
 _NOT_TAKEN = ("step", "_opt_called")

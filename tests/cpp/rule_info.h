@@ -63,7 +63,7 @@ LRFAST_NOINLINE inline GroupRow make_group(int rule, double rate, double momentu
       if (key == "lr") value = rate;
       if (i == Rule::kMomentum) value = momentum;
       if (key == "betas" && Rule::kHypers[i].index == 1) value = 0.99;
-      if (key == "alpha") value = 0.98;
+      if (key == "alpha" || key == "rho") value = 0.98;
       if (key == "eps") value = 1e-8;
       if (key == "weight_decay") value = 0.01;
       if (key == "dampening") value = 0.25;

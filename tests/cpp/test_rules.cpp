@@ -184,6 +184,22 @@ void test_adagrad() {
   EXPECT_NEAR(found, p, kTolerance);
 }
 
+void test_adadelta() {
+  double p = kParam;
+  double v = 0.0;
+  double u = 0.0;
+  for (const double grad : kGrads) {
+    const double g = -grad + 0.2 * p;
+    v = 0.9 * v + 0.1 * g * g;
+    const double d = std::sqrt(u + 1e-3) / std::sqrt(v + 1e-3) * g;
+    u = 0.9 * u + 0.1 * d * d;
+    p -= 0.7 * d;
+  }
+  // rate, rho, eps, decay, maximize
+  const double found = after_two_steps<Adadelta>(Adadelta::kPlain, {0.7, 0.9, 1e-3, 0.2, 1.0});
+  EXPECT_NEAR(found, p, kTolerance);
+}
+
 void test_sgd() {
   for (const bool nesterov : {false, true}) {
     const Context context("sgd, nesterov ", nesterov);
@@ -231,6 +247,7 @@ int main() {
   test_products();
   test_rmsprop();
   test_adagrad();
+  test_adadelta();
   test_lion();
   return report("test_rules");
 }

@@ -32,6 +32,7 @@ OPTIMIZERS: dict[str, Make] = {
     "nadam": lambda g: lrfast.NAdam(g, 0.1, schedule=[schedules.cosine(9), None]),
     "rmsprop": lambda g: lrfast.RMSprop(g, 0.1, centered=True, momentum=0.5),
     "adagrad": lambda g: lrfast.Adagrad(g, 0.1, lr_decay=0.1),
+    "adadelta": lambda g: lrfast.Adadelta(g, rho=0.8, weight_decay=0.1),
     "lion": lambda g: lrfast.Lion(g, 0.1, weight_decay=0.1, skip_nonfinite=True),
 }
 LOSS_SCHEDULES: tuple[Callable[[Any], Any], ...] = (

@@ -60,7 +60,7 @@ class OptimizerCase:
             own[1]["momentum"] = self.options["momentum"] * 0.6
         if "eps" in self.options:
             own[2]["eps"] = self.options["eps"] * 3
-        for name in ("alpha", "lr_decay", "momentum_decay"):
+        for name in ("alpha", "rho", "lr_decay", "momentum_decay"):
             if name in self.options:
                 own[1][name] = self.options[name] * 0.9
         return [{"params": params[i::3], **options} for i, options in enumerate(own)]
@@ -143,6 +143,18 @@ def _adagrad(name: str, description: str, **options: Any) -> OptimizerCase:
     )
 
 
+def _adadelta(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.7, "rho": 0.87, "eps": 1e-3, "weight_decay": 0.06, **options}
+    return OptimizerCase(
+        f"adadelta-{name}",
+        lrfast.Adadelta,
+        torch.optim.Adadelta,
+        reference.adadelta,
+        options,
+        description,
+    )
+
+
 def _lion(name: str, description: str, **options: Any) -> OptimizerCase:
     # At betas like 0.85 = 17/20, bfloat16 momenta and gradients cancel to exactly 0, and roundings
     # of 1 - beta alone decide the sign.
@@ -190,6 +202,9 @@ OPTIMIZERS = (
     _adagrad("plain", "sums start above 0, rates shrink"),
     _adagrad("defaults", "torch's own", lr_decay=0, initial_accumulator_value=0, eps=1e-10),
     _adagrad("maximize", "the sign comes before the decay", maximize=True),
+    _adadelta("plain", "the last moves decide on the next"),
+    _adadelta("defaults", "torch's own", lr=1.0, rho=0.9, eps=1e-6),
+    _adadelta("maximize", "the sign comes before the decay", maximize=True),
     _lion("plain", "the step by one beta, the momentum by the other"),
     _lion("maximize", "the sign spares the decay", maximize=True),
     _lion("high-decay", "the decay counts by the rate, not by the step", weight_decay=30.0),

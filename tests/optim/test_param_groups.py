@@ -226,6 +226,7 @@ def test_every_hyperparameter_may_change_between_steps(case: OptimizerCase) -> N
         {"dampening": 0.0},
         {"nesterov": True},
         {"alpha": 0.8},
+        {"rho": 0.8},
         {"centered": False},
         {"lr_decay": 0.5},
     ]

@@ -14,6 +14,7 @@ Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012; centered: Grav
 Sequences With Recurrent Neural Networks", arXiv:1308.0850.
 Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
 Optimization", 2011.
+Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701.
 Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675.
 """
 
@@ -248,6 +249,26 @@ def adagrad(
     step = state.get("step", 0) + 1
     rate = lr / (1 + (step - 1) * lr_decay)
     return param - rate * gradient / (np.sqrt(total) + eps), {"step": step, "sum": total}
+
+
+def adadelta(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> tuple[Array, State]:
+    gradient = (-grad if maximize else grad) + weight_decay * param
+    zeros = np.zeros_like(param)
+    square = rho * state.get("square_avg", zeros) + (1 - rho) * gradient**2
+    before = state.get("acc_delta", zeros)
+    delta = np.sqrt((before + eps) / (square + eps)) * gradient
+    after = {"square_avg": square, "acc_delta": rho * before + (1 - rho) * delta**2}
+    return param - lr * delta, {"step": state.get("step", 0) + 1, **after}
 
 
 def lion(

@@ -125,6 +125,13 @@ RULES = [
         steps_of("rmsprop"),
     ),
     Fault(
+        "adadelta-moves-by-what-it-has-just-moved",
+        "csrc/core/rules",
+        "std::sqrt((moved + s.eps) / (square + s.eps))",
+        "std::sqrt((square + s.eps) / (square + s.eps))",
+        program("test_rules"),
+    ),
+    Fault(
         "adagrad-decays-one-step-early",
         "csrc/core/rules",
         "(1.0 + clock.count * hypers[kRateDecay])",
