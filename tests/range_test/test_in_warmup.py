@@ -159,7 +159,7 @@ def test_ratios_between_groups_survive() -> None:
 @pytest.mark.parametrize("case", STATEFUL, ids=by_name)
 def test_resuming_anywhere_changes_no_bit(case: OptimizerCase, device: torch.device) -> None:
     batches = make_batches(TOTAL, device)
-    run = Run(case, device, end_lr=1e3)
+    run = Run(case, device, end_lr=1e4)
     states = [copy.deepcopy(run.state_dict())]
     for batch in batches:
         run.step(batch)
