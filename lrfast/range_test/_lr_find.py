@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -75,7 +76,7 @@ def lr_find(
     adaptive: bool = False,
     verify: int = 0,
     schedule: Schedule | None = None,
-    budget: int | None = None,
+    budget: int | timedelta | None = None,
     scaler: torch.amp.GradScaler | None = None,
     others: Sequence[object] = (),
     snapshot: Literal["device", "host"] = "device",
@@ -140,8 +141,11 @@ def lr_find(
         schedule: Schedule that training will have, and the runs of the race, stretched or shortened
             to ``verify`` steps; the longer they are, the less they favour what suits short ones.
             None: one-cycle.
-        budget: Most updates of the race in all, those of two runs or more; None: 8 runs, and those
-            with another seed.
+        budget: Most updates of the race in all, those of two runs or more; or its time, a
+            ``datetime.timedelta``, because a number of seconds looks like one of updates. A run
+            begins only if it fits: by its updates, or by the pace of the run before, of the sweep
+            at first (with ``val_loader`` or ``capture`` that tells nothing, and one run is made).
+            None: 8 runs, and those with another seed.
         judge: Validation batches whose mean loss decides the race; ``val_loader`` by default;
             without either training batches that no run trains on: those that follow the runs', or a
             tenth of a pass that is shorter than a run.
@@ -188,9 +192,8 @@ def lr_find(
     if schedule is not None:
         verify = verify or schedule.total_steps
         schedule = schedule.extend_to(verify)
-    if budget is not None and (verify == 0 or not is_int(budget) or budget < 2 * verify):
-        wanted = f"{2 * verify} or more, two runs of the race" if verify else "None without verify"
-        raise ValueError(f"budget must be {wanted}, got {budget!r}")
+    if budget is not None:
+        _check_budget(budget, verify)
     check_count("gradient_accumulation_steps", gradient_accumulation_steps)
     given, optimizer = optimizer, inner_optimizer(optimizer)
     notes: tuple[str, ...] = ()
@@ -287,7 +290,7 @@ class _Search:
         return replace(result, notes=(*notes, *result.notes))
 
     def _run_sweep(self, sweep: Sweep, weights: WeightStats) -> RangeTest:
-        recordings = []
+        recordings, began = [], time.perf_counter()
         for repeat in range(self.repeats):
             if repeat:
                 self.saved.restore()
@@ -298,21 +301,28 @@ class _Search:
             recordings.append(_analysis.read(loop.run(), self.lag))
         prior = rate_prior(self.training.optimizer, sweep.reference, loop.data_size, weights)
         result = _analysis.summarise(sweep, recordings, self.beta, prior)
-        return replace(result, notes=self._notes(result))
+        seconds = (time.perf_counter() - began) / self.repeats
+        return replace(result, notes=self._notes(result), seconds=seconds)
 
     def add_race(
-        self, result: RangeTest, steps: int, schedule: Schedule | None, budget: int | None
+        self,
+        result: RangeTest,
+        steps: int,
+        schedule: Schedule | None,
+        budget: int | timedelta | None,
     ) -> RangeTest:
         """Return the result with the winner of a race, as rule "verified"."""
         first = _first_candidate(result)
         outcome, verdict = None, replace(first, rule="verified")
         if first.lr is not None:
+            training = self.training
+            # A sweep's point is an update like those of the race, unless it validates, too.
+            is_alike = training.val_loader is None and not training.captures and len(result.lrs)
+            pace = result.seconds / len(result.lrs) if is_alike else None
             plan = RacePlan(
-                steps, schedule or one_cycle_for(self.training.optimizer, steps), budget
+                steps, schedule or one_cycle_for(training.optimizer, steps), budget, pace
             )
-            outcome, verdict = race(
-                self.training, result.sweep, self.saved, first, plan, self.progress
-            )
+            outcome, verdict = race(training, result.sweep, self.saved, first, plan, self.progress)
         suggestions = MappingProxyType({**result.suggestions, "verified": verdict})
         return replace(result, suggestions=suggestions, race=outcome)
 
@@ -326,6 +336,20 @@ class _Search:
         if not (batches is None or batches >= used or self.training.same_batch):
             notes.append(f"the loader's {batches} batches were cycled for {len(result.lrs)} steps")
         return tuple(notes)
+
+
+def _check_budget(budget: object, verify: int) -> None:
+    """Refuse a budget that is neither a time nor the updates of two runs."""
+    if not verify:
+        raise ValueError(f"budget must be None without verify, got {budget!r}")
+    is_enough = is_int(budget) and budget >= 2 * verify
+    if is_enough or (isinstance(budget, timedelta) and budget > timedelta(0)):
+        return
+    hint = f"; for seconds pass datetime.timedelta(seconds={budget!r})"
+    raise ValueError(
+        f"budget must be {2 * verify} or more, two runs of the race, or a timedelta above 0, got "
+        f"{budget!r}{hint if isinstance(budget, float) else ''}"
+    )
 
 
 def _as_prepared(prepared: int, given: int) -> tuple[int, tuple[str, ...]]:

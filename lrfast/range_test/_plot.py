@@ -54,6 +54,8 @@ class DrawnTest(Protocol):
     def repeats(self) -> FloatArray | None: ...
     @property
     def band(self) -> tuple[FloatArray, FloatArray] | None: ...
+    @property
+    def race(self) -> object: ...
 
 
 class _Line(NamedTuple):
@@ -166,7 +168,8 @@ def draw_range_test(
         if lr is not None and result.rule in marked:
             panel.axvline(lr, color="C3", linestyle=":", linewidth=1.2)
     limit_height(losses, height_of_curve(result.losses[shown]))
-    losses.set(title=f"Range test: {_what_happened(result, line)}", ylabel="loss")
+    cost = "" if result.race is None else f"\n{result.race}"
+    losses.set(title=f"Range test: {_what_happened(result, line)}{cost}", ylabel="loss")
     for slopes in below:
         limit_height(slopes, limits(slope))
         slopes.axhline(0.0, color="0.6", linewidth=0.8)

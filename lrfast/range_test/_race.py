@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import cycle, islice
 from typing import Any, Literal
 
@@ -44,16 +45,21 @@ def race(
     first: Suggestion,
     plan: RacePlan,
     progress: bool,
-) -> tuple[Race, Suggestion]:
-    """Train at the suggested learning rate and its neighbours; return the race and its verdict."""
+) -> tuple[Race | None, Suggestion]:
+    """Train at the suggested learning rate and its neighbours; return the race and its verdict.
+
+    There is no race if its time is too short for two runs.
+    """
     # The race climbs: it tries half a decade to either side of the best learning rate so far until
     # both sides are worse, and then a quarter. A candidate that is far behind the best one in the
     # middle of its run is dropped. The candidate wins around which losses are lowest, on average
     # over a quarter of a decade to either side: a single run's loss scatters, and next to a
     # learning rate that diverges the next run might.
-    began = time.perf_counter()
-    _log.info(plan.cost())
     runner = _RaceRunner(training, sweep, snapshot, plan, progress)
+    _log.info(plan.cost(runner.run_seconds))
+    if not runner.affords(2):
+        why = f"no race, because two runs of {plan.steps} steps take longer than {plan.limit}"
+        return None, replace(first, rule="verified", reason=f"{first.reason}; {why}")
     lr = first.lr
     assert lr is not None
     ran = {0: runner.run(lr)}  # by the learning rate's place, in factors from the first one
@@ -76,7 +82,7 @@ def race(
     judged_by: Literal["validation", "training"] = (
         "training" if training.judge_data is None else "validation"
     )
-    result = Race(candidates, plan.steps, judged_by, time.perf_counter() - began, runner.updates)
+    result = Race(candidates, plan.steps, judged_by, runner.seconds, runner.updates)
     return result, _verdict(result, runner.initial)
 
 
@@ -154,21 +160,39 @@ def _verdict(race: Race, initial: float) -> Suggestion:
 
 @dataclass(frozen=True)
 class RacePlan:
-    """Length and schedule of a race's runs, and the most updates of all of them."""
+    """Length and schedule of a race's runs, and the most updates, or time, of all of them."""
 
     steps: int
     schedule: schedules.Schedule
-    budget: int | None = None
+    budget: int | timedelta | None = None
+    pace: float | None = None  # seconds of an update; None: unknown before the first run
 
-    def cost(self) -> str:
-        """Return in words what the race may cost."""
-        runs = f"runs of {self.steps} steps"
-        if self.budget is not None:
-            return f"the race makes {self.budget} updates at most, in {runs}"
-        return (
-            f"the race makes {_MAX_CANDIDATES * self.steps} updates at most, in {_MAX_CANDIDATES} "
-            f"{runs}; {self.steps} more for each winner beside a learning rate that diverges"
-        )
+    @property
+    def limit(self) -> str:
+        """The budget in words."""
+        if isinstance(self.budget, timedelta):
+            return f"{self.budget.total_seconds():g} s"
+        return f"{self.budget} updates"
+
+    def cost(self, run_seconds: float | None) -> str:
+        """Return in words what the race may cost, by the time of a run if that is known."""
+        steps, most, budget, more = self.steps, _MAX_CANDIDATES, self.budget, ""
+
+        def about(updates: int) -> str:
+            if run_seconds is None:
+                return ""
+            return f" (about {updates / steps * run_seconds:.2g} s)"
+
+        if budget is None:
+            said = f"makes {most * steps} updates at most{about(most * steps)}"
+            more = f"; {steps} more for each winner beside one that diverges"
+        elif isinstance(budget, timedelta):
+            said = f"takes {self.limit} at most"
+        else:  # all runs but the first may be dropped in the first round
+            said = f"makes {self.limit} at most{about(budget)}"
+            most = min(most, 1 + (budget - 2 * steps) // round(_ROUNDS[0] * steps))
+        runs = f"{most} learning rates at most, in runs of {steps} steps{about(steps)}"
+        return f"the race {said}: {runs}{more}"
 
 
 @dataclass
@@ -184,16 +208,36 @@ class _RaceRunner:
     def __post_init__(self) -> None:
         self.training = replace(self.training, val_loader=None)  # which belongs to the sweep
         self.steps, self.updates = self.plan.steps, 0
+        self._began = time.perf_counter()
         self._best: tuple[float, ...] = ()  # of the best run so far
         # The windows that runs train on, again and again; None: those of the data.
         self._windows: list[list[Any]] | None = None
         self.snapshot.restore()
         self._judges = self._judging_batches()
+        began = self.seconds
         self.initial = self._judge()
+        judging, pace = self.seconds - began, self.plan.pace
+        self.run_seconds: float | None = None  # of the last run; at first as the sweep foretells
+        if pace is not None:
+            self.run_seconds = self._of_all(pace) * self.steps + judging * len(_ROUNDS)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the race began."""
+        return self._of_all(time.perf_counter() - self._began)
+
+    def _of_all(self, seconds: float) -> float:
+        """Return the mean of a time over all processes, so that they decide alike."""
+        ranks, device = self.training.ranks, device_of(self.training.model)
+        return (
+            seconds if ranks.is_alone else ranks.mean(torch.tensor(seconds, device=device)).item()
+        )
 
     def affords(self, runs: int) -> bool:
         """Whether the budget has so many whole runs left."""
         budget = self.plan.budget
+        if isinstance(budget, timedelta):
+            return self.seconds + runs * (self.run_seconds or 0.0) <= budget.total_seconds()
         return budget is None or self.updates + runs * self.steps <= budget
 
     def run(self, lr: float, seed: int = 0) -> tuple[float, ...]:
@@ -201,7 +245,7 @@ class _RaceRunner:
 
         Another ``seed`` than 0 draws other random numbers, and the batches in another order.
         """
-        training = self.training
+        training, began = self.training, self.seconds
         self.snapshot.restore()
         training.model.train()
         groups = training.optimizer.param_groups
@@ -232,6 +276,7 @@ class _RaceRunner:
             bar.close()
             batches.close()
             driver.detach()
+        self.run_seconds = (self.seconds - began) * self.steps / made
         if _final(losses) < _final(self._best):
             self._best = tuple(losses)
         return tuple(losses)

@@ -67,6 +67,8 @@ class Race:
         judged_by: Losses that decided, "validation" or "training".
         seconds: Wall time, in seconds.
         updates: Updates made in all, those of dropped candidates and of second seeds included.
+
+    Its string says what it has cost.
     """
 
     candidates: tuple[Candidate, ...]
@@ -74,6 +76,13 @@ class Race:
     judged_by: Literal["validation", "training"]
     seconds: float
     updates: int = 0
+
+    def __str__(self) -> str:
+        made = f"{self.updates} updates in " if self.updates else ""  # older files do not know
+        return (
+            f"Race: {len(self.candidates)} learning rates in {self.steps} steps each by their "
+            f"{self.judged_by} loss, {made}{self.seconds:.2g} s"
+        )
 
 
 @public_in("lrfast.range_test")
@@ -483,7 +492,8 @@ class RangeTest:
         sure = f"confidence {chosen.confidence:.2f}"
         if chosen.interval is not None:
             sure += ", {:.1e} to {:.1e}".format(*chosen.interval)
-        return [head, f"{self.rule} {found} ({sure}): {chosen.reason}", *self.notes]
+        cost = [] if self.race is None else [str(self.race)]
+        return [head, f"{self.rule} {found} ({sure}): {chosen.reason}", *cost, *self.notes]
 
     def __str__(self) -> str:
         lines = [wrap(line, 80, subsequent_indent="  ") for line in self._sentences()]

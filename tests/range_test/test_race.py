@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -282,14 +285,29 @@ def test_the_batches_after_the_one_that_all_updates_see_judge(
     assert seen == wanted
 
 
-def test_the_cost_is_stated_before_and_after(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (None, f"makes {8 * STEPS} updates at most (about 92 s): 8 learning rates at most, in runs "
+               f"of {STEPS} steps (about 12 s); {STEPS} more for each winner beside one that "),
+        (3 * STEPS, "makes 60 updates at most (about 34 s): 3 learning rates at most, in runs of "),
+        (9 * STEPS, "makes 180 updates at most (about 1e+02 s): 8 learning rates at most, in "),
+        (timedelta(seconds=24), "takes 24 s at most: 8 learning rates at most, in runs of 20 "),
+    ],
+)  # fmt: skip
+def test_the_cost_is_stated_before_and_after(
+    budget: int | timedelta | None, said: str, clocked: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level("INFO", logger="lrfast.range_test"):
-        result, _ = bowl("sgd", 100.0, 0.01)
+        result = clocked(budget=budget)
     assert result.race is not None
-    said = f"the race makes {8 * STEPS} updates at most, in 8 runs of {STEPS} steps; {STEPS} more"
-    assert any(said in record.message for record in caplog.records)
-    assert result.race.updates <= 8 * STEPS
+    assert any(f"the race {said}" in record.message for record in caplog.records)
     assert result.suggestion.reason.endswith(f"; {result.race.updates} updates in all")
+    cost = f"{result.race.updates} updates in {result.race.seconds:.2g} s"
+    text = f"Race: {len(result.race.candidates)} learning rates in {STEPS} steps each by their "
+    assert f"{text}validation loss, {cost}" in " ".join(str(result).split())
+    assert cost in result.plot().axes[0].get_title()
+    assert "Race" not in str(replace(result, race=None))
 
 
 def test_one_batch_judges_itself(digits: Any) -> None:
@@ -359,6 +377,68 @@ def test_a_race_keeps_to_its_budget(budget: float, digits: Any) -> None:
     assert most - 2 * STEPS < result.race.updates == len(watch.batches) - 10 <= most
 
 
+@pytest.fixture
+def clocked(digits: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A race by a clock on which an update takes half a second, and a judgement 0.75 s."""
+    batches, judge = digits
+
+    def run(**options: Any) -> RangeTest:
+        model, optimizer = make_net("sgd")
+        watch = Watch(model, optimizer)
+
+        def now() -> float:
+            return 0.5 * len(watch.batches) + 0.25 * len(watch.judged)
+
+        for module in ("_race", "_lr_find"):
+            fake = SimpleNamespace(perf_counter=now)
+            monkeypatch.setattr(f"lrfast.range_test.{module}.time", fake)
+        return race(model, optimizer, batches, watch, num_iter=10, **{"judge": judge} | options)
+
+    return run
+
+
+RUN = 0.5 * STEPS + 2 * 0.75
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5, 6.5])
+def test_a_race_keeps_to_its_time(runs: float, clocked: Any) -> None:
+    budget = 0.75 + runs * RUN  # the first judgement, and the runs
+    raced = clocked(budget=timedelta(seconds=budget)).race
+    assert raced is not None and budget - 2 * RUN < raced.seconds <= budget
+    judged = 0.75 * (1 + sum(len(candidate.losses) for candidate in raced.candidates))
+    assert raced.seconds >= 0.5 * raced.updates + judged
+
+
+def test_no_race_for_which_there_is_no_time(clocked: Any) -> None:
+    result = clocked(budget=timedelta(seconds=0.7 + 2 * RUN))
+    auto, verified = (result.suggestions[rule] for rule in ("auto", "verified"))
+    assert result.race is None and result.rule == "verified" and verified.lr == auto.lr is not None
+    wanted = f"; no race, because two runs of {STEPS} steps take longer than 23.7 s"
+    assert verified.reason == auto.reason + wanted
+
+
+def test_a_sweep_that_validates_foretells_no_time(
+    clocked: Any, digits: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="lrfast.range_test"):
+        result = clocked(val_loader=digits[1], budget=timedelta(seconds=0.75 + 3 * RUN))
+    assert not any("about" in record.message for record in caplog.records)
+    assert result.race is not None and RUN < result.race.seconds - 0.75 <= 3 * RUN
+    short = clocked(val_loader=digits[1], budget=timedelta(seconds=1))
+    assert short.race is not None and short.race.updates == STEPS
+
+
+def test_processes_share_one_time(digits: Any) -> None:
+    model, optimizer = make_net("sgd")
+    ranks: Any = SimpleNamespace(is_alone=False, is_first=True, mean=lambda value: value + 100)
+    training = Training(model, optimizer, digits[0], Watch(model, optimizer), ranks=ranks)
+    sweep = make_sweep(model, optimizer, 1e-5, 1.0, 10, "exp", "ratio")
+    plan = RacePlan(STEPS, lrfast.schedules.constant(), timedelta(seconds=99), pace=0.5)
+    runner = _RaceRunner(training, sweep, Snapshot(model, optimizer), plan, False)
+    assert runner.seconds > 100 and not runner.affords(0)
+    assert runner.run_seconds is not None and runner.run_seconds > 100.5 * STEPS
+
+
 @pytest.mark.parametrize("kind", ["adamw", "torch-sgd"])
 def test_runs_have_the_schedule_and_length_that_training_will_have(kind: str, digits: Any) -> None:
     batches, judge = digits
@@ -385,9 +465,13 @@ def test_runs_have_the_schedule_and_length_that_training_will_have(kind: str, di
     [
         ({"budget": 2 * STEPS - 1}, f"budget must be {2 * STEPS} or more, two runs .* got 39"),
         ({"budget": 100, "verify": 0}, "budget must be None without verify, got 100"),
-        ({"budget": 41.5}, "budget must be"),
+        ({"budget": 41.5}, r"budget must be 40 .* above 0, got 41.5; for seconds pass datetime\."
+                           r"timedelta\(seconds=41.5\)"),
+        ({"budget": "90s"}, "budget must be 40 or more, two .*, or a timedelta above 0, got '90s'"),
+        ({"budget": timedelta(seconds=-3)}, "or a timedelta above 0, got datetime.timedelta"),
+        ({"budget": timedelta(1), "verify": 0}, "budget must be None without verify, got datetim"),
     ],
-)
+)  # fmt: skip
 def test_bad_budgets(options: dict[str, Any], message: str, digits: Any) -> None:
     model, optimizer = make_net("sgd")
     with pytest.raises((TypeError, ValueError), match=message):

@@ -351,6 +351,27 @@ IN_WARMUP = [
         "test_race.py",
     ),
     Fault(
+        "a-race-overruns-its-time",
+        "lrfast/range_test/_race.py",
+        "return self.seconds + runs * (self.run_seconds or 0.0) <= budget",
+        "return self.seconds <= budget",
+        "test_race.py",
+    ),
+    Fault(
+        "a-race-believes-the-sweep-after-its-first-run",
+        "lrfast/range_test/_race.py",
+        "        self.run_seconds = (self.seconds - began) * self.steps / made\n",
+        "",
+        "test_race.py",
+    ),
+    Fault(
+        "processes-decide-by-their-own-clocks",
+        "lrfast/range_test/_race.py",
+        "if ranks.is_alone else ranks.mean(",
+        "if True else ranks.mean(",
+        "test_race.py",
+    ),
+    Fault(
         "a-second-seed-repeats-the-first",
         "lrfast/range_test/_race.py",
         "        if not seed:\n",
