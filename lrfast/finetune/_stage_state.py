@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Final, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 from torch.optim import Optimizer
 
@@ -27,6 +26,7 @@ from lrfast._utils.validation import (
 from lrfast.finetune._history import Stage, epoch_rows, floats
 from lrfast.groups import Rates, spread
 from lrfast.schedules import Schedule
+from lrfast.schedules._schedule import cycle_ends
 from lrfast.training._data import num_batches
 from lrfast.training._random import RandomStates
 
@@ -243,15 +243,6 @@ _RUN: Final[dict[str, Check]] = _COUNTS | {
     "has_ended_pass": check_bool,
     "order": optional(_random),
 }
-
-
-def cycle_ends(schedule: Schedule, total_steps: int) -> npt.NDArray[np.int64]:
-    """Return the counts of steps after which a cycle of the schedule is over, the last included."""
-    values = schedule.values(np.arange(total_steps))
-    change = np.diff(values)
-    moving = np.flatnonzero(change)
-    turns = moving[1:][(change[moving[:-1]] < 0) & (change[moving[1:]] > 0)]
-    return np.append(turns + 1, total_steps)
 
 
 def group_rates(optimizer: Optimizer, lr: Rates, layers: int) -> list[float]:

@@ -55,7 +55,7 @@ from lrfast.optim import AdamW
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import RangeTest, WarmupSearch, lr_find
-from lrfast.range_test._in_warmup import plan_search
+from lrfast.range_test._in_warmup import FEWEST, plan_search
 from lrfast.schedules import Schedule
 from lrfast.training._captured import check_optimizer
 from lrfast.training._data import (
@@ -426,7 +426,7 @@ class FineTuner:
         self,
         cycles: int,
         cycle_len: int,
-        max_lr: Rates,
+        max_lr: Rates | Auto,
         *,
         cycle_mult: float = 2.0,
         eta_min: float = 0.0,
@@ -440,7 +440,9 @@ class FineTuner:
         Args:
             cycles: Cycles, 1 or more.
             cycle_len: Epochs of the first cycle, 1 or more.
-            max_lr: Learning rates at each cycle's start, as for :meth:`fit_one_cycle`.
+            max_lr: Learning rates at each cycle's start, as for :meth:`fit_one_cycle`; "auto": the
+                range test is part of the first cycle, of more than 20 steps, and later cycles are
+                those planned.
             cycle_mult: Length of a cycle over that of the one before, 1 or more (default 2);
                 lengths are rounded to whole epochs.
             eta_min: Last over first learning rate of a cycle, in [0, 1] (default 0).
@@ -453,7 +455,13 @@ class FineTuner:
             ValueError: If an argument is out of range.
         """
         cycles, steps = check_count("cycles", cycles), self.epoch_steps
+        _check_rates("max_lr", max_lr)
         length = check_count("cycle_len", cycle_len) * steps
+        if isinstance(max_lr, str) and length <= FEWEST:
+            raise ValueError(
+                f'cycle_len must make more than {FEWEST} steps with max_lr="auto", got '
+                f"{cycle_len}, which makes {length}; run lr_find before"
+            )
         schedule = schedules.sgdr(length, cycle_mult, cycles, eta_min, unit=steps)
         return self.fit(schedule.total_steps // steps, schedule, max_lr, **options)
 

@@ -36,6 +36,7 @@ from lrfast.range_test._result import Outcome, RangeTest
 from lrfast.range_test._sweep import Sweep, make_sweep
 from lrfast.schedules import Schedule
 from lrfast.schedules import sweep as sweep_schedule
+from lrfast.schedules._schedule import first_cycle
 from lrfast.training._data import DataSize, check_loss, device_of
 from lrfast.training._ranks import ranks_of
 from lrfast.training._rollback import RollbackPoint
@@ -51,7 +52,8 @@ _JUDGED = 2 / 3
 _DEVIATIONS = 4.0
 _BELOW, _ABOVE = 1e3, 300.0  # factors from the typical learning rate to the ends of the sweep
 _WIDEST = (1e-7, 10.0)  # if no learning rate is typical, as in lr_find
-_SHARE, _FEWEST, _MOST = 10, 20, 100  # total steps per point of the sweep, and its bounds
+FEWEST = 20  # points of the sweep
+_SHARE, _MOST = 10, 100  # total steps per point of the sweep, and the most points
 _FORMAT = 1
 
 
@@ -207,9 +209,8 @@ class WarmupSearch:
         """Return one schedule per group: the sweep so far, and the planned one in what is left."""
         start, end = self._sweep.ranges[self._sweep.reference]
         past = sweep_schedule(start / lr, end / lr, self._sweep.num_iter).lasting(self.spent)
-        return [
-            past.then(each.extend_to(each.total_steps - self.spent)) for each in self._schedules
-        ]
+        most = self._sweep.num_iter
+        return [past.then(_shortened(each, self.spent, most)) for each in self._schedules]
 
     def _new_curve(self) -> LossCurve:
         return LossCurve(self._sweep.num_iter, device_of(self._model), beta=_BETA)
@@ -339,6 +340,15 @@ _STATE: Final[dict[str, Check]] = {
 }
 
 
+def _shortened(schedule: Schedule, spent: int, num_iter: int) -> Schedule:
+    """Return the plan without the steps of a sweep; of cycles, the first one makes up for them.
+
+    If it is no longer than a sweep may be, all of them do.
+    """
+    total, first = schedule.total_steps, first_cycle(schedule)
+    return schedule.extend_to(total - spent, until=first if num_iter < first < total else None)
+
+
 def plan_search(
     model: nn.Module,
     optimizer: FusedOptimizer,
@@ -355,12 +365,13 @@ def plan_search(
         raise ValueError(f"optimizer must have no loss schedule before the sweep, got a {got}")
     total = min(schedule.total_steps for schedule in schedules)
     if num_iter is None:
-        if total <= _FEWEST:
+        if total <= FEWEST:
             raise ValueError(
-                f"schedule must have more than {_FEWEST} steps for a range test within them, got "
+                f"schedule must have more than {FEWEST} steps for a range test within them, got "
                 f"{total}; run lr_find before"
             )
-        num_iter = min(max(total // _SHARE, _FEWEST), _MOST)
+        halves = [first // 2 for first in map(first_cycle, schedules) if first > FEWEST]
+        num_iter = max(min(total // _SHARE, _MOST, *halves), FEWEST)
     num_iter = check_count("num_iter", num_iter, least=2)
     if num_iter >= total:
         raise ValueError(
@@ -372,7 +383,7 @@ def plan_search(
                 f"schedule must have one length for all groups, got {total} and "
                 f"{schedule.total_steps} steps"
             )
-        schedule.extend_to(total - num_iter)  # raises if it cannot be shortened
+        _shortened(schedule, num_iter, num_iter)  # raises if it cannot be shortened
     size = data_size or DataSize()
     low, high = _WIDEST
     sweep = make_sweep(model, optimizer, low, high, num_iter, "exp", "ratio")
@@ -402,8 +413,9 @@ def find_in_warmup(
     each ``optimizer.step()``. As soon as the loss has lost half of its fall, or is not finite, the
     weights, optimizer states and buffers return to those after the first step, and the training
     goes on with ``schedule``, shortened to the steps that are left, up to the suggested learning
-    rate. So ``schedule.total_steps`` steps are made in all. The sweep's batches are not seen again,
-    and random numbers go on.
+    rate. Of cycles, as of :func:`lrfast.schedules.sgdr`, only the first one is shortened, if it is
+    longer than the sweep. So ``schedule.total_steps`` steps are made in all. The sweep's batches
+    are not seen again, and random numbers go on.
 
     During the sweep a copy of weights, optimizer states and buffers takes device memory. In
     DistributedDataParallel, or sharded by FSDP, every rank calls alike: losses are averaged, and
@@ -414,7 +426,8 @@ def find_in_warmup(
         optimizer: Of lrfast, without a schedule; its learning rates count by their ratios.
         schedule: Planned for the whole training: a schedule, or one per param group.
         num_iter: Longest sweep, in steps, 2 or more and below ``schedule.total_steps``. None, the
-            default: a tenth of the total, 20 at least and 100 at most.
+            default: a tenth of the total or half of the first cycle, whichever is less, but 20 at
+            least and 100 at most.
         start_lr: First learning rate of the trained group with the highest one, above 0. None, the
             default: a thousandth of what is typical for optimizer and weights.
         end_lr: Its last learning rate, above ``start_lr``. None, the default: 300 times the typical

@@ -306,7 +306,7 @@ class Schedule:
             lines.append(f"the tables differ, their values at steps 0 to {end} do not")
         return "\n".join(lines)
 
-    def extend_to(self, total_steps: int, step: int = 0) -> Schedule:
+    def extend_to(self, total_steps: int, step: int = 0, until: int | None = None) -> Schedule:
         """Return the schedule with another length, the same up to ``step``.
 
         Everything after ``step`` is stretched, so that the last change comes as much later as the
@@ -315,6 +315,9 @@ class Schedule:
         Args:
             total_steps: The new length, 1 or more; it may be shorter.
             step: Current step of the training, 0 or more; default 0.
+            until: Step behind ``step``, such as the end of a cycle, from which on nothing is
+                stretched, but moved: the cycles after it keep their lengths. None, the default:
+                all is stretched.
 
         Raises:
             ValueError: If an argument is out of range, nothing after ``step`` can be shortened, or
@@ -335,7 +338,13 @@ class Schedule:
             )
         plain = [(t.begin, s) for t in tables if t.is_plain for s in t.segments]
         last = max((at + (s.t0 + s.span if s.span else s.begin) for at, s in plain), default=0.0)
-        end = last + total_steps - self.total_steps
+        more = total_steps - self.total_steps
+        if until is not None:
+            if not is_int(until) or not step < until <= self.total_steps:
+                wanted = f"a whole number from {step + 1} to {self.total_steps}, or None"
+                raise ValueError(f"until must be {wanted}, got {short_repr(until)}")
+            last = until
+        end = last + more
         if last <= step:
             return replace(self, total_steps=total_steps)
         if end <= step:
@@ -348,10 +357,16 @@ class Schedule:
         def clock(time: float) -> float:
             if time <= step:
                 return time
+            if until is not None and time >= until:
+                return time + more
             moved = step + (time - step) * factor
             return float(round(moved)) if time == round(time) else moved
 
-        extended = self._mapped(lambda track: tuple(_on_clock(t, clock, step) for t in track))
+        def extend(track: Track) -> Track:
+            tables = track if until is None else _unrolled(track, until)
+            return tuple(_on_clock(table, clock, step) for table in tables)
+
+        extended = self._mapped(extend)
         return replace(extended, total_steps=total_steps)
 
     @overload
@@ -488,6 +503,42 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int, *, stepwise: bool = Fals
 
     tracks = schedule._mapped(lambda track: tuple(map(stretched, track)))
     return replace(tracks, total_steps=schedule.total_steps * scale)
+
+
+def first_cycle(schedule: Schedule) -> int:
+    """Return the step at which a second cycle begins, or the total if there is none."""
+    end = int(cycle_ends(schedule, schedule.total_steps)[0])
+    tables = [table for track in schedule.factors for table in track]
+    is_lowest_in_next = end < schedule.total_steps and any(_begins(t, end - 1) for t in tables)
+    return end - is_lowest_in_next
+
+
+def _begins(table: Table, step: int) -> bool:
+    """Whether a segment begins at a step."""
+    at, period = step - table.begin, table.period * table.stride
+    return at >= 0 and (at % period if period else at) in {
+        segment.begin * table.stride for segment in table.segments
+    }
+
+
+def _unrolled(track: Track, until: int) -> Track:
+    """Return the track with its first table plain up to a step at which that repeats."""
+    table, *others = track
+    if table.period == 0 or not replace(table, period=0).is_plain or until % table.period:
+        return track
+    passes = range(0, until, table.period)
+    plain = Table(tuple(segment.shifted(at) for at in passes for segment in table.segments))
+    goes_on = not others or others[0].begin > until
+    return (plain, *([replace(table, begin=until)] if goes_on else []), *others)
+
+
+def cycle_ends(schedule: Schedule, total_steps: int) -> npt.NDArray[np.int64]:
+    """Return the counts of steps after which a cycle of the schedule is over, the last included."""
+    values = schedule.values(np.arange(total_steps))
+    change = np.diff(values)
+    moving = np.flatnonzero(change)
+    turns = moving[1:][(change[moving[:-1]] < 0) & (change[moving[1:]] > 0)]
+    return np.append(turns + 1, total_steps)
 
 
 def _on_clock(table: Table, clock: Clock, step: int) -> Table:

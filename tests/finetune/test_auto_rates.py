@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import bits, cross_entropy, make_batches
@@ -73,6 +74,36 @@ def test_a_stage_is_the_loop_that_a_user_would_write(kind: str, capture: bool) -
     torch.testing.assert_close(torch.from_numpy(stage.rates[spent:]), expected, rtol=1e-9, atol=0)
 
 
+class CycleEnds(Callback):
+    """Notes the epochs within which a cycle ended."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def on_epoch_end(self, tuner: FineTuner, epoch: int, row: dict[str, float]) -> None:
+        assert tuner.running is not None
+        self.epochs += [epoch] if tuner.running.is_cycle_end else []
+
+
+@pytest.mark.parametrize(("cycle_mult", "ends"), [(1.0, [1, 3, 5]), (1.5, [1, 4, 8])])
+def test_warm_restarts_stay_at_the_ends_of_epochs(cycle_mult: float, ends: list[int]) -> None:
+    noted = CycleEnds()
+    tuner = auto_tuner("sgd", callbacks=[noted])
+    stage = tuner.fit_sgdr(3, 2, "auto", cycle_mult=cycle_mult, eta_min=0.2)
+    assert stage.outcome == "completed" and stage.name == "sgdr" and noted.epochs == ends
+    assert tuner.range_test is not None
+    first = 2 * BATCHES
+    spent = int(tuner.range_test.notes[-1].split()[0])
+    assert 1 < spent <= SWEEP
+    plan = schedules.sgdr(first, cycle_mult, 3, 0.2, unit=BATCHES)
+    peaks = tuner.range_test.suggested_lrs()
+    for group, peak in enumerate(peaks):
+        later = peak * plan.values(range(first, plan.total_steps))
+        np.testing.assert_allclose(stage.rates[first:, group], later, rtol=1e-12)
+        rest = schedules.sgdr(first - spent, eta_min=0.2).values(range(first - spent))
+        np.testing.assert_allclose(stage.rates[spent:first, group], peak * rest, rtol=1e-12)
+
+
 class Interrupt(Callback):
     """Presses Ctrl-C after a step, once."""
 
@@ -88,17 +119,25 @@ class Interrupt(Callback):
 @pytest.mark.parametrize(
     "options", [{}, {"ema_decay": 0.8, "gradient_accumulation_steps": 2}], ids=["plain", "ema"]
 )
-@pytest.mark.parametrize("step", [1, 2, 11, 12, 19, 20, 21, 23])
+@pytest.mark.parametrize("step", [1, 2, 11, 12, 19, 20, 21, 23, 27])
 @pytest.mark.parametrize("by_file", [False, True], ids=["memory", "file"])
+@pytest.mark.parametrize("stage", ["flat_cos", "sgdr"])
 def test_resuming_within_and_after_the_sweep_changes_no_bit(
-    step: int, by_file: bool, options: dict[str, Any], tmp_path: Path
+    stage: str, step: int, by_file: bool, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    epochs = EPOCHS * options.get("gradient_accumulation_steps", 1)
+    size = options.get("gradient_accumulation_steps", 1)
+
+    def fit(tuner: FineTuner) -> None:
+        if stage == "sgdr":
+            tuner.fit_sgdr(2, 2 * size, "auto", cycle_mult=1.5, eta_min=0.2)
+        else:
+            tuner.fit_flat_cos(EPOCHS * size, "auto")
+
     whole = auto_tuner(callbacks=[Interrupt(-1)], **options)
-    whole.fit_flat_cos(epochs, "auto")
+    fit(whole)
     tuner = auto_tuner(callbacks=[Interrupt(step)], **options)
     with pytest.raises(KeyboardInterrupt):
-        tuner.fit_flat_cos(epochs, "auto")
+        fit(tuner)
     if by_file:
         tuner.save(tmp_path / "tuner.pt")
         found = tuner.range_test
@@ -151,6 +190,14 @@ def test_bad_calls() -> None:
     tuner = auto_tuner()
     with pytest.raises(ValueError, match=r"more than 20 steps .* got 12; run lr_find before"):
         tuner.fit_one_cycle(1, "auto")
+    with pytest.raises(
+        ValueError, match=r"cycle_len must make more than 20 .*, got 1, which makes 12"
+    ):
+        tuner.fit_sgdr(3, 1, "auto")
+    with pytest.raises(
+        TypeError, match=r"max_lr must be learning rates, or .auto., got 'automatic'"
+    ):
+        tuner.fit_sgdr(3, 2, "automatic")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"lr must be learning rates, or .auto., got 'automatic'"):
         tuner.fit(2, schedules.cosine(2 * BATCHES), "automatic")  # type: ignore[arg-type]
     tuner = auto_tuner()

@@ -16,8 +16,8 @@ from tuners import STEPS, Scripted, make_tuner
 import lrfast
 from lrfast import FineTuner, schedules
 from lrfast.finetune import Callback, EarlyStop
-from lrfast.finetune._stage_state import cycle_ends
 from lrfast.groups import gradual
+from lrfast.schedules._schedule import cycle_ends
 
 # The stages by name.
 

@@ -146,6 +146,58 @@ def test_no_step_is_spent_beyond_the_plan(name: str) -> None:
     assert result.snapshot_bytes > 0
 
 
+@pytest.mark.parametrize(
+    ("plan", "first"),
+    [
+        (S.sgdr(40, 1, 3, eta_min=0.1), 40),
+        (S.sgdr(40, 1.5, 2, eta_min=0.1), 40),
+        (S.cyclic(15, 20, 0.3, momentum=(0.9, 0.7)).lasting(105), 35),
+    ],
+    ids=["alike", "longer", "triangles"],
+)
+def test_of_cycles_only_the_first_makes_up_for_the_sweep(plan: S.Schedule, first: int) -> None:
+    run, total = Run(STATEFUL[1], plan=plan), plan.total_steps
+    for batch in make_batches(total):
+        run.step(batch)
+    assert run.search is not None and run.search.result is not None
+    spent, schedule = run.search.spent, run.optimizer.schedules[2]
+    assert schedule is not None and schedule.total_steps == run.optimizer.schedule_step == total
+    later = range(first, total + 7)
+    assert schedule.values(later).tolist() == plan.values(later).tolist()
+    rest = plan.extend_to(total - spent, until=first).values(range(first - spent))
+    torch.testing.assert_close(schedule.values(range(spent, first)), rest, rtol=1e-12, atol=0)
+
+
+def test_cycles_shorter_than_the_sweep_are_as_they_were() -> None:
+    plan = S.sgdr(SWEEP, 1, 3, eta_min=0.1)
+    run = Run(STATEFUL[1], plan=plan)
+    for batch in make_batches(plan.total_steps):
+        run.step(batch)
+    assert run.search is not None
+    spent, schedule = run.search.spent, run.optimizer.schedules[2]
+    assert schedule is not None and schedule.total_steps == plan.total_steps
+    left = plan.total_steps - spent
+    rest = plan.extend_to(left).values(range(left))
+    assert schedule.values(range(spent, plan.total_steps)).tolist() == rest.tolist()
+
+
+@pytest.mark.parametrize(
+    ("plan", "points"),
+    [
+        (S.one_cycle(700), 70),
+        (S.one_cycle(2000), 100),
+        (S.one_cycle(90), 20),
+        (S.sgdr(100, 2, 3), 50),
+        (S.sgdr(30, 1, 9), 20),
+        (S.sgdr(20, 1, 50), 100),  # in which no sweep fits
+    ],
+)
+def test_how_long_a_sweep_is(plan: S.Schedule, points: int) -> None:
+    model = nn.Linear(3, 2)
+    search = lrfast.find_in_warmup(model, lrfast.SGD(model.parameters(), lr=0.1), plan)
+    assert search._sweep.num_iter == points
+
+
 def test_ratios_between_groups_survive() -> None:
     run = Run(STATEFUL[1])
     for batch in make_batches(TOTAL):

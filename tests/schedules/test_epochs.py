@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lrfast import schedules
 from lrfast.schedules import Schedule
+from lrfast.schedules._schedule import first_cycle
 
 KINDS = (
     schedules.one_cycle(20),
@@ -111,6 +112,63 @@ def test_what_repeats_goes_on_and_milestones_move() -> None:
     )
     moved = schedules.multistep([4, 8], 0.5).extend_to(12, step=4)
     assert moved.values([3, 4, 11, 12]).tolist() == [1.0, 0.5, 0.5, 0.25]
+
+
+CYCLES = {  # with the end of their first cycle
+    "alike": (schedules.sgdr(9, 1, 4, 0.1), 9),
+    "alike without end": (schedules.sgdr(9, warmup=2).lasting(40), 9),
+    "longer and longer": (schedules.sgdr(9, 1.5, 3, 0.1, warmup=3), 9),
+    "triangles": (schedules.cyclic(4, 5, 0.2, momentum=(0.9, 0.7)).lasting(40), 9),
+    "after a warm-up": (schedules.warmup(4).then(schedules.sgdr(7, 2, 2, 0.3)), 11),
+    "one after the other": (schedules.one_cycle(9).then(schedules.one_cycle(9)), 9),
+    "with a decay": (schedules.sgdr(9, 1, 3, 0.1) * schedules.constant(0.7), 9),
+}
+
+
+@pytest.mark.parametrize("length", [5, 13])
+@pytest.mark.parametrize("name", CYCLES)
+def test_cycles_after_a_longer_or_shorter_one_stay_as_they_are(name: str, length: int) -> None:
+    schedule, first = CYCLES[name]
+    more, total = length - first, schedule.total_steps
+    changed = schedule.extend_to(total + more, until=first)
+    assert changed.total_steps == total + more
+    later = range(first, total + 9)
+    assert changed.values([k + more for k in later]).tolist() == schedule.values(later).tolist()
+    momentum, own = changed.momentum([k + more for k in later]), schedule.momentum(later)
+    assert (momentum is None) == (own is None)
+    if momentum is not None and own is not None:
+        assert momentum.tolist() == own.tolist()
+    places = np.arange(length)
+    wanted = np.interp(places * first / length, np.arange(first), schedule.values(range(first)))
+    bends = 0.2 if length > first else 0.35  # a line between two steps is no cosine
+    np.testing.assert_allclose(changed.values(places), wanted, rtol=0, atol=bends)
+    assert changed.at(0) == schedule.at(0)
+    if length < first:
+        return
+    half = schedule.extend_to(total + more, step=2, until=first)
+    assert half.values([0, 1, 2]).tolist() == schedule.values([0, 1, 2]).tolist()
+    assert half.values([k + more for k in later]).tolist() == schedule.values(later).tolist()
+
+
+def test_a_shortened_cycle_is_a_cycle_of_that_length() -> None:
+    for cycle_mult, length in ((1, 5), (2, 5), (1, 14), (1.5, 14)):
+        schedule = schedules.sgdr(9, cycle_mult, 3, 0.1)
+        changed = schedule.extend_to(schedule.total_steps + length - 9, until=9)
+        wanted = schedules.sgdr(length, eta_min=0.1).values(range(length))
+        np.testing.assert_allclose(changed.values(range(length)), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CYCLES)
+def test_where_the_second_cycle_begins(name: str) -> None:
+    schedule, first = CYCLES[name]
+    assert first_cycle(schedule) == first
+    assert first_cycle(schedules.one_cycle(first)) == first
+
+
+@pytest.mark.parametrize("until", [4, 0, 21, 2.5])
+def test_bad_ends_of_what_is_stretched(until: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"until must be a whole number.* 5 to 20, "):
+        schedules.cosine(20).extend_to(30, step=4, until=until)
 
 
 def test_extension_that_cannot_be() -> None:

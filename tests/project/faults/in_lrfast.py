@@ -297,9 +297,37 @@ IN_WARMUP = [
     Fault(
         "the-plan-is-not-shortened-by-the-sweep",
         "lrfast/range_test/_in_warmup.py",
-        "past.then(each.extend_to(each.total_steps - self.spent))",
+        "past.then(_shortened(each, self.spent, most))",
         "past.then(each)",
         "test_in_warmup.py",
+    ),
+    Fault(
+        "all-cycles-make-up-for-the-sweep",
+        "lrfast/range_test/_in_warmup.py",
+        "until=first if num_iter < first < total else None",
+        "until=None",
+        "test_in_warmup.py test_auto_rates.py",
+    ),
+    Fault(
+        "a-sweep-takes-all-of-the-first-cycle",
+        "lrfast/range_test/_in_warmup.py",
+        "min(total // _SHARE, _MOST, *halves)",
+        "min(total // _SHARE, _MOST)",
+        "test_in_warmup.py",
+    ),
+    Fault(
+        "a-first-cycle-that-repeats-keeps-its-length",
+        "lrfast/schedules/_schedule.py",
+        "tables = track if until is None else _unrolled(track, until)",
+        "tables = track",
+        "test_epochs.py",
+    ),
+    Fault(
+        "cycles-behind-a-stretched-one-are-stretched-too",
+        "lrfast/schedules/_schedule.py",
+        "if until is not None and time >= until:",
+        "if until is not None and time < 0:",
+        "test_epochs.py",
     ),
     Fault(
         "the-host-reads-the-sweep-earlier-than-it-says",
