@@ -26,10 +26,12 @@ from lrfast.optim import (
     Adam,
     Adamax,
     AdamW,
+    AdamWScheduleFree,
     Lion,
     NAdam,
     RAdam,
     RMSprop,
+    SGDScheduleFree,
     wrap,
 )
 from lrfast.range_test import (
@@ -51,6 +53,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "BenchResult",
     "CapturedStep",
@@ -68,6 +71,7 @@ __all__ = [
     "RecaptureNeeded",
     "Retest",
     "RetestEntry",
+    "SGDScheduleFree",
     "ShardedState",
     "Stage",
     "Telemetry",

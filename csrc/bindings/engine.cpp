@@ -242,8 +242,9 @@ bool Engine::bind(Parameter& param, const py::dict& state) {
 MissingStates Engine::missing_states(const Parameter& param) const {
   const GroupNeeds& needs = groups_.needs(param.group);
   const StateNames& names = rule_.forms[needs.form];
-  return {param.group,      param.object,       {names.names, names.names + names.count},
-          rule_.count_name, rule_.product_name, needs.product};
+  return {param.group,       param.object,       {names.names, names.names + names.count},
+          rule_.count_name,  rule_.product_name, needs.product,
+          rule_.largest_name};
 }
 
 // ---- launch ----------------------------------------------------------------------------------

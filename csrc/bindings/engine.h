@@ -15,6 +15,7 @@ struct MissingStates {
   const char* count;    // the state that counts updates; null: torch keeps none
   const char* product;  // the state that holds the product of the momenta; null: none
   bool needs_product;
+  const char* largest;  // the state that holds the largest learning rate; null: none
 };
 
 class Engine {

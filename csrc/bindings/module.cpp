@@ -78,7 +78,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("tensors", &MissingStates::tensors)
       .def_readonly("count", &MissingStates::count)
       .def_readonly("product", &MissingStates::product)
-      .def_readonly("needs_product", &MissingStates::needs_product);
+      .def_readonly("needs_product", &MissingStates::needs_product)
+      .def_readonly("largest", &MissingStates::largest);
 
   py::class_<Engine>(m, "Engine")
       .def(py::init<const std::string&, py::object>(), arg("rule"), arg("find_shards"))

@@ -241,10 +241,15 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
   if (!is_usable_scalar(found_product, *this, at::kDouble)) {
     if (found_product.defined() || needs_product) return Binding::kUnusable;
   }
+  at::Tensor found_largest = rule.largest_name ? find_state(dict, rule.largest_name) : at::Tensor();
+  if (rule.largest_name && !is_usable_scalar(found_largest, *this, at::kDouble)) {
+    return Binding::kUnusable;
+  }
   states = std::move(found);
   average = std::move(found_average);
   count = std::move(found_count);
   product = std::move(found_product);
+  largest = std::move(found_largest);
   num_state_keys = 0;
   const auto note = [&](const at::Tensor& state) {
     if (state.defined()) state_keys[num_state_keys++] = StorageKey(state);
@@ -253,6 +258,7 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
   note(average);
   note(count);
   note(product);
+  note(largest);
   state_dict = py::reinterpret_borrow<py::object>(dict);
   state_version = dict ? version_of(dict.ptr()) : 0;
   form = wanted_form;
@@ -271,6 +277,7 @@ TensorRow Parameter::make_row(const EngineOptions& options) const {
     row.counts_in_double = count.scalar_type() == at::kDouble;
   }
   if (product.defined()) row.product = product.mutable_data_ptr<double>();
+  if (largest.defined()) row.largest = largest.mutable_data_ptr<double>();
   row.numel = elements;
   row.group = group;
   row.number = number;

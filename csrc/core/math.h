@@ -83,4 +83,14 @@ LRFAST_HD double logarithm(double x) {
   return n * kLn2High + (2.0 * s * (1.0 + sum) + n * kLn2Low);
 }
 
+// base^exponent for base >= 0, up to e^700; 0 for a base of 0, but 1 for 0^0.
+LRFAST_HD double real_power(double base, double exponent) {
+  if (exponent >= 0.0 && exponent < 64.0 && exponent == std::floor(exponent)) {
+    return integer_power(base, static_cast<int64_t>(exponent));
+  }
+  if (base < 2.2250738585072014e-308) return 0.0;
+  const double power = exponent * logarithm(base);
+  return exponential(power < 699.0 ? power : 699.0);
+}
+
 }  // namespace lrfast

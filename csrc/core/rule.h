@@ -25,6 +25,9 @@ struct StateNames {
 struct TensorClock {
   double count;    // updates applied to this tensor before this one
   double product;  // of the momenta used so far, or negative where none is kept
+  double largest;  // learning rate so far; 0 where none is kept
+
+  bool operator==(const TensorClock&) const = default;
 };
 
 // Powers as a kernel computes them; the CPU driver remembers the last ones instead.
@@ -37,6 +40,29 @@ struct PlainPowers {
     return 1.0 / std::sqrt(1.0 - integer_power(base, exponent));
   }
 };
+
+// Whether a rule keeps the largest learning rate so far, beside a sum where others have a product.
+template <class Rule>
+constexpr bool kKeepsLargest = requires { Rule::kLargestName; };
+
+template <class Rule>
+constexpr const char* largest_name() {
+  if constexpr (kKeepsLargest<Rule>) {
+    return Rule::kLargestName;
+  } else {
+    return nullptr;
+  }
+}
+
+// The product, or sum, after one more update.
+template <class Rule>
+LRFAST_HD double product_next(const double* hypers, const TensorClock& clock) {
+  if constexpr (kKeepsLargest<Rule>) {
+    return Rule::product_next(hypers, clock);
+  } else {
+    return clock.product * Rule::product_factor(hypers, clock.count);
+  }
+}
 
 // A rule's product of momenta if it has none. product_after() starts one at a count of updates.
 struct NoProduct {

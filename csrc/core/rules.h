@@ -5,11 +5,13 @@
 #include "core/rules/adagrad.h"
 #include "core/rules/adam.h"
 #include "core/rules/adamax.h"
+#include "core/rules/adamw_schedule_free.h"
 #include "core/rules/lion.h"
 #include "core/rules/nadam.h"
 #include "core/rules/radam.h"
 #include "core/rules/rmsprop.h"
 #include "core/rules/sgd.h"
+#include "core/rules/sgd_schedule_free.h"
 
 namespace lrfast {
 
@@ -26,6 +28,7 @@ struct RuleList {
   static constexpr const char* kNames[] = {Rule::kName...};
 };
 
-using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RAdam, RmsProp, Adagrad, Adadelta, Lion>;
+using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RAdam, RmsProp, Adagrad, Adadelta, Lion,
+                       AdamWScheduleFree, SgdScheduleFree>;
 
 }  // namespace lrfast

@@ -82,11 +82,14 @@ LRFAST_HD double count_of(const TensorRow& row) {
   return *static_cast<const float*>(row.count);
 }
 
+LRFAST_HD TensorClock clock_of(const TensorRow& row) {
+  return {count_of(row), row.product ? *row.product : -1.0, row.largest ? *row.largest : 0.0};
+}
+
 template <class Rule, class T, class Powers>
 LRFAST_HD Update<Rule, T> prepare(const StepTables& t, const TensorRow& row, const double* hypers,
                                   const Noise& noise, Powers&& powers) {
-  const TensorClock clock{count_of(row), row.product ? *row.product : -1.0};
-  return {Rule::template prepare<T>(hypers, clock, powers),
+  return {Rule::template prepare<T>(hypers, clock_of(row), powers),
           static_cast<T>(gradient_factor(t, row.group)), noise,
           static_cast<T>(t.has_averages ? average_weight(t) : 0.0)};
 }
@@ -145,7 +148,13 @@ LRFAST_HD void write_record(const StepTables& t, int32_t group, RecordField fiel
 // After a tensor's update. Only now: until then other threads still read the old counts.
 template <class Rule>
 LRFAST_HD void advance(const TensorRow& row, const double* hypers) {
-  if (row.product) *row.product *= Rule::product_factor(hypers, count_of(row));
+  if (row.product) {
+    const TensorClock clock = clock_of(row);
+    *row.product = product_next<Rule>(hypers, clock);
+    if constexpr (kKeepsLargest<Rule>) {
+      if (row.largest) *row.largest = Rule::largest_next(hypers, clock);
+    }
+  }
   if (row.counts_in_double) {
     *static_cast<double*>(row.count) += 1.0;
   } else {

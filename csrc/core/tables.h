@@ -18,6 +18,7 @@ struct TensorRow {
   void* average;             // [numel] of the type that the arithmetic runs in; null: none is kept
   void* count;               // [] updates applied to this tensor so far; float or double
   double* product;           // [] product of the momenta used so far; may be null
+  double* largest;           // [] learning rate so far; may be null
   int64_t numel;
   int32_t group;
   uint32_t number;  // place among the optimizer's parameters

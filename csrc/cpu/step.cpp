@@ -57,15 +57,13 @@ class PreparedScalars {
  public:
   // Has them made for a tensor, unless they are those of the last one; returns their place.
   int prepare(const StepTables& t, const TensorRow& row, const Hypers* hypers) {
-    const double product = row.product ? *row.product : -1.0;
-    const double count = count_of(row);
+    const TensorClock clock = clock_of(row);
     const bool is_double = row.dtypes == DtypePair::kFloat64;
-    if (row.group == group_ && count == count_ && product == product_ && is_double == is_double_) {
+    if (row.group == group_ && clock == clock_ && is_double == is_double_) {
       return place_;
     }
     group_ = row.group;
-    count_ = count;
-    product_ = product;
+    clock_ = clock;
     is_double_ = is_double;
     place_ = 1 - place_;
     const double* values = hypers[row.group].values;
@@ -93,8 +91,7 @@ class PreparedScalars {
   Update<Rule, float> floats_[2]{};
   Update<Rule, double> doubles_[2]{};
   PowerCache powers_;
-  double product_ = 0.0;
-  double count_ = 0.0;
+  TensorClock clock_{};
   int32_t group_ = -1;
   int place_ = 0;
   bool is_double_ = false;

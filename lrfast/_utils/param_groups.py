@@ -6,7 +6,12 @@ from typing import Any
 
 
 def momentum_of(group: dict[str, Any]) -> float | None:
-    """Return a param group's momentum or beta1; None if its rule has none."""
+    """Return a param group's momentum or beta1; None if its rule has none.
+
+    A schedule-free rule reads its averaged weights off others by it, so it is none to cycle.
+    """
+    if "train_mode" in group:
+        return None
     betas = group.get("betas")
     if isinstance(betas, tuple):
         return float(betas[0])

@@ -16,6 +16,7 @@ from lrfast.optim.lion import Lion
 from lrfast.optim.nadam import NAdam
 from lrfast.optim.radam import RAdam
 from lrfast.optim.rmsprop import RMSprop
+from lrfast.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from lrfast.optim.sgd import SGD
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "FusedOptimizer",
     "Lion",
@@ -32,5 +34,6 @@ __all__ = [
     "Planned",
     "RAdam",
     "RMSprop",
+    "SGDScheduleFree",
     "wrap",
 ]

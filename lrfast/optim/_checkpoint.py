@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ def check_state_dict(
     groups = _in_own_order(optimizer, groups)
     state_dict = {**state_dict, "param_groups": groups}
     check_saved_groups(set(optimizer.defaults), state_dict)
+    state_dict = optimizer._as_own(state_dict)
+    groups = state_dict["param_groups"]
     _check_states(optimizer, rule, groups, check_dict("state", state_dict["state"]))
     check_entry(optimizer, state_dict.get(ENGINE_ENTRY, {}))
     return state_dict
@@ -200,7 +203,7 @@ def _check_copies(where: str, group: dict[Any, Any]) -> None:
 
 
 def _check_scalar(name: str, where: str, value: Any) -> None:
-    most = 1.0 if name.endswith("product") else float(MAX_STEPS)
+    most = 1.0 if name.endswith("product") else float(MAX_STEPS) if name == "step" else math.inf
     if not isinstance(value, Tensor):
         check_finite(where, value, least=0.0, most=most)
         return

@@ -311,6 +311,9 @@ class FusedOptimizer(SchedulingMixin):
         if note := chosen[0][1]:
             warnings.warn(note, stacklevel=2)
 
+    def _as_saved(self, state: dict[str, Any]) -> None:
+        """Add what the package of the original keeps elsewhere to a state dict."""
+
     def _entry(self) -> dict[str, Any]:
         """Return lrfast's entry of a state dict. Synchronises the device."""
         entry = self._schedule_entry()
@@ -439,6 +442,8 @@ class FusedOptimizer(SchedulingMixin):
             steps = 0.0 if is_new else float(state[count])
             value = engine.product_after(names.group, steps)
             state[product] = _state.as_scalar(value, param, torch.float64)
+        if (largest := names.largest) is not None:
+            state[largest] = _state.as_scalar(state.get(largest, 0.0), param, torch.float64)
 
     def _new_state(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a parameter's first state: zeros, unless a rule overrides it."""
@@ -495,6 +500,7 @@ def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     assert isinstance(optimizer, FusedOptimizer)
     counts = [] if optimizer._engine is None else optimizer._engine.private_counts()
     _state.clear_unstarted_momentum(optimizer, counts, state)
+    optimizer._as_saved(state)
     if entry := optimizer._entry():
         state[ENGINE_ENTRY] = entry
 

@@ -13,7 +13,7 @@ from lrfast._utils.async_copy import note_use
 from lrfast._utils.extension import extension
 
 # States that have a dtype of their own; all others are moments of the gradient.
-SCALARS = ("step", "beta1_product", "mu_product")
+SCALARS = ("step", "beta1_product", "mu_product", "weight_sum", "lr_max")
 NOT_MOMENTS = (*SCALARS, "ema")
 
 

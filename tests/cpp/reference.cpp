@@ -43,7 +43,7 @@ template <class T>
 LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* hypers, T factor,
                                 Values<T>& values) {
   const TensorClock clock{*tensor.count.as<float>(),
-                          tensor.spec.has_product ? *tensor.product.as<double>() : -1.0};
+                          tensor.spec.has_product ? *tensor.product.as<double>() : -1.0, 0.0};
   Rules::visit(rule, [&]<class Rule>() {
     const auto scalars = Rule::template prepare<T>(hypers, clock, PlainPowers());
     with_form<Rule>(tensor.spec.form, [&]<uint8_t form>() {
@@ -181,7 +181,9 @@ void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& 
   }
   float& count = *tensor.count.as<float>();
   Rules::visit(plan.rule, [&]<class Rule>() {
-    if (spec.has_product) *tensor.product.as<double>() *= Rule::product_factor(hypers, count);
+    if (!spec.has_product) return;
+    double& product = *tensor.product.as<double>();
+    product = product_next<Rule>(hypers, {count, product, 0.0});
   });
   count += 1.0f;
 }

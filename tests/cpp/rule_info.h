@@ -69,6 +69,11 @@ LRFAST_NOINLINE inline GroupRow make_group(int rule, double rate, double momentu
       if (key == "dampening") value = 0.25;
       if (key == "lr_decay") value = 0.125;
       if (key == "momentum_decay") value = 0.004;
+      if (key == "momentum") value = momentum;
+      if (key == "betas" && Rule::kHypers[i].index == 0) value = momentum;
+      if (key == "warmup_steps") value = 5.0;
+      if (key == "r") value = 0.5;
+      if (key == "weight_lr_power") value = 1.5;
       if (key == "nesterov" || key == "decoupled_weight_decay") value = switches;
       if (key == "maximize") value = switches;
     }

@@ -200,6 +200,57 @@ void test_adadelta() {
   EXPECT_NEAR(found, p, kTolerance);
 }
 
+// The sum of weights starts at 1, and no largest learning rate is kept.
+template <class Rule>
+void expect_schedule_free(const std::vector<double>& hypers, bool has_squares) {
+  double y = kParam;
+  double z = 0.0;
+  double v = 0.0;
+  double sum = 1.0;
+  for (int t = 1; t <= 4; ++t) {
+    const double g = kGrads[(t - 1) % 2];
+    const double rate = 0.1 * std::min(1.0, t / 3.0);
+    const double weight = std::pow(t, 0.5) * std::pow(rate, 1.5);
+    sum += weight;
+    v = 0.99 * v + 0.01 * g * g;
+    const double d =
+        (has_squares ? g / (std::sqrt(v / (1.0 - std::pow(0.99, t))) + 1e-3) : g) + 0.2 * y;
+    const double x = (y - 0.1 * z) / 0.9;
+    z -= rate * d;
+    y = 0.1 * z + 0.9 * (x + weight / sum * (z - x));
+  }
+  EXPECT_NEAR(after_two_steps<Rule>(Rule::kPlain, hypers, 4), y, kTolerance);
+}
+
+void test_schedule_free() {
+  // rate, betas or momentum, eps if it has one, decay, warm-up, r, weight_lr_power
+  expect_schedule_free<AdamWScheduleFree>({0.1, 0.9, 0.99, 1e-3, 0.2, 3.0, 0.5, 1.5}, true);
+  expect_schedule_free<SgdScheduleFree>({0.1, 0.9, 0.2, 3.0, 0.5, 1.5}, false);
+}
+
+void test_real_power() {
+  for (const double base : {1e-300, 1e-5, 0.3, 1.0, 7.0, 1e6}) {
+    for (const double exponent : {-1.5, 0.0, 0.5, 1.0, 2.0, 2.25}) {
+      const double expected = std::pow(base, exponent);
+      if (expected > 0.0 && expected < 1e300) {
+        EXPECT_NEAR(real_power(base, exponent), expected, 3e-13 * expected);
+      }
+    }
+  }
+  EXPECT_EQ(real_power(0.0, 0.5), 0.0);
+  EXPECT_EQ(real_power(0.0, 0.0), 1.0);
+}
+
+// A sum that starts at a count is that of a constant learning rate.
+void test_sums() {
+  const double hypers[] = {0.3, 0.9, 0.01, 0.0, 0.0, 2.0};  // rate, beta, decay, warm-up, r, power
+  double sum = 0.0;
+  for (int t = 0; t < 40; ++t) {
+    EXPECT_NEAR(SgdScheduleFree::product_after(hypers, t), sum, kTolerance);
+    sum += 0.09;
+  }
+}
+
 void test_sgd() {
   for (const bool nesterov : {false, true}) {
     const Context context("sgd, nesterov ", nesterov);
@@ -249,5 +300,8 @@ int main() {
   test_adagrad();
   test_adadelta();
   test_lion();
+  test_schedule_free();
+  test_real_power();
+  test_sums();
   return report("test_rules");
 }

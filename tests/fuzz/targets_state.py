@@ -33,6 +33,7 @@ OPTIMIZERS: dict[str, Make] = {
     "rmsprop": lambda g: lrfast.RMSprop(g, 0.1, centered=True, momentum=0.5),
     "adagrad": lambda g: lrfast.Adagrad(g, 0.1, lr_decay=0.1),
     "adadelta": lambda g: lrfast.Adadelta(g, rho=0.8, weight_decay=0.1),
+    "schedule-free": lambda g: lrfast.AdamWScheduleFree(g, 0.1, warmup_steps=3, r=0.5),
     "lion": lambda g: lrfast.Lion(g, 0.1, weight_decay=0.1, skip_nonfinite=True),
 }
 LOSS_SCHEDULES: tuple[Callable[[Any], Any], ...] = (

@@ -50,8 +50,10 @@ class OptimizerCase:
         own: list[dict[str, Any]] = [
             {},
             {"lr": rate * 0.3, "weight_decay": decay * 2 + 0.01},
-            {"lr": rate * 1.7, "maximize": not self.options.get("maximize", False)},
+            {"lr": rate * 1.7},
         ]
+        if "maximize" in inspect.signature(self.rule).parameters:
+            own[2]["maximize"] = not self.options.get("maximize", False)
         if "betas" in self.options:
             own[1]["betas"] = (0.7, 0.95)
         else:
@@ -60,7 +62,7 @@ class OptimizerCase:
             own[1]["momentum"] = self.options["momentum"] * 0.6
         if "eps" in self.options:
             own[2]["eps"] = self.options["eps"] * 3
-        for name in ("alpha", "rho", "lr_decay", "momentum_decay"):
+        for name in ("alpha", "rho", "lr_decay", "momentum_decay", "r", "weight_lr_power"):
             if name in self.options:
                 own[1][name] = self.options[name] * 0.9
         return [{"params": params[i::3], **options} for i, options in enumerate(own)]
@@ -164,6 +166,24 @@ def _lion(name: str, description: str, **options: Any) -> OptimizerCase:
     )
 
 
+def _adamw_schedule_free(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.02, "betas": (0.85, 0.97), "eps": 1e-4, "weight_decay": 0.07, **options}
+    options = {"warmup_steps": 3, "r": 0.7, "weight_lr_power": 1.5, **options}
+    twin, rule = torch_twins.AdamWScheduleFree, reference.adamw_schedule_free
+    ours = lrfast.AdamWScheduleFree
+    return OptimizerCase(f"adamw-schedule-free-{name}", ours, twin, rule, options, description)
+
+
+def _sgd_schedule_free(name: str, description: str, **options: Any) -> OptimizerCase:
+    options = {"lr": 0.05, "momentum": 0.85, "weight_decay": 0.03, **options}
+    options = {"warmup_steps": 3, "r": 0.7, "weight_lr_power": 1.5, **options}
+    twin, rule = torch_twins.SGDScheduleFree, reference.sgd_schedule_free
+    return OptimizerCase(
+        f"sgd-schedule-free-{name}", lrfast.SGDScheduleFree, twin, rule, options, description
+    )
+
+
+_PACKAGES_OWN: dict[str, Any] = {"warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0}
 OPTIMIZERS = (
     _sgd("plain", "no state at all", momentum=0.0),
     _sgd("plain-maximize", "the sign comes before the decay", momentum=0.0, maximize=True),
@@ -208,6 +228,10 @@ OPTIMIZERS = (
     _lion("plain", "the step by one beta, the momentum by the other"),
     _lion("maximize", "the sign spares the decay", maximize=True),
     _lion("high-decay", "the decay counts by the rate, not by the step", weight_decay=30.0),
+    _adamw_schedule_free("plain", "the average weighs each step"),
+    _adamw_schedule_free("defaults", "the package's own", lr=0.0025, **_PACKAGES_OWN),
+    _sgd_schedule_free("plain", "no square"),
+    _sgd_schedule_free("defaults", "the package's own", lr=1.0, momentum=0.9, **_PACKAGES_OWN),
 )
 # One row per class, for tests of what does not depend on hyperparameters: of those with several
 # forms the one with the most states, else its first. SGD's and AdamW's come first.

@@ -27,7 +27,7 @@ _COMPUTES_IN = {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
 # A tensor's states that are numbers: counted and multiplied in the host's or the kernel's doubles.
-SCALARS = ("step", "mu_product", "beta1_product")
+SCALARS = ("step", "mu_product", "beta1_product", "weight_sum", "lr_max")
 
 Array = npt.NDArray[np.float64]
 Rule = Callable[..., tuple[Array, dict[str, Any]]]

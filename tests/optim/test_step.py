@@ -94,7 +94,7 @@ def test_hundred_steps_follow_torch(
     for _ in range(100):
         for param, other in zip(params, others, strict=True):
             # The pull towards 1 keeps the run near where it can be compared.
-            pull = 1.0 if group_of(ours, param)["maximize"] else -1.0
+            pull = 1.0 if group_of(ours, param).get("maximize") else -1.0
             param.grad = 0.3 * random_grad(param) + pull * (1.0 - param.detach())
             other.grad = param.grad.clone()
         ours.step()

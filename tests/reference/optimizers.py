@@ -16,6 +16,7 @@ Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Sto
 Optimization", 2011.
 Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701.
 Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675.
+Defazio et al., "The Road Less Scheduled", arXiv:2405.15682.
 """
 
 from __future__ import annotations
@@ -288,6 +289,72 @@ def lion(
     update = np.sign(beta1 * before + (1 - beta1) * gradient)
     after = {"exp_avg": beta2 * before + (1 - beta2) * gradient}
     return param - lr * (update + weight_decay * param), after
+
+
+def _averaged(
+    param: Array,
+    direction: Array,
+    state: State,
+    beta: float,
+    lr: float,
+    weight_decay: float,
+    warmup_steps: int,
+    r: float,
+    weight_lr_power: float,
+) -> tuple[Array, State]:
+    """The paper's iterates, by x itself: what the parameters hold is y = (1 - beta) z + beta x."""
+    step = state.get("step", 0) + 1
+    rate = lr * min(1.0, step / warmup_steps) if warmup_steps else lr
+    largest = max(state.get("lr_max", 0.0), rate)
+    weight = step**r * largest**weight_lr_power
+    total = state.get("weight_sum", 0.0) + weight
+    share = weight / total if total else 0.0
+    z = state.get("z", param)
+    x = (param - (1 - beta) * z) / beta
+    z = z - rate * (direction + weight_decay * param)
+    x = (1 - share) * x + share * z
+    after = {"step": step, "lr_max": largest, "weight_sum": total, "z": z}
+    return (1 - beta) * z + beta * x, after
+
+
+def adamw_schedule_free(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    r: float = 0.0,
+    weight_lr_power: float = 2.0,
+) -> tuple[Array, State]:
+    beta1, beta2 = betas
+    step = state.get("step", 0) + 1
+    square = beta2 * state.get("exp_avg_sq", np.zeros_like(param)) + (1 - beta2) * grad**2
+    direction = grad / (np.sqrt(square / (1 - beta2**step)) + eps)
+    new, after = _averaged(
+        param, direction, state, beta1, lr, weight_decay, warmup_steps, r, weight_lr_power
+    )
+    return new, after | {"exp_avg_sq": square}
+
+
+def sgd_schedule_free(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    r: float = 0.0,
+    weight_lr_power: float = 2.0,
+) -> tuple[Array, State]:
+    return _averaged(
+        param, grad, state, momentum, lr, weight_decay, warmup_steps, r, weight_lr_power
+    )
 
 
 def decay_at(step: int, ema_decay: float, ema_start: int = 0, ema_warmup: bool = False) -> float:

@@ -132,6 +132,27 @@ RULES = [
         program("test_rules"),
     ),
     Fault(
+        "schedule-free-mean-after-z-has-moved",
+        "csrc/core/rules",
+        "s.step = static_cast<T>(rate * (1.0 - beta * (1.0 - share)));",
+        "s.step = static_cast<T>(rate * (1.0 - beta));",
+        program("test_rules"),
+    ),
+    Fault(
+        "schedule-free-warm-up-one-step-late",
+        "csrc/core/rules",
+        "hypers[Rule::kRate] * (t / steps)",
+        "hypers[Rule::kRate] * (clock.count / steps)",
+        program("test_rules"),
+    ),
+    Fault(
+        "schedule-free-largest-rate-is-lost",
+        "csrc/core/rules",
+        "return rate > clock.largest ? rate : clock.largest;",
+        "return rate;",
+        "test_schedule_free.py",
+    ),
+    Fault(
         "adagrad-decays-one-step-early",
         "csrc/core/rules",
         "(1.0 + clock.count * hypers[kRateDecay])",
@@ -283,8 +304,8 @@ STEP = [
     Fault(
         "product-advances-after-the-count",
         "csrc/core/step.h",
-        "if (row.product) *row.product *= Rule::product_factor(hypers, count_of(row));",
-        "if (row.product) *row.product *= Rule::product_factor(hypers, count_of(row) + 1.0);",
+        "    const TensorClock clock = clock_of(row);\n    *row.product",
+        "    TensorClock clock = clock_of(row);\n    clock.count += 1.0;\n    *row.product",
         steps_of("nadam"),
     ),
     Fault(
@@ -384,15 +405,15 @@ DRIVER = [
     Fault(
         "scalars-of-another-product",
         "csrc/cpu/step.cpp",
-        "count == count_ && product == product_ &&",
-        "count == count_ &&",
+        "clock == clock_ &&",
+        "clock.count == clock_.count &&",
         program("test_cpu_step"),
     ),
     Fault(
         "scalars-of-another-group",
         "csrc/cpu/step.cpp",
-        "if (row.group == group_ && count == count_",
-        "if (count == count_",
+        "if (row.group == group_ && clock == clock_",
+        "if (clock == clock_",
         program("test_cpu_step"),
     ),
     Fault(

@@ -21,7 +21,7 @@ OPTIM = [
     ),
     Fault(
         "a-step-within-ema-parameters-is-lost",
-        "lrfast/optim",
+        "lrfast/optim/_optimizer.py",
         "        if self._holds_average:\n",
         "        if self._holds_average and False:\n",
         "test_ema_and_telemetry.py",

@@ -1,0 +1,278 @@
+"""Schedule-free optimizers: against the package, which weights the model holds, state dicts."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import by_name, random_grad, twins
+from reference import optimizers as reference
+from torch import Tensor, nn
+
+import lrfast
+from lrfast import schedules
+
+OPTIONS: dict[str, Any] = {"weight_decay": 0.07, "warmup_steps": 30, "r": 0.6}
+KINDS: dict[str, tuple[type[Any], Callable[..., Any], dict[str, Any]]] = {
+    "AdamWScheduleFree": (
+        lrfast.AdamWScheduleFree,
+        reference.adamw_schedule_free,
+        {"lr": 0.03, "betas": (0.85, 0.97), "eps": 1e-5, "weight_lr_power": 1.5, **OPTIONS},
+    ),
+    "SGDScheduleFree": (
+        lrfast.SGDScheduleFree,
+        reference.sgd_schedule_free,
+        {"lr": 0.3, "momentum": 0.85, "weight_lr_power": 1.5, **OPTIONS},
+    ),
+}
+EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+def parameters(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    torch.manual_seed(3)
+    return [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((), (7,), (40, 30))]
+
+
+def grads_at(step: int, params: list[Tensor]) -> list[Tensor]:
+    torch.manual_seed(step)
+    return [random_grad(param) + 0.3 for param in params]
+
+
+def rate_at(lr: float, step: int) -> float:
+    return lr * (0.2 + (step * 7 % 10) / 10)
+
+
+def run(optimizer: Any, params: list[Tensor], steps: range, rate: bool = False) -> None:
+    """Steps with gradients that depend on the step alone; rate: the learning rate changes, too."""
+    first = float(optimizer.param_groups[0]["lr"])
+    for step in steps:
+        for param, grad in zip(params, grads_at(step, params), strict=True):
+            param.grad = grad.clone()
+        if rate:
+            optimizer.param_groups[0]["lr"] = rate_at(first, step)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = first
+
+
+def furthest(params: list[Tensor], others: list[Tensor]) -> float:
+    errors = [(a - b).abs() / (b.abs() + 1e-3) for a, b in zip(params, others, strict=True)]
+    return max(float(error.detach().max()) for error in errors)
+
+
+@EACH
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_equal_to_the_package_over_200_steps(
+    kind: str, dtype: torch.dtype, allowed: float, foreach: bool
+) -> None:
+    package = pytest.importorskip("schedulefree")
+    cls, _, options = KINDS[kind]
+    ours, theirs = parameters(dtype), parameters(dtype)
+    optimizer = cls(ours, **options)
+    other = getattr(package, kind)(theirs, **options, foreach=foreach)
+    other.train()
+    for start in range(0, 200, 50):
+        for each, params in ((optimizer, ours), (other, theirs)):
+            run(each, params, range(start, start + 50), rate=True)
+        assert furthest(ours, theirs) < allowed
+        optimizer.eval()
+        other.eval()
+        assert furthest(ours, theirs) < allowed
+        optimizer.train()
+        other.train()
+
+
+@EACH
+def test_arguments_and_defaults_are_the_packages(kind: str) -> None:
+    package = pytest.importorskip("schedulefree")
+    wanted = inspect.signature(getattr(package, kind)).parameters
+    got = inspect.signature(KINDS[kind][0]).parameters
+    assert list(got)[: len(wanted)] == list(wanted)
+    assert all(got[n].default == p.default for n, p in wanted.items() if n != "foreach")
+
+
+@EACH
+def test_equal_to_the_reference_over_200_steps(kind: str) -> None:
+    cls, rule, options = KINDS[kind]
+    params = parameters()
+    optimizer = cls(params, **options)
+    values = [param.detach().numpy().copy() for param in params]
+    states: list[dict[str, Any]] = [{} for _ in params]
+    for step in range(200):
+        run(optimizer, params, range(step, step + 1), rate=True)
+        hypers = options | {"lr": rate_at(options["lr"], step)}
+        for i, grad in enumerate(grads_at(step, params)):
+            values[i], states[i] = rule(values[i], grad.numpy(), states[i], **hypers)
+    assert furthest(params, [torch.as_tensor(value) for value in values]) < 1e-10
+    optimizer.eval()
+    beta = options["betas"][0] if "betas" in options else options["momentum"]
+    averaged = [(v - (1 - beta) * s["z"]) / beta for v, s in zip(values, states, strict=True)]
+    assert furthest(params, [torch.as_tensor(x) for x in averaged]) < 1e-10
+
+
+@EACH
+def test_the_average_is_that_of_all_iterates(kind: str) -> None:
+    cls, _, options = KINDS[kind]
+    params = [nn.Parameter(torch.ones(3, dtype=torch.float64))]
+    optimizer = cls(params, **options | {"warmup_steps": 0, "r": 0.0})
+    iterates = []
+    for step in range(20):
+        run(optimizer, params, range(step, step + 1))
+        iterates.append(optimizer.state[params[0]]["z"].clone())
+    optimizer.eval()
+    assert torch.allclose(params[0], torch.stack(iterates).mean(0), rtol=1e-12)
+
+
+@EACH
+@pytest.mark.parametrize("state_dtype", [None, torch.float32])
+def test_train_and_eval_are_idempotent_and_each_other_undo(
+    kind: str, state_dtype: torch.dtype | None
+) -> None:
+    cls, _, options = KINDS[kind]
+    dtype = torch.float64 if state_dtype is None else torch.bfloat16
+    params = parameters(dtype)
+    left_out = nn.Parameter(torch.ones(2, dtype=dtype))
+    optimizer = cls([*params, left_out], **options, state_dtype=state_dtype)
+    optimizer.eval()  # before the first step both weights are the same
+    optimizer.train()
+    run(optimizer, params, range(9))
+    y = [param.detach().clone() for param in params]
+    optimizer.train()
+    assert all(torch.equal(a, b) for a, b in zip(params, y, strict=True))
+    optimizer.eval()
+    x = [param.detach().clone() for param in params]
+    assert furthest(x, y) > 1e-3
+    optimizer.eval()
+    assert all(torch.equal(a, b) for a, b in zip(params, x, strict=True))
+    with pytest.raises(RuntimeError, match=r"call optimizer.train\(\) before step"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(params, x, strict=True))
+    optimizer.train()
+    for a, b in zip(params, y, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12 if state_dtype is None else 0.02)
+    assert left_out.tolist() == [1, 1]
+
+
+@EACH
+@pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy"])
+@pytest.mark.parametrize("in_eval", [True, False])
+def test_resumes_bit_for_bit(kind: str, way: str, in_eval: bool) -> None:
+    cls, _, options = KINDS[kind]
+    params = parameters(torch.float32)
+    schedule = schedules.cosine(40)
+    optimizer = cls(params, **options, schedule=schedule)
+    run(optimizer, params, range(13))
+    if in_eval:
+        optimizer.eval()
+    copies = twins(params)
+    resumed: Any
+    if way == "state_dict":
+        resumed = cls(copies, **options, schedule=schedule)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    else:
+        loaded = pickle.loads(pickle.dumps(optimizer)) if way == "pickle" else None
+        resumed = loaded or copy.deepcopy(optimizer)
+        copies = resumed.param_groups[0]["params"]
+    assert resumed.param_groups[0]["train_mode"] is not in_eval
+    for each, own in ((optimizer, params), (resumed, copies)):
+        each.train()
+        run(each, own, range(13, 30))
+        each.eval()
+    assert all(torch.equal(a, b) for a, b in zip(params, copies, strict=True))
+
+
+@EACH
+def test_state_dicts_go_both_ways_with_the_package(kind: str) -> None:
+    package = pytest.importorskip("schedulefree")
+    cls, _, options = KINDS[kind]
+    for ours_first in (True, False):
+        params = parameters()
+        first, second = (cls, getattr(package, kind))[:: 1 if ours_first else -1]
+        before = first(params, **options)
+        before.train()
+        run(before, params, range(17))
+        before.eval()
+        copies = twins(params)
+        after = second(copies, **options)
+        after.load_state_dict(copy.deepcopy(before.state_dict()))
+        for each, own in ((before, params), (after, copies)):
+            each.train()
+            run(each, own, range(17, 60))
+            each.eval()
+        assert furthest(params, copies) < 1e-12
+
+
+@EACH
+def test_a_state_dict_of_the_packages_form_goes_on(kind: str) -> None:
+    """Counts and sums in the groups alone, as the package's optimizers have them."""
+    cls, _, options = KINDS[kind]
+    params = parameters()
+    optimizer = cls(params, **options)
+    run(optimizer, params, range(17))
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert saved["param_groups"][0]["k"] == 17
+    for group in saved["param_groups"]:
+        del group["differentiable"]
+    for state in saved["state"].values():
+        for name in ("step", "weight_sum", "lr_max"):
+            del state[name]
+    copies = twins(params)
+    resumed = cls(copies, **options)
+    resumed.load_state_dict(saved)
+    assert not {"k", "weight_sum", "lr_max"} & resumed.param_groups[0].keys()
+    for each, own in ((optimizer, params), (resumed, copies)):
+        run(each, own, range(17, 40))
+    assert all(torch.equal(a, b) for a, b in zip(params, copies, strict=True))
+    saved["param_groups"][0]["k"] = "seventeen"
+    with pytest.raises(ValueError, match=r"k of param_groups\[0\] must"):
+        cls(twins(params), **options).load_state_dict(saved)
+
+
+ERRORS = [
+    ("AdamWScheduleFree", {"betas": (0.0, 0.9)}, r"betas must lie in \(0, 1\) and \[0, 1\)"),
+    ("AdamWScheduleFree", {"betas": (0.9, 1.0)}, "got 1.0 as number 1"),
+    ("AdamWScheduleFree", {"lr": -1.0}, "lr must be finite and not negative, got -1.0"),
+    ("AdamWScheduleFree", {"warmup_steps": -1}, "warmup_steps must be a whole number"),
+    ("SGDScheduleFree", {"momentum": 0.0}, r"momentum must lie in \(0, 1\), got 0.0"),
+    ("SGDScheduleFree", {"r": -0.5}, "r must be finite and not negative"),
+    ("SGDScheduleFree", {"weight_lr_power": float("nan")}, "weight_lr_power must be finite"),
+    ("SGDScheduleFree", {"lr": torch.ones(2)}, r"lr must be one number, got a tensor"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), ERRORS, ids=by_name)
+def test_arguments_out_of_range(kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KINDS[kind][0](parameters(), **options)
+
+
+@EACH
+def test_weights_may_not_be_exchanged_within_ema_parameters(kind: str) -> None:
+    params = parameters()
+    optimizer = KINDS[kind][0](params, ema_decay=0.9)
+    run(optimizer, params, range(3))
+    with optimizer.ema_parameters(), pytest.raises(RuntimeError, match="eval must wait until"):
+        optimizer.eval()
+    assert optimizer.param_groups[0]["train_mode"] is True
+
+
+@EACH
+def test_a_schedules_momentum_has_no_effect(kind: str) -> None:
+    """The averaged weights are read off by beta, so that it stays."""
+    cls, _, options = KINDS[kind]
+    runs = []
+    for momentum in ((0.95, 0.7), None):
+        params = parameters()
+        schedule = schedules.one_cycle(20, momentum=momentum)
+        optimizer = cls(params, **options, schedule=schedule)
+        assert np.isnan(optimizer.planned().momenta).all()
+        run(optimizer, params, range(20))
+        optimizer.eval()
+        runs.append(params)
+    assert furthest(*runs) == 0
