@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -64,6 +64,8 @@ from lrfast.training._data import (
     check_weights,
     device_of,
     make_compute_loss,
+    set_training,
+    weights_of_use,
 )
 from lrfast.training._step import Training
 
@@ -718,6 +720,7 @@ class FineTuner:
             )
             outcome = "interrupted"
             try:
+                set_training(self.optimizer, True)
                 self._callback("on_fit_begin")
                 with loop:
                     outcome = self._train_epochs(loop, data, interrupts)
@@ -731,6 +734,8 @@ class FineTuner:
                 self.history.stages.append(stage)
                 if outcome == "interrupted":
                     self._interrupted, self._partial = run, stage
+                else:
+                    set_training(self.optimizer, False)
                 self._callback("on_fit_end")
         return stage
 
@@ -806,9 +811,11 @@ class FineTuner:
         return None
 
     def _ema_weights(self) -> AbstractContextManager[None]:
-        """Return the context of validation, in which the model may have the EMA of its weights."""
+        """Return the context of validation, in which the model may have averaged weights."""
         optimizer = self._averaging() if self.validate_ema else None
-        return nullcontext() if optimizer is None else optimizer.ema_parameters()
+        if optimizer is None:
+            return weights_of_use(self.optimizer)
+        return optimizer.ema_parameters()
 
     def _callback(self, event: str, *details: Any) -> None:
         for callback in self.callbacks:

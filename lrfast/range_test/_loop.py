@@ -14,7 +14,7 @@ from lrfast.curve import LossCurve
 from lrfast.optim._schedule_driver import ScheduleDriver, attach_schedule
 from lrfast.range_test._sweep import Sweep
 from lrfast.training._captured import CapturedTrainStep
-from lrfast.training._data import DataSize, device_of
+from lrfast.training._data import DataSize, device_of, set_training
 from lrfast.training._step import Training, kind_of_step
 
 # Points that are not judged: two losses do not show the noise, and losses of 1e-5 and then 1e-4, of
@@ -70,6 +70,7 @@ class SweepLoop:
         optimizer = training.optimizer
         if not training.model.training:
             training.model.train()
+        set_training(optimizer, True)
         for group, (own_rate, _) in zip(optimizer.param_groups, parts, strict=True):
             group["lr"] = own_rate
         schedules = [schedule for _, schedule in parts]

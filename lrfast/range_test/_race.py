@@ -22,7 +22,7 @@ from lrfast.optim._scheduling import set_rate
 from lrfast.range_test._result import Candidate, Race
 from lrfast.range_test._sweep import Sweep
 from lrfast.suggest import Suggestion
-from lrfast.training._data import device_of, iterate_once, num_batches
+from lrfast.training._data import device_of, iterate_once, num_batches, set_training
 from lrfast.training._random import reseed
 from lrfast.training._snapshot import Snapshot
 from lrfast.training._step import Training, kind_of_step
@@ -248,6 +248,7 @@ class _RaceRunner:
         training, began = self.training, self.seconds
         self.snapshot.restore()
         training.model.train()
+        set_training(training.optimizer, True)
         groups = training.optimizer.param_groups
         for group, rate in zip(groups, self.sweep.rates_at(lr), strict=True):
             set_rate(group, rate)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -223,6 +224,23 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def set_training(optimizer: Optimizer, is_training: bool) -> None:
+    """Give the model of a schedule-free optimizer its training weights, or its averaged ones."""
+    if "train_mode" in optimizer.param_groups[0]:
+        getattr(optimizer, "train" if is_training else "eval")()
+
+
+@contextmanager
+def weights_of_use(optimizer: Optimizer) -> Iterator[None]:
+    """Give the model of a schedule-free optimizer its averaged weights for a while."""
+    was_training = optimizer.param_groups[0].get("train_mode", False)
+    set_training(optimizer, False)
+    try:
+        yield
+    finally:
+        set_training(optimizer, was_training)
 
 
 def mean_over_batches(

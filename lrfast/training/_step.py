@@ -35,6 +35,7 @@ from lrfast.training._data import (
     num_class_targets,
     num_rows,
     to_device,
+    weights_of_use,
 )
 from lrfast.training._ranks import Ranks
 
@@ -139,7 +140,7 @@ class Training:
 
     def validation_loss(self, batches: Iterable[Any]) -> Tensor:
         """Return the mean loss over batches in evaluation mode."""
-        with eval_mode(self.model):
+        with eval_mode(self.model), weights_of_use(self.optimizer):
             return self.loss(batches)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import pickle
 from collections.abc import Callable
@@ -276,3 +277,53 @@ def test_a_schedules_momentum_has_no_effect(kind: str) -> None:
         optimizer.eval()
         runs.append(params)
     assert furthest(*runs) == 0
+
+
+def fine_tuner(kind: str, seen: list[Tensor]) -> lrfast.FineTuner:
+    torch.manual_seed(5)
+    model = nn.Linear(4, 2, dtype=torch.float64)
+    data = [(torch.randn(8, 4, dtype=torch.float64), torch.randint(2, (8,))) for _ in range(6)]
+
+    def watch(outputs: Tensor, targets: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            seen.append(model.weight.detach().clone())
+        return nn.functional.cross_entropy(outputs, targets)
+
+    make = functools.partial(KINDS[kind][0], **KINDS[kind][2] | {"warmup_steps": 0})
+    return lrfast.FineTuner(model, data, data[:1], loss_fn=watch, optimizer=make)
+
+
+@EACH
+def test_the_fine_tuner_validates_and_ends_with_averaged_weights(kind: str) -> None:
+    seen: list[Tensor] = []
+    tuner = fine_tuner(kind, seen)
+    weight, optimizer = tuner.model.weight, tuner.optimizer
+    for _ in range(2):
+        tuner.fit(2, schedules.constant(0.8))
+        assert optimizer.param_groups[0]["train_mode"] is False
+        assert torch.allclose(seen[-1], weight, rtol=1e-12)
+        optimizer.train()
+        assert not torch.allclose(seen[-1], weight, rtol=1e-4)
+        optimizer.eval()
+    before = weight.detach().clone()
+    result = tuner.lr_find(num_iter=6, progress=False)
+    assert len(result.lrs) == 6
+    assert torch.equal(weight, before)
+    assert optimizer.param_groups[0]["train_mode"] is False
+
+
+@EACH
+def test_a_range_test_validates_averaged_weights(kind: str) -> None:
+    seen: list[Tensor] = []
+    tuner = fine_tuner(kind, seen)
+    weight = tuner.model.weight
+    trained: list[Tensor] = []
+    tuner.optimizer.register_step_post_hook(lambda *_: trained.append(weight.detach().clone()))
+    lrfast.lr_find(
+        tuner.model, tuner.optimizer, tuner.train_loader, loss_fn=tuner.loss_fn,
+        val_loader=tuner.val_loader, start_lr=0.01, num_iter=5, progress=False,
+    )  # fmt: skip
+    validated = [value for value in seen if any(torch.allclose(value, y) for y in trained[1:])]
+    assert len(trained) >= 4
+    assert len(seen) >= 5
+    assert not validated
