@@ -55,7 +55,7 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(torch|numpy|np|npt|pd|pandas|matplotlib|collections|typing|typing_extensions|pathlib"
-        r"|types|mappingproxy|accelerate|fastai|ignite|lightning|transformers|Trainer)(\..*)?",
+        r"|types|datetime|mappingproxy|accelerate|fastai|ignite|lightning|transformers|Trainer)(\..*)?",
     ),
     # What a public class is made of and nobody makes by hand.
     (

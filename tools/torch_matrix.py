@@ -111,8 +111,11 @@ def copy_tree(target: Path) -> None:
 
 
 def counts_in(text: str) -> dict[str, int]:
-    """Returns pytest's counts from its closing line; errors count as failures."""
-    lines = text.strip().splitlines()
+    """Returns pytest's counts from its closing line; errors count as failures.
+
+    Libraries may print more as Python ends.
+    """
+    lines = re.findall(r"(?m)^.*\b(?:passed|failed|skipped|error|errors)\b.* in [\d.]+s.*$", text)
     counts: dict[str, int] = {}
     pattern = r"(\d+) (passed|failed|skipped|warning|error)s?\b"
     for number, what in re.findall(pattern, lines[-1] if lines else ""):
