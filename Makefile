@@ -74,7 +74,7 @@ FAULTS ?= *
 faults: build ## seed faults, one by one, and say which the tests miss (FAULTS="sgd-*" for some)
 	$(BIN)/python -m tests.project.faults $(FAULTS_ARGS) '$(FAULTS)'
 
-# Tests that keep state run over 20 seeds, the others over 2; SIM_SEEDS=1 for one of each. Single
+# Tests that keep state run over 20 seeds, others over 2 (sim/plugin.py); SIM_SEEDS=1 for one. Single
 # tests are handed out, as a file with its seeds takes minutes.
 sim: build ## the GPU tests on simulated devices, without a GPU (SIM_ARGS="-k name" for a part)
 	PYTHONPATH=tests $(BIN)/python -m sim -n $(JOBS) --dist worksteal $(SIM_ARGS)
