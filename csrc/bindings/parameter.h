@@ -94,8 +94,8 @@ struct Parameter {
   bool starts_fresh = false;  // its states were absent when it got its first gradient
   bool uses_staged_grad = false;
   uint8_t form = 0;
-  StorageKey
-      state_keys[kMaxStates + 4];  // states, average, count, product, largest: those there are
+  // Of states, average, count, product and largest, those that there are.
+  StorageKey state_keys[kMaxStates + 4];
 
   at::Tensor staged_param;  // dense stand-in for a parameter with gaps in memory
   at::Tensor staged_grad;   // gradient in the parameter's layout, where it comes in another

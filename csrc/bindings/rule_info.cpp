@@ -18,7 +18,7 @@ RuleInfo find_rule(const std::string& name) {
               {std::begin(Rule::kStates), std::end(Rule::kStates)},
               Rule::kCountName,
               Rule::kProductName,
-              largest_name<Rule>(),
+              Rule::kLargestName,
               Rule::kAlwaysProduct,
               &Rule::form,
               &Rule::product_after};

@@ -41,34 +41,22 @@ struct PlainPowers {
   }
 };
 
-// Whether a rule keeps the largest learning rate so far, beside a sum where others have a product.
-template <class Rule>
-constexpr bool kKeepsLargest = requires { Rule::kLargestName; };
-
-template <class Rule>
-constexpr const char* largest_name() {
-  if constexpr (kKeepsLargest<Rule>) {
-    return Rule::kLargestName;
-  } else {
-    return nullptr;
+// The largest learning rate so far, of a rule that keeps none.
+struct NoLargest {
+  static constexpr const char* kLargestName = nullptr;
+  LRFAST_HD static double largest_next(const double*, const TensorClock& clock) {
+    return clock.largest;
   }
-}
+};
 
-// The product, or sum, after one more update.
-template <class Rule>
-LRFAST_HD double product_next(const double* hypers, const TensorClock& clock) {
-  if constexpr (kKeepsLargest<Rule>) {
-    return Rule::product_next(hypers, clock);
-  } else {
-    return clock.product * Rule::product_factor(hypers, clock.count);
-  }
-}
-
-// A rule's product of momenta if it has none. product_after() starts one at a count of updates.
-struct NoProduct {
+// A rule's product of momenta if it has none. product_next() is that after one more update;
+// product_after() starts one at a count of updates.
+struct NoProduct : NoLargest {
   static constexpr const char* kProductName = nullptr;
   static constexpr bool kAlwaysProduct = false;
-  LRFAST_HD static double product_factor(const double*, double) { return 1.0; }
+  LRFAST_HD static double product_next(const double*, const TensorClock& clock) {
+    return clock.product;
+  }
   static double product_after(const double*, int64_t) { return 1.0; }
 };
 
@@ -76,12 +64,12 @@ struct NoProduct {
 // beta1, the product of the betas actually used stands for beta1^t: the power is up to 10.6 % wrong
 // while beta1 goes from 0.95 to 0.85 in 50 steps.
 template <class Rule>
-struct Beta1Product {
+struct Beta1Product : NoLargest {
   static constexpr const char* kProductName = "beta1_product";  // kept while beta1 is cycled
   static constexpr bool kAlwaysProduct = false;
 
-  LRFAST_HD static double product_factor(const double* hypers, double) {
-    return hypers[Rule::kMomentum];
+  LRFAST_HD static double product_next(const double* hypers, const TensorClock& clock) {
+    return clock.product * hypers[Rule::kMomentum];
   }
 
   static double product_after(const double* hypers, int64_t count) {
@@ -94,7 +82,7 @@ struct Beta1Product {
                                         Powers&& powers) {
     const double beta1 = hypers[Rule::kMomentum];
     const int64_t t = static_cast<int64_t>(clock.count) + 1;
-    const double power = clock.product >= 0.0 ? clock.product * beta1 : powers(beta1, t);
+    const double power = clock.product >= 0.0 ? product_next(hypers, clock) : powers(beta1, t);
     return hypers[Rule::kRate] / (1.0 - power);
   }
 };

@@ -148,13 +148,9 @@ LRFAST_HD void write_record(const StepTables& t, int32_t group, RecordField fiel
 // After a tensor's update. Only now: until then other threads still read the old counts.
 template <class Rule>
 LRFAST_HD void advance(const TensorRow& row, const double* hypers) {
-  if (row.product) {
-    const TensorClock clock = clock_of(row);
-    *row.product = product_next<Rule>(hypers, clock);
-    if constexpr (kKeepsLargest<Rule>) {
-      if (row.largest) *row.largest = Rule::largest_next(hypers, clock);
-    }
-  }
+  const TensorClock clock = clock_of(row);
+  if (row.product) *row.product = Rule::product_next(hypers, clock);
+  if (row.largest) *row.largest = Rule::largest_next(hypers, clock);
   if (row.counts_in_double) {
     *static_cast<double*>(row.count) += 1.0;
   } else {

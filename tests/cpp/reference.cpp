@@ -183,7 +183,7 @@ void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& 
   Rules::visit(plan.rule, [&]<class Rule>() {
     if (!spec.has_product) return;
     double& product = *tensor.product.as<double>();
-    product = product_next<Rule>(hypers, {count, product, 0.0});
+    product = Rule::product_next(hypers, {count, product, 0.0});
   });
   count += 1.0f;
 }

@@ -35,8 +35,7 @@ struct Adam : AdamMoments, Beta1Product<Adam> {
 
   template <class T>
   struct Scalars : AdamMoments::Scalars<T> {
-    T step_size;    // lr / (1 - beta1^t)
-    T root_weight;  // 1 / sqrt(1 - beta2^t)
+    T step_size;  // lr / (1 - beta1^t)
   };
 
   template <class T, class Powers>
@@ -45,8 +44,7 @@ struct Adam : AdamMoments, Beta1Product<Adam> {
     const int64_t t = static_cast<int64_t>(clock.count) + 1;
     Scalars<T> s;
     s.step_size = static_cast<T>(unbiased_rate(hypers, clock, powers));
-    s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
-    prepare_moments<T>(hypers, s);
+    prepare_moments<T>(hypers, t, powers, s);
     return s;
   }
 

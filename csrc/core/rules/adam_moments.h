@@ -41,12 +41,16 @@ struct AdamMoments {
     T shrink;         // 1 - lr * weight_decay that is
     T mean_weight;    // 1 - beta1
     T beta2, square_weight;
+    T root_weight;  // 1 / sqrt(1 - beta2^t)
     T eps;
   };
 
-  template <class T>
-  LRFAST_HD static void prepare_moments(const double* hypers, Scalars<T>& s) {
+  // t: number of the update, counted from 1.
+  template <class T, class Powers>
+  LRFAST_HD static void prepare_moments(const double* hypers, int64_t t, Powers&& powers,
+                                        Scalars<T>& s) {
     const bool decoupled = hypers[kDecoupled] != 0.0;
+    s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
     s.penalty = decoupled ? T(0) : static_cast<T>(hypers[kWeightDecay]);
     s.shrink = decoupled ? static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]) : T(1);

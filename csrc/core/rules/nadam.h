@@ -17,7 +17,7 @@
 
 namespace lrfast {
 
-struct NAdam : AdamMoments {
+struct NAdam : AdamMoments, NoLargest {
   static constexpr const char* kName = "nadam";
 
   static constexpr int kMomentumDecay = kOwn, kNumHypers = kOwn + 1;
@@ -36,23 +36,22 @@ struct NAdam : AdamMoments {
     return hypers[kMomentum] * (1.0 - 0.5 * exponential(kLog096 * t * hypers[kMomentumDecay]));
   }
 
-  LRFAST_HD static double product_factor(const double* hypers, double count) {
-    return momentum_at(hypers, count + 1.0);
+  LRFAST_HD static double product_next(const double* hypers, const TensorClock& clock) {
+    return clock.product * momentum_at(hypers, clock.count + 1.0);
   }
 
   static double product_after(const double* hypers, int64_t count) {
-    double product = 1.0;
-    for (int64_t i = 0; i < count && product != 0.0; ++i) {
-      product *= product_factor(hypers, static_cast<double>(i));
+    TensorClock clock{0.0, 1.0, 0.0};
+    for (; clock.count < static_cast<double>(count) && clock.product != 0.0; ++clock.count) {
+      clock.product = product_next(hypers, clock);
     }
-    return product;
+    return clock.product;
   }
 
   template <class T>
   struct Scalars : AdamMoments::Scalars<T> {
-    T grad_step;    // lr * (1 - mu_t) / (1 - product)
-    T mean_step;    // lr * mu_{t+1} / (1 - product * mu_{t+1})
-    T root_weight;  // 1 / sqrt(1 - beta2^t)
+    T grad_step;  // lr * (1 - mu_t) / (1 - product)
+    T mean_step;  // lr * mu_{t+1} / (1 - product * mu_{t+1})
   };
 
   template <class T, class Powers>
@@ -66,9 +65,7 @@ struct NAdam : AdamMoments {
     Scalars<T> s;
     s.grad_step = static_cast<T>(rate * (1.0 - mu) / (1.0 - product));
     s.mean_step = static_cast<T>(rate * next_mu / (1.0 - product * next_mu));
-    const int64_t t = static_cast<int64_t>(clock.count) + 1;
-    s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
-    prepare_moments<T>(hypers, s);
+    prepare_moments<T>(hypers, static_cast<int64_t>(clock.count) + 1, powers, s);
     return s;
   }
 

@@ -52,7 +52,7 @@ struct RAdam : AdamMoments, Beta1Product<RAdam> {
                              ((longest - 4.0) * (longest - 2.0) * length));
     }
     s.step_size = static_cast<T>(step_size);
-    prepare_moments<T>(hypers, s);
+    prepare_moments<T>(hypers, t, powers, s);
     return s;
   }
 

@@ -43,8 +43,8 @@ RULES = [
     Fault(
         "nadam-product-one-step-late",
         "csrc/core/rules",
-        "return momentum_at(hypers, count + 1.0);",
-        "return momentum_at(hypers, count);",
+        "return clock.product * momentum_at(hypers, clock.count + 1.0);",
+        "return clock.product * momentum_at(hypers, clock.count);",
         steps_of("nadam"),
     ),
     Fault(
@@ -57,8 +57,8 @@ RULES = [
     Fault(
         "nadam-lost-product-is-one-step-short",
         "csrc/core/rules",
-        "for (int64_t i = 0; i < count && product != 0.0; ++i) {",
-        "for (int64_t i = 1; i < count && product != 0.0; ++i) {",
+        "TensorClock clock{0.0, 1.0, 0.0};",
+        "TensorClock clock{1.0, 1.0, 0.0};",
         program("test_rules"),
     ),
     Fault(
@@ -304,8 +304,8 @@ STEP = [
     Fault(
         "product-advances-after-the-count",
         "csrc/core/step.h",
-        "    const TensorClock clock = clock_of(row);\n    *row.product",
-        "    TensorClock clock = clock_of(row);\n    clock.count += 1.0;\n    *row.product",
+        "  const TensorClock clock = clock_of(row);\n  if (row.product)",
+        "  TensorClock clock = clock_of(row);\n  clock.count += 1.0;\n  if (row.product)",
         steps_of("nadam"),
     ),
     Fault(
