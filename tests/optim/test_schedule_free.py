@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import schedulefree
 import torch
 from cases import by_name, random_grad, twins
 from reference import optimizers as reference
@@ -72,11 +73,10 @@ def furthest(params: list[Tensor], others: list[Tensor]) -> float:
 def test_equal_to_the_package_over_200_steps(
     kind: str, dtype: torch.dtype, allowed: float, foreach: bool
 ) -> None:
-    package = pytest.importorskip("schedulefree")
     cls, _, options = KINDS[kind]
     ours, theirs = parameters(dtype), parameters(dtype)
     optimizer = cls(ours, **options)
-    other = getattr(package, kind)(theirs, **options, foreach=foreach)
+    other = getattr(schedulefree, kind)(theirs, **options, foreach=foreach)
     other.train()
     for start in range(0, 200, 50):
         for each, params in ((optimizer, ours), (other, theirs)):
@@ -91,8 +91,7 @@ def test_equal_to_the_package_over_200_steps(
 
 @EACH
 def test_arguments_and_defaults_are_the_packages(kind: str) -> None:
-    package = pytest.importorskip("schedulefree")
-    wanted = inspect.signature(getattr(package, kind)).parameters
+    wanted = inspect.signature(getattr(schedulefree, kind)).parameters
     got = inspect.signature(KINDS[kind][0]).parameters
     assert list(got)[: len(wanted)] == list(wanted)
     assert all(got[n].default == p.default for n, p in wanted.items() if n != "foreach")
@@ -161,6 +160,37 @@ def test_train_and_eval_are_idempotent_and_each_other_undo(
 
 
 @EACH
+@pytest.mark.parametrize("captures", [False, True])
+def test_no_step_starts_from_averaged_weights(
+    kind: str, captures: bool, device: torch.device
+) -> None:
+    """A replayed graph would step on from them in silence."""
+    cls, _, options = KINDS[kind]
+    param = nn.Parameter(torch.linspace(-1, 1, 5, device=device))
+    optimizer = cls([param], **options)
+
+    def train_step(batch: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = (param - batch).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    batch = torch.ones(5, device=device)
+    step = lrfast.capture(train_step, optimizer, batch) if captures else train_step
+    for _ in range(4):
+        step(batch)
+    optimizer.eval()
+    averaged = param.detach().clone()
+    with pytest.raises(RuntimeError, match=r"call optimizer.train\(\) before step"):
+        step(batch)
+    assert torch.equal(param, averaged)
+    optimizer.train()
+    step(batch)
+    assert not torch.equal(param, averaged)
+
+
+@EACH
 @pytest.mark.parametrize("way", ["state_dict", "pickle", "deepcopy"])
 @pytest.mark.parametrize("in_eval", [True, False])
 def test_resumes_bit_for_bit(kind: str, way: str, in_eval: bool) -> None:
@@ -190,11 +220,10 @@ def test_resumes_bit_for_bit(kind: str, way: str, in_eval: bool) -> None:
 
 @EACH
 def test_state_dicts_go_both_ways_with_the_package(kind: str) -> None:
-    package = pytest.importorskip("schedulefree")
     cls, _, options = KINDS[kind]
     for ours_first in (True, False):
         params = parameters()
-        first, second = (cls, getattr(package, kind))[:: 1 if ours_first else -1]
+        first, second = (cls, getattr(schedulefree, kind))[:: 1 if ours_first else -1]
         before = first(params, **options)
         before.train()
         run(before, params, range(17))
@@ -279,7 +308,7 @@ def test_a_schedules_momentum_has_no_effect(kind: str) -> None:
     assert furthest(*runs) == 0
 
 
-def fine_tuner(kind: str, seen: list[Tensor]) -> lrfast.FineTuner:
+def fine_tuner(kind: str, seen: list[Tensor], is_package: bool = False) -> lrfast.FineTuner:
     torch.manual_seed(5)
     model = nn.Linear(4, 2, dtype=torch.float64)
     data = [(torch.randn(8, 4, dtype=torch.float64), torch.randint(2, (8,))) for _ in range(6)]
@@ -289,14 +318,18 @@ def fine_tuner(kind: str, seen: list[Tensor]) -> lrfast.FineTuner:
             seen.append(model.weight.detach().clone())
         return nn.functional.cross_entropy(outputs, targets)
 
-    make = functools.partial(KINDS[kind][0], **KINDS[kind][2] | {"warmup_steps": 0})
+    cls = getattr(schedulefree, kind) if is_package else KINDS[kind][0]
+    make = functools.partial(cls, **KINDS[kind][2] | {"warmup_steps": 0})
     return lrfast.FineTuner(model, data, data[:1], loss_fn=watch, optimizer=make)
 
 
 @EACH
-def test_the_fine_tuner_validates_and_ends_with_averaged_weights(kind: str) -> None:
+@pytest.mark.parametrize("is_package", [False, True])
+def test_the_fine_tuner_validates_and_ends_with_averaged_weights(
+    kind: str, is_package: bool
+) -> None:
     seen: list[Tensor] = []
-    tuner = fine_tuner(kind, seen)
+    tuner = fine_tuner(kind, seen, is_package)
     weight, optimizer = tuner.model.weight, tuner.optimizer
     for _ in range(2):
         tuner.fit(2, schedules.constant(0.8))

@@ -140,12 +140,7 @@ def test_states_carry_torchs_names(case: OptimizerCase) -> None:
         tensor.grad = torch.ones(3)
         optimizer.step()
     mine, its = ours.state_dict(), theirs.state_dict()
-    for name in (
-        "k",
-        "weight_sum",
-        "lr_max",
-        "scheduled_lr",
-    ):  # schedulefree's, which the twin lacks
+    for name in ("k", "weight_sum", "lr_max", "scheduled_lr"):  # schedulefree's; no twin has them
         mine["param_groups"][0].pop(name, None)
     assert mine.keys() == its.keys() and mine["param_groups"] == its["param_groups"]
     assert mine["state"][0].keys() == its["state"][0].keys()

@@ -221,13 +221,13 @@ def test_8_bfloat16_states_of_float32_parameters() -> None:
     for case in STATEFUL:
         param = torch.nn.Parameter(torch.randn(50))
         optimizer = case.ours([param], **case.options, state_dtype=torch.bfloat16)
-        for step in range(4):
+        # z of a schedule-free rule starts as the parameter, rounded.
+        first = {"z": param.detach().bfloat16()} if hasattr(optimizer, "eval") else {}
+        for _ in range(4):
             param.grad = torch.randn(50)
-            was = {param: copied(param, optimizer.state.get(param, {}))}
+            was = {param: copied(param, optimizer.state.get(param, first))}
             optimizer.step()
-            # The first step of a schedule-free rule is to z, which starts as the rounded parameter.
-            if step or "z" not in optimizer.state[param]:
-                check_step(case, optimizer, was)
+            check_step(case, optimizer, was)
         kept = [value for value in optimizer.state[param].values() if value.dim()]
         assert kept and all(value.dtype == torch.bfloat16 for value in kept), case.name
     peers = [torch.nn.Parameter(torch.ones(2))]
