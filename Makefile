@@ -58,7 +58,8 @@ $(DEMO)/.build: $(DEMO)/.env setup.py pyproject.toml $(NATIVE)
 	touch $@
 
 # Whole files to each process; one thread in each, as threads that share cores wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# In their order: the C++ programs, which compile at first and then take long, are among the first.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: build ## every claim once, in minutes (PYTEST_ARGS="-k name" for a part)
 	$(PYTEST) -m "not full" $(PYTEST_ARGS)
