@@ -105,6 +105,11 @@ class Table:
         return made
 
 
+def short_time(seconds: float) -> str:
+    """Return a time to two digits, without an exponent: "0.43 s", "92 s", "1200 s"."""
+    return f"{float(f'{seconds:.2g}'):.10g} s"
+
+
 def without_middle(rows: Sequence[_Row], most: int, gap: _Row) -> Sequence[_Row]:
     """Return the first and the last rows, a gap between them; all of them if at most ``most``."""
     if len(rows) <= most:

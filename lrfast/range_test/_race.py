@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lrfast import schedules
 from lrfast._utils.progress import Progress
+from lrfast._utils.tables import short_time
 from lrfast.curve import LossCurve
 from lrfast.optim._schedule_driver import attach_schedule
 from lrfast.optim._scheduling import set_rate
@@ -181,7 +182,7 @@ class RacePlan:
         def about(updates: int) -> str:
             if run_seconds is None:
                 return ""
-            return f" (about {updates / steps * run_seconds:.2g} s)"
+            return f" (about {short_time(updates / steps * run_seconds)})"
 
         if budget is None:
             said = f"makes {most * steps} updates at most{about(most * steps)}"

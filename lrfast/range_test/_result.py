@@ -20,7 +20,7 @@ from lrfast._utils.arguments import checked_methods
 from lrfast._utils.atomic_write import replacing
 from lrfast._utils.figures import centred_average, html_image
 from lrfast._utils.public import public_in
-from lrfast._utils.tables import Table
+from lrfast._utils.tables import Table, short_time
 from lrfast._utils.validation import check_key
 from lrfast.optim._scheduling import set_rate
 from lrfast.range_test import _serialize
@@ -81,7 +81,7 @@ class Race:
         made = f"{self.updates} updates in " if self.updates else ""  # older files do not know
         return (
             f"Race: {len(self.candidates)} learning rates in {self.steps} steps each by their "
-            f"{self.judged_by} loss, {made}{self.seconds:.2g} s"
+            f"{self.judged_by} loss, {made}{short_time(self.seconds)}"
         )
 
 

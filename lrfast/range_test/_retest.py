@@ -23,7 +23,7 @@ from lrfast._utils.atomic_write import replacing
 from lrfast._utils.decode import Check, decode, decode_fields
 from lrfast._utils.former_names import renamed
 from lrfast._utils.public import public_in
-from lrfast._utils.tables import Table
+from lrfast._utils.tables import Table, short_time
 from lrfast._utils.validation import (
     check_choice,
     check_dict,
@@ -334,8 +334,8 @@ class Retest:
         if self._mean_over_ranks(float(needed > self._budget * training)) == 0:
             return None
         return (
-            f"range tests would have taken {needed:.2g} s, and {self._budget:g} of "
-            f"{training:.2g} s of training is less"
+            f"range tests would have taken {short_time(needed)}, and {self._budget:g} of "
+            f"{short_time(training)} of training is less"
         )
 
     def _range_test(self) -> RangeTest:

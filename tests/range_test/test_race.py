@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lrfast
 from lrfast import RangeTest, lr_find, suggest
+from lrfast._utils.tables import short_time
 from lrfast.range_test import Candidate
 from lrfast.range_test._race import RacePlan, _confirmed_winner, _RaceRunner, _winner
 from lrfast.range_test._sweep import make_sweep
@@ -291,7 +292,7 @@ def test_the_batches_after_the_one_that_all_updates_see_judge(
         (None, f"makes {8 * STEPS} updates at most (about 92 s): 8 learning rates at most, in runs "
                f"of {STEPS} steps (about 12 s); {STEPS} more for each winner beside one that "),
         (3 * STEPS, "makes 60 updates at most (about 34 s): 3 learning rates at most, in runs of "),
-        (9 * STEPS, "makes 180 updates at most (about 1e+02 s): 8 learning rates at most, in "),
+        (9 * STEPS, "makes 180 updates at most (about 100 s): 8 learning rates at most, in "),
         (timedelta(seconds=24), "takes 24 s at most: 8 learning rates at most, in runs of 20 "),
     ],
 )  # fmt: skip
@@ -303,7 +304,7 @@ def test_the_cost_is_stated_before_and_after(
     assert result.race is not None
     assert any(f"the race {said}" in record.message for record in caplog.records)
     assert result.suggestion.reason.endswith(f"; {result.race.updates} updates in all")
-    cost = f"{result.race.updates} updates in {result.race.seconds:.2g} s"
+    cost = f"{result.race.updates} updates in {short_time(result.race.seconds)}"
     text = f"Race: {len(result.race.candidates)} learning rates in {STEPS} steps each by their "
     assert f"{text}validation loss, {cost}" in " ".join(str(result).split())
     assert cost in result.plot().axes[0].get_title()
