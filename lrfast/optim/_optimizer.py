@@ -86,6 +86,9 @@ class FusedOptimizer(SchedulingMixin):
         self._choose_dtypes()
         self.set_schedule(schedule)
 
+    def _adopt(self) -> None:
+        """Turn groups and states of the optimizer that is taken over into one's own."""
+
     def __repr__(self) -> str:
         return optimizer_text(type(self).__name__, self.param_groups, self.schedules, self._options)
 

@@ -136,7 +136,7 @@ class Options:
 
 def check_group(index: int, group: dict[str, Any]) -> None:
     """Refuse what torch's constructors let pass: NaN and infinite lr, differentiable steps."""
-    if group["differentiable"]:
+    if group.get("differentiable"):
         raise ValueError(
             "differentiable must be False: the fused step is not part of the autograd graph; use "
             "torch.optim for differentiable updates"

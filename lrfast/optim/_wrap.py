@@ -1,4 +1,4 @@
-"""Conversion of a torch.optim optimizer, before or during training."""
+"""Conversion of another package's optimizer, before or during training."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lrfast.optim.adamax import Adamax
 from lrfast.optim.nadam import NAdam
 from lrfast.optim.radam import RAdam
 from lrfast.optim.rmsprop import RMSprop
+from lrfast.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from lrfast.optim.sgd import SGD
 
 TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
@@ -28,6 +29,11 @@ TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.Adagrad: Adagrad,
     torch.optim.Adadelta: Adadelta,
 }
+# Twins of classes of other packages, which need not be installed: by package and name.
+_OF_PACKAGES: dict[tuple[str, str], type[FusedOptimizer]] = {
+    ("schedulefree", "AdamWScheduleFree"): AdamWScheduleFree,
+    ("schedulefree", "SGDScheduleFree"): SGDScheduleFree,
+}
 # Attributes by which torch's schedulers watch an optimizer's own step.
 _NOT_TAKEN = ("step", "_opt_called")
 
@@ -38,13 +44,13 @@ def wrap(
     schedule: Schedules = None,
     **options: Unpack[StepOptions],
 ) -> FusedOptimizer:
-    """Take over the groups, states and hooks of a torch.optim optimizer.
+    """Take over the groups, states and hooks of an optimizer of torch.optim or schedulefree.
 
     Both optimizers then share them, so that learning rate schedulers made for the old one go on
     working; step with the new one only.
 
     Args:
-        optimizer: One of torch.optim, of a class that lrfast has by the same name.
+        optimizer: One of torch.optim or schedulefree, of a class that lrfast has by the same name.
         schedule: Multiplies the learning rates, see :meth:`FusedOptimizer.set_schedule`; default
             None.
         **options: Options of the step, see :class:`lrfast.optim.Options`.
@@ -65,15 +71,20 @@ def wrap(
     """
     if isinstance(optimizer, FusedOptimizer):
         raise TypeError(f"optimizer must be one of torch.optim, got lrfast's {_name(optimizer)}")
-    cls = TWINS.get(type(optimizer))
+    package = type(optimizer).__module__.partition(".")[0]
+    cls = TWINS.get(type(optimizer)) or _OF_PACKAGES.get((package, type(optimizer).__name__))
     if cls is None:
         known = ", ".join(known.__name__ for known in TWINS)
-        raise TypeError(f"optimizer must be a torch.optim {known}, got {_name(optimizer)}")
+        others = ", ".join(".".join(name) for name in _OF_PACKAGES)
+        raise TypeError(
+            f"optimizer must be a torch.optim {known}, {others}, got {_name(optimizer)}"
+        )
     wrapped = cls.__new__(cls)
     taken = {name: value for name, value in vars(optimizer).items() if name not in _NOT_TAKEN}
     wrapped.__dict__.update(taken)
     wrapped._patch_step_function()
     wrapped._set_up(schedule, options)
+    wrapped._adopt()
     # A scheduler of the old one warns if it sees no step; the new one makes the steps.
     optimizer._opt_called = True  # type: ignore[attr-defined]
     return wrapped

@@ -132,12 +132,7 @@ class _ScheduleFree(FusedOptimizer, torch.optim.Optimizer):
         """Return a state dict with the numbers of schedulefree's groups in every state."""
         groups, states = [], dict(check_dict("state", state["state"]))
         for index, group in enumerate(state["param_groups"]):
-            where = f"param_groups[{index}]"
-            check_bool(f"train_mode of {where}", group.get("train_mode"))
-            numbers = {"step": torch.tensor(float(check_int(f"k of {where}", group.get("k", 0))))}
-            for name in ("weight_sum", "lr_max"):
-                value = max(0.0, check_finite(f"{name} of {where}", group.get(name, 0.0)))
-                numbers[name] = torch.tensor(value, dtype=torch.float64)
+            numbers = _numbers_of(group, f"param_groups[{index}]")
             for place in group["params"]:
                 own = check_dict(f"state[{place!r}]", states.get(place, {}))
                 if "z" in own and "step" not in own:
@@ -145,6 +140,31 @@ class _ScheduleFree(FusedOptimizer, torch.optim.Optimizer):
             kept = {name: value for name, value in group.items() if name not in _OF_PACKAGE}
             groups.append({"differentiable": False, **kept})
         return state | {"state": states, "param_groups": groups}
+
+    def _adopt(self) -> None:
+        all_numbers = [
+            _numbers_of(group, f"param_groups[{index}]")
+            for index, group in enumerate(self.param_groups)
+        ]
+        for group, numbers in zip(self.param_groups, all_numbers, strict=True):
+            for param in group["params"]:
+                if "z" in self.state.get(param, {}):
+                    self.state[param].update((name, n.clone()) for name, n in numbers.items())
+        own = self.defaults = {"differentiable": False, **self.defaults}  # the old one keeps its
+        for group in (own, *self.param_groups):
+            for name in _OF_PACKAGE:
+                group.pop(name, None)
+            group.setdefault("differentiable", False)
+
+
+def _numbers_of(group: dict[str, Any], where: str) -> dict[str, Tensor]:
+    """Return a group's count, sum of weights and largest learning rate, as each state has them."""
+    check_bool(f"train_mode of {where}", group.get("train_mode"))
+    numbers = {"step": torch.tensor(float(check_int(f"k of {where}", group.get("k", 0))))}
+    for name in ("weight_sum", "lr_max"):
+        value = max(0.0, check_finite(f"{name} of {where}", group.get(name, 0.0)))
+        numbers[name] = torch.tensor(value, dtype=torch.float64)
+    return numbers
 
 
 @checked_methods()

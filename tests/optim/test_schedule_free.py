@@ -90,6 +90,35 @@ def test_equal_to_the_package_over_200_steps(
 
 
 @EACH
+@pytest.mark.parametrize("at", [0, 40])  # 40: after the warm-up
+@pytest.mark.parametrize("is_training", [True, False])
+def test_wrap_takes_over_the_packages_own(kind: str, at: int, is_training: bool) -> None:
+    cls, _, options = KINDS[kind]
+    ours, theirs = parameters(), parameters()
+    old, other = (getattr(schedulefree, kind)(params, **options) for params in (ours, theirs))
+    for each, params in ((old, ours), (other, theirs)):
+        each.train()
+        run(each, params, range(at), rate=True)
+        if not is_training:
+            each.eval()
+    with pytest.raises(ValueError, match="max_grad_norm"):
+        lrfast.wrap(old, max_grad_norm=-1.0)
+    assert old.param_groups[0]["k"] == at  # as it was
+    optimizer = lrfast.wrap(old)
+    assert type(optimizer) is cls and optimizer.state is old.state
+    for each, params in ((optimizer, ours), (other, theirs)):
+        each.train()
+        run(each, params, range(at, 80), rate=True)
+        each.eval()
+    assert furthest(ours, theirs) < 1e-10
+    added = {"params": [nn.Parameter(torch.ones(2))]}
+    optimizer.add_param_group(added)
+    assert optimizer.param_groups[1].keys() == cls([added["params"][0]]).param_groups[0].keys()
+    saved = optimizer.state_dict()["param_groups"][0]
+    assert (saved["k"], saved["lr_max"]) == (80, other.param_groups[0]["lr_max"])
+
+
+@EACH
 def test_arguments_and_defaults_are_the_packages(kind: str) -> None:
     wanted = inspect.signature(getattr(schedulefree, kind)).parameters
     got = inspect.signature(KINDS[kind][0]).parameters
