@@ -42,6 +42,7 @@ from lrfast.finetune._stage_state import (
     epoch_batches,
     group_rates,
 )
+from lrfast.finetune._statistics import refresh_statistics
 from lrfast.groups import (
     Groups,
     NormPolicy,
@@ -63,6 +64,7 @@ from lrfast.training._data import (
     LossFunction,
     check_weights,
     device_of,
+    is_schedule_free,
     make_compute_loss,
     set_training,
     weights_of_use,
@@ -735,7 +737,7 @@ class FineTuner:
                 if outcome == "interrupted":
                     self._interrupted, self._partial = run, stage
                 else:
-                    set_training(self.optimizer, False)
+                    self._end_with_average(data)
                 self._callback("on_fit_end")
         return stage
 
@@ -788,10 +790,22 @@ class FineTuner:
         if data.val_loader is None:
             return {}
         with self._ema_weights():
+            if not (self._averaging() and self.validate_ema):
+                self._refresh_statistics(data)
             found = self._validate(data.model, data.val_loader)
             if self.best is not None:
                 self.best.consider(self.model, found)
         return found
+
+    def _end_with_average(self, data: StageData) -> None:
+        """Leave the averaged weights of a schedule-free optimizer in the model."""
+        set_training(self.optimizer, False)
+        self._refresh_statistics(data)
+
+    def _refresh_statistics(self, data: StageData) -> None:
+        """Give averaged weights of a schedule-free optimizer statistics of batch norm."""
+        if is_schedule_free(self.optimizer):
+            refresh_statistics(data.model, data.train_loader, self._compute_loss())
 
     def _validate(self, model: nn.Module, val_loader: Iterable[Any]) -> dict[str, float]:
         compute_loss = make_compute_loss(self.loss_fn, self.compute_loss)

@@ -226,9 +226,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def is_schedule_free(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer holds training weights and averaged ones, as schedulefree's do."""
+    return "train_mode" in optimizer.param_groups[0]
+
+
 def set_training(optimizer: Optimizer, is_training: bool) -> None:
     """Give the model of a schedule-free optimizer its training weights, or its averaged ones."""
-    if "train_mode" in optimizer.param_groups[0]:
+    if is_schedule_free(optimizer):
         getattr(optimizer, "train" if is_training else "eval")()
 
 

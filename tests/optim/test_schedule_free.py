@@ -374,6 +374,101 @@ def test_the_fine_tuner_validates_and_ends_with_averaged_weights(
     assert optimizer.param_groups[0]["train_mode"] is False
 
 
+class _Spoilt(nn.Module):
+    """Fails on request."""
+
+    fails = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fails and not torch.is_grad_enabled():
+            raise RuntimeError("spoilt")
+        return x
+
+
+def with_batch_norm(kind: str, ema: bool = False) -> tuple[lrfast.FineTuner, list[Tensor]]:
+    """A tuner whose loader shuffles, and the statistics that each validation sees."""
+    torch.manual_seed(7)
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.3)), nn.BatchNorm1d(6, momentum=0.3),
+        _Spoilt(), nn.Linear(6, 2),
+    ).double()  # fmt: skip
+    rows = torch.utils.data.TensorDataset(
+        torch.randn(48, 4, dtype=torch.float64) + 2, torch.randint(2, (48,))
+    )
+    loader = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)
+    seen: list[Tensor] = []
+
+    def watch(outputs: Tensor, targets: Tensor) -> Tensor:
+        if not model[1].training:
+            seen.append(model[1].running_mean.clone())
+        return nn.functional.cross_entropy(outputs, targets)
+
+    make = functools.partial(KINDS[kind][0], **KINDS[kind][2] | {"warmup_steps": 0})
+    if ema:
+        make = functools.partial(make, ema_decay=0.9)
+    valid = [next(iter(loader))]
+    return lrfast.FineTuner(model, loader, valid, loss_fn=watch, optimizer=make), seen
+
+
+@EACH
+def test_the_fine_tuner_takes_statistics_at_the_averaged_weights(kind: str) -> None:
+    tuner, seen = with_batch_norm(kind)
+    tuner.fit(2, schedules.constant(0.8))
+    layer = tuner.model[1]
+    inputs = tuner.train_loader.dataset.tensors[0]
+    wanted = tuner.model[0].eval()(inputs).detach()
+    for mean in (layer.running_mean, seen[-1]):
+        torch.testing.assert_close(mean, wanted.mean(0))
+    assert layer.momentum == 0.3
+    kept = layer.running_mean.clone()
+    tuner.norm_mode = "keep"
+    tuner.freeze_to(-1)
+    tuner.fit(1, schedules.constant(0.8))
+    assert torch.equal(layer.running_mean, kept)
+
+
+@EACH
+def test_statistics_at_averaged_weights_draw_no_random_numbers(kind: str) -> None:
+    """Their pass over the data changes no later batch and no dropout."""
+    weights = []
+    for refreshes in (True, False):
+        tuner, _ = with_batch_norm(kind)
+        if not refreshes:
+            tuner._refresh_statistics = lambda data: None  # type: ignore[method-assign]
+        tuner.fit(3, schedules.constant(0.8))
+        weights.append([p.detach().clone() for p in tuner.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@EACH
+def test_the_ema_has_statistics_of_its_own_and_the_end_those_of_the_average(kind: str) -> None:
+    tuner, seen = with_batch_norm(kind, ema=True)
+    tuner.fit(1, schedules.constant(0.8))
+    wanted = tuner.model[0].eval()(tuner.train_loader.dataset.tensors[0]).mean(0).detach()
+    torch.testing.assert_close(tuner.model[1].running_mean, wanted)
+    assert len(seen) == 1
+    with tuner.optimizer.ema_parameters():  # type: ignore[operator]
+        assert torch.equal(tuner.model[1].running_mean, seen[0])
+
+
+@EACH
+def test_statistics_stay_if_a_batch_fails(kind: str) -> None:
+    tuner, _ = with_batch_norm(kind)
+    layer, state = tuner.model[1], tuner.model[2]
+
+    class Fails(lrfast.finetune.Callback):
+        def on_step_end(self, tuner: Any, step: int, loss: Tensor) -> None:
+            kept[:] = [buffer.clone() for buffer in layer.buffers()]
+            state.fails = step == tuner.epoch_steps
+
+    kept: list[Tensor] = []
+    tuner.callbacks.append(Fails())
+    with pytest.raises(RuntimeError, match="spoilt"):
+        tuner.fit(1, schedules.constant(0.8))
+    assert all(torch.equal(a, b) for a, b in zip(kept, layer.buffers(), strict=True))
+    assert layer.momentum == 0.3 and layer.training
+
+
 @EACH
 def test_a_range_test_validates_averaged_weights(kind: str) -> None:
     seen: list[Tensor] = []

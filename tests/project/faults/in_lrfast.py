@@ -141,6 +141,13 @@ OPTIM = [
         "first = max(self._clock_at_start[1], steps - capacity - 1)",
         "test_ema_and_telemetry.py",
     ),
+    Fault(
+        "wrapped-schedule-free-states-share-their-numbers",
+        "lrfast/optim/schedule_free.py",
+        "self.state[param].update((name, n.clone()) for name, n in numbers.items())",
+        "self.state[param].update(numbers)",
+        "test_schedule_free.py",
+    ),
 ]
 
 TRAINING = [
@@ -571,6 +578,27 @@ FINETUNE = [
         "            count = batch_size(targets)\n",
         "            count = 1\n",
         "test_tuner.py test_stages.py test_tuner_options.py",
+    ),
+    Fault(
+        "statistics-at-averaged-weights-draw-random-numbers",
+        "lrfast/finetune/_statistics.py",
+        "        before.restore([batches])\n",
+        "",
+        "test_schedule_free.py",
+    ),
+    Fault(
+        "statistics-at-averaged-weights-are-lost-if-a-batch-fails",
+        "lrfast/finetune/_statistics.py",
+        "buffer.copy_(value)",
+        "pass",
+        "test_schedule_free.py",
+    ),
+    Fault(
+        "the-ema-is-validated-with-statistics-of-other-weights",
+        "lrfast/finetune/_tuner.py",
+        "if not (self._averaging() and self.validate_ema):",
+        "if True:",
+        "test_schedule_free.py",
     ),
 ]
 
