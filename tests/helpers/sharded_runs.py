@@ -37,7 +37,13 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         {"lr": 0.01, "weight_decay": 0.1, "skip_nonfinite": True, "zero_grads": True},
         {},
     ),
+    "schedule-free": (
+        lrfast.AdamWScheduleFree,
+        {"lr": 0.05, "weight_decay": 0.1, "warmup_steps": 3, "max_grad_norm": 0.3, **_CYCLE},
+        {"lr": 0.01},
+    ),
 }
+SAVED = ("adamw", "schedule-free")  # what checkpoints are made of
 
 
 class Model(nn.Module):
@@ -210,21 +216,26 @@ def train_replicated(rank: int, world: int, **options: Any) -> dict[str, Any]:
     return {"params": [full(param) for param in model.parameters()]}
 
 
-def resume(rank: int, world: int, folder: str) -> dict[str, Any]:
+def resume(case: str, rank: int, world: int, folder: str) -> dict[str, Any]:
     """Load what another number of processes has saved after half of the steps; make the rest."""
-    run = Run("adamw", rank, (world,))
+    run = Run(case, rank, (world,))
     for param in run.model.parameters():
         local(param.data).mul_(0.3)
     state = {"training": lrfast.ShardedState(run.model, run.optimizer)}
-    dcp.load(state, checkpoint_id=folder, no_dist=world == 1)
+    dcp.load(state, checkpoint_id=f"{folder}-{case}", no_dist=world == 1)
+    if case == "schedule-free":
+        run.optimizer.train()
     run.train(STEPS // 2, STEPS)
     return run.report()
 
 
-def save(rank: int, world: int, folder: str) -> None:
-    run = Run("adamw", rank, (world,))
+def save(case: str, rank: int, world: int, folder: str) -> None:
+    run = Run(case, rank, (world,))
     run.train(0, STEPS // 2)
-    dcp.save({"training": lrfast.ShardedState(run.model, run.optimizer)}, checkpoint_id=folder)
+    if case == "schedule-free":
+        run.optimizer.eval()
+    state = {"training": lrfast.ShardedState(run.model, run.optimizer)}
+    dcp.save(state, checkpoint_id=f"{folder}-{case}")
 
 
 def lose_a_process(rank: int, world: int) -> str:
@@ -260,12 +271,14 @@ def work(rank: int, world: int, folder: str) -> None:
     seen["collectives"] = count_collectives("adamw", rank, world)
     seen["range test"] = find_rate(rank, world)
     seen["scaler"] = scale_gradients(rank, world)
-    save(rank, world, f"{folder}/saved{world}")
+    for case in SAVED:
+        save(case, rank, world, f"{folder}/saved{world}")
     if world == 4:
         run = Run("adamw", rank, (2, 2))
         run.train(0, STEPS)
         seen["two dimensions"] = run.report()
-        seen["resumed"] = resume(rank, world, f"{folder}/saved2")
+        for case in SAVED:
+            seen[case, "resumed"] = resume(case, rank, world, f"{folder}/saved2")
     else:
         seen["bucket view"] = train_replicated(rank, world, gradient_as_bucket_view=True)
         seen["static graph"] = train_replicated(rank, world, static_graph=True)
