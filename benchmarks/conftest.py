@@ -22,6 +22,7 @@ PACKAGES = (
     "numpy",
     "pandas",
     "pytorch-ignite",
+    "schedulefree",
     "scipy",
     "torch-lr-finder",
     "torch-optimi",

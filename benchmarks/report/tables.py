@@ -53,6 +53,27 @@ def steps(result: Result) -> Lines:
     return table([*STEP_TITLE, "torch / lrfast", "floor", *names], lines, 4) if rows else []
 
 
+def packages(result: Result) -> Lines:
+    """Rules that torch has not, against the packages of their authors."""
+    rows = rows_of(result, "packages")
+    names = [name for name in names_in(rows, "turns_us", NAMES) if name not in timing.ROOFS]
+    lines = []
+    for row, way in _timed(rows):
+        medians = medians_of(row, way)
+        others = [median for name, median in medians.items() if name in names[1:]]
+        ratio = _number(min(others) / medians["lrfast"] if others else None, ".2f")
+        share = None
+        if "triad in place" in medians:
+            moved = row["bytes"]
+            share = moved["lrfast"] / medians["lrfast"]
+            share /= moved["triad in place"] / medians["triad in place"]
+        cells = [_number(medians.get(name)) for name in names]
+        floors = [_number(row["floor"], "g"), _number(share, ".0%")]
+        lines.append([*_title(row, way), ratio, *floors, *cells])
+    header = [*STEP_TITLE, "package / lrfast", "floor", "of the triad in place", *names]
+    return table(header, lines, 4) if rows else []
+
+
 def step_ratios(result: Result) -> list[float]:
     """Ratios of every timing of a step in which one of torch's implementations took part."""
     found = (_ratio(medians_of(row, way)) for row, way in _timed(rows_of(result, "steps")))
@@ -79,6 +100,7 @@ def host_times(result: Result) -> Lines:
 # What tells the rows of a table from one another.
 _KEYS = {
     "steps": ("work", "parameters", "groups"),
+    "packages": ("work", "parameters", "groups"),
     "sweeps": ("model", "optimizer"),
     "schedulers": ("parameters", "groups"),
     "curve": ("analysis",),
@@ -281,6 +303,7 @@ def refusals(result: Result) -> Lines:
 
 SECTIONS: dict[str, Callable[[Result], Lines]] = {
     "Steps, in microseconds": steps,
+    "Steps of rules that torch has not, in microseconds": packages,
     "Bandwidth, in GB/s": bandwidths,
     "What a step moves, and its launches on a GPU · operations of torch · allocations · kB at the "
     "peak": counted,

@@ -29,8 +29,14 @@ HYPERS: dict[str, Hypers] = {
     "Lion": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.01},
 }
 RULES = tuple(HYPERS)
+# Rules that torch has not; each is timed against the package of its authors.
+OF_PACKAGES: dict[str, Hypers] = {
+    "AdamWScheduleFree": {"lr": 1e-2, "weight_decay": 0.01, "warmup_steps": 10},
+    "SGDScheduleFree": {"lr": 1e-1, "weight_decay": 1e-4, "warmup_steps": 10},
+}
 # Reads of gradient, weight and states and writes of all but the gradient, per element of a step.
 ACCESSES = {"SGD": 5, "Adam": 7, "AdamW": 7, "NAdam": 7, "RMSprop": 5, "Adagrad": 5, "Lion": 5}
+ACCESSES |= {"AdamWScheduleFree": 7, "SGDScheduleFree": 5}
 
 # Relative to the largest value: of weights, a fraction of what a step moves them by, and of states,
 # which depend on the norm, that torch sums in single precision. bfloat16's roundings are of 2^-8;
@@ -68,7 +74,7 @@ class Implementation:
     """Where an optimizer's step comes from."""
 
     make: Callable[[str, Groups, Hypers], torch.optim.Optimizer]  # of a rule's name
-    rules: tuple[str, ...] = RULES
+    rules: tuple[str, ...] = (*RULES, *OF_PACKAGES)
     device: str | None = None  # None: any
     package: str = "torch"  # takes part where it is installed
     compiled: bool = False  # takes long to begin with, so only where a case says so
@@ -114,6 +120,16 @@ def _deepspeed(rule: str, groups: Groups, hypers: Hypers) -> torch.optim.Optimiz
     return cpu_adam(groups, **hypers, adamw_mode=rule == "AdamW")  # type: ignore[no-any-return]
 
 
+def _schedulefree(foreach: bool) -> Callable[[str, Groups, Hypers], torch.optim.Optimizer]:
+    def make(rule: str, groups: Groups, hypers: Hypers) -> torch.optim.Optimizer:
+        optimizer = getattr(import_module("schedulefree"), rule)(groups, **hypers, foreach=foreach)
+        optimizer.train()
+        return optimizer  # type: ignore[no-any-return]
+
+    return make
+
+
+_FREE = ("AdamWScheduleFree", "SGDScheduleFree")
 _FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
 _TORCHS = tuple(rule for rule in RULES if rule != "Lion")
 
@@ -137,6 +153,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         slow=True,
     ),
     "deepspeed": Implementation(_deepspeed, ("Adam", "AdamW"), "cpu", "deepspeed"),
+    "schedulefree-foreach": Implementation(_schedulefree(True), _FREE, package="schedulefree"),
+    "schedulefree-forloop": Implementation(
+        _schedulefree(False), _FREE, package="schedulefree", slow=True
+    ),
 }
 NAMES = tuple(IMPLEMENTATIONS)
 
@@ -177,8 +197,15 @@ def params_of(groups: Groups) -> list[Tensor]:
 def contender(name: str, rule: str, start: Start, groups: int) -> Contender:
     """Returns an implementation, by its name, ready for its first step."""
     made = start.groups(groups)
-    optimizer = IMPLEMENTATIONS[name].make(rule, made, HYPERS[rule])
-    return Contender(params_of(made), optimizer, optimizer.step)
+    optimizer = IMPLEMENTATIONS[name].make(rule, made, (HYPERS | OF_PACKAGES)[rule])
+    params = params_of(made)
+    if rule in HYPERS:
+        return Contender(params, optimizer, optimizer.step)
+
+    def refill() -> None:  # schedulefree leaves other numbers in the gradients
+        torch._foreach_copy_([param.grad for param in params], start.grads)
+
+    return Contender(params, optimizer, optimizer.step, refill)
 
 
 def participants(

@@ -16,7 +16,14 @@ import torch
 
 from benchmarks.conftest import Measure
 from benchmarks.speed import implementations, model_sets, timing, whole_update
-from benchmarks.speed.implementations import ACCESSES, IMPLEMENTATIONS, RULES, Contender, Start
+from benchmarks.speed.implementations import (
+    ACCESSES,
+    IMPLEMENTATIONS,
+    OF_PACKAGES,
+    RULES,
+    Contender,
+    Start,
+)
 
 FLOAT, BF16 = torch.float32, torch.bfloat16
 LARGE = 10_000_000  # elements that no cache holds
@@ -88,6 +95,15 @@ CASES = [
     Case("vit_small", True, "SGD", whole=True),
     Case("hundred_million", False, gpu_share=0.92),
     Case("one_large", False, dtype=BF16),
+    *(
+        Case(parameters, True, rule, floor, share=share)
+        for rule in OF_PACKAGES
+        for parameters, floor, share in (
+            ("lora", 6, None),
+            ("resnet50", 3, 0.85),
+            ("vit_small", 3, 0.85),
+        )
+    ),
 ]
 
 
@@ -145,4 +161,5 @@ def test_step(measure: Measure, case: Case) -> None:
         "share_floor": case.gpu_share if is_gpu else case.share,
     }
     ways = ("turns",) if is_large else ("turns", "runs")
-    measure("steps", row, works, ways=ways, moved=moved, clear=is_large, refused=refused)
+    table = "packages" if case.rule in OF_PACKAGES else "steps"
+    measure(table, row, works, ways=ways, moved=moved, clear=is_large, refused=refused)
