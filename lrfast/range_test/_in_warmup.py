@@ -147,6 +147,8 @@ class WarmupSearch:
         """
         if self.result is not None:
             return None
+        if self.spent == self._sweep.num_iter:  # no step came before the last loss
+            return self._conclude("completed")
         curve, place = self._curve, self._sweep.reference
         loss = check_loss(loss, needs_grad=False).detach().to(curve.device)
         curve.record(self._ranks.mean(loss), self._optimizer.last_rates[place : place + 1])

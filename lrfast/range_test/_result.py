@@ -486,14 +486,9 @@ class RangeTest:
         return self._table().rich(str(self))
 
     def _sentences(self) -> list[str]:
-        chosen = self.suggestion
-        found = "has no suggestion" if chosen.lr is None else f"suggests {lr_text(chosen)}"
         head = f"Range test: {self._span()}, {self.outcome} in {self.seconds:.1f} s"
-        sure = f"confidence {chosen.confidence:.2f}"
-        if chosen.interval is not None:
-            sure += ", {:.1e} to {:.1e}".format(*chosen.interval)
         cost = [] if self.race is None else [str(self.race)]
-        return [head, f"{self.rule} {found} ({sure}): {chosen.reason}", *cost, *self.notes]
+        return [head, str(self.suggestion), *cost, *self.notes]
 
     def __str__(self) -> str:
         lines = [wrap(line, 80, subsequent_indent="  ") for line in self._sentences()]

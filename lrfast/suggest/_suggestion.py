@@ -38,6 +38,14 @@ class Suggestion:
     next_range: tuple[float, float] | None = None
     interval: tuple[float, float] | None = None
 
+    def __str__(self) -> str:
+        lrs = " to ".join(f"{lr:.1e}" for lr in (self.base_lr, self.lr) if lr is not None)
+        answer = "has no suggestion" if self.lr is None else f"suggests {lrs}"
+        sure = f"confidence {self.confidence:.2f}"
+        if self.interval is not None:
+            sure += ", {:.1e} to {:.1e}".format(*self.interval)
+        return f"{self.rule} {answer} ({sure}): {self.reason}"
+
 
 Rule = Callable[[ArrayLike, ArrayLike], Suggestion]
 

@@ -375,3 +375,16 @@ def test_curve_errors(
 def test_option_errors(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"lr": 0.01, "interval": (2e-3, 0.05)}, "suggests 1.0e-02 (sure, 2.0e-03 to 5.0e-02)"),
+        ({"lr": 0.01, "base_lr": 1e-3}, "suggests 1.0e-03 to 1.0e-02 (sure)"),
+        ({"lr": None}, "has no suggestion (sure)"),
+    ],
+)
+def test_a_suggestion_prints_as_one_sentence(fields: dict[str, Any], text: str) -> None:
+    found = suggest.Suggestion(**fields, rule="auto", reason="the loss falls", confidence=0.7)
+    assert str(found) == f"auto {text.replace('sure', 'confidence 0.70')}: the loss falls"
