@@ -35,10 +35,15 @@ from lrfast._utils.validation import (
     short_repr,
 )
 from lrfast._utils.wrapped_optimizers import inner_optimizer
+from lrfast.curve import LossCurve
+from lrfast.range_test._estimate import estimate
 from lrfast.range_test._lr_find import lr_find
 from lrfast.range_test._peak_rates import PeakRates
+from lrfast.range_test._priors import rate_prior, weight_stats
 from lrfast.range_test._result import RangeTest
-from lrfast.training._data import LossFunction, device_of
+from lrfast.range_test._sweep import trained_groups
+from lrfast.suggest import Suggestion
+from lrfast.training._data import DataSize, LossFunction, device_of
 from lrfast.training._ranks import ranks_of
 
 _COUNTERS: Final[dict[str, Check]] = {
@@ -62,12 +67,13 @@ class RetestEntry:
         epoch: Epochs that had ended.
         trigger: "every", "plateau" or "unfreeze".
         outcome: "applied" (the learning rates have changed), "kept" (the suggestion is too near to
-            them), "declined" (there is no suggestion) or "over budget" (no test has run).
+            them), "declined" (there is no suggestion) or "over budget" (no test has run, and there
+            is no estimate from a ``curve`` either).
         reason: One sentence that says why.
         old: Peak learning rate of each param group before, [groups].
         new: Peak learning rate of each param group since, [groups].
         seconds: Wall time of the range test, in seconds; 0 if none has run.
-        confidence: Confidence of the suggestion, in [0, 1]; None if no test has run.
+        confidence: Confidence of the suggestion, in [0, 1]; None if there is none.
     """
 
     epoch: int
@@ -117,6 +123,9 @@ class Retest:
         patience: Epochs without a lower validation loss until a test, 1 or more; None: never.
         budget: Largest share of the training time, from construction on, that range tests may
             take, above 0; the first is always allowed. None: any.
+        curve: The training's own losses and learning rates, of one group or of all, recorded with
+            ``curve.record(loss, lr)``. If the budget allows no test, :meth:`estimate` takes its
+            place, by the weights at construction. None: nothing does.
         max_change: Largest factor, either way, of one test; above 1 and ``tolerance`` or more.
         tolerance: Factor, either way, 1 or more, within which learning rates stay as they are.
         rule: Suggestion method; None: that of :attr:`lrfast.RangeTest.rule`.
@@ -159,6 +168,7 @@ class Retest:
         max_change: float = 10.0,
         tolerance: float = 1.5,
         rule: str | None = None,
+        curve: LossCurve | None = None,
         schedulers: Sequence[LRScheduler] = (),
         clock: Callable[[], float] = time.perf_counter,
         **options: Any,
@@ -167,6 +177,13 @@ class Retest:
         _check_epochs("patience", patience)
         _check_factors(budget, max_change, tolerance)
         _check_options(train_loader, rule, options)
+        if curve is not None and curve.width not in (1, len(optimizer.param_groups)):
+            raise ValueError(
+                "curve must hold one learning rate per loss, or one per param group, got "
+                f"{curve.width} for {len(optimizer.param_groups)} groups"
+            )
+        self._curve = curve
+        self._weights = None if curve is None else weight_stats(inner_optimizer(optimizer))
         self._rates = PeakRates(inner_optimizer(optimizer), schedulers)
         self._model = model
         self._optimizer = optimizer
@@ -191,7 +208,9 @@ class Retest:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         names = inspect.signature(lr_find).parameters
-        vars(self).update(state, _options=renamed(state["_options"], names))
+        vars(self).update(
+            {"_curve": None, "_weights": None} | state, _options=renamed(state["_options"], names)
+        )
 
     @property
     def log(self) -> tuple[RetestEntry, ...]:
@@ -229,6 +248,36 @@ class Retest:
             TypeError, ValueError: If the range test cannot run.
         """
         return self._test("unfreeze")
+
+    def estimate(self) -> Suggestion:
+        """Suggest a lower learning rate if the training's own warm-up shows that it is too high.
+
+        It makes no step, changes nothing and synchronises once. It reads the last stretch of
+        ``curve`` over which the learning rate has risen. A fall of the loss says nothing, because
+        it falls as the training goes on; a rise says that the learning rate is too high, and how
+        far the loss rises where. So nothing is seen of a learning rate that is too low, or without
+        a warm-up. After a change by a range test only a new warm-up counts.
+
+        Returns:
+            A suggestion for the group with the highest learning rate, or none, and the reason.
+
+        Raises:
+            ValueError: If there is no ``curve``.
+        """
+        if self._curve is None:
+            raise ValueError("curve must be given to Retest for an estimate, got None")
+        peaks = self._rates.peaks()
+        place = self._reference(peaks)
+        lrs, losses = self._curve.lrs, self._curve.losses
+        column = lrs if lrs.dim() == 1 else lrs[:, place]
+        rows = getattr(self._loader, "batch_size", None)
+        if is_int(rows):
+            rows *= self._ranks.count * self._options.get("gradient_accumulation_steps", 1)
+        size = DataSize(rows if is_int(rows) else None)
+        prior = rate_prior(self._optimizer, place, size, self._weights)
+        together = torch.stack([column, self._ranks.mean(losses)]).cpu().numpy()
+        has_changed = any(entry.outcome == "applied" for entry in self._log)
+        return estimate(together[0], together[1], peaks[place], prior, has_changed)
 
     def table(self) -> str:
         """Return the log as lines of text."""
@@ -311,15 +360,26 @@ class Retest:
     def _test(self, trigger: Trigger) -> RetestEntry:
         old = self._rates.peaks()
         outcome: RetestOutcome = "over budget"
-        reason, seconds, confidence = self._over_budget(), 0.0, None
+        reason, seconds, found = self._over_budget(), 0.0, None
+        wanted: Sequence[float] | None = None
         if reason is None:
             result = self._range_test()
-            outcome, reason, factors = self._judge(result, old)
+            seconds, rule = self._last_cost, self._rule or result.rule
+            found = result.suggestions[rule]
+            wanted = None if found.lr is None else result.suggested_lrs(rule)
+        elif self._curve is not None:
+            estimated = self.estimate()
+            if estimated.lr is None:
+                reason += f"; no estimate: {estimated.reason}"
+            else:
+                found, highest = estimated, old[self._reference(old)]
+                wanted = [peak * (estimated.lr / highest) for peak in old]
+        if found is not None:
+            outcome, reason, factors = self._judge(found, wanted, old)
             if outcome == "applied":
                 self._rates.scale(factors)
-            confidence = result.suggestions[self._rule or result.rule].confidence
-            seconds = self._last_cost
-        new = self._rates.peaks()
+        confidence, new = None if found is None else found.confidence, self._rates.peaks()
+        assert reason is not None
         entry = RetestEntry(self._epoch, trigger, outcome, reason, old, new, seconds, confidence)
         self._log += (entry,)
         return entry
@@ -348,18 +408,20 @@ class Retest:
             self._last_cost = self._clock() - began
             self._spent += self._last_cost
 
+    def _reference(self, peaks: Sequence[float]) -> int:
+        """Return the trained group with the highest learning rate, which a suggestion is for."""
+        return max(trained_groups(self._model, self._optimizer), key=lambda index: peaks[index])
+
     def _judge(
-        self, result: RangeTest, peaks: Sequence[float]
+        self, suggestion: Suggestion, wanted: Sequence[float] | None, peaks: Sequence[float]
     ) -> tuple[RetestOutcome, str, list[float]]:
         """Return outcome, reason, and the factor of each group's learning rates."""
-        rule = self._rule or result.rule
-        suggestion = result.suggestions[rule]
         # What is usual for new weights is no reason to change a training that runs.
-        if suggestion.lr is None or suggestion.next_range is not None:
+        if wanted is None or suggestion.next_range is not None:
             return "declined", suggestion.reason, []
         factors = []
         groups = self._optimizer.param_groups
-        for group, old, new in zip(groups, peaks, result.suggested_lrs(rule), strict=True):
+        for group, old, new in zip(groups, peaks, wanted, strict=True):
             trains = not group.get("frozen") and any(p.requires_grad for p in group["params"])
             factors.append(new / old if trains and old > 0 else 1.0)
         widest = max(factors, key=lambda f: max(f, 1 / f) if f > 0 else math.inf)

@@ -127,7 +127,7 @@ def make_sweep(
     num_iter = check_count("num_iter", num_iter, least=2)
     if mode not in ("exp", "linear"):
         raise ValueError(f"mode must be 'exp' or 'linear', got {mode!r}")
-    trained = _trained_groups(model, optimizer)
+    trained = trained_groups(model, optimizer)
     count = len(optimizer.param_groups)
     if _is_list(start_lr) or _is_list(end_lr):
         if vary != "ratio":
@@ -175,7 +175,7 @@ def _moving_group(vary: Any, trained: list[int], count: int) -> int:
     return moving
 
 
-def _trained_groups(model: nn.Module, optimizer: Optimizer) -> list[int]:
+def trained_groups(model: nn.Module, optimizer: Optimizer) -> list[int]:
     """Indices of the param groups that train."""
     check_weights(model)
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
