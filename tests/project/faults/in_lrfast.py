@@ -344,6 +344,20 @@ IN_WARMUP = [
         "test_in_warmup.py test_in_warmup_ranks.py",
     ),
     Fault(
+        "a-loss-that-only-falls-lowers-the-learning-rate",
+        "lrfast/range_test/_estimate.py",
+        "if not rises and math.isinf(divergence(rates, curve)):",
+        "if False:",
+        "test_retest_estimate.py",
+    ),
+    Fault(
+        "a-warm-up-from-before-a-change-counts",
+        "lrfast/range_test/_estimate.py",
+        "if is_old or rates[-1] > peak * _ROUNDING:",
+        "if is_old:",
+        "test_retest_estimate.py",
+    ),
+    Fault(
         "late-losses-are-not-saved-with-the-sweep",
         "lrfast/range_test/_in_warmup.py",
         '"late": [copy.wait().clone() for copy in self._late]',
