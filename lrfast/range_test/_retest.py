@@ -124,8 +124,9 @@ class Retest:
         budget: Largest share of the training time, from construction on, that range tests may
             take, above 0; the first is always allowed. None: any.
         curve: The training's own losses and learning rates, of one group or of all, recorded with
-            ``curve.record(loss, lr)``. If the budget allows no test, :meth:`estimate` takes its
-            place, by the weights at construction. None: nothing does.
+            ``curve.record(loss, lr)``. If the budget allows no test, or it ends without a
+            suggestion, :meth:`estimate` takes its place, which goes by the weights at construction.
+            None, the default: nothing does.
         max_change: Largest factor, either way, of one test; above 1 and ``tolerance`` or more.
         tolerance: Factor, either way, 1 or more, within which learning rates stay as they are.
         rule: Suggestion method; None: that of :attr:`lrfast.RangeTest.rule`.
@@ -361,25 +362,23 @@ class Retest:
         old = self._rates.peaks()
         outcome: RetestOutcome = "over budget"
         reason, seconds, found = self._over_budget(), 0.0, None
-        wanted: Sequence[float] | None = None
+        factors: list[float] = []
         if reason is None:
             result = self._range_test()
             seconds, rule = self._last_cost, self._rule or result.rule
             found = result.suggestions[rule]
             wanted = None if found.lr is None else result.suggested_lrs(rule)
-        elif self._curve is not None:
-            estimated = self.estimate()
+            outcome, reason, factors = self._judge(found, wanted, old)
+        if self._curve is not None and outcome in ("over budget", "declined"):
+            estimated, highest = self.estimate(), old[self._reference(old)]
             if estimated.lr is None:
                 reason += f"; no estimate: {estimated.reason}"
             else:
-                found, highest = estimated, old[self._reference(old)]
-                wanted = [peak * (estimated.lr / highest) for peak in old]
-        if found is not None:
-            outcome, reason, factors = self._judge(found, wanted, old)
-            if outcome == "applied":
-                self._rates.scale(factors)
+                found, wanted = estimated, [peak * (estimated.lr / highest) for peak in old]
+                outcome, reason, factors = self._judge(found, wanted, old)
+        if outcome == "applied":
+            self._rates.scale(factors)
         confidence, new = None if found is None else found.confidence, self._rates.peaks()
-        assert reason is not None
         entry = RetestEntry(self._epoch, trigger, outcome, reason, old, new, seconds, confidence)
         self._log += (entry,)
         return entry

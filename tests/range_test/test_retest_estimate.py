@@ -47,8 +47,8 @@ def test_a_rise_in_the_warm_up_lowers_the_learning_rates(finder: Finder) -> None
     _, optimizer = make_groups()
     curve = recorded(then(WARMUP, WARMUP[-1:]), then(VALLEY, [0.9]))
     retest = make_retest(finder, optimizer, curve=curve, budget=1e-9)
-    finder.factor = None
-    assert retest.epoch_end().outcome == "declined"  # type: ignore[union-attr]
+    finder.factor = 1.0
+    assert retest.epoch_end().outcome == "kept"  # type: ignore[union-attr]
     found, entry = retest.estimate(), retest.epoch_end()
     assert finder.calls == 1 and entry is not None and found.lr is not None
     assert 0.01 < found.lr < 0.14 and 0 < found.confidence <= 1
@@ -61,6 +61,18 @@ def test_a_rise_in_the_warm_up_lowers_the_learning_rates(finder: Finder) -> None
     assert again is not None and again.outcome == "over budget" and again.new == entry.new
     assert "; no estimate: the warm-up ended at 4.0e-01, and the peak has changed" in again.reason
     assert again.confidence is None
+
+
+def test_a_range_test_without_a_suggestion_leaves_it_to_the_warm_up(finder: Finder) -> None:
+    finder.factor = None
+    retest = make_retest(finder, curve=recorded(WARMUP, VALLEY))
+    found, entry = retest.estimate(), retest.epoch_end()
+    assert entry is not None and found.lr is not None and finder.calls == 1
+    assert (entry.outcome, entry.seconds, entry.confidence) == ("applied", 2.0, found.confidence)
+    assert max(entry.new[:3]) == pytest.approx(found.lr)
+    entry = make_retest(finder, curve=recorded(WARMUP, FALL)).epoch_end()
+    assert entry is not None and entry.outcome == "declined" and entry.confidence == 0.9
+    assert entry.reason.startswith("a reason; no estimate: the loss does not rise")
 
 
 def test_the_unit_of_the_loss_and_a_constant_in_it_change_nothing(finder: Finder) -> None:
