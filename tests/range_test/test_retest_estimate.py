@@ -87,6 +87,8 @@ def test_the_last_warm_up_counts_and_the_highest_group(finder: Finder) -> None:
     assert both.lr is None and "ended at" not in both.reason  # the second one is not over
     lrs, valley = then(WARMUP[::2], WARMUP[1::2]), then(LOW[::2], VALLEY[1::2])
     assert estimated(finder, lrs, valley) == estimated(finder, lrs[30:], valley[30:])
+    from_zero = then([0.0, 0.0, np.nan], WARMUP), then([9.0, 9.0, 9.0], VALLEY)
+    assert estimated(finder, *from_zero) == estimated(finder, WARMUP, VALLEY)
     per_group = np.stack([WARMUP / 4, WARMUP / 2, WARMUP, WARMUP * 0 + 3.0], axis=1)
     assert estimated(finder, per_group, VALLEY) == estimated(finder, WARMUP, VALLEY)
 
