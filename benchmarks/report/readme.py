@@ -100,7 +100,7 @@ def suggestion_table(suggestions: Mapping[str, Any]) -> str:
     seen: Tasks = {
         task: entry
         for name in suggestions
-        if isinstance(suggestions[name], dict) and name not in (NEW, "verified")
+        if isinstance(suggestions[name], dict) and name != NEW
         for task, entry in suggestions[name].items()
         if isinstance(entry, dict) and "rules" in entry
     }

@@ -18,7 +18,7 @@ import torch
 from benchmarks import provenance
 from benchmarks.report import headlines, page, plots, readme, results, tables
 from benchmarks.research.in_warmup import report as in_warmup
-from benchmarks.research.suggestions import plot, report
+from benchmarks.research.suggestions import plot, report, why
 from benchmarks.speed import counting, implementations, timing
 from benchmarks.speed.implementations import Contender, Start
 from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
@@ -139,11 +139,15 @@ def test_the_page_of_the_suggestions_is_what_its_result_file_says() -> None:
     assert text == report.page(text, result), (
         "run `python -m benchmarks.research.suggestions --page`"
     )
+    reasons = why.PAGE.read_text()
+    assert reasons == why.page(reasons, result)
     changed = copy.deepcopy(result)
     for task in changed["sealed"].values():
         task["rules"]["slide"]["regret"] = 0.625
     (row,) = [line for line in report.opening(changed).splitlines() if "`slide`" in line]
-    assert row.startswith("| fastai, `slide` | 0.62 | 0.62 | ")
+    assert row.startswith("| fastai, `slide` | 100 | 0.62 | 0.62 | ")
+    (row,) = [line for line in why.answers(changed).splitlines() if "`slide`" in line]
+    assert row.startswith("| fastai, `slide` | 100 | 0.62 | 0.62 | 0.62 | ")
     figure = plot.libraries(changed)
     lengths = [bar.get_width() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
     assert lengths.count(0.625) == 1 and max(lengths) == plot.LONGEST

@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks import provenance
-from benchmarks.research.suggestions.measure import ALL, MEASURED, measure
+from benchmarks.research.suggestions import why
+from benchmarks.research.suggestions.measure import ALL, JUDGED, MEASURED, PEERS, measure
 from benchmarks.research.suggestions.plot import plot
 from benchmarks.research.suggestions.report import (
     PAGE,
@@ -23,7 +24,8 @@ from benchmarks.research.suggestions.report import (
 )
 from benchmarks.research.suggestions.store import Store
 
-PARTS = (*MEASURED, "report")
+ALL_PARTS = (*MEASURED, *JUDGED, "report")
+PARTS = tuple(part for part in ALL_PARTS if part not in PEERS)
 
 
 def main() -> int:
@@ -34,13 +36,17 @@ def main() -> int:
     )
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--tasks", nargs="+", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--only", choices=PARTS, help="one part alone; all of them by default")
+    parser.add_argument("--only", choices=ALL_PARTS, help=f"one part; default: {PARTS}")
     parser.add_argument("--store", type=Path, default=Path("build/suggestions"))
     parser.add_argument("--keep", action="store_true", help=f"write a result file to {RESULTS}")
-    parser.add_argument("--page", action="store_true", help=f"only write {PAGE.name}, from there")
+    parser.add_argument(
+        "--page", action="store_true", help=f"only write {PAGE.name} and {why.PAGE.name}"
+    )
     arguments = parser.parse_args()
     if arguments.page:
-        PAGE.write_text(page(PAGE.read_text(), newest(RESULTS)))
+        result = newest(RESULTS)
+        PAGE.write_text(page(PAGE.read_text(), result))
+        why.PAGE.write_text(why.page(why.PAGE.read_text(), result))
         return 0
     parts = (arguments.only,) if arguments.only else PARTS
     job = partial(measure, folder=arguments.store, parts=parts)

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.research.suggestions.crossvalidate import data_of
 from benchmarks.research.suggestions.rate_free import METHODS
-from benchmarks.research.suggestions.regret import CAP, Landscape
+from benchmarks.research.suggestions.regret import CAP, Landscape, read_curves
 from benchmarks.research.suggestions.store import Store
 from benchmarks.research.suggestions.sweeps import GRID_SEEDS
 from benchmarks.research.suggestions.tasks import GRID
@@ -17,7 +17,10 @@ from benchmarks.research.suggestions.tasks import GRID
 FIXED: Final = "fixed rate"
 PRIOR: Final = "prior alone"
 SEARCH: Final = "random search, {} runs"
-RUNS: Final = (4, 12)
+OPTUNA: Final = "Optuna, {} runs"
+# Twice the training that every method needs once; about four times a range test with its training,
+# or a race with its; four times such a race.
+RUNS: Final = (2, 6, 24)
 DRAWS: Final = 2000
 SEARCHED: Final = (-5.0, 0.0)  # decades of learning rates
 
@@ -35,16 +38,29 @@ def _optimizer(landscape: Landscape) -> str:
     return task.optimizer.__name__ + " with momentum" * ("momentum" in task.options)
 
 
-def searched(landscape: Landscape, runs: int) -> dict[str, Any]:
-    """Returns what the best of some runs at random rates comes to, on average.
+def searched(landscape: Landscape) -> dict[str, dict[str, Any]]:
+    """Returns what the best of some runs at random rates comes to, on average, by its name.
 
     Losses are interpolated between those of the grid, which are those that it is judged by.
     """
     draw = np.random.default_rng(0)
-    rates = 10 ** draw.uniform(*SEARCHED, (DRAWS, runs))
+    rates = 10 ** draw.uniform(*SEARCHED, (DRAWS, max(RUNS)))
+    return _best_of(landscape, SEARCH, rates)
+
+
+def optuna_searched(
+    landscape: Landscape, store: Store, kept: Sequence[str]
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Returns the rates that Optuna tried, a line per study, and what the best ones come to."""
+    studies = store.records(landscape.task, "optuna")
+    lines = [" ".join(f"{lr:g}" for lr in study["rates"]) for study in studies] or list(kept)
+    return lines, _best_of(landscape, OPTUNA, np.array(read_curves(lines))) if lines else {}
+
+
+def _best_of(landscape: Landscape, name: str, rates: Any) -> dict[str, dict[str, Any]]:
     known = np.log10(landscape.grid.rates)
-    losses = np.interp(np.log10(rates), known, landscape.grid.valid_losses).min(1)
-    return _verdict(landscape, losses)
+    losses = np.interp(np.log10(rates), known, landscape.grid.valid_losses)
+    return {name.format(runs): _verdict(landscape, losses[:, :runs].min(1)) for runs in RUNS}
 
 
 def rate_free(

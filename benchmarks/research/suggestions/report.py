@@ -15,18 +15,17 @@ import lrfast
 from benchmarks import provenance
 from benchmarks.provenance import table
 from benchmarks.report.readme import LIBRARIES, NEW
-from benchmarks.research.suggestions import baselines, peers, regret
+from benchmarks.research.suggestions import baselines, estimated, peers, regret, verified
 from benchmarks.research.suggestions.broad import BROAD, SEALED
 from benchmarks.research.suggestions.crossvalidate import CHOICES, cross_validate
 from benchmarks.research.suggestions.fresh import FRESH
 from benchmarks.research.suggestions.held_out import HELD_OUT
 from benchmarks.research.suggestions.regret import Landscape, Rule, Sweep
 from benchmarks.research.suggestions.store import Store
-from benchmarks.research.suggestions.sweeps import suggestions_from_curve
-from benchmarks.research.suggestions.tasks import TASKS
+from benchmarks.research.suggestions.sweeps import NUM_ITER, suggestions_from_curve
+from benchmarks.research.suggestions.tasks import TASKS, Task
 from benchmarks.research.suggestions.train import STEPS
 from benchmarks.research.suggestions.unseen import UNSEEN
-from benchmarks.research.suggestions.verified import verdicts
 from lrfast.range_test._priors import RatePrior
 
 CHOSEN_ON = """\
@@ -35,8 +34,7 @@ of the usual learning rate and the curve with all of them, what it makes of the 
 data with 41, what it makes of the size of the weights, and of targets that are numbers, with 54."""
 NOT_CHOSEN_ON = """\
 They were written down before anything was measured on them, and looked at once, after `auto` had
-been changed for the last time. Of the 13 that were written down, those that are not here took more
-CPU time than there was."""
+been changed for the last time; the two that took the most CPU time some hours later."""
 
 # By what a result file calls them, in the order in which they were written down.
 SETS = {
@@ -49,6 +47,7 @@ SETS = {
 }
 CHOSEN = ("tasks", "held_out", "unseen", "fresh", "broad")
 
+MOST_RUNS = 8  # of a race, without those of second seeds
 NEAR = 0.05  # regret of a rate that is as good as the best
 
 CURVE_ALONE = "auto, curve alone"
@@ -62,7 +61,11 @@ FIRST = (
     "auto",
     baselines.PRIOR,
     baselines.FIXED,
-    baselines.SEARCH.format(4),
+    verified.JUDGED,
+    verified.ALONE,
+    baselines.SEARCH.format(6),
+    baselines.OPTUNA.format(6),
+    baselines.OPTUNA.format(24),
     *baselines.METHODS,
     "slide",
     "valley",
@@ -88,11 +91,17 @@ worst learning rate. Losses above the untrained model's count as that. The share
 gain from untrained to best that is lost.
 
 The fixed rate is the best one for the optimizer on tasks of other data; the prior is
-`typical_rate` times `rate_scale`, which `auto` knows before it sees a curve. Random search takes
-the best of full runs at log-uniform rates from 1e-5 to 1, by the very losses that it is judged by,
-interpolated on the grid. Prodigy, ScheduleFree-AdamW and D-Adaptation have the same 240 steps and 3
-seeds, with Adam's kind of steps on every task. Tasks of {len(BROAD) + len(SEALED)} further kinds
-have 17 rates instead of 27, one of them 9. Optuna was not measured.
+`typical_rate` times `rate_scale`, which `auto` knows before it sees a curve. Random search and
+Optuna 5.0.0, with its default sampler TPE, take the best of full runs at log-uniform rates from
+1e-5 to 1, by the very losses that they are judged by, interpolated on the grid; means over 2000
+random searches and 20 of Optuna. Prodigy, ScheduleFree-AdamW and D-Adaptation have the same
+{STEPS} steps and 3 seeds, with Adam's kind of steps on every task. Tasks of
+{len(BROAD) + len(SEALED)} further kinds have 17 rates instead of 27, one of them 9.
+
+A race is `lr_find(verify={STEPS})` with a DataLoader that shuffles, three times per task. What it
+answers is trained with, as the learning rates of the grid are, and a mean that beats the grid's
+best counts as 0. Both races go by the loss that the model learns from, also on the two tasks of
+policy gradients, whose loss does not say how good a policy is.
 
 lrfast's methods are those of `lrfast.suggest`, and `auto` knows the optimizer, the number and size
 of the parameters, the size of the batches and the number of classes to predict, as in `lr_find`
@@ -150,10 +159,6 @@ def summarise(store: Store, kept: Mapping[str, Any]) -> dict[str, Any]:
         kept: A result file, for what the store lacks.
     """
     sets = {name: regret.load(store, tasks, kept.get(name)) for name, tasks in SETS.items()}
-    earlier = {
-        name: {"commit": kept["commit"]} | verdict
-        for name, verdict in kept.get("verified", {}).items()
-    }
     seen = [landscape for name in CHOSEN for landscape in sets[name]]
     return provenance.facts() | {
         "steps": STEPS,
@@ -164,8 +169,13 @@ def summarise(store: Store, kept: Mapping[str, Any]) -> dict[str, Any]:
         },
         "intervals": {name: intervals(landscapes) for name, landscapes in sets.items()},
         "cross_validated": cross_validate(seen) if len(seen) > 1 else {},
-        "verified": earlier | verdicts([each for some in sets.values() for each in some], store),
     }
+
+
+def landscape_of(task: Task, store: Store) -> Landscape | None:
+    """Returns what was measured of a task, here or for the newest result file."""
+    (name,) = (name for name, tasks in SETS.items() if task in tasks)
+    return next(iter(regret.load(store, [task], newest(RESULTS).get(name))), None)
 
 
 def _tasks(
@@ -186,13 +196,22 @@ def _tasks(
             baselines.FIXED: _verdict(landscape, [rate]),
             baselines.PRIOR: _verdict(landscape, [prior.usual]),
         }
-        for runs in baselines.RUNS:
-            name = baselines.SEARCH.format(runs)
-            entry["rules"][name] = baselines.searched(landscape, runs)
-        earlier = kept.get(landscape.task.name, {}).get("rate_free", {})
-        entry["rate_free"] = baselines.rate_free(landscape, store, earlier)
+        earlier = kept.get(landscape.task.name, {})
+        entry["rules"] |= baselines.searched(landscape)
+        entry["optuna"], found = baselines.optuna_searched(
+            landscape, store, earlier.get("optuna", ())
+        )
+        entry["rules"] |= found
+        entry["asked"], entry["estimates"] = estimated.estimates(
+            landscape, store, earlier.get("asked", ())
+        )
+        entry["rate_free"] = baselines.rate_free(landscape, store, earlier.get("rate_free", {}))
         for method, losses in entry["rate_free"].items():
             entry["rules"][method] = baselines.judged(landscape, losses)
+        entry["races"] = verified.verdicts(landscape, store, earlier.get("races", {}))
+        for method in (verified.JUDGED, verified.ALONE):
+            if method in entry["races"]:
+                entry["rules"][method] = verified.judged(landscape, entry["races"][method])
     return tasks
 
 
@@ -256,15 +275,33 @@ def opening(result: dict[str, Any]) -> str:
             for tasks in sets
         ]
         cells = [f"{f(each):.2f}" if each else "" for each in regrets for f in (np.mean, np.max)]
+        cells.insert(0, cost(name, result))
         short = [f"{len(each)} of {len(tasks)}" for each, tasks in zip(regrets, sets, strict=True)]
         partial_ = any(len(each) < len(tasks) for each, tasks in zip(regrets, sets, strict=True))
         label = LIBRARIES.get(name, name)
         rows.append([f"{label} (on {short[0]}, {short[1]})" if partial_ else label, *cells])
     unseen, seen = map(len, sets)
-    header = ["suggestion", f"{unseen} new tasks", "worst", f"{seen} others", "worst"]
+    header = ["suggestion", "cost", f"{unseen} new tasks", "worst", f"{seen} others", "worst"]
     return OPENING.format(
         picture=PICTURE, table="\n".join(table(header, rows)), unseen=unseen, seen=seen
     )
+
+
+def cost(name: str, result: dict[str, Any]) -> str:
+    """Returns the steps that a method takes besides those of the training, of most or on average.
+
+    One training belongs to every method. A search ends with it: its best run is kept.
+    """
+    searches = (baselines.SEARCH, baselines.OPTUNA)
+    runs = {each.format(runs): runs for each in searches for runs in baselines.RUNS}
+    if name in runs:
+        return f"{(runs[name] - 1) * STEPS:,}"
+    if name in verified.METHODS:
+        races = [task["races"].get(name, {}) for key in SETS for task in result[key].values()]
+        updates = [count for race in races for count in race.get("updates", ())]
+        return f"{NUM_ITER + np.mean(updates):,.0f}" if updates else ""
+    free = (baselines.FIXED, baselines.PRIOR, *baselines.METHODS)
+    return "0" if name in free else str(NUM_ITER)
 
 
 def chosen_on(result: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +324,8 @@ def tables(result: dict[str, Any]) -> str:
             *_regrets(seen, "tasks", CHOSEN_ON),
             *_cross_validated(result["cross_validated"]),
             *_intervals(result["intervals"]),
-            *_verified(result["verified"], result["commit"]),
+            *_races(result),
+            *_estimates(result),
             "## Mean regret per task",
             "",
             *table(["task", *_rule_names(seen | fresh)], _task_rows(seen | fresh)),
@@ -348,45 +386,87 @@ def _intervals(sets: dict[str, dict[str, list[float]]]) -> list[str]:
     ]
 
 
-def _verified(found: dict[str, Any], commit: str) -> list[str]:
-    if not found:
+def _races(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for title, tasks in (("new", result[NEW]), ("others", chosen_on(result))):
+        for method in verified.METHODS:
+            found = [task["races"][method] for task in tasks.values() if method in task["races"]]
+            if found:
+                rows.append([method, f"{len(found)} {title}", *_race_costs(found)])
+    if not rows:
         return []
-    sets: dict[str, list[str]] = {}
-    for name, verdict in found.items():
-        sets.setdefault(verdict.get("commit", commit)[:10], []).append(name)
     return [
-        "## Rates that a race verified",
+        "## What a race costs",
         "",
-        f"`lr_find(verify={STEPS})`, judged on the validation data, three times per task. Its rate",
-        "is trained with, as those of the grid are; a mean that beats the grid's best counts as 0.",
+        f"`lr_find(verify={STEPS})` says before that it makes {MOST_RUNS * STEPS} updates at most,",
+        f"and {STEPS} more for each winner beside a learning rate that diverges, or that it takes",
+        "the time that `budget` gives it, here half of what the first race of the task has taken.",
+        "Counted are the losses that the race trains on, apart from those of the range test.",
         "",
         *table(
-            ["rate", "of", "mean", "median", "worst", "runs"],
             [
-                row
-                for at, names in sets.items()
-                for row in _verified_rows(f"{len(names)} tasks, {at}", [found[n] for n in names])
+                "race",
+                "tasks",
+                "learning rates",
+                "updates",
+                "most",
+                "counted over told",
+                "time over budget",
+                "at most",
+                "no suggestion",
             ],
+            rows,
+            texts=2,
         ),
+        "",
+    ]
+
+
+def _estimates(result: dict[str, Any]) -> list[str]:
+    rows = [
+        [which, *row]
+        for which, tasks in (("new", result[NEW]), ("others", chosen_on(result)))
+        for row in estimated.estimate_rows(tasks)
+    ]
+    if not rows:
+        return []
+    return [
+        "## What the training's own warm-up shows",
+        "",
+        f"A training at a multiple of the best peak of the grid has made {estimated.STEPS} of its",
+        f"{STEPS} steps. It keeps its peak, changes it to that of `Retest.estimate()`, at no step,",
+        f"to that of a range test of {NUM_ITER} steps from where it is, or to the estimate where",
+        "that test has no suggestion (`both`, as `Retest(curve=)`); or it goes by the prior alone.",
+        "The mean regrets are those of whole trainings at these peaks.",
         "",
         *table(
-            ["task", "auto", "verified"],
-            [[n, f"{t['first_regret']:.2f}", f"{t['regret']:.2f}"] for n, t in found.items()],
+            ["tasks", "peak over best", "count", "estimated", *estimated.WAYS],
+            rows,
         ),
         "",
     ]
 
 
-def _verified_rows(title: str, found: list[dict[str, Any]]) -> list[list[str]]:
-    runs = f"{np.mean([count for task in found for count in task['runs']]):.1f}"
+def _race_costs(found: list[dict[str, Any]]) -> list[str]:
+    """The cells of a row: means and extremes over all races of some tasks."""
+
+    def each(name: str) -> Any:
+        return np.concatenate([races[name] for races in found])
+
+    updates, counted = each("updates"), each("counted")
+    made = updates > 0
+    excess = float(np.max(np.abs(counted[made] / updates[made] - 1), initial=0.0))
+    limits = [limit for races in found for limit in races["limit"] if limit is not None]
+    over = np.array(each("seconds")) / limits if limits else np.array([])
     return [
-        _spread("auto in these range tests", title, [task["first_regret"] for task in found], ""),
-        _spread("verified", title, [task["regret"] for task in found], runs),
+        f"{each('candidates').mean():.1f}",
+        f"{updates.mean():.0f}",
+        str(updates.max()),
+        f"{1 + excess:.2f}",
+        f"{over.mean():.2f}" if limits else "",
+        f"{over.max():.2f}" if limits else "",
+        str(sum(rate is None for rate in each("rate"))),
     ]
-
-
-def _spread(name: str, title: str, regrets: list[float], runs: str) -> list[str]:
-    return [name, title, *(f"{f(regrets):.3f}" for f in (np.mean, np.median, np.max)), runs]
 
 
 def _sweeps(tasks: dict[str, Any]) -> int:
@@ -404,7 +484,9 @@ def _rule_names(tasks: dict[str, Any]) -> list[str]:
 
 
 def _rule_row(tasks: dict[str, Any], name: str) -> list[str]:
+    count = len(tasks)
     tasks = {task: entry for task, entry in tasks.items() if name in entry["rules"]}
+    label = name if len(tasks) == count else f"{name} (on {len(tasks)})"
     regrets = {task: entry["rules"][name]["regret"] for task, entry in tasks.items()}
     worst = max(regrets, key=lambda task: regrets[task])
     of_kind = [
@@ -416,7 +498,7 @@ def _rule_row(tasks: dict[str, Any], name: str) -> list[str]:
     share = np.mean([verdict["share"] for verdict in read])
     values = [np.mean(list(regrets.values())), *of_kind, np.median(list(regrets.values()))]
     cells = [f"{value:.3f}" for value in (*values, regrets[worst])]
-    return [name, *cells, worst, f"{share:.3f}", str(unanswered)]
+    return [label, *cells, worst, f"{share:.3f}", str(unanswered)]
 
 
 def _task_rows(tasks: dict[str, Any]) -> list[list[str]]:
