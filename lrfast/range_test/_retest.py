@@ -253,11 +253,11 @@ class Retest:
     def estimate(self) -> Suggestion:
         """Suggest a lower learning rate if the training's own warm-up shows that it is too high.
 
-        It makes no step, changes nothing and synchronises once. It reads the last stretch of
-        ``curve`` over which the learning rate has risen. A fall of the loss says nothing, because
-        it falls as the training goes on; a rise says that the learning rate is too high, and how
-        far the loss rises where. So nothing is seen of a learning rate that is too low, or without
-        a warm-up. After a change by a range test only a new warm-up counts.
+        It makes no step, changes nothing and synchronises with the device. It reads the last
+        stretch of ``curve`` over which the learning rate has risen. A fall of the loss says
+        nothing, because it falls as the training goes on; a rise says that the learning rate is too
+        high, and from where on. So nothing is seen of a learning rate that is too low, or without a
+        warm-up. After a change by a range test only a new warm-up counts.
 
         Returns:
             A suggestion for the group with the highest learning rate, or none, and the reason.

@@ -34,7 +34,7 @@ class Ranks:
         return self.is_alone or dist.get_rank(self.group) == 0
 
     def mean(self, loss: Tensor) -> Tensor:
-        """Return the mean of a scalar over all processes, the same bits on each of them."""
+        """Return the mean of a tensor over all processes, the same bits on each of them."""
         if self.is_alone:
             return loss
         total = loss.detach().double().clone()
