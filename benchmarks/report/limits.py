@@ -93,6 +93,8 @@ FIRST = [
 OPTIONS = """## Bytes per parameter
 
 Read and written in one step: `3 param + 2 states`. The gradient is of the parameter's type.
+The first pass of Prodigy and DAdaptAdam reads both once more; it only reads `p0`, and
+DAdaptAdam's reads `exp_avg_sq` a second time.
 """
 
 AFTER_RULES = """What a step does besides, in the same pass or in the one before it, and what that costs in passes
@@ -187,12 +189,22 @@ def table(header: list[str], rows: list[list[str]], texts: int = 1) -> str:
     return "\n".join(provenance.table(header, rows, texts)) + "\n"
 
 
+def _first_pass(states: list[str], param: int, state: int) -> int:
+    """Returns what a rule's pass before its update reads besides what the table counts."""
+    if "s" not in states:
+        return 0
+    return 2 * param - state if "p0" in states else 2 * param + state
+
+
 def rules_table() -> str:
     """Returns the bytes of every rule, form and pair of types."""
     rows = []
     for rule, forms in _C.rule_states.items():
         for states in forms:
-            cells = [str(bytes_moved(p, len(states) * s)) for p, s in DTYPES.values()]
+            # A pass of its own reads gradients, parameters and a state once more; p0 is only read.
+            more = [_first_pass(states, p, s) for p, s in DTYPES.values()]
+            moved = [bytes_moved(p, len(states) * s) for p, s in DTYPES.values()]
+            cells = [str(sum(each)) for each in zip(moved, more, strict=True)]
             rows.append([NAMES[rule], ", ".join(f"`{s}`" for s in states) or "none", *cells])
     return table(["rule", "states", *DTYPES], rows, texts=2)
 

@@ -60,7 +60,9 @@ std::vector<at::Tensor> defined(const std::vector<DevicePlan>& plans,
 }  // namespace
 
 Engine::Engine(const std::string& rule, py::object find_shards)
-    : rule_(find_rule(rule)), find_shards_(std::move(find_shards)), groups_(rule_) {}
+    : rule_(find_rule(rule)), find_shards_(std::move(find_shards)), groups_(rule_) {
+  settings_.measures = rule_.measures;
+}
 
 // ---- ask: what the optimizer holds -----------------------------------------------------------
 
@@ -103,12 +105,12 @@ void Engine::rebuild(const py::list& param_groups) {
     TORCH_CHECK(!is_capturing(device),
                 "the optimizer has no tables for its parameters yet, and cannot make them while "
                 "a CUDA graph is captured: make a step before, or use lrfast.capture");
-    DevicePlan& plan = plan_for(device, plans, plans_, initial_clock_);
+    DevicePlan& plan = plan_for(device, plans, plans_, initial_clock_, initial_distance_);
     param.device = static_cast<int32_t>(&plan - plans.data());
     param.is_counted = shards.is_none() || shards.attr("counts")(param.object).cast<bool>();
     param.row = plan.add(param);
   }
-  for (DevicePlan& plan : plans) plan.finish(g);
+  for (DevicePlan& plan : plans) plan.finish(g, rule_.measures);
   shards_ = shards;
   parameters_ = std::move(parameters);
   plans_ = std::move(plans);
@@ -282,17 +284,17 @@ void Engine::run(at::ArrayRef<StepTables> tables, Phase phase) {
   }
 }
 
-// Adds every group's squares up over the devices, and over the processes if they share parameters.
-void Engine::add_squares() {
-  at::Tensor& total = plans_.front().squares;
+// Adds sums up over the devices, and over the processes if they share parameters.
+void Engine::add_up(at::Tensor DevicePlan::* sums) {
+  at::Tensor& total = plans_.front().*sums;
   for (size_t i = 1; i < plans_.size(); ++i) {
     // The CPU waits for what a GPU has summed; between GPUs nothing does.
-    total.add_(
-        plans_[i].squares.to(total.device(), total.scalar_type(), may_queue_copy(total.device())));
+    const at::Tensor& own = plans_[i].*sums;
+    total.add_(own.to(total.device(), total.scalar_type(), may_queue_copy(total.device())));
   }
   if (!shards_.is_none()) shards_.attr("add")(total);
   for (size_t i = 1; i < plans_.size(); ++i) {
-    plans_[i].squares.copy_(total, may_queue_copy(plans_[i].device));
+    (plans_[i].*sums).copy_(total, may_queue_copy(plans_[i].device));
   }
 }
 
@@ -310,13 +312,17 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
     all.push_back(tables);
   }
   const bool is_shared = !shards_.is_none() && !plans_.empty();
-  if (settings_.wants_norms() && (is_shared || plans_.size() > 1)) {
+  const bool is_split = is_shared || plans_.size() > 1;
+  if (is_split && settings_.wants_norms()) {
     run(all, Phase::kSquares);
-    add_squares();
-    run(all, Phase::kUpdate);
-  } else {
-    run(all, Phase::kWhole);
+    add_up(&DevicePlan::squares);
   }
+  if (is_split && settings_.measures) {
+    run(all, Phase::kMeasure);
+    add_up(&DevicePlan::terms);
+  }
+  const bool is_begun = is_split && (settings_.wants_norms() || settings_.measures);
+  run(all, is_begun ? Phase::kUpdate : Phase::kWhole);
   finish_launch();
 }
 
@@ -462,6 +468,18 @@ void Engine::set_clock(int64_t applied, int64_t steps) {
   for (DevicePlan& plan : plans_) {
     for (int64_t i = 0; i < 2; ++i) plan.set_clock(i, initial_clock_[i]);
   }
+}
+
+std::vector<at::Tensor> Engine::distances() const {
+  std::vector<at::Tensor> views;
+  if (!rule_.measures) return views;
+  for (const DevicePlan& plan : plans_) views.push_back(plan.distance());
+  return views;
+}
+
+void Engine::set_distance(const std::array<double, 6>& n) {
+  initial_distance_ = {n[0], n[1], n[2], n[3], n[4], n[5]};
+  for (DevicePlan& plan : plans_) plan.set_distance(initial_distance_);
 }
 
 std::vector<at::Tensor> Engine::rates() const { return defined(plans_, &DevicePlan::rates); }

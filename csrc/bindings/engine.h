@@ -65,6 +65,10 @@ class Engine {
   // Steps applied since the schedule was set, and in all: [2] int64 views of each device's clock.
   std::vector<at::Tensor> clocks() const;
   void set_clock(int64_t applied, int64_t steps);
+  // d, d as the last step used it, d_max, d_numerator, d_denom and k, of a rule that measures a
+  // distance: [6] float64 views of each device's clock; of others none.
+  std::vector<at::Tensor> distances() const;
+  void set_distance(const std::array<double, 6>& numbers);
   std::vector<at::Tensor> rates() const;
   // Of the last step that took them: [groups + 2], and the ring [capacity, groups, 4].
   std::vector<at::Tensor> norms() const;
@@ -92,7 +96,7 @@ class Engine {
   void update_tables();
   StepTables current_tables(DevicePlan& plan);
   void run(at::ArrayRef<StepTables> tables, Phase phase);
-  void add_squares();
+  void add_up(at::Tensor DevicePlan::* sums);
   void launch(const std::optional<at::Tensor>& grad_scale,
               const std::optional<at::Tensor>& found_inf);
   void finish_launch();
@@ -110,6 +114,7 @@ class Engine {
   py::object state_object_;  // held, so that a new dict cannot have its address
   uint64_t state_version_ = 0;
   int64_t initial_clock_[2] = {0, 0};  // for plans yet to be made
+  Distance initial_distance_{};        // likewise
   int64_t rebuilds_ = 0;
 };
 

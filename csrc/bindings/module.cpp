@@ -99,6 +99,8 @@ PYBIND11_MODULE(_C, m) {
       .def("product_after", &Engine::product_after, arg("group"), arg("count"))
       .def("clocks", &Engine::clocks)
       .def("set_clock", &Engine::set_clock, arg("applied"), arg("steps"))
+      .def("distances", &Engine::distances)
+      .def("set_distance", &Engine::set_distance, arg("numbers"))
       .def("rates", &Engine::rates)
       .def("norms", &Engine::norms)
       .def("records", &Engine::records)

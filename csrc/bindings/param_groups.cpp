@@ -47,7 +47,7 @@ bool is_device_scalar(py::handle value) {
 
 // Numbers and bools cannot change; whatever else there is may.
 bool is_fixed(py::handle value) {
-  return PyFloat_CheckExact(value.ptr()) || PyLong_CheckExact(value.ptr()) ||
+  return value.is_none() || PyFloat_CheckExact(value.ptr()) || PyLong_CheckExact(value.ptr()) ||
          PyBool_Check(value.ptr());
 }
 
@@ -226,6 +226,8 @@ py::object ParamGroups::value_of(size_t index, py::handle group, size_t hyper) c
 }
 
 double ParamGroups::to_double(size_t index, int hyper, py::handle value) const {
+  const Unset unset = hyper == kMaxNorm ? Unset::kNever : rule_.hypers[hyper].unset;
+  if (unset == Unset::kNone && value.is_none()) return kNoValue;
   double number = NAN;
   if (THPVariable_Check(value.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
@@ -244,6 +246,7 @@ double ParamGroups::to_double(size_t index, int hyper, py::handle value) const {
                            Py_TYPE(value.ptr())->tp_name);
     }
   }
+  if (unset == Unset::kInfinite && number == HUGE_VAL) return number;
   const bool may_be_negative = hyper > 0;
   if (!std::isfinite(number) || (!may_be_negative && number < 0.0)) {
     std::ostringstream message;

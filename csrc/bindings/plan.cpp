@@ -2,6 +2,8 @@
 
 #include <ATen/ops/zeros.h>
 
+#include <cstddef>
+
 #include "bindings/device.h"
 
 namespace lrfast::bindings {
@@ -52,12 +54,16 @@ void DevicePlan::cut_chunks(int64_t groups) {
   begin_group(groups);
 }
 
-void DevicePlan::finish(int64_t groups) {
+void DevicePlan::finish(int64_t groups, bool measures) {
   cut_chunks(groups);
   const auto options = at::TensorOptions().device(device);
   rates = at::zeros({groups}, options.dtype(at::kDouble));
   values_ =
       at::empty({groups * static_cast<int64_t>(sizeof(ScheduleValues))}, options.dtype(at::kByte));
+  if (!measures) return;
+  const int64_t chunks = static_cast<int64_t>(chunks_.rows().size());
+  chunk_terms_ = at::zeros({chunks + 1, 2}, options.dtype(at::kDouble));
+  terms = at::zeros({2}, options.dtype(at::kDouble));
 }
 
 void DevicePlan::read_device_hypers(const std::vector<DeviceHyper>& hypers) {
@@ -79,6 +85,18 @@ void DevicePlan::copy_device_hypers(const std::vector<DeviceHyper>& hypers) {
 void DevicePlan::set_clock(int64_t place, int64_t steps) {
   clock.narrow(0, place, 1).fill_(steps);
   has_values_ = false;
+}
+
+at::Tensor DevicePlan::distance() const {
+  constexpr int64_t kWords = sizeof(Distance) / sizeof(double);
+  return clock.view(at::kDouble).narrow(0, offsetof(Clock, distance) / sizeof(double), kWords);
+}
+
+void DevicePlan::set_distance(const Distance& value) {
+  const at::Tensor numbers = distance();
+  const double fields[] = {value.estimate,  value.used,        value.largest,
+                           value.numerator, value.denominator, value.count};
+  for (int64_t i = 0; i < numbers.numel(); ++i) numbers.narrow(0, i, 1).fill_(fields[i]);
 }
 
 void DevicePlan::make_totals(const StepSettings& settings) {
@@ -118,8 +136,9 @@ void DevicePlan::visit_arrays(StepTables& tables, const Visit& visit) {
 }
 
 // Of the tensors whose addresses are in every launch.
-std::array<at::Tensor*, 8> DevicePlan::memory() {
-  return {&clock, &rates, &values_, &chunk_squares_, &squares, &norms, &chunk_changes_, &records};
+std::array<at::Tensor*, 10> DevicePlan::memory() {
+  return {&clock, &rates,          &values_, &chunk_squares_, &squares,
+          &norms, &chunk_changes_, &records, &chunk_terms_,   &terms};
 }
 
 // What does not depend on the tables' contents.
@@ -149,6 +168,10 @@ StepTables DevicePlan::fixed_tables(const StepSettings& settings) const {
     tables.totals.chunk_changes = chunk_changes_.mutable_data_ptr<double>();
     tables.totals.records = records.mutable_data_ptr<double>();
     tables.totals.capacity = options.telemetry;
+  }
+  if (settings.measures) {
+    tables.totals.chunk_terms = chunk_terms_.mutable_data_ptr<double>();
+    tables.totals.terms = terms.mutable_data_ptr<double>();
   }
   return tables;
 }
@@ -224,7 +247,8 @@ void DevicePlan::run(int rule, const StepTables& tables) {
 }
 
 DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans,
-                     const std::vector<DevicePlan>& previous, const int64_t (&initial_clock)[2]) {
+                     const std::vector<DevicePlan>& previous, const int64_t (&initial_clock)[2],
+                     const Distance& initial_distance) {
   for (DevicePlan& plan : plans) {
     if (plan.device == device) return plan;
   }
@@ -235,12 +259,12 @@ DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans,
   if (!clock.defined() && !previous.empty()) {
     clock = previous.front().clock.to(device, may_queue_copy(device), /*copy=*/true);
   }
-  if (!clock.defined()) {
-    const auto words = static_cast<int64_t>(sizeof(Clock) / sizeof(int64_t));
-    clock = at::zeros({words}, at::TensorOptions().dtype(at::kLong).device(device));
-    for (int64_t i = 0; i < 2; ++i) clock.narrow(0, i, 1).fill_(initial_clock[i]);
-  }
-  return plans.emplace_back(device, std::move(clock));
+  if (clock.defined()) return plans.emplace_back(device, std::move(clock));
+  const auto words = static_cast<int64_t>(sizeof(Clock) / sizeof(int64_t));
+  clock = at::zeros({words}, at::TensorOptions().dtype(at::kLong).device(device));
+  for (int64_t i = 0; i < 2; ++i) clock.narrow(0, i, 1).fill_(initial_clock[i]);
+  plans.emplace_back(device, std::move(clock)).set_distance(initial_distance);
+  return plans.back();
 }
 
 }  // namespace lrfast::bindings

@@ -18,6 +18,7 @@ struct StepSettings {
   ScheduleArrays schedules;
   std::optional<at::Tensor> stop_flag;   // [] float64: steps change nothing while it is not zero
   std::optional<at::Tensor> rate_scale;  // [] float64: multiplies every group's learning rate
+  bool measures = false;                 // a distance, in a pass before the update
 
   bool wants_norms() const {
     return options.max_grad_norm > 0.0 || options.skip_nonfinite || options.telemetry > 0 ||
@@ -31,7 +32,7 @@ class DevicePlan {
 
   // Appends a parameter's rows and returns the place of its own. Groups come in order.
   int32_t add(const Parameter& param);
-  void finish(int64_t groups);  // behind the last parameter
+  void finish(int64_t groups, bool measures);  // behind the last parameter
 
   void set_row(const Parameter& param, const EngineOptions& options) {
     tensors_.edit()[param.row] = param.make_row(options);
@@ -47,6 +48,8 @@ class DevicePlan {
   void read_device_hypers(const std::vector<DeviceHyper>& hypers);
   void copy_device_hypers(const std::vector<DeviceHyper>& hypers);
   void set_clock(int64_t place, int64_t steps);  // 0: applied, 1: in all; see Clock
+  at::Tensor distance() const;                   // [6] float64, a view of the clock; see Distance
+  void set_distance(const Distance& value);
   // The memory of what a step adds up, as far as it is wanted and not there yet.
   void make_totals(const StepSettings& settings);
   void drop_records();
@@ -66,11 +69,12 @@ class DevicePlan {
   void run(int rule, const StepTables& tables);
 
   const at::Device device;
-  at::Tensor clock;    // [4] int64: a Clock
+  at::Tensor clock;    // [words] int64: a Clock
   at::Tensor rates;    // [groups] float64: the learning rates that the last step used
   at::Tensor squares;  // [groups] float64; undefined while no norm is wanted
   at::Tensor norms;    // [groups + 2] float64, likewise
   at::Tensor records;  // [telemetry, groups, kRecordFields] float64; undefined without telemetry
+  at::Tensor terms;    // [2] float64; undefined for a rule that measures no distance
 
  private:
   void begin_group(size_t group);
@@ -78,7 +82,7 @@ class DevicePlan {
   // visit(array, address) for each table and its address in a launch.
   template <class Visit>
   void visit_arrays(StepTables& tables, const Visit& visit);
-  std::array<at::Tensor*, 8> memory();
+  std::array<at::Tensor*, 10> memory();
   StepTables fixed_tables(const StepSettings& settings) const;
 
   TorchArray<TensorRow> tensors_;
@@ -93,6 +97,7 @@ class DevicePlan {
   bool has_values_ = false;             // whether they have been left there
   at::Tensor chunk_squares_;            // [chunks] float64, as squares
   at::Tensor chunk_changes_;            // [chunks, 2] float64, as records
+  at::Tensor chunk_terms_;              // [chunks, 2] float64, as terms
   int64_t elements_ = 0;                // of all its parameters
   int64_t chunk_size_ = 0;              // elements, decided when the last parameter is there
   std::optional<c10::Stream> stream_;   // that all memory is noted for; on a GPU
@@ -100,8 +105,9 @@ class DevicePlan {
 };
 
 // The plan of a device, made if there is none, with the clock of the plans before it: all devices
-// count the same steps. initial_clock: for the first plan of all.
+// count the same steps. initial_clock and initial_distance: for the first plan of all.
 DevicePlan& plan_for(at::Device device, std::vector<DevicePlan>& plans,
-                     const std::vector<DevicePlan>& previous, const int64_t (&initial_clock)[2]);
+                     const std::vector<DevicePlan>& previous, const int64_t (&initial_clock)[2],
+                     const Distance& initial_distance);
 
 }  // namespace lrfast::bindings

@@ -20,6 +20,7 @@ RuleInfo find_rule(const std::string& name) {
               Rule::kProductName,
               Rule::kLargestName,
               Rule::kAlwaysProduct,
+              Measures<Rule>,
               &Rule::form,
               &Rule::product_after};
     });

@@ -17,6 +17,7 @@ struct RuleInfo {
   const char* product_name;  // state that holds the product of the momenta used, or null
   const char* largest_name;  // state that holds the largest learning rate so far, or null
   bool always_product;       // keeps it even while no schedule cycles the momentum
+  bool measures;             // a distance, in a pass before the update
   uint8_t (*form)(const double* hypers, bool cycles_momentum);
   double (*product_after)(const double* hypers, int64_t count);
 

@@ -7,6 +7,7 @@
 #include "core/dtypes.h"
 #include "core/noise.h"
 #include "core/platform.h"
+#include "core/rule.h"
 
 namespace lrfast {
 
@@ -33,13 +34,26 @@ struct Update {
 template <class Rule, uint8_t form, class Param, class State>
 LRFAST_HD void update_element(Param& param, const Param& grad, State&& state,
                               const Update<Rule, compute_t<Param>>& update, int64_t element) {
-  constexpr int kStates = Rule::kStates[form].count;
+  constexpr int kStates = applied_states<Rule, form>();
   compute_t<Param> value = to_compute(param);
   compute_t<Param> held[kStates > 0 ? kStates : 1];
   for (int k = 0; k < kStates; ++k) held[k] = to_compute(state(k));
   Rule::template apply<form>(value, to_compute(grad) * update.factor, held, update.scalars);
   for (int k = 0; k < kStates; ++k) store(held[k], state(k), update.noise, element, k + 1);
   store(value, param, update.noise, element, 0);
+}
+
+// The pass before the update of a rule that measures a distance: an element's terms, and its
+// running sum brought up to date.
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD DistanceTerms<compute_t<Param>> measure_element(
+    const Param& param, const Param& grad, State& sum, const State& seen,
+    const Update<Rule, compute_t<Param>>& update, int64_t element) {
+  compute_t<Param> held = to_compute(sum);
+  const auto terms = Rule::measure(to_compute(param), to_compute(grad) * update.factor, held,
+                                   to_compute(seen), update.scalars);
+  store(held, sum, update.noise, element, applied_states<Rule, form>() + 1);
+  return terms;
 }
 
 // An exponential moving average's step towards a value; weight: 1 - decay. One of 1 takes the value

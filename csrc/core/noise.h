@@ -44,11 +44,12 @@ struct Noise {
   // lattice structure", Math. Comp. 68, 1999), behind that last shift.
   LRFAST_HD static uint32_t of_value(uint32_t common, int which) {
     constexpr uint32_t kNext = 2891336453u;
-    static_assert(kMaxStates == 3);
+    static_assert(kMaxStates == 4);
     const uint32_t factor = which == 0   ? 1u
                             : which == 1 ? kNext
                             : which == 2 ? kNext * kNext
-                                         : kNext * kNext * kNext;
+                            : which == 3 ? kNext * kNext * kNext
+                                         : kNext * kNext * kNext * kNext;
     const uint32_t x = common * factor;
     return x ^ (x >> 16);
   }

@@ -12,14 +12,41 @@
 
 namespace lrfast {
 
+// Values that stand for no number.
+enum class Unset : uint8_t { kNever, kInfinite, kNone };  // None is read as kNoValue
+constexpr double kNoValue = -1.0;
+
 struct HyperName {
   const char* key;  // in torch.optim's param group
   int index = -1;   // which item, where the value is a tuple (betas)
+  Unset unset = Unset::kNever;
 };
 
 struct StateNames {
   int count;
   const char* names[kMaxStates];
+};
+
+// A rule that measures a distance in a pass of its own, before its update. So many of its last
+// states are the pass's, and apply() sees the others; the first of them is a running sum, which
+// measure() updates. kSeen is, for each form, the place of the state that measure() sees besides.
+template <class Rule>
+concept Measures = requires { Rule::kMeasuredStates; };
+
+template <class Rule, uint8_t form>
+constexpr int applied_states() {
+  if constexpr (Measures<Rule>) {
+    return Rule::kStates[form].count - Rule::kMeasuredStates;
+  } else {
+    return Rule::kStates[form].count;
+  }
+}
+
+// What an element, or many together, add to the distance.
+template <class T>
+struct DistanceTerms {
+  T numerator;
+  T denominator;
 };
 
 struct TensorClock {

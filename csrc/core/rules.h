@@ -6,8 +6,10 @@
 #include "core/rules/adam.h"
 #include "core/rules/adamax.h"
 #include "core/rules/adamw_schedule_free.h"
+#include "core/rules/dadapt_adam.h"
 #include "core/rules/lion.h"
 #include "core/rules/nadam.h"
+#include "core/rules/prodigy.h"
 #include "core/rules/radam.h"
 #include "core/rules/rmsprop.h"
 #include "core/rules/sgd.h"
@@ -29,6 +31,6 @@ struct RuleList {
 };
 
 using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RAdam, RmsProp, Adagrad, Adadelta, Lion,
-                       AdamWScheduleFree, SgdScheduleFree>;
+                       AdamWScheduleFree, SgdScheduleFree, Prodigy, DAdaptAdam>;
 
 }  // namespace lrfast

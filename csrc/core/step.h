@@ -87,9 +87,19 @@ LRFAST_HD TensorClock clock_of(const TensorRow& row) {
 }
 
 template <class Rule, class T, class Powers>
+LRFAST_HD auto prepare_scalars(const StepTables& t, const double* hypers, const TensorClock& clock,
+                               Powers&& powers) {
+  if constexpr (Measures<Rule>) {
+    return Rule::template prepare<T>(hypers, clock, t.clock->distance, powers);
+  } else {
+    return Rule::template prepare<T>(hypers, clock, powers);
+  }
+}
+
+template <class Rule, class T, class Powers>
 LRFAST_HD Update<Rule, T> prepare(const StepTables& t, const TensorRow& row, const double* hypers,
                                   const Noise& noise, Powers&& powers) {
-  return {Rule::template prepare<T>(hypers, clock_of(row), powers),
+  return {prepare_scalars<Rule, T>(t, hypers, clock_of(row), powers),
           static_cast<T>(gradient_factor(t, row.group)), noise,
           static_cast<T>(t.has_averages ? average_weight(t) : 0.0)};
 }
@@ -134,6 +144,23 @@ LRFAST_HD void finish_norms(const StepTables& t) {
   finish_total_norms(t, unscale, totals);
 }
 
+// The terms of one chunk, from the sums over its elements.
+template <class Scalars>
+LRFAST_HD void write_terms(const StepTables& t, int64_t c, double numerator, double denominator,
+                           const Scalars& scalars) {
+  const bool counts = t.tensors[t.chunks[c].tensor].counted != 0 && scalars.numerator_weight > 0;
+  t.totals.chunk_terms[2 * c] = counts ? numerator * scalars.numerator_weight : 0.0;
+  t.totals.chunk_terms[2 * c + 1] = counts ? denominator : 0.0;
+}
+
+// From the terms to the distance. The hyperparameters are the first group's, which no schedule
+// changes.
+template <class Rule>
+LRFAST_HD void finish_distance(const StepTables& t) {
+  if (t.num_groups == 0) return;
+  Rule::estimate(t.groups[0].hypers, {t.totals.terms[0], t.totals.terms[1]}, t.clock->distance);
+}
+
 // One of the sums in a group's line in the ring of records; the clock still shows the step before.
 LRFAST_HD void write_record(const StepTables& t, int32_t group, RecordField field, double squares) {
   const int64_t slot = t.clock->steps % t.totals.capacity;
@@ -158,7 +185,12 @@ LRFAST_HD void advance(const TensorRow& row, const double* hypers) {
   }
 }
 
+template <class Rule>
 LRFAST_HD void advance(Clock& clock) {
+  if constexpr (Measures<Rule>) {
+    clock.distance.used = clock.distance.estimate;
+    if (clock.distance.denominator > 0.0) clock.distance.count += 1.0;
+  }
   clock.applied += 1;
   clock.steps += 1;
 }

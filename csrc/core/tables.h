@@ -9,8 +9,8 @@
 
 namespace lrfast {
 
-constexpr int kMaxStates = 3;  // AdamW with amsgrad: exp_avg, exp_avg_sq, max_exp_avg_sq
-constexpr int kMaxHypers = 8;
+constexpr int kMaxStates = 4;   // Prodigy: exp_avg, exp_avg_sq, s, p0
+constexpr int kMaxHypers = 12;  // Prodigy
 
 struct TensorRow {
   void* param;               // [numel]
@@ -42,13 +42,26 @@ struct ChunkRow {  // elements [index * chunk_size, (index + 1) * chunk_size) of
   int32_t index;
 };
 
+// The distance from the first weights to good ones, as a rule that measures it estimates it for all
+// groups; see rules/prodigy.h.
+struct Distance {
+  double estimate;
+  double used;         // the estimate before the one that the running step has made
+  double largest;      // of all that were measured
+  double numerator;    // of the last measured, as a running sum
+  double denominator;  // of the last measured; 0: it had none, and changed nothing
+  double count;        // steps with a denominator
+};
+
 struct Clock {
   int64_t applied;  // steps applied since the schedule was set
   int64_t steps;    // steps applied in all
-  // The rest is for CUDA.
+  // The next four are for CUDA.
   int32_t blocks_done;    // blocks of the running kernel that have finished
   int32_t decision;       // a Decision, the running kernel's
   int32_t norms_stopped;  // whether the kernel that took this step's norms was stopped
+  int32_t measured;       // the Decision of the kernel that measured this step's distance
+  Distance distance;
 };
 
 // What a kernel does, as the flags were when its first block looked: another stream may set one
@@ -85,14 +98,17 @@ struct Totals {
   double* chunk_changes;  // [num_chunks][2] squares of updates and of updated weights; may be null
   double* records;        // [capacity][num_groups][kRecordFields] ring of past steps
   int64_t capacity;
+  double* chunk_terms;  // [num_chunks][2] numerators and denominators of the distance; null for a
+                        // rule that measures none
+  double* terms;        // [2] their sums, also over other devices
 };
 
 enum RecordField { kRecordRate, kRecordGradNorm, kRecordUpdateNorm, kRecordWeightNorm };
 constexpr int kRecordFields = 4;
 
 // Where gradients' squares are added up over several devices or processes, a step is two calls,
-// with that sum between them.
-enum class Phase : uint8_t { kWhole, kSquares, kUpdate };
+// with that sum between them, and one more for the terms of a distance.
+enum class Phase : uint8_t { kWhole, kSquares, kMeasure, kUpdate };
 
 struct StepTables {
   const TensorRow* tensors;

@@ -146,7 +146,7 @@ LRFAST_HD void narrow(const float* from, StochasticBFloat16* to, const Noise& no
 template <class Rule, uint8_t form, class Param, class State>
 LRFAST_HD void update_block(Param* params, const Param* gradients, State* const* states,
                             const Update<Rule, float>& update, int64_t first) {
-  constexpr int kStates = Rule::kStates[form].count;
+  constexpr int kStates = applied_states<Rule, form>();
   alignas(64) float param[kBlock];
   alignas(64) float grad[kBlock];
   alignas(64) float held[kStates > 0 ? kStates : 1][kBlock];
@@ -179,7 +179,7 @@ LRFAST_HD void update_range(const TensorRow& row, const void* grads,
     for (; i + kBlock <= end; i += kBlock) {
       prefetch_block(params, i, row.numel);
       prefetch_block(gradients, i, row.numel);
-      for (int k = 0; k < Rule::kStates[form].count; ++k) {
+      for (int k = 0; k < applied_states<Rule, form>(); ++k) {
         prefetch_block(states[k], i, row.numel);
       }
       update_block<Rule, form>(params, gradients, states, update, i);
@@ -229,11 +229,12 @@ void prefetch_chunk(const StepTables& t, ChunkRow chunk) {
   __builtin_prefetch(row.product, 1);
 }
 
+constexpr int kNone = -1;  // stands for the scalars of a chunk that is not updated
+
 template <class Rule>
 LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int64_t begin,
                                  int64_t end) {
   PreparedScalars<Rule> scalars;
-  constexpr int kNone = -1;
   const auto prepare = [&](int64_t c) {
     const int32_t tensor = t.chunks[c].tensor;
     return is_updated(t, tensor) ? scalars.prepare(t, t.tensors[tensor], hypers) : kNone;
@@ -256,6 +257,101 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
       });
     });
   }
+}
+
+// ---- distance --------------------------------------------------------------------------------
+
+// Sums of the pass that measures, in an order that is the same everywhere: one for each place in a
+// block. Compilers unroll a loop over fewer of them, and convert one by one then.
+struct TermSums {
+  alignas(64) double numerators[kBlock] = {};
+  alignas(64) double denominators[kBlock] = {};
+
+  template <class T>
+  LRFAST_HD void add(const T* numerator, const T* denominator) {  // [kBlock] each
+    for (int64_t i = 0; i < kBlock; ++i) numerators[i] += static_cast<double>(numerator[i]);
+    for (int64_t i = 0; i < kBlock; ++i) denominators[i] += static_cast<double>(denominator[i]);
+  }
+  LRFAST_HD DistanceTerms<double> total() {
+    for (int64_t half = kBlock / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) {
+        numerators[i] += numerators[i + half];
+        denominators[i] += denominators[i + half];
+      }
+    }
+    return {numerators[0], denominators[0]};
+  }
+};
+
+// Count elements of that pass, and their terms.
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD void measure_elements(const Param* params, const Param* gradients, State* running,
+                                const State* seen, const Update<Rule, compute_t<Param>>& update,
+                                int64_t first, int64_t count, compute_t<Param>* numerator,
+                                compute_t<Param>* denominator) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const auto terms = measure_element<Rule, form>(params[i], gradients[i], running[i], seen[i],
+                                                   update, first + i);
+    numerator[i] = terms.numerator;
+    denominator[i] = terms.denominator;
+  }
+}
+
+// Half elements go through floats, as in update_block.
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD void measure_halves(const Param* params, const Param* gradients, State* running,
+                              const State* seen, const Update<Rule, float>& update, int64_t first,
+                              float* numerator, float* denominator) {
+  alignas(64) float param[kBlock];
+  alignas(64) float grad[kBlock];
+  alignas(64) float sum[kBlock];
+  alignas(64) float other[kBlock];
+  widen(params, param);
+  widen(gradients, grad);
+  widen(running, sum);
+  widen(seen, other);
+  measure_elements<Rule, form>(param, grad, sum, other, update, first, kBlock, numerator,
+                               denominator);
+  narrow(sum, running, update.noise, first, applied_states<Rule, form>() + 1);
+}
+
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD void measure_chunk(const StepTables& t, int64_t c,
+                             const Update<Rule, compute_t<Param>>& given) {
+  constexpr int kRunning = applied_states<Rule, form>();
+  const int32_t tensor = t.chunks[c].tensor;
+  const TensorRow& row = t.tensors[tensor];
+  const Range range = range_of(t, t.chunks[c]);
+  const Param* params = static_cast<const Param*>(row.param);
+  const Param* gradients = static_cast<const Param*>(t.grads[tensor]);
+  State* running = static_cast<State*>(row.states[kRunning]);
+  const State* seen = static_cast<const State*>(row.states[Rule::kSeen[form]]);
+  auto update = given;
+  update.noise = Noise::at(t.seed, row.number, t.clock->steps);
+  TermSums sums;
+  alignas(64) compute_t<Param> numerator[kBlock];
+  alignas(64) compute_t<Param> denominator[kBlock];
+  int64_t i = range.begin;
+  for (; i + kBlock <= range.end; i += kBlock) {
+    if constexpr (sizeof(State) == sizeof(BFloat16) || sizeof(Param) == sizeof(BFloat16)) {
+      measure_halves<Rule, form>(params + i, gradients + i, running + i, seen + i, update, i,
+                                 numerator, denominator);
+    } else {
+      measure_elements<Rule, form>(params + i, gradients + i, running + i, seen + i, update, i,
+                                   kBlock, numerator, denominator);
+    }
+    sums.add(numerator, denominator);
+  }
+  if (i < range.end) {
+    std::fill_n(numerator, kBlock, compute_t<Param>(0));
+    std::fill_n(denominator, kBlock, compute_t<Param>(0));
+    measure_elements<Rule, form>(params + i, gradients + i, running + i, seen + i, update, i,
+                                 range.end - i, numerator, denominator);
+    sums.add(numerator, denominator);
+  }
+  const DistanceTerms<double> total = sums.total();
+  write_terms(t, c, total.numerator, total.denominator, update.scalars);
 }
 
 // ---- step ------------------------------------------------------------------------------------
@@ -284,6 +380,38 @@ void take_squares(const StepTables& t, const Scratch& scratch, ParallelFor paral
   }
 }
 
+template <class Rule>
+LRFAST_CLONES void measure_chunks(const StepTables& t, const Hypers* hypers, int64_t begin,
+                                  int64_t end) {
+  PreparedScalars<Rule> scalars;
+  for (int64_t c = begin; c < end; ++c) {
+    const int32_t tensor = t.chunks[c].tensor;
+    const TensorRow& row = t.tensors[tensor];
+    t.totals.chunk_terms[2 * c] = t.totals.chunk_terms[2 * c + 1] = 0.0;
+    if (c + kAhead < end) prefetch_chunk(t, t.chunks[c + kAhead]);
+    if (!is_updated(t, tensor)) continue;
+    const int place = scalars.prepare(t, row, hypers);
+    with_types(row.dtypes, [&]<class Param, class State>() {
+      with_form<Rule>(row.form, [&]<uint8_t form>() {
+        measure_chunk<Rule, form, Param, State>(t, c, scalars.template at<compute_t<Param>>(place));
+      });
+    });
+  }
+}
+
+template <class Rule>
+void take_terms(const StepTables& t, const Scratch& scratch, ParallelFor parallel_for) {
+  run_tasks(scratch.begins, parallel_for, [&](int64_t begin, int64_t end) {
+    measure_chunks<Rule>(t, scratch.hypers.data(), begin, end);
+  });
+  double* terms = t.totals.terms;
+  terms[0] = terms[1] = 0.0;
+  for (int64_t c = 0; c < t.num_chunks; ++c) {
+    terms[0] += t.totals.chunk_terms[2 * c];
+    terms[1] += t.totals.chunk_terms[2 * c + 1];
+  }
+}
+
 void write_records(const StepTables& t) {
   for (int32_t g = 0; g < t.num_groups; ++g) {
     const double* changes = t.totals.chunk_changes;
@@ -295,15 +423,21 @@ void write_records(const StepTables& t) {
 template <class Rule>
 void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scratch& scratch) {
   split(t, threads, scratch.begins);
-  if (t.totals.chunk_squares && t.phase != Phase::kUpdate) take_squares(t, scratch, parallel_for);
+  const bool begins = t.phase == Phase::kWhole || t.phase == Phase::kSquares;
+  if (t.totals.chunk_squares && begins) take_squares(t, scratch, parallel_for);
   if (t.phase == Phase::kSquares) return;
   if (t.totals.chunk_squares) finish_norms(t);
   if (is_skipped(t)) {
-    if (!t.gradients.zero) return;
+    if (!t.gradients.zero || t.phase == Phase::kMeasure) return;
     return run_tasks(scratch.begins, parallel_for,
                      [&](int64_t begin, int64_t end) { zero_chunks(t, begin, end); });
   }
   resolve_groups<Rule>(t, scratch.hypers);
+  if constexpr (Measures<Rule>) {
+    if (t.phase != Phase::kUpdate) take_terms<Rule>(t, scratch, parallel_for);
+    if (t.phase == Phase::kMeasure) return;
+    finish_distance<Rule>(t);
+  }
   run_tasks(scratch.begins, parallel_for, [&](int64_t begin, int64_t end) {
     update_chunks<Rule>(t, scratch.hypers.data(), begin, end);
   });
@@ -312,7 +446,7 @@ void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scrat
     if (!is_updated(t, i)) continue;
     advance<Rule>(t.tensors[i], scratch.hypers[t.tensors[i].group].values);
   }
-  advance(*t.clock);
+  advance<Rule>(*t.clock);
 }
 
 }  // namespace

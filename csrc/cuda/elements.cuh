@@ -181,7 +181,7 @@ constexpr int vector_length() {
 template <class Rule, uint8_t form, int length, class Param, class State>
 LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length], int e,
                            const Update<Rule, float>& update, uint32_t pair) {
-  constexpr int kStates = Rule::kStates[form].count;
+  constexpr int kStates = applied_states<Rule, form>();
   float values[2];
   float grads[2];
   float states[kStates > 0 ? kStates : 1][2];
@@ -215,7 +215,7 @@ template <class Rule, bool passes, uint8_t form, class Param, class State>
 LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
                                const Update<Rule, compute_t<Param>>& update, int thread,
                                int threads) {
-  constexpr int kStates = Rule::kStates[form].count;
+  constexpr int kStates = applied_states<Rule, form>();
   Changes changes;
   constexpr int kLength = vector_length<passes, kStates, Param, State>();
   walk_chunk<kLength>(at, thread, threads, [&]<int length>(int first) {
@@ -256,6 +256,41 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
     }
   });
   return changes;
+}
+
+// This thread's part of a chunk in the pass that measures a distance. Terms are added up as those
+// of square_vectors are.
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD DistanceTerms<double> measure_chunk(const ChunkAddresses& at,
+                                              const Update<Rule, compute_t<Param>>& update,
+                                              int thread, int threads) {
+  using T = compute_t<Param>;
+  constexpr int kRunning = applied_states<Rule, form>();
+  DistanceTerms<double> total{};
+  walk_chunk<vector_length<false, 2, Param, State>()>(
+      at, thread, threads, [&]<int length>(int first) {
+        alignas(kVectorBytes) Param param[length];
+        alignas(kVectorBytes) Param grad[length];
+        alignas(kVectorBytes) State running[length];
+        alignas(kVectorBytes) State seen[length];
+        reload_barrier();
+        load<length>(at.param, first, param);
+        load<length>(at.grad, first, grad);
+        load<length>(at.states[kRunning], first, running);
+        load<length>(at.states[Rule::kSeen[form]], first, seen);
+        DistanceTerms<T> sums{};
+        LRFAST_UNROLL
+        for (int e = 0; e < length; ++e) {
+          const auto terms = measure_element<Rule, form>(param[e], grad[e], running[e], seen[e],
+                                                         update, at.begin + first + e);
+          sums.numerator += terms.numerator;
+          sums.denominator += terms.denominator;
+        }
+        save<length>(running, at.states[kRunning], first);
+        total.numerator += sums.numerator;
+        total.denominator += sums.denominator;
+      });
+  return total;
 }
 
 // Vectors of one thread that are on their way from memory at once while squares are summed: one

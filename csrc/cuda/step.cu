@@ -1,5 +1,6 @@
 // The optimizer step on a GPU: one launch for all parameter groups, one more where gradients are
-// clipped, and a small one for the first step of a schedule.
+// clipped, one more where a rule measures a distance, and a small one for the first step of a
+// schedule.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -34,6 +35,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) schedule_kernel
     const StepTables t) {
   CudaBlock block;
   schedule_body(t, block);
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) measure_kernel(
+    const StepTables t) {
+  __shared__ StepMemory<Rule> shared;
+  CudaBlock block;
+  measure_body<Rule>(t, in_register(shared), block);
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) finish_distance_kernel(
+    const StepTables t) {
+  CudaBlock block;
+  finish_distance_body<Rule>(t, block);
 }
 
 template <class Rule, bool passes>
@@ -92,6 +108,35 @@ bool has_passes(const StepTables& t) {
   return t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
 }
 
+// What comes before the update.
+cudaError_t launch_norms(const StepTables& t, cudaStream_t stream) {
+  if (!t.totals.chunk_squares) return cudaSuccess;
+  if (t.phase == Phase::kWhole || t.phase == Phase::kSquares) {
+    return launch<&norm_kernel>(t, stream);
+  }
+  // Squares have been added up: before the pass that measures, if there is one.
+  if ((t.phase == Phase::kMeasure) != (t.totals.terms != nullptr)) return cudaSuccess;
+  finish_norms_kernel<<<1, kThreads, 0, stream>>>(t);
+  return cudaGetLastError();
+}
+
+template <class Rule>
+cudaError_t launch_distance(const StepTables& t, cudaStream_t stream) {
+  if (t.phase != Phase::kUpdate) return launch<&measure_kernel<Rule>>(t, stream);
+  finish_distance_kernel<Rule><<<1, kThreads, 0, stream>>>(t);
+  return cudaGetLastError();
+}
+
+template <class Rule>
+cudaError_t launch_update(const StepTables& t, cudaStream_t stream) {
+  if constexpr (Measures<Rule>) {
+    if (cudaError_t error = launch_distance<Rule>(t, stream)) return error;
+    if (t.phase == Phase::kMeasure) return cudaSuccess;
+  }
+  return has_passes(t) ? launch<&step_kernel<Rule, true>>(t, stream)
+                       : launch<&step_kernel<Rule, false>>(t, stream);
+}
+
 }  // namespace
 
 cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {
@@ -100,19 +145,10 @@ cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {
 }
 
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
-  if (tables.totals.chunk_squares && tables.phase != Phase::kUpdate) {
-    if (cudaError_t error = launch<&norm_kernel>(tables, stream)) return error;
-  }
+  if (cudaError_t error = launch_norms(tables, stream)) return error;
   if (tables.phase == Phase::kSquares) return cudaSuccess;
-  if (tables.phase == Phase::kUpdate) {
-    finish_norms_kernel<<<1, kThreads, 0, stream>>>(tables);
-    if (cudaError_t error = cudaGetLastError()) return error;
-  }
   cudaError_t error = cudaErrorInvalidValue;
-  Rules::visit(rule, [&]<class Rule>() {
-    error = has_passes(tables) ? launch<&step_kernel<Rule, true>>(tables, stream)
-                               : launch<&step_kernel<Rule, false>>(tables, stream);
-  });
+  Rules::visit(rule, [&]<class Rule>() { error = launch_update<Rule>(tables, stream); });
   return error;
 }
 

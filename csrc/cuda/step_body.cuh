@@ -1,4 +1,4 @@
-// The bodies of the step's two kernels: a persistent grid walks the flat chunk table, and the last
+// The bodies of the step's kernels: a persistent grid walks the flat chunk table, and the last
 // block to finish adds up the norms, or advances the counts. They run on the device through step.cu
 // and on the host, whole grids of them, in tests/cpp.
 #pragma once
@@ -93,18 +93,30 @@ LRFAST_HD int32_t decide_norms(const StepTables& t, Block& block) {
   return block.decide(&t.clock->decision, is_stopped(t) ? kIsStopped : kRuns);
 }
 
-// A step with norms is stopped if these were, because there are none for it then.
+// A step with norms is stopped if these were, because there are none for it then. For the first
+// kernel behind the norms.
 template <class Block>
-LRFAST_HD int32_t decide_step(const StepTables& t, Block& block) {
+LRFAST_HD int32_t decide_begin(const StepTables& t, Block& block) {
   const bool has_norms = t.totals.chunk_squares != nullptr;
   const bool stopped = has_norms ? t.clock->norms_stopped != 0 : is_stopped(t);
   const int32_t own = stopped ? kIsStopped : is_skipped(t) ? kIsSkipped : kRuns;
   return block.decide(&t.clock->decision, own);
 }
 
+// A step does what the kernel did that measured its distance.
+template <class Rule, class Block>
+LRFAST_HD int32_t decide_step(const StepTables& t, Block& block) {
+  if constexpr (Measures<Rule>) {
+    return t.clock->measured;
+  } else {
+    return decide_begin(t, block);
+  }
+}
+
 // What the blocks of a kernel have shared, as the next one wants to find it.
 LRFAST_HD void clear_blocks(Clock& clock) {
   clock.norms_stopped = 0;
+  clock.measured = kUndecided;
   clock.decision = kUndecided;
   clock.blocks_done = 0;
 }
@@ -214,7 +226,7 @@ LRFAST_HD void finish(const StepTables& t, StepMemory<Rule>& shared, Block& bloc
     }
   }
   block.thread_zero([&] {
-    advance(*t.clock);
+    advance<Rule>(*t.clock);
     clear_blocks(*t.clock);
   });
   schedule_body(t, block);
@@ -237,6 +249,86 @@ LRFAST_HD void prepare_tensor(const StepTables& t, int32_t tensor, StepMemory<Ru
       shared.floats = prepare<Rule, float>(t, row, shared.hypers, noise, PlainPowers());
     }
     shared.tensor = tensor;
+  });
+}
+
+// Of the kernel that measures a distance: the terms of all chunks, in a fixed order.
+template <class Rule, class Block>
+LRFAST_HD void sum_terms(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
+  block.for_each_thread([&](int thread) {
+    double numerator = 0.0;
+    double denominator = 0.0;
+    for (int64_t c = thread; c < t.num_chunks; c += block.threads()) {
+      numerator += t.totals.chunk_terms[2 * c];
+      denominator += t.totals.chunk_terms[2 * c + 1];
+    }
+    shared.updates.values[thread] = numerator;
+    shared.weights.values[thread] = denominator;
+  });
+  shared.updates.add_parts(block);
+  shared.weights.add_parts(block);
+  block.thread_zero([&] {
+    t.totals.terms[0] = shared.updates.total();
+    t.totals.terms[1] = shared.weights.total();
+  });
+}
+
+// The kernel before the update of a rule that measures a distance. Blocks are counted in also where
+// the step is stopped or skipped.
+template <class Rule, class Block>
+LRFAST_HD void measure_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
+  block.thread_zero([&] {
+    shared.decision = decide_begin(t, block);
+    shared.tensor = -1;
+  });
+  const bool runs = shared.decision == kRuns;
+  for (int64_t c = block.index(); runs && c < t.num_chunks; c += block.count()) {
+    const ChunkRow chunk = t.chunks[c];
+    if (!is_updated(t, chunk.tensor)) {
+      block.thread_zero(
+          [&] { t.totals.chunk_terms[2 * c] = t.totals.chunk_terms[2 * c + 1] = 0.0; });
+      continue;
+    }
+    const TensorRow& row = t.tensors[chunk.tensor];
+    prepare_tensor(t, chunk.tensor, shared, block);
+    with_types(row.dtypes, [&]<class Param, class State>() {
+      using T = compute_t<Param>;
+      with_form<Rule>(row.form, [&]<uint8_t form>() {
+        block.thread_zero([&] {
+          shared.at = locate_chunk<Rule, form, Param, State>(
+              row, t.grads[chunk.tensor], chunk.index * t.chunk_size, t.chunk_size);
+        });
+        block.for_each_thread([&](int thread) {
+          const DistanceTerms<double> terms = measure_chunk<Rule, form, Param, State>(
+              shared.at, shared.template update<T>(), thread, block.threads());
+          shared.updates.values[thread] = terms.numerator;
+          shared.weights.values[thread] = terms.denominator;
+        });
+      });
+      shared.updates.add_parts(block);
+      shared.weights.add_parts(block);
+      block.thread_zero([&] {
+        write_terms(t, c, shared.updates.total(), shared.weights.total(),
+                    shared.template update<T>().scalars);
+      });
+    });
+  }
+  block.thread_zero(
+      [&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
+  if (!shared.is_last) return;
+  if (runs) sum_terms(t, shared, block);
+  block.thread_zero([&] {
+    if (runs && t.phase == Phase::kWhole) finish_distance<Rule>(t);
+    clear_blocks(*t.clock);
+    t.clock->measured = shared.decision;
+  });
+}
+
+// The same once other devices and processes have added their terms.
+template <class Rule, class Block>
+LRFAST_HD void finish_distance_body(const StepTables& t, Block& block) {
+  block.thread_zero([&] {
+    if (t.clock->measured == kRuns) finish_distance<Rule>(t);
   });
 }
 
@@ -264,7 +356,7 @@ LRFAST_HD void skip_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& shar
 template <class Rule, bool passes, class Block>
 LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
   block.thread_zero([&] {
-    shared.decision = decide_step(t, block);
+    shared.decision = decide_step<Rule>(t, block);
     shared.tensor = -1;
   });
   const int64_t num_chunks = shared.decision == kIsStopped ? 0 : t.num_chunks;

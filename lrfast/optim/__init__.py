@@ -14,6 +14,7 @@ from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.adamax import Adamax
 from lrfast.optim.lion import Lion
 from lrfast.optim.nadam import NAdam
+from lrfast.optim.prodigy import DAdaptAdam, Prodigy
 from lrfast.optim.radam import RAdam
 from lrfast.optim.rmsprop import RMSprop
 from lrfast.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
@@ -27,11 +28,13 @@ __all__ = [
     "AdamW",
     "AdamWScheduleFree",
     "Adamax",
+    "DAdaptAdam",
     "FusedOptimizer",
     "Lion",
     "NAdam",
     "Options",
     "Planned",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "SGDScheduleFree",

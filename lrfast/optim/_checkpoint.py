@@ -136,7 +136,7 @@ def check_loaded_groups(optimizer: SchedulingMixin, rule: str) -> None:
 def rollback_on_error(optimizer: SchedulingMixin) -> Iterator[None]:
     """Restore the optimizer if the block raises; torch's load replaces its tables."""
     averages = ("_buffer_averages", "_saved_averages")
-    names = ("state", "param_groups", "_engine", "_loaded_clock", *averages)
+    names = ("state", "param_groups", "_engine", "_loaded_clock", "_distance_at_start", *averages)
     kept = {name: getattr(optimizer, name) for name in names}
     schedules = optimizer._schedule_snapshot()
     try:

@@ -75,6 +75,9 @@ class FusedOptimizer(SchedulingMixin):
     _rule: ClassVar[str]
     _options: Options
     _holds_average = False  # within ema_parameters()
+    _keeps_shapes = False  # True while states are saved as they are, not in a package's shapes
+    # Of an engine yet to be made, for a rule that estimates a distance: see _distance.
+    _distance_at_start: tuple[float, ...] = ()
 
     def _set_up(self, schedule: Schedules, options: StepOptions) -> None:
         self._engine = None
@@ -351,7 +354,8 @@ class FusedOptimizer(SchedulingMixin):
         averages = ("_buffer_averages", "_saved_averages")
         names = ("_schedules", "_loss_schedule", "_options", "_loaded_clock", *averages)
         own = {name: getattr(self, name) for name in names}
-        return super().__getstate__() | own | {"_clock_at_start": self._clock()}
+        start = {"_clock_at_start": self._clock(), "_distance_at_start": self._distance()}
+        return super().__getstate__() | own | start
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_engine" not in self.__dict__:  # unpickled or copied
@@ -413,6 +417,8 @@ class FusedOptimizer(SchedulingMixin):
             self._warn_of_torch()
         engine.set_options(self._options.encode())
         engine.set_clock(*self._clock_at_start)
+        if self._distance_at_start:
+            engine.set_distance(self._distance_at_start)
         self._engine = engine
         return engine
 
@@ -472,10 +478,11 @@ class FusedOptimizer(SchedulingMixin):
         averages = self._buffer_averages
         buffers = [] if averages is None else [tensor.clone() for tensor in averages.tensors]
         engine = [tensor.clone() for tensor in self._memory()]
-        return self._schedule_snapshot(), engine, averages, buffers
+        start = self._distance_at_start
+        return self._schedule_snapshot(), start, engine, averages, buffers
 
     def _engine_restore(self, snapshot: _Snapshot) -> None:
-        schedules, saved, self._buffer_averages, buffers = snapshot
+        schedules, self._distance_at_start, saved, self._buffer_averages, buffers = snapshot
         self._schedule_restore(schedules)
         averages = self._buffer_averages
         for tensor, values in zip(
@@ -492,11 +499,20 @@ class FusedOptimizer(SchedulingMixin):
         self._engine = None
         if saved:
             self._clock_at_start = tuple(saved[0].tolist())
+            if self._distance_at_start:
+                self._distance_at_start = tuple(saved[-1].tolist())
 
     def _memory(self) -> list[Tensor]:
-        """Return what the engine itself keeps from step to step: clocks, rates, records."""
+        """Return what the engine itself keeps: clocks, rates, records and the distance."""
         engine = self._engine
-        return [] if engine is None else [*engine.clocks(), *engine.rates(), *engine.records()]
+        if engine is None:
+            return []
+        return [*engine.clocks(), *engine.rates(), *engine.records(), *engine.distances()]
+
+    def _distance(self) -> tuple[float, ...]:
+        """Return the numbers of the engine's distance, () for a rule without. Synchronises."""
+        distances = [] if self._engine is None else self._engine.distances()
+        return tuple(distances[0].tolist()) if distances else self._distance_at_start
 
 
 def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -509,7 +525,9 @@ def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 # With copies of the engine's memory and of the averages.
-_Snapshot = tuple[ScheduleSnapshot, list[Tensor], BufferAverages | None, list[Tensor]]
+_Snapshot = tuple[
+    ScheduleSnapshot, tuple[float, ...], list[Tensor], BufferAverages | None, list[Tensor]
+]
 
 
 def _step_without_hooks(optimizer: FusedOptimizer, closure: Callable[[], Any] | None = None) -> Any:

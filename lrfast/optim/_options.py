@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 # Hyperparameters that tell update rules apart: those that every checkpoint of a rule has had in any
 # version, and those that no other rule's checkpoint has.
-_ALWAYS_SAVED = {"betas", "eps", "alpha", "lr_decay", "momentum_decay", "rho", "weight_lr_power"}
+_ALWAYS_SAVED = {
+    *("betas", "eps", "alpha", "lr_decay", "momentum_decay", "rho", "weight_lr_power", "d_coef"),
+    "layer_scale",
+}
 _TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "amsgrad"}
 # Since torch's groups have "differentiable", Adam's have had these: RAdam's are the same without.
 _ADAMS = {"amsgrad", "fused"}

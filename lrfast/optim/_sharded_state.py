@@ -64,7 +64,11 @@ class ShardedState:
 
         # torch makes the states of an optimizer that has none by a step with lr 0.
         clock = self._optimizer._clock()
-        model, states = get_state_dict(self._model, self._optimizer)
+        self._optimizer._keeps_shapes = True  # so that any number of processes finds the same ones
+        try:
+            model, states = get_state_dict(self._model, self._optimizer)
+        finally:
+            self._optimizer._keeps_shapes = False
         self._optimizer._set_clock(*clock)
         entry = io.BytesIO()
         torch.save(self._optimizer._entry(), entry)

@@ -13,6 +13,7 @@ from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.adamax import Adamax
 from lrfast.optim.nadam import NAdam
+from lrfast.optim.prodigy import DAdaptAdam, Prodigy
 from lrfast.optim.radam import RAdam
 from lrfast.optim.rmsprop import RMSprop
 from lrfast.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
@@ -33,6 +34,8 @@ TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
 _OF_PACKAGES: dict[tuple[str, str], type[FusedOptimizer]] = {
     ("schedulefree", "AdamWScheduleFree"): AdamWScheduleFree,
     ("schedulefree", "SGDScheduleFree"): SGDScheduleFree,
+    ("prodigyopt", "Prodigy"): Prodigy,
+    ("dadaptation", "DAdaptAdam"): DAdaptAdam,
 }
 # Attributes by which torch's schedulers watch an optimizer's own step.
 _NOT_TAKEN = ("step", "_opt_called")
@@ -44,13 +47,14 @@ def wrap(
     schedule: Schedules = None,
     **options: Unpack[StepOptions],
 ) -> FusedOptimizer:
-    """Take over the groups, states and hooks of an optimizer of torch.optim or schedulefree.
+    """Take over the groups, states and hooks of an optimizer of torch.optim or another package.
 
     Both optimizers then share them, so that learning rate schedulers made for the old one go on
     working; step with the new one only.
 
     Args:
-        optimizer: One of torch.optim or schedulefree, of a class that lrfast has by the same name.
+        optimizer: One of torch.optim, schedulefree, prodigyopt or dadaptation, of a class that
+            lrfast has by the same name.
         schedule: Multiplies the learning rates, see :meth:`FusedOptimizer.set_schedule`; default
             None.
         **options: Options of the step, see :class:`lrfast.optim.Options`.

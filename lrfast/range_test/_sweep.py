@@ -114,6 +114,16 @@ def _power(first: float, base: float, exponent: float) -> float:
         return math.inf
 
 
+def _check_rates(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that estimates its learning rate, by what its param groups hold."""
+    if any(group.keys() & {"d0", "layer_scale"} for group in optimizer.param_groups):
+        raise ValueError(
+            "optimizer must have a learning rate to find, got a "
+            f"{type(optimizer).__name__}, which estimates it: train at lr=1, and compare values of "
+            "d_coef, or of lr without one, from 0.5 to 2 if the estimate does not fit"
+        )
+
+
 def make_sweep(
     model: nn.Module,
     optimizer: Optimizer,
@@ -127,6 +137,7 @@ def make_sweep(
     num_iter = check_count("num_iter", num_iter, least=2)
     if mode not in ("exp", "linear"):
         raise ValueError(f"mode must be 'exp' or 'linear', got {mode!r}")
+    _check_rates(optimizer)
     trained = trained_groups(model, optimizer)
     count = len(optimizer.param_groups)
     if _is_list(start_lr) or _is_list(end_lr):

@@ -44,6 +44,16 @@ LRFAST_NOINLINE inline void expect_near_sums(const GuardedBytes& a, const Guarde
   }
 }
 
+// A numerator has summands of both signs: its error counts by the denominator, too.
+LRFAST_NOINLINE inline void expect_near_distance(const Plan& a, const Plan& b) {
+  const Distance& left = a.clock.as<Clock>()->distance;
+  const Distance& right = b.clock.as<Clock>()->distance;
+  EXPECT(is_near_sum(left.denominator, right.denominator));
+  const double scale = std::fabs(right.numerator) + right.denominator;
+  const bool near = std::fabs(left.numerator - right.numerator) <= kSumTolerance * scale;
+  EXPECT(near || (left.numerator != left.numerator && right.numerator != right.numerator));
+}
+
 // The same bits in all that a step updates, the same sums but for their last digits.
 LRFAST_NOINLINE inline void expect_agreement(const Trio& trio) {
   EXPECT_SAME(trio.on_grid, trio.plain);
@@ -52,6 +62,7 @@ LRFAST_NOINLINE inline void expect_agreement(const Trio& trio) {
     EXPECT(plan->is_intact());
     if (plan->has_norms()) expect_near_sums(plan->norms, trio.plain.norms, "norms");
     expect_near_sums(plan->records, trio.plain.records, "records");
+    expect_near_distance(*plan, trio.plain);
   }
   EXPECT_EQ(trio.on_grid.clock.as<Clock>()->blocks_done, 0);
 }

@@ -24,6 +24,14 @@ std::string byte_difference(const std::string& name, const GuardedBytes& a, cons
   return "";
 }
 
+GuardedBytes without_sums(const GuardedBytes& clock) {
+  GuardedBytes copy(sizeof(Clock));
+  std::memcpy(copy.data(), clock.data(), sizeof(Clock));
+  Distance& distance = copy.as<Clock>()->distance;
+  distance.numerator = distance.denominator = 0.0;
+  return copy;
+}
+
 void fill(GuardedBytes& bytes, double value) {
   std::fill_n(bytes.as<double>(), bytes.size() / sizeof(double), value);
 }
@@ -62,13 +70,16 @@ Plan::Plan(int rule, const std::vector<TensorSpec>& specs, const std::vector<Gro
       records(records_size(options, groups.size())),
       chunk_size_(chunk_size),
       chunk_squares_(0),
-      chunk_changes_(0) {
+      chunk_changes_(0),
+      chunk_terms_(0) {
   for (const ScheduleSpec& spec : schedules) add_schedule(spec);
   for (const TensorSpec& spec : specs) add_tensor(spec);
   add_chunks();
   chunk_squares_ = GuardedBytes(chunks.size() * sizeof(double));
   chunk_changes_ = GuardedBytes(2 * chunks.size() * sizeof(double));
+  chunk_terms_ = GuardedBytes(2 * chunks.size() * sizeof(double));
   clock.as<Clock>()->steps = options.steps;
+  clock.as<Clock>()->distance = options.distance;
   fill(values, NAN);    // until a step has left some
   fill(records, -7.0);  // no sum is negative: an entry that no step has written shows
 }
@@ -180,7 +191,13 @@ StepTables Plan::tables() {
   t.gradients = {options.scale != 0 ? &options.scale : nullptr,
                  options.has_found_inf ? &options.found_inf : nullptr, options.skip_nonfinite,
                  options.zero};
-  for (GuardedBytes* sums : {&norms, &chunk_squares_, &chunk_changes_}) fill(*sums, NAN);
+  for (GuardedBytes* sums : {&norms, &chunk_squares_, &chunk_changes_, &chunk_terms_, &terms_}) {
+    fill(*sums, NAN);
+  }
+  if (rule_info(rule).measures) {
+    t.totals.chunk_terms = chunk_terms_.as<double>();
+    t.totals.terms = terms_.as<double>();
+  }
   if (has_norms()) {
     t.totals.chunk_squares = chunk_squares_.as<double>();
     t.totals.group_squares = squares.as<double>();
@@ -204,8 +221,8 @@ StepTables Plan::tables() {
 
 bool Plan::is_intact() const {
   bool intact = true;
-  for (const GuardedBytes* own :
-       {&clock, &rates, &norms, &records, &chunk_squares_, &chunk_changes_}) {
+  for (const GuardedBytes* own : {&clock, &rates, &norms, &records, &chunk_squares_,
+                                  &chunk_changes_, &chunk_terms_, &terms_}) {
     intact = intact && own->is_intact();
   }
   for (const Tensor& t : tensors) {
@@ -234,12 +251,13 @@ std::string Plan::difference(const Plan& other) const {
                   a.spec.form, ", group ", a.spec.group, "):", found);
     }
   }
-  return byte_difference("clock", clock, other.clock) +
+  return byte_difference("clock", without_sums(clock), without_sums(other.clock)) +
          byte_difference("rates", rates, other.rates);
 }
 
 std::string Plan::sums_difference(const Plan& other) const {
   return byte_difference("norms", norms, other.norms) +
+         byte_difference("clock", clock, other.clock) +
          byte_difference("records", records, other.records);
 }
 

@@ -66,6 +66,9 @@ struct Options {
   bool average_warms_up = false;
   uint64_t seed = 42;
   int64_t steps = 6;  // before the plan's first; its schedules begin at 0 all the same
+  // Of a rule that measures one. At a growth rate of 1 the estimate does not follow its terms,
+  // whose last digits depend on the order of summands.
+  Distance distance{0.5, 0.5, 1e9, 0.25, 2.0, 3.0};
   // Quarters of small whole numbers: sums of their squares are exact in any order, so that norms,
   // and what clipping makes of them, have the same bits everywhere.
   bool exact_grads = false;
@@ -106,7 +109,7 @@ class Plan {
   bool is_intact() const;
 
   // Where parameters, gradients, averages, states, counts, clock or rates differ in at least one
-  // bit, or "" if nowhere.
+  // bit, or "" if nowhere. The terms of a distance are sums.
   std::string difference(const Plan& other) const;
   // The same of norms and records.
   std::string sums_difference(const Plan& other) const;
@@ -143,6 +146,8 @@ class Plan {
   uint64_t filled_ = 0;
   GuardedBytes chunk_squares_;
   GuardedBytes chunk_changes_;
+  GuardedBytes chunk_terms_;
+  GuardedBytes terms_{2 * sizeof(double)};
   std::vector<Segment> segments_;
   std::vector<Table> tables_;
   std::vector<Track> tracks_;

@@ -47,16 +47,39 @@ void Grid::run_step_block(const StepTables& t, int64_t index) {
   });
 }
 
+void Grid::run_measure_block(const StepTables& t, int64_t index) {
+  cuda::HostBlock block{index, blocks, threads};
+  Rules::visit(rule_, [&]<class Rule>() {
+    if constexpr (Measures<Rule>) {
+      cuda::measure_body<Rule>(t, *static_cast<cuda::StepMemory<Rule>*>(step_memory_.get()), block);
+    }
+  });
+}
+
+void Grid::finish_distance(const StepTables& t) {
+  cuda::HostBlock block{0, 1, threads};
+  Rules::visit(rule_, [&]<class Rule>() {
+    if constexpr (Measures<Rule>) cuda::finish_distance_body<Rule>(t, block);
+  });
+}
+
 void Grid::step(const StepTables& t) {
   const auto at = [&](int64_t i) { return order.empty() ? i : order[i]; };
-  const bool takes_squares = t.totals.chunk_squares && t.phase != Phase::kUpdate;
+  const bool begins = t.phase == Phase::kWhole || t.phase == Phase::kSquares;
+  const bool takes_squares = t.totals.chunk_squares && begins;
+  const bool measures = t.totals.terms != nullptr;
   for (int64_t i = 0; takes_squares && i < blocks; ++i) run_norm_block(t, at(i));
   if (t.phase == Phase::kSquares) return;
-  if (t.phase == Phase::kUpdate) {
+  if (t.totals.chunk_squares && !begins && (t.phase == Phase::kMeasure) == measures) {
     cuda::HostBlock block{0, 1, threads};
     cuda::finish_norms_body(t, *static_cast<cuda::NormMemory*>(norm_memory_.get()), block);
   }
   if (lacks_values(t)) run_schedule_block(t);
+  for (int64_t i = 0; measures && t.phase != Phase::kUpdate && i < blocks; ++i) {
+    run_measure_block(t, at(i));
+  }
+  if (t.phase == Phase::kMeasure) return;
+  if (measures && t.phase == Phase::kUpdate) finish_distance(t);
   for (int64_t i = 0; i < blocks; ++i) run_step_block(t, at(i));
 }
 

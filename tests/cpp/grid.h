@@ -15,10 +15,13 @@ class Grid {
  public:
   Grid(int rule, int64_t blocks, int threads);
 
-  // Both kernels, as step.cu launches them.
+  // All kernels, as step.cu launches them.
   void step(const StepTables& t);
   void run_schedule_block(const StepTables& t);
   void run_norm_block(const StepTables& t, int64_t index);
+  // Of a rule that measures a distance; of others nothing.
+  void run_measure_block(const StepTables& t, int64_t index);
+  void finish_distance(const StepTables& t);
   void run_step_block(const StepTables& t, int64_t index);
 
   int64_t blocks;

@@ -39,13 +39,25 @@ void save(const std::vector<compute_t<Element>>& values, GuardedBytes& bytes,
   }
 }
 
+template <class Rule, class T>
+auto scalars_of(const double* hypers, const TensorClock& clock, const Distance& distance) {
+  if constexpr (Measures<Rule>) {
+    return Rule::template prepare<T>(hypers, clock, distance, PlainPowers());
+  } else {
+    return Rule::template prepare<T>(hypers, clock, PlainPowers());
+  }
+}
+
+TensorClock clock_of(const Tensor& tensor) {
+  return {*tensor.count.as<float>(), tensor.spec.has_product ? *tensor.product.as<double>() : -1.0,
+          0.0};
+}
+
 template <class T>
 LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* hypers, T factor,
-                                Values<T>& values) {
-  const TensorClock clock{*tensor.count.as<float>(),
-                          tensor.spec.has_product ? *tensor.product.as<double>() : -1.0, 0.0};
+                                const Distance& distance, Values<T>& values) {
   Rules::visit(rule, [&]<class Rule>() {
-    const auto scalars = Rule::template prepare<T>(hypers, clock, PlainPowers());
+    const auto scalars = scalars_of<Rule, T>(hypers, clock_of(tensor), distance);
     with_form<Rule>(tensor.spec.form, [&]<uint8_t form>() {
       for (size_t i = 0; i < values.param.size(); ++i) {
         T states[kMaxStates] = {};
@@ -60,17 +72,40 @@ LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* hy
 
 template <class Param, class State>
 LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hypers, double factor,
-                                   const Noise& noise) {
+                                   const Distance& distance, const Noise& noise) {
   using T = compute_t<Param>;
   Values<T> values{load<Param>(tensor.param), load<Param>(tensor.grad), {}};
   for (size_t k = 0; k < tensor.states.size(); ++k) {
     values.states[k] = load<State>(tensor.states[k]);
   }
-  apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), values);
+  apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), distance, values);
   save<Param>(values.param, tensor.param, noise, 0);
-  for (size_t k = 0; k < tensor.states.size(); ++k) {
-    save<State>(values.states[k], tensor.states[k], noise, static_cast<int>(k) + 1);
+  for (int k = 0; k < rule_info(rule).applied_states[tensor.spec.form]; ++k) {
+    save<State>(values.states[k], tensor.states[k], noise, k + 1);
   }
+}
+
+// A tensor's running sum and terms. The driver rounds only what it stores.
+template <class Rule, class Param, class State>
+DistanceTerms<double> measure_tensor(Tensor& tensor, const double* hypers, double factor,
+                                     const Distance& distance, const Noise& noise) {
+  using T = compute_t<Param>;
+  const int running = rule_info(kPlace<Rule>).applied_states[tensor.spec.form];
+  const auto scalars = scalars_of<Rule, T>(hypers, clock_of(tensor), distance);
+  std::vector<T> sums = load<State>(tensor.states[running]);
+  const std::vector<T> seen = load<State>(tensor.states[Rule::kSeen[tensor.spec.form]]);
+  const std::vector<T> params = load<Param>(tensor.param);
+  const std::vector<T> grads = load<Param>(tensor.grad);
+  DistanceTerms<double> total{};
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const T grad = grads[i] * static_cast<T>(factor);
+    const auto terms = Rule::measure(params[i], grad, sums[i], seen[i], scalars);
+    if (!(scalars.numerator_weight > 0)) continue;
+    total.numerator += static_cast<double>(terms.numerator) * scalars.numerator_weight;
+    total.denominator += static_cast<double>(terms.denominator);
+  }
+  save<State>(sums, tensor.states[running], noise, running + 1);
+  return tensor.spec.counted ? total : DistanceTerms<double>{};
 }
 
 std::vector<double> doubles(DtypePair dtypes, const GuardedBytes& bytes) {
@@ -159,13 +194,38 @@ HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
   return rows;
 }
 
+template <class Rule>
+void measure(Plan& plan, const StepTables& t, const HyperRows& hypers) {
+  Clock& clock = *plan.clock.as<Clock>();
+  DistanceTerms<double> total{};
+  for (size_t i = 0; i < plan.tensors.size(); ++i) {
+    Tensor& tensor = plan.tensors[i];
+    if (!is_updated(plan, tensor)) continue;
+    const int32_t group = tensor.spec.group;
+    const Noise noise = Noise::at(plan.options.seed, t.tensors[i].number, clock.steps);
+    with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
+      const auto terms = measure_tensor<Rule, Param, State>(
+          tensor, hypers[group].data(), factor_of(plan, group), clock.distance, noise);
+      total.numerator += terms.numerator;
+      total.denominator += terms.denominator;
+    });
+  }
+  if (!plan.groups.empty()) Rule::estimate(plan.groups[0].hypers, total, clock.distance);
+}
+
+void advance_distance(Distance& distance) {
+  distance.used = distance.estimate;
+  distance.count += distance.denominator > 0.0 ? 1.0 : 0.0;
+}
+
 // Updates, averages and advances one tensor; adds the squares of its change and of its weights.
 void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& noise,
                  double* sums) {
   const TensorSpec& spec = tensor.spec;
   const std::vector<double> before = doubles(spec.dtypes, tensor.param);
   with_types(spec.dtypes, [&]<class Param, class State>() {
-    update_tensor<Param, State>(tensor, plan.rule, hypers, factor_of(plan, spec.group), noise);
+    update_tensor<Param, State>(tensor, plan.rule, hypers, factor_of(plan, spec.group),
+                                plan.clock.as<Clock>()->distance, noise);
   });
   const std::vector<double> after = doubles(spec.dtypes, tensor.param);
   for (size_t i = 0; i < after.size(); ++i) {
@@ -209,6 +269,9 @@ void reference_step(Plan& plan) {
   if (!is_left_out(plan)) {
     Clock& clock = *plan.clock.as<Clock>();
     const HyperRows hypers = resolve(plan, t, clock.applied);
+    Rules::visit(plan.rule, [&]<class Rule>() {
+      if constexpr (Measures<Rule>) measure<Rule>(plan, t, hypers);
+    });
     std::vector<double> sums(2 * plan.groups.size(), 0.0);
     for (size_t i = 0; i < plan.tensors.size(); ++i) {
       Tensor& tensor = plan.tensors[i];
@@ -218,6 +281,7 @@ void reference_step(Plan& plan) {
       step_tensor(plan, tensor, hypers[group].data(), noise, &sums[2 * group]);
     }
     if (plan.options.telemetry > 0) write_records(plan, clock.steps, sums);
+    if (rule_info(plan.rule).measures) advance_distance(clock.distance);
     clock.applied += 1;
     clock.steps += 1;
   }

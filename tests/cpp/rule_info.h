@@ -20,16 +20,19 @@ struct RuleInfo {
   int momentum;  // its hyperparameter, or -1
   int weight_decay;
   bool always_product;
+  bool measures;  // a distance
+  int applied_states[kMaxForms];
 };
 
 LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
   RuleInfo info{};
   Rules::visit(rule, [&]<class Rule>() {
     static_assert(Rule::kRate == 0 && Rule::kNumForms <= kMaxForms);
-    info = {Rule::kName,     Rule::kNumForms,    {},
-            Rule::kMomentum, Rule::kWeightDecay, Rule::kAlwaysProduct};
+    info = {Rule::kName,          Rule::kNumForms, {}, Rule::kMomentum, Rule::kWeightDecay,
+            Rule::kAlwaysProduct, Measures<Rule>,  {}};
     for (int form = 0; form < Rule::kNumForms; ++form) {
-      info.num_states[form] = Rule::kStates[form].count;
+      info.num_states[form] = info.applied_states[form] = Rule::kStates[form].count;
+      if constexpr (Measures<Rule>) info.applied_states[form] -= Rule::kMeasuredStates;
     }
   });
   return info;
@@ -74,6 +77,13 @@ LRFAST_NOINLINE inline GroupRow make_group(int rule, double rate, double momentu
       if (key == "warmup_steps") value = 5.0;
       if (key == "r") value = 0.5;
       if (key == "weight_lr_power") value = 1.5;
+      if (key == "beta3") value = switches ? kNoValue : 0.96;
+      if (key == "d0") value = 0.25;
+      if (key == "layer_scale") value = 1.25;
+      if (key == "d_coef") value = 0.8;
+      if (key == "growth_rate") value = 1.0;
+      if (key == "decouple" || key == "use_bias_correction") value = switches;
+      if (key == "safeguard_warmup") value = switches;
       if (key == "nesterov" || key == "decoupled_weight_decay") value = switches;
       if (key == "maximize") value = switches;
     }

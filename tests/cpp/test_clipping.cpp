@@ -173,13 +173,18 @@ void test_values_of_clipping() {
 
 // ---- sums over several devices or processes --------------------------------------------------
 
-// As three processes do that hold the same gradients: their squares are added between the parts.
+// As three processes do that hold the same gradients: their sums are added between the parts.
 template <class Step>
 void step_in_parts(Plan& plan, Step&& step) {
   StepTables t = plan.tables();
   t.phase = Phase::kSquares;
   step(t);
   for (size_t g = 0; g < plan.groups.size(); ++g) plan.squares.as<double>()[g] *= 3.0;
+  if (rule_info(plan.rule).measures) {
+    t.phase = Phase::kMeasure;
+    step(t);
+    for (int i = 0; i < 2; ++i) t.totals.terms[i] *= 3.0;
+  }
   t.phase = Phase::kUpdate;
   step(t);
 }
@@ -209,6 +214,7 @@ void test_parts(int rule) {
     step_in_parts(on_cpu, [&](const StepTables& t) { cpu::step(rule, t, 1, nullptr, scratch); });
     EXPECT_SAME(on_grid, on_cpu);
     if (stop != 0.0) continue;
+    expect_near_distance(on_grid, on_cpu);
     Plan whole = make();
     cpu_step(whole);
     for (size_t i = 0; i < groups.size() + 2; ++i) {

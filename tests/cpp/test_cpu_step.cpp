@@ -31,6 +31,7 @@ LRFAST_NOINLINE int64_t expect_same_for_all_threads(const Make& make, int steps)
   for (int i = 0; i < steps; ++i) cpu_step(one);
   if (one.has_norms()) expect_near_sums(one.norms, plain.norms, "norms");
   expect_near_sums(one.records, plain.records, "records");
+  expect_near_distance(one, plain);
   EXPECT_SAME(one, plain);
   cpu::Scratch scratch;
   for (const int threads : {2, 7}) {

@@ -228,6 +228,152 @@ void test_schedule_free() {
   expect_schedule_free<SgdScheduleFree>({0.1, 0.9, 0.2, 3.0, 0.5, 1.5}, false);
 }
 
+// Two tensors in one group each, the second at twice the first's gradient, so that sums are over
+// both.
+void test_prodigy() {
+  for (const int switches : {0, 1, 2, 3, 4, 5, 6, 7}) {
+    const bool decoupled = switches & 1;
+    const bool corrected = switches & 2;
+    const bool safeguarded = switches & 4;
+    const double beta1 = switches == 3 ? 0.0 : 0.9;
+    const double beta3 = switches == 5 ? 0.7 : std::sqrt(0.99);
+    const Context context("prodigy, switches ", switches);
+    GroupRow group{};
+    // rate, betas, beta3, eps, decay, decoupled, bias correction, safeguard, d0, d_coef, growth
+    const double hypers[] = {0.9,
+                             beta1,
+                             0.99,
+                             switches == 5 ? 0.7 : kNoValue,
+                             1e-2,
+                             0.2,
+                             decoupled ? 1.0 : 0.0,
+                             corrected ? 1.0 : 0.0,
+                             safeguarded ? 1.0 : 0.0,
+                             0.01,
+                             1.3,
+                             switches == 6 ? 1.001 : HUGE_VAL};
+    std::copy(std::begin(hypers), std::end(hypers), group.hypers);
+    group.schedule = -1;
+    const uint8_t form = beta1 == 0.0 ? Prodigy::kWithoutMean : Prodigy::kPlain;
+    TensorSpec spec{1, DtypePair::kFloat64, form};
+    TensorSpec other = spec;
+    other.group = 1;
+    Options options;
+    options.distance = {0.01, 0.01, 0.01, 0.0, 0.0, 0.0};
+    Plan plan(kPlace<Prodigy>, {spec, other}, {group, group}, 8, options);
+    double p[2] = {kParam, kParam};
+    double m[2] = {};
+    double v[2] = {};
+    double s[2] = {};
+    double d = 0.01;
+    double largest = 0.01;
+    double numerator = 0.0;
+    for (Tensor& tensor : plan.tensors) {
+      for (GuardedBytes& state : tensor.states) *state.as<double>() = 0.0;
+      *tensor.states.back().as<double>() = *tensor.param.as<double>() = kParam;
+    }
+    double first = 0.0;
+    for (int t = 1; t <= 6; ++t) {
+      double rate = 0.9 * d;
+      if (corrected) rate *= std::sqrt(1.0 - std::pow(0.99, t)) / (1.0 - std::pow(beta1, t));
+      numerator *= beta3;
+      double sum = 0.0;
+      double g[2];
+      for (int i = 0; i < 2; ++i) {
+        g[i] = (0.5 + 0.1 * (t % 2)) * (i + 1.0);
+        *plan.tensors[i].grad.as<double>() = g[i];
+        if (!decoupled) g[i] += 0.2 * p[i];
+        numerator += d / 0.01 * rate * g[i] * (kParam - p[i]);
+        s[i] = beta3 * s[i] + d / 0.01 * (safeguarded ? d : rate) * g[i];
+        sum += std::fabs(s[i]);
+        m[i] = beta1 * m[i] + d * (1.0 - beta1) * g[i];
+        v[i] = 0.99 * v[i] + d * d * 0.01 * g[i] * g[i];
+      }
+      const double measured = 1.3 * numerator / sum;
+      if (d == 0.01) d = std::max(d, measured);
+      largest = std::max(largest, measured);
+      d = std::min(largest, d * hypers[Prodigy::kGrowthRate]);
+      if (t == 1) first = d;
+      for (int i = 0; i < 2; ++i) {
+        if (decoupled) p[i] -= 0.2 * rate * p[i];
+        p[i] -= rate * (beta1 == 0.0 ? d * g[i] : m[i]) / (std::sqrt(v[i]) + d * 1e-2);
+      }
+      cpu_step(plan);
+      const Distance& found = plan.clock.as<Clock>()->distance;
+      EXPECT_NEAR(found.estimate, d, kTolerance);
+      EXPECT_EQ(found.used, found.estimate);
+      EXPECT_EQ(found.count, static_cast<double>(t));
+      for (int i = 0; i < 2; ++i) {
+        EXPECT_NEAR(*plan.tensors[i].param.as<double>(), p[i], kTolerance);
+      }
+    }
+    EXPECT(d > first);
+  }
+}
+
+void test_dadapt_adam() {
+  for (const int switches : {0, 1, 2, 3}) {
+    const bool decoupled = switches & 1;
+    const bool corrected = switches & 2;
+    const double growth = switches == 3 ? 1.01 : HUGE_VAL;
+    const Context context("dadapt_adam, switches ", switches);
+    std::vector<GroupRow> groups(2);
+    for (int i = 0; i < 2; ++i) {
+      // rate, betas, eps, decay, decoupled, bias correction, layer scale, growth
+      const double hypers[] = {
+          0.9, 0.8, 0.9, 1e-2, 0.2, decoupled ? 1.0 : 0.0, corrected ? 1.0 : 0.0, 1.0 + i, growth};
+      std::copy(std::begin(hypers), std::end(hypers), groups[i].hypers);
+      groups[i].schedule = -1;
+    }
+    TensorSpec spec{1, DtypePair::kFloat64};
+    TensorSpec other = spec;
+    other.group = 1;
+    Options options;
+    options.distance = {0.01, 0.01, 0.01, 0.0, 0.0, 0.0};
+    Plan plan(kPlace<DAdaptAdam>, {spec, other}, groups, 8, options);
+    double p[2] = {kParam, kParam};
+    double m[2] = {};
+    double v[2] = {};
+    double s[2] = {};
+    double d = 0.01;
+    double weighted = 0.0;
+    for (Tensor& tensor : plan.tensors) {
+      for (GuardedBytes& state : tensor.states) *state.as<double>() = 0.0;
+      *tensor.param.as<double>() = kParam;
+    }
+    const double w = std::sqrt(0.9);
+    for (int t = 1; t <= 20; ++t) {
+      double rate = 0.9 * d;
+      if (corrected) rate *= std::sqrt(1.0 - std::pow(0.9, t)) / (1.0 - std::pow(0.8, t));
+      double numerator = 0.0;
+      double sum = 0.0;
+      for (int i = 0; i < 2; ++i) {
+        const double scale = 1.0 + i;
+        double g = (0.5 + 0.1 * (t % 2)) * (i + 1.0);
+        *plan.tensors[i].grad.as<double>() = g;
+        if (!decoupled) g += 0.2 * p[i];
+        numerator += scale * rate * g * s[i] / (std::sqrt(v[i]) + 1e-2);
+        m[i] = 0.8 * m[i] + 0.2 * scale * rate * g;
+        v[i] = 0.9 * v[i] + 0.1 * g * g;
+        s[i] = w * s[i] + (1.0 - w) * rate * g;
+        sum += scale * std::fabs(s[i]);
+      }
+      weighted = w * weighted + (1.0 - w) * numerator;
+      d = std::max(d, std::min(weighted / ((1.0 - w) * sum), d * growth));
+      for (int i = 0; i < 2; ++i) {
+        if (decoupled) p[i] -= 0.2 * rate * p[i];
+        p[i] -= m[i] / (std::sqrt(v[i]) + 1e-2);
+      }
+      cpu_step(plan);
+      EXPECT_NEAR(plan.clock.as<Clock>()->distance.estimate, d, kTolerance);
+      for (int i = 0; i < 2; ++i) {
+        EXPECT_NEAR(*plan.tensors[i].param.as<double>(), p[i], 4 * kTolerance);
+      }
+    }
+    EXPECT(d > 0.011);
+  }
+}
+
 void test_real_power() {
   for (const double base : {1e-300, 1e-5, 0.3, 1.0, 7.0, 1e6}) {
     for (const double exponent : {-1.5, 0.0, 0.5, 1.0, 2.0, 2.25}) {
@@ -301,6 +447,8 @@ int main() {
   test_adadelta();
   test_lion();
   test_schedule_free();
+  test_prodigy();
+  test_dadapt_adam();
   test_real_power();
   test_sums();
   return report("test_rules");

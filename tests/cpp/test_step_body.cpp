@@ -120,6 +120,7 @@ void test_block_orders(int rule) {
     const StepTables t = on_grid.tables();
     const Clock& clock = *on_grid.clock.as<Clock>();
     grid.run_schedule_block(t);
+    for (int64_t i = 0; i < grid.blocks; ++i) grid.run_measure_block(t, order[i]);
     for (int64_t i = 0; i < grid.blocks; ++i) {
       EXPECT_EQ(clock.applied, 0);
       EXPECT_EQ(clock.steps, 6);
@@ -254,8 +255,13 @@ void test_stop_in_the_middle(int rule) {
         grid.run_norm_block(t, i);
       }
       EXPECT_EQ(t.clock->blocks_done, 0);
+      const bool decides = max_norm == 0.0;  // without norms
       for (int64_t i = 0; i < 3; ++i) {
-        plan.stop = (i == 0) == (max_norm == 0.0) ? first : 1.0 - first;
+        plan.stop = (i == 0) == decides ? first : 1.0 - first;
+        grid.run_measure_block(t, i);
+      }
+      for (int64_t i = 0; i < 3; ++i) {
+        plan.stop = (i == 0) == decides ? first : 1.0 - first;
         grid.run_step_block(t, i);
       }
       EXPECT_EQ(t.clock->blocks_done, 0);
@@ -285,6 +291,10 @@ void test_found_inf_in_the_middle(int rule) {
       const StepTables t = plan.tables();
       grid.run_schedule_block(t);
       for (int64_t i = 0; max_norm > 0.0 && i < 3; ++i) grid.run_norm_block(t, i);
+      for (int64_t i = 0; i < 3; ++i) {
+        plan.options.found_inf = i == 0 ? first : 1.0f - first;
+        grid.run_measure_block(t, i);
+      }
       for (int64_t i = 0; i < 3; ++i) {
         plan.options.found_inf = i == 0 ? first : 1.0f - first;
         grid.run_step_block(t, i);

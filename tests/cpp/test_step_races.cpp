@@ -138,6 +138,10 @@ void step(Plan& plan, int64_t blocks, int threads, OtherStream& other) {
     run_grid(blocks, threads, other, [&](ThreadBlock b) { run_norms(t, memory[b.block], b); });
   }
   std::vector<cuda::StepMemory<Rule>> memory(blocks);
+  if constexpr (Measures<Rule>) {
+    run_grid(blocks, threads, other,
+             [&](ThreadBlock b) { cuda::measure_body<Rule>(t, memory[b.block], b); });
+  }
   const bool passes = t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
   run_grid(blocks, threads, other, [&](ThreadBlock b) {
     passes ? run_step<Rule, true>(t, memory[b.block], b)
@@ -358,8 +362,10 @@ int main() {
   test_grids<Sgd>();
   test_grids<Adam>();
   test_grids<NAdam>();
+  test_grids<Prodigy>();
   test_flags<Sgd>();
   test_flags<Adam>();
+  test_flags<Prodigy>();
   test_numbers<Sgd>();
   test_numbers<Adam>();
   test_records();

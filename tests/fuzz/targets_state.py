@@ -34,6 +34,8 @@ OPTIMIZERS: dict[str, Make] = {
     "adagrad": lambda g: lrfast.Adagrad(g, 0.1, lr_decay=0.1),
     "adadelta": lambda g: lrfast.Adadelta(g, rho=0.8, weight_decay=0.1),
     "schedule-free": lambda g: lrfast.AdamWScheduleFree(g, 0.1, warmup_steps=3, r=0.5),
+    "prodigy": lambda g: lrfast.Prodigy(g, d0=0.1, weight_decay=0.1),
+    "dadapt": lambda g: lrfast.DAdaptAdam(g, d0=0.1, weight_decay=0.1),
     "lion": lambda g: lrfast.Lion(g, 0.1, weight_decay=0.1, skip_nonfinite=True),
 }
 LOSS_SCHEDULES: tuple[Callable[[Any], Any], ...] = (
@@ -76,7 +78,8 @@ def held(optimizer: Any) -> Any:
     states = [optimizer.state.get(param) for param in parameters_of(optimizer)]
     return (
         *(bits(parameters_of(optimizer)), bits(states), len(optimizer.state), bits(groups)),
-        *(optimizer._clock(), optimizer._loaded_clock, list(optimizer._schedules)),
+        *(optimizer._clock(), optimizer._distance(), optimizer._loaded_clock),
+        list(optimizer._schedules),
         *(id(optimizer._engine), id(schedule), schedule and bits(schedule.state_dict())),
     )
 

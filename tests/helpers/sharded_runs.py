@@ -42,8 +42,14 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         {"lr": 0.05, "weight_decay": 0.1, "warmup_steps": 3, "max_grad_norm": 0.3, **_CYCLE},
         {"lr": 0.01},
     ),
+    "prodigy": (  # one estimate for all processes
+        lrfast.Prodigy,
+        {"d0": 0.02, "weight_decay": 0.1, "max_grad_norm": 0.3, "use_bias_correction": True}
+        | _CYCLE,
+        {"lr": 0.5},
+    ),
 }
-SAVED = ("adamw", "schedule-free")  # what checkpoints are made of
+SAVED = ("adamw", "schedule-free", "prodigy")  # what checkpoints are made of
 
 
 class Model(nn.Module):

@@ -17,6 +17,8 @@ Optimization", 2011.
 Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701.
 Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675.
 Defazio et al., "The Road Less Scheduled", arXiv:2405.15682.
+Mishchenko & Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", arXiv:2306.06101.
+Defazio & Mishchenko, "Learning-Rate-Free Learning by D-Adaptation", arXiv:2301.07733.
 """
 
 from __future__ import annotations
@@ -355,6 +357,101 @@ def sgd_schedule_free(
     return _averaged(
         param, grad, state, momentum, lr, weight_decay, warmup_steps, r, weight_lr_power
     )
+
+
+def prodigy(
+    params: list[Array],
+    grads: list[Array],
+    state: State,
+    *,
+    lr: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    beta3: float | None = None,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decouple: bool = True,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+    d0: float = 1e-6,
+    d_coef: float = 1.0,
+    growth_rate: float = float("inf"),
+) -> tuple[list[Array], State]:
+    """All parameters at once, because their estimate of the distance is one."""
+    beta1, beta2 = betas
+    root = beta2**0.5 if beta3 is None else beta3
+    zeros = [np.zeros_like(param) for param in params]
+    d, step = state.get("d", d0), state.get("step", 0) + 1
+    rate = d * lr
+    if use_bias_correction:
+        rate *= (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+    if not decouple:
+        grads = [g + weight_decay * p for g, p in zip(grads, params, strict=True)]
+    first = state.get("first", params)
+    weight = d / d0 * (d if safeguard_warmup else rate)
+    sums = [root * s + weight * g for s, g in zip(state.get("s", zeros), grads, strict=True)]
+    pulled = sum(float(np.sum(g * (a - p))) for g, a, p in zip(grads, first, params, strict=True))
+    numerator = root * state.get("numerator", 0.0) + d / d0 * rate * pulled
+    measured = d_coef * numerator / sum(float(np.sum(np.abs(s))) for s in sums)
+    largest = max(state.get("largest", d0), measured)
+    new = min(largest, (max(d, measured) if d == d0 else d) * growth_rate)
+    after: State = {"d": new, "step": step, "first": first, "s": sums, "numerator": numerator}
+    means = zip(state.get("exp_avg", zeros), grads, strict=True)
+    squares = zip(state.get("exp_avg_sq", zeros), grads, strict=True)
+    after["exp_avg"] = [beta1 * m + (1 - beta1) * d * g for m, g in means]
+    after["exp_avg_sq"] = [beta2 * v + (1 - beta2) * (d * g) ** 2 for v, g in squares]
+    after["largest"] = largest
+    moved = []
+    for i, param in enumerate(params):
+        direction = after["exp_avg"][i] if beta1 > 0 else new * grads[i]
+        update = direction / (np.sqrt(after["exp_avg_sq"][i]) + new * eps)
+        decay = weight_decay * param if decouple else 0.0
+        moved.append(param - rate * (update + decay))
+    return moved, after
+
+
+def dadapt_adam(
+    params: list[Array],
+    grads: list[Array],
+    state: State,
+    *,
+    lr: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decouple: bool = False,
+    use_bias_correction: bool = False,
+    d0: float = 1e-6,
+    growth_rate: float = float("inf"),
+) -> tuple[list[Array], State]:
+    """All parameters at once, as :func:`prodigy`."""
+    beta1, beta2 = betas
+    root = beta2**0.5
+    zeros = [np.zeros_like(param) for param in params]
+    d, step = state.get("d", d0), state.get("step", 0) + 1
+    rate = d * lr
+    if use_bias_correction:
+        rate *= (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+    if not decouple:
+        grads = [g + weight_decay * p for g, p in zip(grads, params, strict=True)]
+    sums, means, squares = (state.get(name, zeros) for name in ("s", "exp_avg", "exp_avg_sq"))
+    scaled = [s / (np.sqrt(v) + eps) for s, v in zip(sums, squares, strict=True)]
+    dot = sum(float(np.sum(g * s)) for g, s in zip(grads, scaled, strict=True))
+    after: State = {"step": step}
+    after["s"] = [root * s + (1 - root) * rate * g for s, g in zip(sums, grads, strict=True)]
+    after["exp_avg"] = [
+        beta1 * m + (1 - beta1) * rate * g for m, g in zip(means, grads, strict=True)
+    ]
+    after["exp_avg_sq"] = [
+        beta2 * v + (1 - beta2) * g**2 for v, g in zip(squares, grads, strict=True)
+    ]
+    after["numerator"] = root * state.get("numerator", 0.0) + (1 - root) * rate * dot
+    norm = sum(float(np.sum(np.abs(s))) for s in after["s"])
+    after["d"] = max(d, min(after["numerator"] / ((1 - root) * norm), d * growth_rate))
+    moved = []
+    for param, mean, square in zip(params, after["exp_avg"], after["exp_avg_sq"], strict=True):
+        decay = rate * weight_decay * param if decouple else 0.0
+        moved.append(param - decay - mean / (np.sqrt(square) + eps))
+    return moved, after
 
 
 def decay_at(step: int, ema_decay: float, ema_start: int = 0, ema_warmup: bool = False) -> float:

@@ -99,6 +99,29 @@ void run_norm(const StepTables& tables) {
   in_any_order(blocks_of(tables), [&](auto& block) { cuda::norm_body(tables, *shared, block); });
 }
 
+template <class Rule>
+void run_measure(const StepTables& tables) {
+  const auto shared = shared_memory<cuda::StepMemory<Rule>>();
+  in_any_order(blocks_of(tables),
+               [&](auto& block) { cuda::measure_body<Rule>(tables, *shared, block); });
+}
+
+// The launches of a rule that measures a distance, before its update.
+void measure(int rule, const StepTables& tables, at::Device device) {
+  Rules::visit(rule, [&]<class Rule>() {
+    if constexpr (Measures<Rule>) {
+      if (tables.phase != Phase::kUpdate) {
+        launch(device, "measure_kernel", tables, [tables] { run_measure<Rule>(tables); });
+      } else {
+        launch(device, "finish_distance_kernel", tables, [tables] {
+          cuda::HostBlock block{0, 1, kThreads};
+          cuda::finish_distance_body<Rule>(tables, block);
+        });
+      }
+    }
+  });
+}
+
 void run_step(int rule, const StepTables& tables) {
   Rules::visit(rule, [&]<class Rule>() {
     const auto shared = shared_memory<cuda::StepMemory<Rule>>();
@@ -115,16 +138,20 @@ void run_step(int rule, const StepTables& tables) {
 }  // namespace
 
 void step(int rule, const StepTables& tables, at::Device device) {
-  if (tables.totals.chunk_squares && tables.phase != Phase::kUpdate) {
+  const bool begins = tables.phase == Phase::kWhole || tables.phase == Phase::kSquares;
+  if (tables.totals.chunk_squares && begins) {
     launch(device, "norm_kernel", tables, [tables] { run_norm(tables); });
   }
   if (tables.phase == Phase::kSquares) return;
-  if (tables.phase == Phase::kUpdate) {
+  const bool measures = tables.totals.terms != nullptr;
+  if (tables.totals.chunk_squares && !begins && (tables.phase == Phase::kMeasure) == measures) {
     launch(device, "finish_norms_kernel", tables, [tables] {
       cuda::HostBlock block{0, 1, kThreads};
       cuda::finish_norms_body(tables, *shared_memory<cuda::NormMemory>(), block);
     });
   }
+  measure(rule, tables, device);
+  if (tables.phase == Phase::kMeasure) return;
   launch(device, "step_kernel", tables, [rule, tables] { run_step(rule, tables); });
 }
 
