@@ -21,6 +21,7 @@ PACKAGES = (
     "lightning",
     "numpy",
     "pandas",
+    "prodigyopt",
     "pytorch-ignite",
     "schedulefree",
     "scipy",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,10 +35,14 @@ RULES = tuple(HYPERS)
 OF_PACKAGES: dict[str, Hypers] = {
     "AdamWScheduleFree": {"lr": 1e-2, "weight_decay": 0.01, "warmup_steps": 10},
     "SGDScheduleFree": {"lr": 1e-1, "weight_decay": 1e-4, "warmup_steps": 10},
+    # The gradients stay as they are, at which the estimate would grow without end.
+    "Prodigy": {"d0": 1e-3, "weight_decay": 0.01, "growth_rate": 1.0},
+    "DAdaptAdam": {"d0": 1e-3, "weight_decay": 0.01, "decouple": True, "growth_rate": 1.0},
 }
 # Reads of gradient, weight and states and writes of all but the gradient, per element of a step.
 ACCESSES = {"SGD": 5, "Adam": 7, "AdamW": 7, "NAdam": 7, "RMSprop": 5, "Adagrad": 5, "Lion": 5}
 ACCESSES |= {"AdamWScheduleFree": 7, "SGDScheduleFree": 5}
+ACCESSES |= {"Prodigy": 12, "DAdaptAdam": 12}
 
 # Relative to the largest value: of weights, a fraction of what a step moves them by, and of states,
 # which depend on the norm, that torch sums in single precision. bfloat16's roundings are of 2^-8;
@@ -129,6 +135,15 @@ def _schedulefree(foreach: bool) -> Callable[[str, Groups, Hypers], torch.optim.
     return make
 
 
+def _estimating(package: str) -> Callable[[str, Groups, Hypers], torch.optim.Optimizer]:
+    def make(rule: str, groups: Groups, hypers: Hypers) -> torch.optim.Optimizer:
+        cls = getattr(import_module(package), rule)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that its decay is decoupled
+            return cls(groups, **hypers)  # type: ignore[no-any-return]
+
+    return make
+
+
 _FREE = ("AdamWScheduleFree", "SGDScheduleFree")
 _FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
 _TORCHS = tuple(rule for rule in RULES if rule != "Lion")
@@ -156,6 +171,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "schedulefree-foreach": Implementation(_schedulefree(True), _FREE, package="schedulefree"),
     "schedulefree-forloop": Implementation(
         _schedulefree(False), _FREE, package="schedulefree", slow=True
+    ),
+    "prodigyopt": Implementation(
+        _estimating("prodigyopt"), ("Prodigy",), package="prodigyopt", slow=True
+    ),
+    "dadaptation": Implementation(
+        _estimating("dadaptation"), ("DAdaptAdam",), package="dadaptation", slow=True
     ),
 }
 NAMES = tuple(IMPLEMENTATIONS)

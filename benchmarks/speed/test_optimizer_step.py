@@ -100,8 +100,8 @@ CASES = [
         for rule in OF_PACKAGES
         for parameters, floor, share in (
             ("lora", 6, None),
-            ("resnet50", 3, 0.85),
-            ("vit_small", 3, 0.85),
+            ("resnet50", 3 if "ScheduleFree" in rule else 2.5, 0.85),
+            ("vit_small", 3 if "ScheduleFree" in rule else 2.5, 0.85),
         )
     ),
 ]
