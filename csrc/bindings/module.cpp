@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/version.h>
 
+#include "bindings/codes.h"
 #include "bindings/curve.h"
 #include "bindings/device.h"
 #include "bindings/engine.h"
@@ -41,6 +42,23 @@ std::map<std::string, std::vector<std::vector<std::string>>> rule_states() {
   return found;
 }
 
+// Of each rule that can keep its states in 8 bits, each of them: whether it is a mean of squares.
+std::map<std::string, std::map<std::string, bool>> coded_states() {
+  std::map<std::string, std::map<std::string, bool>> found;
+  for (const char* name : lrfast::Rules::kNames) {
+    std::map<std::string, bool> states;
+    bool is_coded = true;
+    for (const lrfast::StateNames& form : lrfast::bindings::find_rule(name).forms) {
+      for (int k = 0; k < form.count; ++k) {
+        is_coded = is_coded && form.kinds[k] != lrfast::StateKind::kWide;
+        states[form.names[k]] = form.kinds[k] == lrfast::StateKind::kPositive;
+      }
+    }
+    if (is_coded) found[name] = states;
+  }
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -51,6 +69,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("rules") =
       std::vector<std::string>(std::begin(lrfast::Rules::kNames), std::end(lrfast::Rules::kNames));
   m.attr("rule_states") = rule_states();
+  m.attr("coded_states") = coded_states();
+  m.attr("min_coded") = lrfast::kMinCoded;
+  m.attr("code_block") = lrfast::kCodeBlock;
   m.attr("curve_state_size") = lrfast::kCurveStateDoubles;
 
   m.def("evaluate_schedule", &evaluate_schedule, arg("schedule"), arg("steps"));
@@ -65,6 +86,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("check_groups", &ParamGroups::check, arg("rule"), arg("groups"));
   m.def("layout_strides", &layout_strides, arg("param"));
+  m.def("encode_state", &encode_state, arg("values"), arg("positive"));
+  m.def("decode_state", &decode_state, arg("codes"), arg("scales"), arg("positive"));
 
   py::class_<EngineOptions>(m, "EngineOptions")
       .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, int64_t>(),

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/codes.h"
 #include "core/math.h"
 #include "core/platform.h"
 #include "core/tables.h"
@@ -20,6 +21,7 @@ struct HyperName {
 struct StateNames {
   int count;
   const char* names[kMaxStates];
+  StateKind kinds[kMaxStates] = {};  // a rule whose states are kWide keeps none in 8 bits
 };
 
 struct TensorClock {

@@ -13,12 +13,13 @@ constexpr int kMaxStates = 3;  // AdamW with amsgrad: exp_avg, exp_avg_sq, max_e
 constexpr int kMaxHypers = 8;
 
 struct TensorRow {
-  void* param;               // [numel]
-  void* states[kMaxStates];  // [numel] each, in the order that the rule names them
-  void* average;             // [numel] of the type that the arithmetic runs in; null: none is kept
-  void* count;               // [] updates applied to this tensor so far; float or double
-  double* product;           // [] product of the momenta used so far; may be null
-  double* largest;           // [] learning rate so far; may be null
+  void* param;                  // [numel]
+  void* states[kMaxStates];     // [numel] each, in the order that the rule names them
+  uint8_t* scales[kMaxStates];  // [numel / kCodeBlock] of states in 8 bits; null: they are not
+  void* average;    // [numel] of the type that the arithmetic runs in; null: none is kept
+  void* count;      // [] updates applied to this tensor so far; float or double
+  double* product;  // [] product of the momenta used so far; may be null
+  double* largest;  // [] learning rate so far; may be null
   int64_t numel;
   int32_t group;
   uint32_t number;  // place among the optimizer's parameters

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -27,7 +28,7 @@ from lrfast.optim._buffer_averages import BufferAverages, buffers_of, saved_aver
 from lrfast.optim._checkpoint import ENGINE_ENTRY, without_wrappers
 from lrfast.optim._display import optimizer_text
 from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
-from lrfast.optim._options import Options, Schedules, StepOptions, check_group
+from lrfast.optim._options import Options, Schedules, StepOptions, check_codes, check_group
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
 from lrfast.optim._shards import find_shards
 
@@ -83,6 +84,8 @@ class FusedOptimizer(SchedulingMixin):
         self._clock_at_start = (0, 0)
         for index, group in enumerate(self.param_groups):
             check_group(index, group)
+        if self._options.state_dtype == "8bit":
+            check_codes(self._rule, self.param_groups)
         self._choose_dtypes()
         self.set_schedule(schedule)
 
@@ -255,6 +258,28 @@ class FusedOptimizer(SchedulingMixin):
         with self.register_state_dict_post_hook(_complete_state_dict, prepend=True):
             return super().state_dict()
 
+    def float32_state_dict(self) -> dict[str, Any]:
+        """Return the state dict with states in 8 bits as float32, which torch.optim can load.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer = torch.nn.Linear(64, 64)
+            >>> optimizer = lrfast.AdamW(layer.parameters(), state_dtype="8bit")
+            >>> layer(torch.ones(1, 64)).sum().backward()
+            >>> optimizer.step()
+            >>> torch.optim.AdamW(layer.parameters()).load_state_dict(
+            ...     optimizer.float32_state_dict()
+            ... )
+        """
+        state_dict = self.state_dict()
+        coded = extension().coded_states.get(self._rule, {})
+        for place, state in state_dict["state"].items():
+            names = {name for name in coded if name + _state.CODES in state}
+            wide = {name: _state.decoded(state, name, coded[name]) for name in names}
+            kept = {key: value for key, value in state.items() if _state.base_name(key) not in wide}
+            state_dict["state"][place] = kept | wide
+        return state_dict
+
     def load_state_dict(
         self, state_dict: dict[str, Any], *, schedule: Literal["saved", "own"] | None = None
     ) -> None:
@@ -265,7 +290,8 @@ class FusedOptimizer(SchedulingMixin):
         another length goes on itself, at the saved step, with a UserWarning; so does any other that
         a trainer's integration has attached.
         Where the groups of both have "param_names", as optimizers over ``named_parameters()`` have,
-        states go by name, otherwise by position.
+        states go by name, otherwise by position. States in 8 bits become float32 and the other way
+        round, if ``state_dtype`` says so; otherwise loading changes no bit.
 
         Args:
             state_dict: From :meth:`state_dict`, of this class or of torch.optim's of that name.
@@ -322,7 +348,8 @@ class FusedOptimizer(SchedulingMixin):
         entry = self._schedule_entry()
         options = self._options
         averages_by_step = options.ema_start > 0 or options.ema_warmup
-        if options.stochastic_rounding or options.telemetry or averages_by_step:
+        rounds = options.stochastic_rounding or options.state_dtype == "8bit"
+        if rounds or options.telemetry or averages_by_step:
             entry["steps"] = self._clock()[1]
         averages = self._buffer_averages
         if buffers := self._saved_averages if averages is None else averages.state_dict():
@@ -424,12 +451,15 @@ class FusedOptimizer(SchedulingMixin):
     def _prepare_state(self, engine: _C.Engine, names: _C.MissingStates) -> None:
         param, count, product = names.param, names.count, names.product
         state = self.state[param]
-        dtype = self._options.state_dtype_of(param, [state.get(name) for name in names.tensors])
+        dtype = self._options.state_dtype_of(param, self._moments(param))
+        coded = extension().coded_states.get(self._rule, {})
         for name in names.tensors:
-            if state.get(name) is None:
-                state[name] = self._new_state(name, param, dtype)
-            else:
-                state[name] = _state.as_engine_state(name, state[name], param, dtype)
+            is_new = state.get(name) is None and name + _state.CODES not in state
+            if is_new:
+                wide = torch.float32 if dtype is torch.uint8 else dtype
+                state[name] = self._new_state(name, param, wide)
+            if not is_new or dtype is torch.uint8:
+                _state.convert(state, name, param, dtype, coded.get(name, False))
         if self._options.ema_decay is not None:
             average = param.detach() if state.get("ema") is None else state["ema"]
             kept_in = _state.average_dtype(param)
@@ -453,16 +483,28 @@ class FusedOptimizer(SchedulingMixin):
         return _state.zeros_like(param, dtype)
 
     def _choose_dtypes(self) -> None:
-        """Convert existing moments to ``state_dtype``, if that is given."""
-        if self._options.state_dtype is None:
-            return
+        """Convert existing moments to ``state_dtype``, if that is given, and others from 8 bits."""
+        coded = extension().coded_states.get(self._rule, {})
         for param, state in self.state.items():
-            if isinstance(param, Tensor):  # torch loads states of unknown parameters, too
-                dtype = self._options.state_dtype_of(param, [])
-                for name in state.keys() - _state.NOT_MOMENTS:
-                    if isinstance(state[name], Tensor):
-                        note_use(state[name])
-                        state[name] = state[name].to(dtype)
+            if not isinstance(param, Tensor):  # torch loads states of unknown parameters, too
+                continue
+            dtype = self._options.state_dtype_of(param, self._moments(param))
+            to_codes, chooses = dtype is torch.uint8, self._options.state_dtype is not None
+            for name in {*map(_state.base_name, state)} - {*_state.NOT_MOMENTS}:
+                value = state.get(name)
+                is_coded = name + _state.CODES in state
+                if name in coded and (is_coded or (to_codes and isinstance(value, Tensor))):
+                    _state.convert(state, name, param, dtype, coded[name])
+                elif chooses and not to_codes and isinstance(value, Tensor):
+                    note_use(value)
+                    state[name] = value.to(dtype)
+
+    def _moments(self, param: Tensor) -> list[Tensor]:
+        """Return the tensors of a parameter's moments that there are."""
+        state = self.state.get(param, {})
+        names = {*chain.from_iterable(extension().rule_states[self._rule])}
+        held = [state.get(key) for name in names for key in (name, name + _state.CODES)]
+        return [value for value in held if isinstance(value, Tensor)]
 
     def _watch(self, flag: Tensor | None) -> None:
         """Let steps change nothing while ``flag``, one float64 on the device, is not 0."""
