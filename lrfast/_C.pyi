@@ -22,6 +22,7 @@ has_dict_versions: bool
 rules: list[str]
 rule_states: dict[str, list[list[str]]]
 coded_states: dict[str, dict[str, bool]]
+cuda_codes: list[str]
 min_coded: int
 code_block: int
 curve_state_size: int
@@ -63,6 +64,7 @@ class EngineOptions:
         ema_warmup: bool,
         stochastic_rounding: bool,
         seed: int,
+        codes: bool,
         telemetry: int,
     ) -> None: ...
 

@@ -59,6 +59,14 @@ std::map<std::string, std::map<std::string, bool>> coded_states() {
   return found;
 }
 
+std::vector<std::string> rules_with_cuda_codes() {
+  std::vector<std::string> found;
+  for (const auto& [name, states] : coded_states()) {
+    if (lrfast::bindings::find_rule(name).codes_on_cuda) found.push_back(name);
+  }
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -70,6 +78,7 @@ PYBIND11_MODULE(_C, m) {
       std::vector<std::string>(std::begin(lrfast::Rules::kNames), std::end(lrfast::Rules::kNames));
   m.attr("rule_states") = rule_states();
   m.attr("coded_states") = coded_states();
+  m.attr("cuda_codes") = rules_with_cuda_codes();
   m.attr("min_coded") = lrfast::kMinCoded;
   m.attr("code_block") = lrfast::kCodeBlock;
   m.attr("curve_state_size") = lrfast::kCurveStateDoubles;
@@ -90,10 +99,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("decode_state", &decode_state, arg("codes"), arg("scales"), arg("positive"));
 
   py::class_<EngineOptions>(m, "EngineOptions")
-      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, int64_t>(),
+      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, bool, int64_t>(),
            arg("max_grad_norm"), arg("skip_nonfinite"), arg("zero_grads"), arg("ema_decay"),
            arg("ema_start"), arg("ema_warmup"), arg("stochastic_rounding"), arg("seed"),
-           arg("telemetry"));
+           arg("codes"), arg("telemetry"));
 
   py::class_<MissingStates>(m, "MissingStates")
       .def_readonly("group", &MissingStates::group)

@@ -238,7 +238,10 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
     found.push_back(std::move(state));
     if (!is_coded) continue;
     at::Tensor scales = find_state(dict, (std::string(names.names[k]) + kScales).c_str());
-    if (!is_usable_scales(scales, *this) || names.kinds[k] == StateKind::kWide) {
+    TORCH_CHECK_VALUE(!tensor.is_cuda() || rule.codes_on_cuda,
+                      "state_dtype must be a dtype or None for the rule '", rule.name,
+                      "' on cuda, got \"8bit\"");
+    if (!options.codes || !is_usable_scales(scales, *this) || names.kinds[k] == StateKind::kWide) {
       return Binding::kUnusable;
     }
     found_scales.push_back(std::move(scales));

@@ -45,6 +45,7 @@ struct EngineOptions {
   bool ema_warmup = false;           // whether the decay grows from then on
   bool stochastic_rounding = false;  // of bfloat16 parameters and their bfloat16 states
   uint64_t seed = 0;
+  bool codes = false;     // whether states may be in 8 bits
   int64_t telemetry = 0;  // steps that the ring of records holds; 0: none
 };
 

@@ -66,7 +66,7 @@ LRFAST_HD float decode(uint32_t code, uint32_t scale) {
   if constexpr (kind == StateKind::kPositive) {
     const uint32_t bits = (code << kCutDigits) + (scale << 23);
     const uint32_t number = code == 0u ? 0u : bits;
-    return bits_as<float>(code == 255u ? kInfinityBits : number);
+    return bits_as<float>(code == 255u ? uint32_t{kInfinityBits} : number);
   } else {
     const uint32_t digits = (code & 0x7fu) << kCutDigits;
     const uint32_t shifted =

@@ -24,6 +24,10 @@ struct StateNames {
   StateKind kinds[kMaxStates] = {};  // a rule whose states are kWide keeps none in 8 bits
 };
 
+// Whether a GPU, too, can keep a rule's states in 8 bits.
+template <class Rule>
+constexpr bool kCodesOnCuda = true;
+
 struct TensorClock {
   double count;    // updates applied to this tensor before this one
   double product;  // of the momenta used so far, or negative where none is kept

@@ -112,6 +112,7 @@ struct StepTables {
   int64_t average_start;  // steps in all before which the average is the weights
   bool average_warms_up;  // whether the decay grows from then on
   bool has_averages;      // whether any tensor keeps one
+  bool has_codes;         // whether any tensor's states are in 8 bits
   uint64_t seed;          // of stochastic rounding
   int64_t num_chunks;
   int64_t chunk_size;

@@ -236,13 +236,13 @@ LRFAST_HD void update_chunk(const StepTables& t, int64_t c,
     if constexpr (kMayBeCoded) {
       if (is_coded) {
         prefetch_block<kCodeBlock>(at.params, row.numel - begin);
-        prefetch_block<kCodeBlock>(at.grads, row.numel - begin);
         for (int k = 0; k < kStates; ++k) {
           const uint8_t* codes = static_cast<const uint8_t*>(row.states[k]);
           prefetch_block<kCodeBlock>(codes + begin, row.numel - begin);
         }
         decode_block(Rule::kStates[form], row, begin, end, wide);
         for (int k = 0; k < kStates; ++k) at.states[k] = wide[k];
+        prefetch_block<kCodeBlock>(at.grads, row.numel - begin);
       }
     }
     update_range<Rule, form>(at, update, noise);

@@ -88,10 +88,6 @@ cudaError_t launch(const StepTables& tables, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-bool has_passes(const StepTables& t) {
-  return t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
-}
-
 }  // namespace
 
 cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {

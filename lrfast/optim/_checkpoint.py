@@ -28,7 +28,7 @@ from lrfast.optim._buffer_averages import saved_averages
 from lrfast.optim._loss_schedules import check_saved
 from lrfast.optim._options import check_group, check_saved_groups
 from lrfast.optim._scheduling import SchedulingMixin, saved_schedules
-from lrfast.optim._state import CODES, SCALARS, SCALES, base_name
+from lrfast.optim._state import CODES, SCALARS, SCALES, base_name, count_scales
 
 ENGINE_ENTRY = "lrfast"  # key of lrfast's entry in a state dict; torch.optim ignores it
 
@@ -188,7 +188,7 @@ def _check_states(
 def _check_codes(where: str, name: str, state: dict[str, Any], param: Tensor) -> None:
     """Check the two tensors of a state in 8 bits."""
     codes, scales = state.get(name + CODES), state.get(name + SCALES)
-    shapes = (param.shape, (-(-param.numel() // extension().code_block),))
+    shapes = (param.shape, (count_scales(param),))
     for value, shape in zip((codes, scales), shapes, strict=True):
         is_bytes = isinstance(value, Tensor) and value.dtype is torch.uint8
         if not is_bytes or check_tensor(where, value).shape != shape:

@@ -28,6 +28,7 @@ from lrfast.optim._buffer_averages import BufferAverages, buffers_of, saved_aver
 from lrfast.optim._checkpoint import ENGINE_ENTRY, without_wrappers
 from lrfast.optim._display import optimizer_text
 from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
+from lrfast.optim._memory import Memory, memory_of
 from lrfast.optim._options import Options, Schedules, StepOptions, check_codes, check_group
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
 from lrfast.optim._shards import find_shards
@@ -177,6 +178,29 @@ class FusedOptimizer(SchedulingMixin):
         else:
             kept = torch.zeros(0, len(self.param_groups), 4, dtype=torch.float64)
         return Telemetry(first, *kept.unbind(-1))
+
+    def memory(self) -> Memory:
+        """Return the bytes of parameters, gradients and states, as they are now.
+
+        States are made by a parameter's first step.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer = torch.nn.Linear(256, 256, bias=False)
+            >>> optimizer = lrfast.AdamW(layer.parameters(), state_dtype="8bit")
+            >>> layer(torch.ones(1, 256)).sum().backward()
+            >>> optimizer.step()
+            >>> print(optimizer.memory())
+                        dtype      bytes  per parameter
+            parameters  float32  262,144              4
+            gradients   float32  262,144              4
+            exp_avg     8bit      65,792              1
+            exp_avg_sq  8bit      65,792              1
+            step        float32        4        6.1e-05
+            states               131,588           2.01
+            total                655,876             10
+        """
+        return memory_of(self.param_groups, self.state)
 
     def average_buffers(self, model: nn.Module) -> None:
         """Keep an EMA of a model's buffers, too, such as the statistics of batch norm.
@@ -455,10 +479,11 @@ class FusedOptimizer(SchedulingMixin):
         coded = extension().coded_states.get(self._rule, {})
         for name in names.tensors:
             is_new = state.get(name) is None and name + _state.CODES not in state
-            if is_new:
-                wide = torch.float32 if dtype is torch.uint8 else dtype
-                state[name] = self._new_state(name, param, wide)
-            if not is_new or dtype is torch.uint8:
+            if is_new and dtype is torch.uint8:
+                _state.make_codes(state, name, param)
+            elif is_new:
+                state[name] = self._new_state(name, param, dtype)
+            else:
                 _state.convert(state, name, param, dtype, coded.get(name, False))
         if self._options.ema_decay is not None:
             average = param.detach() if state.get("ema") is None else state["ema"]
@@ -484,6 +509,8 @@ class FusedOptimizer(SchedulingMixin):
 
     def _choose_dtypes(self) -> None:
         """Convert existing moments to ``state_dtype``, if that is given, and others from 8 bits."""
+        if not self.state:  # and no need of the compiled engine
+            return
         coded = extension().coded_states.get(self._rule, {})
         for param, state in self.state.items():
             if not isinstance(param, Tensor):  # torch loads states of unknown parameters, too

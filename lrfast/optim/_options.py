@@ -119,7 +119,7 @@ class Options:
         average = (decay, self.ema_start, self.ema_warmup)
         flags = (self.skip_nonfinite, self.zero_grads, *average, self.stochastic_rounding)
         options: _C.EngineOptions = extension().EngineOptions(
-            self.max_grad_norm or 0.0, *flags, self.seed, self.telemetry
+            self.max_grad_norm or 0.0, *flags, self.seed, self.state_dtype == "8bit", self.telemetry
         )
         return options
 
@@ -160,10 +160,10 @@ def check_codes(rule: str, param_groups: list[dict[str, Any]]) -> None:
                     f"state_dtype must be a dtype or None for a DTensor, as in param_groups[{index}"
                     '], got "8bit": its blocks would not fit other shards'
                 )
-            if param.is_cuda:
+            if param.is_cuda and rule not in extension().cuda_codes:
                 raise ValueError(
-                    f"state_dtype must be a dtype or None on cuda, as in param_groups[{index}], "
-                    'got "8bit", which only the CPU has'
+                    f"state_dtype must be a dtype or None for the rule {rule!r} on cuda, as in "
+                    f'param_groups[{index}], got "8bit"'
                 )
 
 

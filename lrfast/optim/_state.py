@@ -79,6 +79,18 @@ def convert(
             state.pop(name + suffix, None)
 
 
+def make_codes(state: dict[str, Any], name: str, param: Tensor) -> None:
+    """Make a state of zeros in 8 bits, without a synchronisation."""
+    state[name + CODES] = zeros_like(param, torch.uint8)
+    blocks = count_scales(param)
+    state[name + SCALES] = torch.zeros(blocks, dtype=torch.uint8, device=param.device)
+
+
+def count_scales(param: Tensor) -> int:
+    """Return the number of blocks that a parameter's states in 8 bits have."""
+    return -(-param.numel() // int(extension().code_block))
+
+
 def as_scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a number as a tensor [] on its parameter's device, without a synchronisation."""
     if isinstance(value, Tensor):

@@ -184,6 +184,7 @@ StepTables Plan::tables() {
     rows_.push_back(make_row(tensor, static_cast<uint32_t>(rows_.size() + 5)));
     grads_.push_back(tensor.spec.has_grad ? tensor.grad.data() : nullptr);
     t.has_averages = t.has_averages || tensor.spec.has_average;
+    t.has_codes = t.has_codes || tensor.spec.coded;
   }
   t.tensors = rows_.data();
   t.grads = grads_.data();

@@ -22,14 +22,15 @@ struct RuleInfo {
   int momentum;  // its hyperparameter, or -1
   int weight_decay;
   bool always_product;
+  bool codes_on_cuda;
 };
 
 LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
   RuleInfo info{};
   Rules::visit(rule, [&]<class Rule>() {
     static_assert(Rule::kRate == 0 && Rule::kNumForms <= kMaxForms);
-    info = {Rule::kName,        Rule::kNumForms,     {}, {}, Rule::kMomentum,
-            Rule::kWeightDecay, Rule::kAlwaysProduct};
+    info = {Rule::kName,          Rule::kNumForms,   {}, {}, Rule::kMomentum, Rule::kWeightDecay,
+            Rule::kAlwaysProduct, kCodesOnCuda<Rule>};
     for (int form = 0; form < Rule::kNumForms; ++form) {
       info.num_states[form] = Rule::kStates[form].count;
       std::copy_n(Rule::kStates[form].kinds, kMaxStates, info.kinds[form]);

@@ -137,6 +137,45 @@ def test_threads_change_nothing(case: OptimizerCase) -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("passes", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=by_name)
+@pytest.mark.parametrize("case", [c for c in FEW if "rmsprop" not in c.name], ids=by_name)
+def test_cuda_is_the_cpu_to_the_bit(case: OptimizerCase, dtype: torch.dtype, passes: bool) -> None:
+    """Then on: a state dict goes from either to the other."""
+    options: dict[str, Any] = {**case.options, "state_dtype": "8bit", "seed": 9}
+    options["stochastic_rounding"] = dtype is torch.bfloat16
+    if passes:
+        options |= {"zero_grads": True, "ema_decay": 0.8}
+    start = [torch.randn(n).to(dtype) for n in (20_003, 4096, 9)]
+    both = []
+    for device in ("cpu", "cuda"):
+        params = [torch.nn.Parameter(value.to(device)) for value in start]
+        both.append((case.ours(params, **options), params))
+    for _ in range(2):
+        for grads in some_grads(start, 2):
+            for optimizer, params in both:
+                run(optimizer, params, [[grad.to(params[0].device) for grad in grads]])
+        assert bits(both[0][0]) == bits(both[1][0])
+        saved = [copy.deepcopy(optimizer.state_dict()) for optimizer, _ in both]
+        for (optimizer, _), other in zip(both, reversed(saved), strict=True):
+            optimizer.load_state_dict(other)
+
+
+@pytest.mark.gpu
+def test_rmsprop_on_cuda_refuses() -> None:
+    param = torch.nn.Parameter(torch.ones(5000, device="cuda"))
+    with pytest.raises(ValueError, match=r"state_dtype must be.*'rmsprop' on cuda"):
+        lrfast.RMSprop([param], lr=0.1, state_dtype="8bit")
+    moved = torch.nn.Parameter(torch.ones(5000))
+    optimizer = lrfast.RMSprop([moved], lr=0.1, state_dtype="8bit")
+    moved.data = moved.data.cuda()
+    moved.grad = torch.ones_like(moved)
+    with pytest.raises(ValueError, match=r"state_dtype must be.*'rmsprop' on cuda"):
+        optimizer.step()
+    assert bool((moved == 1).all())
+
+
 @pytest.mark.parametrize("case", FEW, ids=by_name)
 def test_conversions(case: OptimizerCase) -> None:
     """float32 states become codes by wrap's way and by loading, and the other way round."""

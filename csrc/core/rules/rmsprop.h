@@ -86,4 +86,8 @@ struct RmsProp : NoProduct {
   }
 };
 
+// A root, a division and three states: with a block of codes they spill at 64 registers.
+template <>
+inline constexpr bool kCodesOnCuda<RmsProp> = false;
+
 }  // namespace lrfast
