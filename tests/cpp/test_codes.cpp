@@ -64,6 +64,12 @@ void test_roundings() {
     const double expected = (x - below) / (above - below);
     EXPECT_NEAR(static_cast<double>(up) / 4096, expected, 1.5 / 4096);
   }
+  // The last 4 of 20 digits meet no noise, and are rounded to nearest.
+  const uint32_t bits = (100u << kCutDigits) + (90u << 23);
+  if (kind == StateKind::kPositive) {
+    EXPECT_EQ(encode<kind>(bits_as<float>(bits + 7), 90, 0xffff), 100u);
+    EXPECT_EQ(encode<kind>(bits_as<float>(bits + 8), 90, 0xffff), 101u);
+  }
 }
 
 // The largest of a block takes a code that is a number's and two codes from the end at most, also
@@ -71,7 +77,9 @@ void test_roundings() {
 template <StateKind kind>
 void test_scales() {
   uint32_t before = 0;
-  for (uint32_t bits = 0; bits < kInfinityBits; bits += 0x1fff) {
+  // All over the floats, and one by one where a shifted number comes to the last code.
+  for (uint32_t bits = 0; bits < kInfinityBits;
+       bits += bits % 0x800000 / 0x200 == 0x2fff ? 1 : 0x200) {
     const uint32_t scale = scale_of<kind>(bits);
     EXPECT(scale >= before && scale <= kLastScale<kind>);
     before = scale;
