@@ -54,7 +54,8 @@ LRFAST_HD uint32_t scale_of(uint32_t largest) {
   // What the shift of a signed number, 2^15 times smaller than those, adds to the largest one.
   constexpr uint32_t kShift = is_positive ? 0u : 1u << (23 - 15);
   const uint32_t top = (largest + (2u << kCutDigits) - 1u + kShift) >> 23;
-  return top > kExponents ? top - kExponents : 0u;
+  const uint32_t highest = top < 254u ? top : 254u;  // of finite floats
+  return highest > kExponents ? highest - kExponents : 0u;
 }
 
 // The float that signed numbers are shifted by, away from zero, before they are cut: the codes near
@@ -76,26 +77,28 @@ LRFAST_HD float decode(uint32_t code, uint32_t scale) {
   }
 }
 
-// noise: 16 random bits. A number that a code stands for is not rounded.
+// noise: 16 random bits. A number that a code stands for is not rounded. Infinity and NaN come out
+// above the last code at every scale that there is, and become it.
 template <StateKind kind>
 LRFAST_HD uint32_t encode(float x, uint32_t scale, uint32_t noise) {
+  constexpr int32_t kHalf = 8;  // of the digits that no noise reaches
   const uint32_t magnitude = magnitude_of(x);
-  const int32_t carry = static_cast<int32_t>((noise << 4) + 8u);
   if constexpr (kind == StateKind::kPositive) {
     // Below the block's range the difference is negative.
-    const int32_t digits = static_cast<int32_t>(magnitude - (scale << 23));
-    const int32_t rounded = (digits + carry) >> kCutDigits;
+    const uint32_t number = magnitude < kInfinityBits ? magnitude : uint32_t{kInfinityBits};
+    const int32_t offset = static_cast<int32_t>(scale << 23) - kHalf;
+    const int32_t digits = static_cast<int32_t>(number) - offset;
+    const int32_t rounded = (digits + static_cast<int32_t>(noise << 4)) >> kCutDigits;
     const int32_t raised = rounded > 1 ? rounded : 1;
-    const int32_t code = magnitude >= kInfinityBits ? 255 : raised;
+    const int32_t code = raised < 255 ? raised : 255;
     return static_cast<uint32_t>(magnitude == 0u ? 0 : code);
   } else {
     const uint32_t shift = shift_bits(scale);
     const float shifted = bits_as<float>(magnitude) + bits_as<float>(shift);
-    const int32_t digits = static_cast<int32_t>(bits_as<uint32_t>(shifted) - shift);
-    // All ones for infinity and NaN; a choice would be a branch around the sum.
-    const uint32_t last = magnitude >= kInfinityBits ? 0x7fu : 0u;
-    const uint32_t code = static_cast<uint32_t>((digits + carry) >> kCutDigits) | last;
-    return (code & 0x7fu) | (bits_as<uint32_t>(x) >> 24 & 0x80u);
+    const int32_t digits = bits_as<int32_t>(shifted) - (static_cast<int32_t>(shift) - kHalf);
+    const int32_t rounded = (digits + static_cast<int32_t>(noise << 4)) >> kCutDigits;
+    const uint32_t code = static_cast<uint32_t>(rounded < 127 ? rounded : 127);
+    return code | (bits_as<uint32_t>(x) >> 24 & 0x80u);
   }
 }
 

@@ -70,4 +70,5 @@ def memory_of(param_groups: list[dict[str, Any]], states: dict[Any, dict[str, An
         for name, value in states.get(param, {}).items():
             if isinstance(value, Tensor):
                 add(name, value)
-    return Memory(numel, dict(sizes))
+    names = list(dict.fromkeys(name for name, _ in sizes))  # a state's dtypes stand together
+    return Memory(numel, dict(sorted(sizes.items(), key=lambda item: names.index(item[0][0]))))

@@ -469,6 +469,8 @@ class FusedOptimizer(SchedulingMixin):
 
     def _prepare_states(self, engine: _C.Engine, missing: list[_C.MissingStates]) -> None:
         """Make the states that the engine misses, or convert loaded ones to the form it needs."""
+        if self._options.state_dtype == "8bit":  # parameters may have been added, or have moved
+            check_codes(self._rule, self.param_groups)
         for names in missing:
             self._prepare_state(engine, names)
 

@@ -410,6 +410,45 @@ def test_float64_and_small_ones_stay_as_they_are() -> None:
     assert found == [torch.float64, torch.complex64, torch.float32, torch.float32]
 
 
+def test_sharded_state_of_whole_parameters() -> None:
+    model = torch.nn.Linear(100, 90)
+    optimizer = lrfast.AdamW(model.parameters(), lr=0.1, state_dtype="8bit")
+    params = list(model.parameters())
+    run(optimizer, params, some_grads(params, 2))
+    before = bits(optimizer)
+    saved = copy.deepcopy(lrfast.ShardedState(model, optimizer).state_dict())
+    grads = some_grads(params, 2)
+    run(optimizer, params, grads)
+    after = bits(optimizer)
+    other = torch.nn.Linear(100, 90)
+    again = lrfast.AdamW(other.parameters(), lr=0.1, state_dtype="8bit")
+    lrfast.ShardedState(other, again).load_state_dict(saved)
+    assert bits(again) == before
+    run(again, list(other.parameters()), grads)
+    assert bits(again) == after
+
+
+def test_memory() -> None:
+    params = [torch.nn.Parameter(torch.randn(n)) for n in (5000, 100)]
+    optimizer = lrfast.AdamW(params, lr=0.1, state_dtype="8bit", ema_decay=0.9)
+    assert optimizer.memory().sizes == {("parameters", "float32"): 20_400}
+    run(optimizer, params, some_grads(params, 1))
+    memory = optimizer.memory()
+    state = 5000 + 20, 400  # 20 blocks
+    assert memory.sizes == {
+        ("parameters", "float32"): 20_400, ("gradients", "float32"): 20_400,
+        ("exp_avg", "8bit"): state[0], ("exp_avg", "float32"): state[1],
+        ("exp_avg_sq", "8bit"): state[0], ("exp_avg_sq", "float32"): state[1],
+        ("ema", "float32"): 20_400, ("step", "float32"): 8,
+    }  # fmt: skip
+    assert memory.states == 2 * sum(state) + 20_400 + 8 == memory.total - 40_800
+    lines = str(memory).splitlines()
+    assert lines[0].split() == ["dtype", "bytes", "per", "parameter"]
+    assert lines[3].split() == ["exp_avg", "8bit", "5,020", "0.984"]
+    assert lines[-1].split() == ["total", f"{memory.total:,}", f"{memory.total / 5100:.3g}"]
+    assert list(memory.sizes)[2:4] == [("exp_avg", "8bit"), ("exp_avg", "float32")]
+
+
 @pytest.mark.full
 def test_a_million_adversarial_steps() -> None:
     """Tiny and huge, zeros, one outlier per block, denormals: never NaN, never an explosion."""
