@@ -452,7 +452,7 @@ def test_memory() -> None:
 @pytest.mark.full
 def test_a_million_adversarial_steps() -> None:
     """Tiny and huge, zeros, one outlier per block, denormals: never NaN, never an explosion."""
-    params = [torch.nn.Parameter(torch.zeros(4096)) for _ in range(4)]
+    params = [torch.nn.Parameter(torch.zeros(4096)) for _ in range(2)]
     rate = 1e-3
     optimizer = lrfast.AdamW(params, lr=rate, betas=(0.9, 0.999), weight_decay=0.01,
                              state_dtype="8bit")  # fmt: skip
@@ -464,7 +464,7 @@ def test_a_million_adversarial_steps() -> None:
         torch.full((4096,), 1e12), outlier, torch.randn(4096, generator=generator),
         outlier + 1e-8, -outlier + torch.randn(4096, generator=generator),
     ]  # fmt: skip
-    choices = torch.randint(len(kinds), (1_000_000 // 4 // 16, 4), generator=generator).tolist()
+    choices = torch.randint(len(kinds), (1_000_000 // 16, 2), generator=generator).tolist()
     for chosen in choices:
         for param, kind in zip(params, chosen, strict=True):
             param.grad = kinds[kind]
