@@ -11,7 +11,6 @@ import json
 import math
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from benchmarks.research.suggestions.report import RESULTS as LANDSCAPES
 from benchmarks.research.suggestions.report import newest
 from benchmarks.research.suggestions.train import STEPS, fit, judge
 
-RESULTS = Path("benchmarks/results/small_states")
+RESULTS = provenance.RESULTS / "small_states"
 TASKS = (
     "digits-mlp-sgd",
     "mnist-autoencoder-adam",
@@ -96,7 +95,7 @@ def main() -> int:
         low, high = row["interval"]
         sys.stdout.write(f"{name:32} {row['ratio']:.3f} [{low:.3f}, {high:.3f}]\n")
         sys.stdout.flush()
-    result = {"steps": STEPS, "seeds": arguments.seeds, "tasks": found}
+    result = {**provenance.facts(), "steps": STEPS, "seeds": arguments.seeds, "tasks": found}
     if arguments.keep:
         provenance.write(result, RESULTS)
     else:
