@@ -162,6 +162,31 @@ def test_cuda_is_the_cpu_to_the_bit(case: OptimizerCase, dtype: torch.dtype, pas
             optimizer.load_state_dict(other)
 
 
+def trained(inputs: Tensor, captures: bool) -> list[bytes]:
+    """All of a model and its states after four steps."""
+    torch.manual_seed(6)
+    model = torch.nn.Linear(100, 50).to(inputs.device)
+    optimizer = lrfast.AdamW(model.parameters(), lr=0.05, state_dtype="8bit")
+
+    def train_step(batch: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = model(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step = lrfast.capture(train_step, optimizer, inputs) if captures else train_step
+    for _ in range(4):
+        step(inputs)
+    return bits(optimizer)
+
+
+def test_captured_steps_are_eager_ones(device: torch.device) -> None:
+    """The graph is recorded before there are states, and knows that they will be codes."""
+    inputs = torch.randn(8, 100, device=device)
+    assert trained(inputs, captures=True) == trained(inputs, captures=False)
+
+
 @pytest.mark.gpu
 def test_rmsprop_on_cuda_refuses() -> None:
     param = torch.nn.Parameter(torch.ones(5000, device="cuda"))
