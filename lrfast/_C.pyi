@@ -21,6 +21,10 @@ instruction_set: str
 has_dict_versions: bool
 rules: list[str]
 rule_states: dict[str, list[list[str]]]
+coded_states: dict[str, dict[str, bool]]
+cuda_codes: list[str]
+min_coded: int
+code_block: int
 curve_state_size: int
 
 def evaluate_schedule(
@@ -46,6 +50,8 @@ def savitzky_golay(values: Tensor, window: int, order: int) -> Tensor: ...
 def derivative(values: Tensor, x: Tensor, reach: int) -> Tensor: ...
 def check_groups(rule: str, groups: _ParamGroups) -> None: ...
 def layout_strides(param: Tensor) -> list[int]: ...
+def encode_state(values: Tensor, positive: bool) -> tuple[Tensor, Tensor]: ...
+def decode_state(codes: Tensor, scales: Tensor, positive: bool) -> Tensor: ...
 
 class EngineOptions:
     def __init__(
@@ -58,6 +64,7 @@ class EngineOptions:
         ema_warmup: bool,
         stochastic_rounding: bool,
         seed: int,
+        codes: bool,
         telemetry: int,
     ) -> None: ...
 

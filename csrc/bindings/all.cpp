@@ -1,5 +1,6 @@
 // The bindings as one unit, but for those of the device: torch's headers and pybind11's take longer
 // to compile than the bindings do, and would be compiled once for each file.
+#include "bindings/codes.cpp"
 #include "bindings/curve.cpp"
 #include "bindings/device.cpp"
 #include "bindings/engine.cpp"

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "core/codes.h"
 #include "core/curve.h"
 #include "core/tables.h"
 #include "cpu/step.h"
@@ -17,6 +18,8 @@ constexpr int64_t kCudaChunk = 32768;  // elements; many, as each chunk is prepa
 // Of models that do not give every block of a GPU a chunk of those (264 blocks on an H100): a step
 // takes as long as its longest block.
 constexpr int64_t kSmallCudaChunk = 16384;
+static_assert(kCpuChunk % kCodeBlock == 0 && kSmallCudaChunk % kCodeBlock == 0 &&
+              kCudaChunk % kCodeBlock == 0);           // no chunk begins within a block of codes
 constexpr int64_t kSmallCudaModel = 256 * kCudaChunk;  // elements: 8 million
 
 // elements: of all parameters on that device.

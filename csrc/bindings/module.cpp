@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/version.h>
 
+#include "bindings/codes.h"
 #include "bindings/curve.h"
 #include "bindings/device.h"
 #include "bindings/engine.h"
@@ -41,6 +42,31 @@ std::map<std::string, std::vector<std::vector<std::string>>> rule_states() {
   return found;
 }
 
+// Of each rule that can keep its states in 8 bits, each of them: whether it is a mean of squares.
+std::map<std::string, std::map<std::string, bool>> coded_states() {
+  std::map<std::string, std::map<std::string, bool>> found;
+  for (const char* name : lrfast::Rules::kNames) {
+    std::map<std::string, bool> states;
+    bool is_coded = true;
+    for (const lrfast::StateNames& form : lrfast::bindings::find_rule(name).forms) {
+      for (int k = 0; k < form.count; ++k) {
+        is_coded = is_coded && form.kinds[k] != lrfast::StateKind::kWide;
+        states[form.names[k]] = form.kinds[k] == lrfast::StateKind::kPositive;
+      }
+    }
+    if (is_coded) found[name] = states;
+  }
+  return found;
+}
+
+std::vector<std::string> rules_with_cuda_codes() {
+  std::vector<std::string> found;
+  for (const auto& [name, states] : coded_states()) {
+    if (lrfast::bindings::find_rule(name).codes_on_cuda) found.push_back(name);
+  }
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -51,6 +77,10 @@ PYBIND11_MODULE(_C, m) {
   m.attr("rules") =
       std::vector<std::string>(std::begin(lrfast::Rules::kNames), std::end(lrfast::Rules::kNames));
   m.attr("rule_states") = rule_states();
+  m.attr("coded_states") = coded_states();
+  m.attr("cuda_codes") = rules_with_cuda_codes();
+  m.attr("min_coded") = lrfast::kMinCoded;
+  m.attr("code_block") = lrfast::kCodeBlock;
   m.attr("curve_state_size") = lrfast::kCurveStateDoubles;
 
   m.def("evaluate_schedule", &evaluate_schedule, arg("schedule"), arg("steps"));
@@ -65,12 +95,14 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("check_groups", &ParamGroups::check, arg("rule"), arg("groups"));
   m.def("layout_strides", &layout_strides, arg("param"));
+  m.def("encode_state", &encode_state, arg("values"), arg("positive"));
+  m.def("decode_state", &decode_state, arg("codes"), arg("scales"), arg("positive"));
 
   py::class_<EngineOptions>(m, "EngineOptions")
-      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, int64_t>(),
+      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, bool, int64_t>(),
            arg("max_grad_norm"), arg("skip_nonfinite"), arg("zero_grads"), arg("ema_decay"),
            arg("ema_start"), arg("ema_warmup"), arg("stochastic_rounding"), arg("seed"),
-           arg("telemetry"));
+           arg("codes"), arg("telemetry"));
 
   py::class_<MissingStates>(m, "MissingStates")
       .def_readonly("group", &MissingStates::group)

@@ -12,6 +12,9 @@ namespace lrfast::bindings {
 namespace {
 
 constexpr const char* kAverageName = "ema";  // in optimizer.state, beside torch's
+// Behind the name of a state in 8 bits; torch's own optimizers find none of that name then.
+constexpr const char* kCodes = "_codes";
+constexpr const char* kScales = "_scales";
 
 bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
 
@@ -22,7 +25,8 @@ at::ScalarType real_type(const at::Tensor& tensor) {
 
 DtypePair find_dtypes(const Parameter& param, const EngineOptions& options) {
   const at::ScalarType own = real_type(param.tensor);
-  const at::ScalarType states = param.states.empty() ? own : real_type(param.states[0]);
+  at::ScalarType states = param.states.empty() ? own : real_type(param.states[0]);
+  if (states == at::kByte) states = at::kFloat;  // as the rule sees codes
   switch (own) {
     case at::kFloat:
       return states == at::kBFloat16 ? DtypePair::kFloat32StatesBFloat16 : DtypePair::kFloat32;
@@ -44,8 +48,9 @@ DtypePair find_dtypes(const Parameter& param, const EngineOptions& options) {
   }
 }
 
-// Types that states of a parameter may have.
+// Types that states of a parameter may have; bytes are codes, for 8 bits.
 bool is_state_type(at::ScalarType state, at::ScalarType param) {
+  if (state == at::kByte) return param == at::kFloat || is_half(param);
   return state == param || (state == at::kFloat && is_half(param)) ||
          (state == at::kBFloat16 && param == at::kFloat);
 }
@@ -64,6 +69,12 @@ at::Tensor find_state(py::handle states, const char* name) {
 bool is_usable_state(const at::Tensor& state, const Parameter& param) {
   return state.device() == param.tensor.device() && state.sizes() == param.tensor.sizes() &&
          state.strides() == at::IntArrayRef(layout_strides(param.tensor));
+}
+
+bool is_usable_scales(const at::Tensor& scales, const Parameter& param) {
+  return scales.defined() && scales.device() == param.tensor.device() &&
+         scales.scalar_type() == at::kByte && scales.dim() == 1 && scales.is_contiguous() &&
+         scales.numel() == count_scales(param.elements);
 }
 
 bool is_usable_scalar(const at::Tensor& scalar, const Parameter& param, at::ScalarType dtype) {
@@ -213,14 +224,27 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
   const StateNames& names = rule.forms[wanted_form];
   const at::ScalarType param_type = real_type(tensor);
   std::vector<at::Tensor> found;
+  std::vector<at::Tensor> found_scales;
   for (int k = 0; k < names.count; ++k) {
     at::Tensor state = find_state(dict, names.names[k]);
+    const bool is_coded = !state.defined();
+    if (is_coded) state = find_state(dict, (std::string(names.names[k]) + kCodes).c_str());
     if (!state.defined()) return Binding::kAbsent;
     if (!is_usable_state(state, *this) || !is_state_type(real_type(state), param_type) ||
+        is_coded != (state.scalar_type() == at::kByte) ||
         (k > 0 && state.scalar_type() != found[0].scalar_type())) {
       return Binding::kUnusable;
     }
     found.push_back(std::move(state));
+    if (!is_coded) continue;
+    at::Tensor scales = find_state(dict, (std::string(names.names[k]) + kScales).c_str());
+    TORCH_CHECK_VALUE(!tensor.is_cuda() || rule.codes_on_cuda,
+                      "state_dtype must be a dtype or None for the rule '", rule.name,
+                      "' on cuda, got \"8bit\"");
+    if (!options.codes || !is_usable_scales(scales, *this) || names.kinds[k] == StateKind::kWide) {
+      return Binding::kUnusable;
+    }
+    found_scales.push_back(std::move(scales));
   }
   at::Tensor found_average;
   if (options.ema_decay >= 0.0) {
@@ -246,6 +270,7 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
     return Binding::kUnusable;
   }
   states = std::move(found);
+  scales = std::move(found_scales);
   average = std::move(found_average);
   count = std::move(found_count);
   product = std::move(found_product);
@@ -255,6 +280,7 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
     if (state.defined()) state_keys[num_state_keys++] = StorageKey(state);
   };
   for (const at::Tensor& state : states) note(state);
+  for (const at::Tensor& each : scales) note(each);
   note(average);
   note(count);
   note(product);
@@ -271,6 +297,7 @@ TensorRow Parameter::make_row(const EngineOptions& options) const {
   const at::Tensor& target = staged_param.defined() ? staged_param : tensor;
   row.param = target.mutable_data_ptr();
   for (size_t k = 0; k < states.size(); ++k) row.states[k] = states[k].mutable_data_ptr();
+  for (size_t k = 0; k < scales.size(); ++k) row.scales[k] = scales[k].mutable_data_ptr<uint8_t>();
   if (average.defined()) row.average = average.mutable_data_ptr();
   if (count.defined()) {
     row.count = count.mutable_data_ptr();

@@ -45,6 +45,7 @@ struct EngineOptions {
   bool ema_warmup = false;           // whether the decay grows from then on
   bool stochastic_rounding = false;  // of bfloat16 parameters and their bfloat16 states
   uint64_t seed = 0;
+  bool codes = false;     // whether states may be in 8 bits
   int64_t telemetry = 0;  // steps that the ring of records holds; 0: none
 };
 
@@ -94,8 +95,8 @@ struct Parameter {
   bool starts_fresh = false;  // its states were absent when it got its first gradient
   bool uses_staged_grad = false;
   uint8_t form = 0;
-  // Of states, average, count, product and largest, those that there are.
-  StorageKey state_keys[kMaxStates + 4];
+  // Of states, scales, average, count, product and largest, those that there are.
+  StorageKey state_keys[2 * kMaxStates + 4];
 
   at::Tensor staged_param;  // dense stand-in for a parameter with gaps in memory
   at::Tensor staged_grad;   // gradient in the parameter's layout, where it comes in another
@@ -104,8 +105,9 @@ struct Parameter {
   at::Tensor count;
   at::Tensor average;
   std::vector<at::Tensor> states;
-  int32_t index = 0;    // in the group
-  uint32_t number = 0;  // among all parameters
+  std::vector<at::Tensor> scales;  // of states in 8 bits; otherwise empty
+  int32_t index = 0;               // in the group
+  uint32_t number = 0;             // among all parameters
 
   // Whether it still lies in memory as inspect() found it.
   bool is_unchanged() const {

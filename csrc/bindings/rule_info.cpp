@@ -19,6 +19,7 @@ RuleInfo find_rule(const std::string& name) {
               Rule::kCountName,
               Rule::kProductName,
               Rule::kLargestName,
+              kCodesOnCuda<Rule>,
               Rule::kAlwaysProduct,
               Measures<Rule>,
               &Rule::form,

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/codes.h"
 #include "core/math.h"
 #include "core/platform.h"
 #include "core/tables.h"
@@ -25,6 +26,7 @@ struct HyperName {
 struct StateNames {
   int count;
   const char* names[kMaxStates];
+  StateKind kinds[kMaxStates] = {};  // a rule whose states are kWide keeps none in 8 bits
 };
 
 // A rule that measures a distance in a pass of its own, before its update. So many of its last
@@ -48,6 +50,10 @@ struct DistanceTerms {
   T numerator;
   T denominator;
 };
+
+// Whether a GPU, too, can keep a rule's states in 8 bits.
+template <class Rule>
+constexpr bool kCodesOnCuda = true;
 
 struct TensorClock {
   double count;    // updates applied to this tensor before this one

@@ -13,12 +13,13 @@ constexpr int kMaxStates = 4;   // Prodigy: exp_avg, exp_avg_sq, s, p0
 constexpr int kMaxHypers = 12;  // Prodigy
 
 struct TensorRow {
-  void* param;               // [numel]
-  void* states[kMaxStates];  // [numel] each, in the order that the rule names them
-  void* average;             // [numel] of the type that the arithmetic runs in; null: none is kept
-  void* count;               // [] updates applied to this tensor so far; float or double
-  double* product;           // [] product of the momenta used so far; may be null
-  double* largest;           // [] learning rate so far; may be null
+  void* param;                  // [numel]
+  void* states[kMaxStates];     // [numel] each, in the order that the rule names them
+  uint8_t* scales[kMaxStates];  // [numel / kCodeBlock] of states in 8 bits; null: they are not
+  void* average;    // [numel] of the type that the arithmetic runs in; null: none is kept
+  void* count;      // [] updates applied to this tensor so far; float or double
+  double* product;  // [] product of the momenta used so far; may be null
+  double* largest;  // [] learning rate so far; may be null
   int64_t numel;
   int32_t group;
   uint32_t number;  // place among the optimizer's parameters
@@ -127,6 +128,7 @@ struct StepTables {
   int64_t average_start;  // steps in all before which the average is the weights
   bool average_warms_up;  // whether the decay grows from then on
   bool has_averages;      // whether any tensor keeps one
+  bool has_codes;         // whether any tensor's states are in 8 bits
   uint64_t seed;          // of stochastic rounding
   int64_t num_chunks;
   int64_t chunk_size;

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "core/rules.h"
+#include "cpu/codes.h"
 #include "cpu/norms.h"
 #include "cpu/post_update.h"
 #include "cpu/tasks.h"
@@ -107,11 +108,12 @@ constexpr int64_t kBlock = 64;
 // elements early: AdamW on 22 million bfloat16 then takes 7.3 ms instead of 9.
 constexpr int64_t kBlockAhead = 1024;
 
-template <class Element>
-LRFAST_HD void prefetch_block(const Element* array, int64_t first, int64_t end) {
-  if (first + kBlockAhead + kBlock > end) return;
-  const char* ahead = reinterpret_cast<const char*>(array + first + kBlockAhead);
-  for (size_t byte = 0; byte < kBlock * sizeof(Element); byte += 64) {
+// left: elements of the tensor from array on.
+template <int64_t block = kBlock, class Element>
+LRFAST_HD void prefetch_block(const Element* array, int64_t left) {
+  if (kBlockAhead + block > left) return;
+  const char* ahead = reinterpret_cast<const char*>(array + kBlockAhead);
+  for (size_t byte = 0; byte < block * sizeof(Element); byte += 64) {
     __builtin_prefetch(ahead + byte, 1);
   }
 }
@@ -143,6 +145,7 @@ LRFAST_HD void narrow(const float* from, StochasticBFloat16* to, const Noise& no
   for (int64_t i = 0; i < kBlock; ++i) from_compute(from[i], to[i], own[i]);
 }
 
+// first: the first element's place in the tensor.
 template <class Rule, uint8_t form, class Param, class State>
 LRFAST_HD void update_block(Param* params, const Param* gradients, State* const* states,
                             const Update<Rule, float>& update, int64_t first) {
@@ -150,45 +153,52 @@ LRFAST_HD void update_block(Param* params, const Param* gradients, State* const*
   alignas(64) float param[kBlock];
   alignas(64) float grad[kBlock];
   alignas(64) float held[kStates > 0 ? kStates : 1][kBlock];
-  widen(params + first, param);
-  widen(gradients + first, grad);
-  for (int k = 0; k < kStates; ++k) widen(states[k] + first, held[k]);
+  widen(params, param);
+  widen(gradients, grad);
+  for (int k = 0; k < kStates; ++k) widen(states[k], held[k]);
 #pragma GCC ivdep
   for (int64_t i = 0; i < kBlock; ++i) {
     update_element<Rule, form>(
         param[i], grad[i], [&](int k) -> float& { return held[k][i]; }, update, first + i);
   }
-  narrow(param, params + first, update.noise, first, 0);
-  for (int k = 0; k < kStates; ++k) {
-    narrow(held[k], states[k] + first, update.noise, first, k + 1);
-  }
+  narrow(param, params, update.noise, first, 0);
+  for (int k = 0; k < kStates; ++k) narrow(held[k], states[k], update.noise, first, k + 1);
 }
 
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD void update_range(const TensorRow& row, const void* grads,
-                            const Update<Rule, compute_t<Param>>& given, const Noise& noise,
-                            int64_t begin, int64_t end) {
-  Param* params = static_cast<Param*>(row.param);
-  const Param* gradients = static_cast<const Param*>(grads);
+// Neighbours in a tensor.
+template <class Param, class State>
+struct Elements {
+  Param* params;
+  const Param* grads;
   State* states[kMaxStates];
-  for (int k = 0; k < kMaxStates; ++k) states[k] = static_cast<State*>(row.states[k]);
+  int64_t first;  // the first one's place in the tensor
+  int64_t count;
+  int64_t left;  // how many there are from the first one on; 0: they lie elsewhere
+};
+
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD void update_range(const Elements<Param, State>& at,
+                            const Update<Rule, compute_t<Param>>& given, const Noise& noise) {
   auto update = given;  // a local copy: stores to float arrays cannot change it
   update.noise = noise;
-  int64_t i = begin;
+  int64_t i = 0;
   if constexpr (sizeof(State) == sizeof(BFloat16) || std::is_same_v<Param, StochasticBFloat16>) {
-    for (; i + kBlock <= end; i += kBlock) {
-      prefetch_block(params, i, row.numel);
-      prefetch_block(gradients, i, row.numel);
+    for (; i + kBlock <= at.count; i += kBlock) {
+      State* states[kMaxStates];
+      prefetch_block(at.params + i, at.left - i);
+      prefetch_block(at.grads + i, at.left - i);
       for (int k = 0; k < applied_states<Rule, form>(); ++k) {
-        prefetch_block(states[k], i, row.numel);
+        states[k] = at.states[k] + i;
+        prefetch_block(states[k], at.left - i);
       }
-      update_block<Rule, form>(params, gradients, states, update, i);
+      update_block<Rule, form>(at.params + i, at.grads + i, states, update, at.first + i);
     }
   }
 #pragma GCC ivdep
-  for (int64_t e = i; e < end; ++e) {
+  for (int64_t e = i; e < at.count; ++e) {
     update_element<Rule, form>(
-        params[e], gradients[e], [&](int k) -> State& { return states[k][e]; }, update, e);
+        at.params[e], at.grads[e], [&](int k) -> State& { return at.states[k][e]; }, update,
+        at.first + e);
   }
 }
 
@@ -204,12 +214,41 @@ LRFAST_HD void update_chunk(const StepTables& t, int64_t c,
   const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
   double* sums = t.totals.chunk_changes ? t.totals.chunk_changes + 2 * c : nullptr;
   const bool has_passes = row.average || t.gradients.zero || sums;
-  const int64_t tile = has_passes ? kTile : range.end - range.begin;
+  // States in 8 bits go through floats, a block at a time; then the loops are those of float
+  // states.
+  constexpr int kStates = Rule::kStates[form].count;
+  constexpr bool kMayBeCoded = kStates > 0 && std::is_same_v<State, float>;
+  alignas(64) WideBlock wide[kMayBeCoded ? kStates : 1];
+  const bool is_coded = kMayBeCoded && row.scales[0] != nullptr;
+  const int64_t tile = is_coded ? kCodeBlock : has_passes ? kTile : range.end - range.begin;
   double before[kTile];
   for (int64_t begin = range.begin; begin < range.end; begin += tile) {
     const int64_t end = std::min(begin + tile, range.end);
     if (sums) widen_tile(row, begin, end, before);
-    update_range<Rule, form, Param, State>(row, t.grads[tensor], update, noise, begin, end);
+    Elements<Param, State> at{static_cast<Param*>(row.param) + begin,
+                              static_cast<const Param*>(t.grads[tensor]) + begin,
+                              {},
+                              begin,
+                              end - begin,
+                              is_coded ? 0 : row.numel - begin};
+    for (int k = 0; k < kStates; ++k)
+      at.states[k] = static_cast<State*>(row.states[k]) + (is_coded ? 0 : begin);
+    if constexpr (kMayBeCoded) {
+      if (is_coded) {
+        prefetch_block<kCodeBlock>(at.params, row.numel - begin);
+        for (int k = 0; k < kStates; ++k) {
+          const uint8_t* codes = static_cast<const uint8_t*>(row.states[k]);
+          prefetch_block<kCodeBlock>(codes + begin, row.numel - begin);
+        }
+        decode_block(Rule::kStates[form], row, begin, end, wide);
+        for (int k = 0; k < kStates; ++k) at.states[k] = wide[k];
+        prefetch_block<kCodeBlock>(at.grads, row.numel - begin);
+      }
+    }
+    update_range<Rule, form>(at, update, noise);
+    if constexpr (kMayBeCoded) {
+      if (is_coded) encode_block(Rule::kStates[form], row, begin, end, wide, noise);
+    }
     if (row.average) average_tile(row, update.average_weight, begin, end);
     if (t.gradients.zero) zero_tile(row.dtypes, t.grads[tensor], begin, end);
     if (sums) add_changes(row, before, begin, end, sums);

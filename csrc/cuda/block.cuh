@@ -9,7 +9,31 @@
 
 namespace lrfast::cuda {
 
+constexpr int kWarp = 32;  // threads
+
 #if defined(__CUDACC__)
+// A warp, and what each of its threads holds.
+struct CudaWarp {
+  template <class T>
+  struct Values {
+    T value;
+    __device__ T& of(int) { return value; }
+  };
+
+  template <class Body>
+  __device__ void for_each_lane(Body&& body) {
+    body(static_cast<int>(threadIdx.x) % kWarp);
+  }
+  // The largest, for all lanes.
+  __device__ uint32_t largest(Values<uint32_t>& values) {
+#if defined(__CUDA_ARCH__)
+    return __reduce_max_sync(0xffffffffu, values.value);
+#else
+    return values.value;
+#endif
+  }
+};
+
 // A block's shared memory, by an address in a register. From sm_90 on the address depends on the
 // block's place in a cluster, and the assembler would make it anew behind every branch: AdamW took
 // 7 of its 55 instructions for an element for that. It does not look through a shuffle.
@@ -30,6 +54,13 @@ struct CudaBlock {
   template <class Body>
   __device__ void for_each_thread(Body&& body) {
     body(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+  // body(warp, its number, how many there are)
+  template <class Body>
+  __device__ void for_each_warp(Body&& body) {
+    CudaWarp warp;
+    body(warp, static_cast<int>(threadIdx.x) / kWarp, static_cast<int>(blockDim.x) / kWarp);
     __syncthreads();
   }
   template <class Body>
@@ -53,6 +84,24 @@ struct CudaBlock {
 };
 #endif
 
+struct HostWarp {
+  template <class T>
+  struct Values {
+    T values[kWarp];
+    T& of(int lane) { return values[lane]; }
+  };
+
+  template <class Body>
+  void for_each_lane(Body&& body) {
+    for (int lane = 0; lane < kWarp; ++lane) body(lane);
+  }
+  uint32_t largest(Values<uint32_t>& values) {
+    uint32_t found = 0;
+    for (const uint32_t value : values.values) found = value > found ? value : found;
+    return found;
+  }
+};
+
 struct HostBlock {
   int64_t block;
   int64_t blocks;
@@ -65,6 +114,12 @@ struct HostBlock {
   template <class Body>
   void for_each_thread(Body&& body) {
     for (int thread = 0; thread < block_threads; ++thread) body(thread);
+  }
+  template <class Body>
+  void for_each_warp(Body&& body) {
+    const int warps = block_threads < kWarp ? 1 : block_threads / kWarp;
+    HostWarp warp;
+    for (int number = 0; number < warps; ++number) body(warp, number, warps);
   }
   template <class Body>
   void thread_zero(Body&& body) {

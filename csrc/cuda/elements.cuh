@@ -5,6 +5,7 @@
 #include "core/kernel.h"
 #include "core/rule.h"
 #include "core/step.h"
+#include "cuda/block.cuh"
 
 namespace lrfast::cuda {
 
@@ -35,6 +36,7 @@ struct ChunkAddresses {
   void* param;
   void* grad;
   void* states[kMaxStates];
+  uint8_t* scales[kMaxStates];  // of states in 8 bits
   void* average;
   int64_t begin;  // its first element's index in the tensor
   int count;      // elements
@@ -136,20 +138,20 @@ struct Changes {
   double weights = 0.0;
 };
 
-// Length elements behind the rule: the sums, the weights' average, the zeroing of the gradient.
+// An element's change, as telemetry counts it.
+template <class Param>
+LRFAST_HD void count_change(const Param& before, const Param& after, Changes& changes) {
+  const double weight = to_compute(after);
+  add_square(changes.updates, change_of(to_compute(before), weight));
+  add_square(changes.weights, weight);
+}
+
+// Length elements behind the rule: the weights' average, the zeroing of the gradient.
 template <int length, class Param>
 LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at,
                                const compute_t<Param>& average_weight, int first,
-                               const Param* before, const Param* after, Changes& changes) {
+                               const Param* after) {
   using T = compute_t<Param>;
-  if (t.totals.chunk_changes) {
-    LRFAST_UNROLL
-    for (int e = 0; e < length; ++e) {
-      const double weight = to_compute(after[e]);
-      add_square(changes.updates, change_of(to_compute(before[e]), weight));
-      add_square(changes.weights, weight);
-    }
-  }
   if (at.average) {
     alignas(kVectorBytes) T average[length];
     load<length>(at.average, first, average);
@@ -252,7 +254,11 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
     for (int k = 0; k < kStates; ++k) save<length>(held[k], at.states[k], first);
     if constexpr (passes) {
       reload_barrier();
-      finish_elements<length>(t, at, update.average_weight, first, before, param, changes);
+      if (t.totals.chunk_changes) {
+        LRFAST_UNROLL
+        for (int e = 0; e < length; ++e) count_change(before[e], param[e], changes);
+      }
+      finish_elements<length>(t, at, update.average_weight, first, param);
     }
   });
   return changes;
@@ -291,6 +297,189 @@ LRFAST_HD DistanceTerms<double> measure_chunk(const ChunkAddresses& at,
         total.denominator += sums.denominator;
       });
   return total;
+}
+
+// ---- states in 8 bits ------------------------------------------------------------------------
+
+// A warp holds a block of codes, each lane a vector of neighbours in each part of the block.
+constexpr int kLaneVector = 4;  // elements: 16 bytes of floats
+constexpr int kBlockPart = kWarp * kLaneVector;
+constexpr int kBlockParts = static_cast<int>(kCodeBlock) / kBlockPart;
+
+template <class Rule, uint8_t form, class State>
+constexpr bool kMayBeCoded = kCodesOnCuda<Rule> && std::is_same_v<State, float> &&
+                             Rule::kStates[form].kinds[0] != StateKind::kWide;
+
+// Which states are means of squares, as bits.
+template <class Rule, uint8_t form>
+constexpr uint32_t positive_states() {
+  uint32_t found = 0;
+  for (int k = 0; k < Rule::kStates[form].count; ++k) {
+    if (Rule::kStates[form].kinds[k] == StateKind::kPositive) found |= 1u << k;
+  }
+  return found;
+}
+
+template <int states>
+struct HeldStates {
+  float values[kBlockParts][states][kLaneVector];
+};
+
+// Loads and stores of a vector of which some elements, or an aligned address, may be missing.
+template <class Element>
+LRFAST_HD void load_part(const void* array, int first, int count, bool is_whole, Element* out) {
+  if (is_whole) return load<kLaneVector>(array, first, out);
+  LRFAST_UNROLL
+  for (int e = 0; e < kLaneVector; ++e) {
+    out[e] = Element{};
+    if (first + e < count) load<1>(array, first + e, &out[e]);
+  }
+}
+template <class Element>
+LRFAST_HD void save_part(const Element* values, void* array, int first, int count, bool is_whole) {
+  if (is_whole) return save<kLaneVector>(values, array, first);
+  LRFAST_UNROLL
+  for (int e = 0; e < kLaneVector; ++e) {
+    if (first + e < count) save<1>(&values[e], array, first + e);
+  }
+}
+
+// A vector of neighbours: decoded, updated and left in held. What is missing is all zeros, and so
+// are its states afterwards, or no numbers.
+template <class Rule, uint8_t form, class Param, class Count>
+LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
+                            const Update<Rule, float>& update, int first, bool is_whole,
+                            float (*held)[kLaneVector], Count&& count) {
+  constexpr int kStates = Rule::kStates[form].count;
+  constexpr uint32_t kPositive = positive_states<Rule, form>();
+  alignas(kVectorBytes) Param param[kLaneVector];
+  alignas(kVectorBytes) Param grad[kLaneVector];
+  reload_barrier();
+  load_part(at.param, first, at.count, is_whole, param);
+  load_part(at.grad, first, at.count, is_whole, grad);
+  alignas(kLaneVector) uint8_t codes[kStates][kLaneVector];
+  LRFAST_UNROLL
+  for (int k = 0; k < kStates; ++k) load_part(at.states[k], first, at.count, is_whole, codes[k]);
+  const auto decode_element = [&](int e) {
+    LRFAST_UNROLL
+    for (int k = 0; k < kStates; ++k) {
+      const uint32_t scale = first < at.count ? at.scales[k][first / kCodeBlock] : 0u;
+      held[k][e] = (kPositive >> k & 1u) != 0u ? decode<StateKind::kPositive>(codes[k][e], scale)
+                                               : decode<StateKind::kSigned>(codes[k][e], scale);
+    }
+  };
+  constexpr bool kInPairs = std::is_same_v<Param, StochasticBFloat16>;
+  LRFAST_UNROLL
+  for (int e = 0; e < kLaneVector; e += kInPairs ? 2 : 1) {
+    const Param before[2] = {param[e], param[kInPairs ? e + 1 : e]};
+    decode_element(e);
+    if constexpr (kInPairs) {
+      decode_element(e + 1);
+      const uint32_t pair =
+          static_cast<uint32_t>(at.begin >> 1) + static_cast<uint32_t>(first + e) / 2;
+      update_pair<Rule, form, kLaneVector>(param, grad, held, e, update, pair);
+    } else {
+      update_element<Rule, form>(
+          param[e], grad[e], [&](int k) -> float& { return held[k][e]; }, update,
+          at.begin + first + e);
+      serialize(param[e], grad[e + 1 < kLaneVector ? e + 1 : e]);
+    }
+    if (t.totals.chunk_changes) {
+      for (int i = 0; i < (kInPairs ? 2 : 1); ++i) {
+        if (first + e + i < at.count) count(before[i], param[e + i]);
+      }
+    }
+  }
+  reload_barrier();
+  save_part(param, at.param, first, at.count, is_whole);
+  if (is_whole) {
+    finish_elements<kLaneVector>(t, at, update.average_weight, first, param);
+  } else {
+    LRFAST_UNROLL
+    for (int e = 0; e < kLaneVector; ++e) {
+      if (first + e < at.count) {
+        finish_elements<1>(t, at, update.average_weight, first + e, &param[e]);
+      }
+    }
+  }
+}
+
+// A vector's codes of one state, by the scale of its block.
+template <StateKind kind>
+LRFAST_HD void save_codes(const ChunkAddresses& at, const Noise& noise, int k, int first,
+                          bool is_whole, const float* held, uint32_t scale) {
+  reload_barrier();
+  alignas(kLaneVector) uint8_t codes[kLaneVector];
+  LRFAST_UNROLL
+  for (int e = 0; e < kLaneVector; e += 2) {
+    const uint32_t pair =
+        static_cast<uint32_t>(at.begin >> 1) + static_cast<uint32_t>(first + e) / 2;
+    const uint32_t both = Noise::of_value(noise.of_pair(pair), k + 1);
+    codes[e] = static_cast<uint8_t>(encode<kind>(held[e], scale, both & 0xffffu));
+    codes[e + 1] = static_cast<uint8_t>(encode<kind>(held[e + 1], scale, both >> 16));
+  }
+  save_part(codes, at.states[k], first, at.count, is_whole);
+}
+
+// A warp's part of a chunk whose states are in 8 bits, a block of codes at a time, whose scale its
+// lanes find together. count(lane, before, after) takes what telemetry counts.
+template <class Rule, uint8_t form, class Param, class Warp, class Count>
+LRFAST_HD void update_coded_blocks(const StepTables& t, const ChunkAddresses& at,
+                                   const Update<Rule, float>& update, Warp& warp, int number,
+                                   int warps, Count&& count) {
+  constexpr int kStates = Rule::kStates[form].count;
+  constexpr uint32_t kPositive = positive_states<Rule, form>();
+  typename Warp::template Values<HeldStates<kStates>> held;
+  typename Warp::template Values<uint32_t> largest;
+  const int stride = warps * static_cast<int>(kCodeBlock);
+  LRFAST_NO_UNROLL
+  for (int block = number * static_cast<int>(kCodeBlock); block < at.count; block += stride) {
+    const bool is_whole = at.aligned && at.count - block >= kCodeBlock;
+    LRFAST_UNROLL
+    for (int part = 0; part < kBlockParts; ++part) {
+      warp.for_each_lane([&](int lane) {
+        const int first = block + part * kBlockPart + lane * kLaneVector;
+        update_coded<Rule, form, Param>(
+            t, at, update, first, is_whole, held.of(lane).values[part],
+            [&](const Param& before, const Param& after) { count(lane, before, after); });
+      });
+    }
+    LRFAST_UNROLL
+    for (int k = 0; k < kStates; ++k) {
+      warp.for_each_lane([&](int lane) {
+        uint32_t found = 0;
+        LRFAST_UNROLL
+        for (int part = 0; part < kBlockParts; ++part) {
+          LRFAST_UNROLL
+          for (int e = 0; e < kLaneVector; ++e) {
+            const uint32_t own = finite_magnitude(held.of(lane).values[part][k][e]);
+            found = own > found ? own : found;
+          }
+        }
+        largest.of(lane) = found;
+      });
+      const uint32_t found = warp.largest(largest);
+      const auto save_kind = [&]<StateKind kind>() {
+        const uint32_t scale = scale_of<kind>(found);
+        warp.for_each_lane([&](int lane) {
+          LRFAST_UNROLL
+          for (int part = 0; part < kBlockParts; ++part) {
+            const int first = block + part * kBlockPart + lane * kLaneVector;
+            const float* own = held.of(lane).values[part][k];
+            save_codes<kind>(at, update.noise, k, first, is_whole, own, scale);
+          }
+          if (lane == 0) {
+            at.scales[k][block / kCodeBlock] = static_cast<uint8_t>(scale);
+          }
+        });
+      };
+      if ((kPositive >> k & 1u) != 0u) {
+        save_kind.template operator()<StateKind::kPositive>();
+      } else {
+        save_kind.template operator()<StateKind::kSigned>();
+      }
+    }
+  }
 }
 
 // Vectors of one thread that are on their way from memory at once while squares are summed: one

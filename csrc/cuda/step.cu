@@ -104,10 +104,6 @@ cudaError_t launch(const StepTables& tables, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-bool has_passes(const StepTables& t) {
-  return t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
-}
-
 // What comes before the update.
 cudaError_t launch_norms(const StepTables& t, cudaStream_t stream) {
   if (!t.totals.chunk_squares) return cudaSuccess;

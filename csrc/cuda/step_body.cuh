@@ -352,7 +352,38 @@ LRFAST_HD void skip_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& shar
   });
 }
 
-// passes: whether averages, zeroing or telemetry are wanted; they cost registers.
+// A chunk whose states are in 8 bits.
+template <class Rule, uint8_t form, class Param, class Block>
+LRFAST_HD void update_coded_chunk(const StepTables& t, const ChunkRow& chunk, const TensorRow& row,
+                                  StepMemory<Rule>& shared, Block& block) {
+  block.thread_zero([&] {
+    shared.at = locate_chunk<Rule, form, Param, uint8_t>(row, t.grads[chunk.tensor],
+                                                         chunk.index * t.chunk_size, t.chunk_size);
+    for (int k = 0; k < Rule::kStates[form].count; ++k) {
+      shared.at.scales[k] = row.scales[k] + shared.at.begin / kCodeBlock;
+    }
+  });
+  block.for_each_thread(
+      [&](int thread) { shared.updates.values[thread] = shared.weights.values[thread] = 0.0; });
+  block.for_each_warp([&](auto& warp, int number, int warps) {
+    const int lanes = block.threads() / warps;  // fewer than a warp's on the host alone
+    const auto count = [&](int lane, const Param& before, const Param& after) {
+      const int thread = number * lanes + lane % lanes;
+      Changes changes;
+      count_change(before, after, changes);
+      shared.updates.values[thread] += changes.updates;
+      shared.weights.values[thread] += changes.weights;
+    };
+    update_coded_blocks<Rule, form, Param>(t, shared.at, shared.floats, warp, number, warps, count);
+  });
+}
+
+// Whether averages, zeroing, telemetry or states in 8 bits are wanted; they cost registers.
+LRFAST_HD bool has_passes(const StepTables& t) {
+  return t.has_averages || t.has_codes || t.gradients.zero || t.totals.chunk_changes != nullptr;
+}
+
+// passes: as has_passes() says.
 template <class Rule, bool passes, class Block>
 LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
   block.thread_zero([&] {
@@ -371,6 +402,12 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
     prepare_tensor(t, chunk.tensor, shared, block);
     with_types(row.dtypes, [&]<class Param, class State>() {
       with_form<Rule>(row.form, [&]<uint8_t form>() {
+        if constexpr (passes && kMayBeCoded<Rule, form, State>) {
+          if (row.scales[0] != nullptr) {
+            update_coded_chunk<Rule, form, Param>(t, chunk, row, shared, block);
+            return;
+          }
+        }
         block.thread_zero([&] {
           shared.at = locate_chunk<Rule, form, Param, State>(
               row, t.grads[chunk.tensor], chunk.index * t.chunk_size, t.chunk_size);

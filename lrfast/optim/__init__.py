@@ -4,6 +4,7 @@ They inherit constructor, checks, state_dict and hooks from the installed torch.
 :class:`FusedOptimizer` replaces ``step``.
 """
 
+from lrfast.optim._memory import Memory
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Options
 from lrfast.optim._scheduling import Planned
@@ -31,6 +32,7 @@ __all__ = [
     "DAdaptAdam",
     "FusedOptimizer",
     "Lion",
+    "Memory",
     "NAdam",
     "Options",
     "Planned",

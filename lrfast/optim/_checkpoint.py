@@ -28,7 +28,7 @@ from lrfast.optim._buffer_averages import saved_averages
 from lrfast.optim._loss_schedules import check_saved
 from lrfast.optim._options import check_group, check_saved_groups
 from lrfast.optim._scheduling import SchedulingMixin, saved_schedules
-from lrfast.optim._state import SCALARS
+from lrfast.optim._state import CODES, SCALARS, SCALES, base_name, count_scales
 
 ENGINE_ENTRY = "lrfast"  # key of lrfast's entry in a state dict; torch.optim ignores it
 
@@ -154,6 +154,7 @@ def _check_states(
     optimizer: SchedulingMixin, rule: str, groups: list[dict[Any, Any]], state: dict[Any, Any]
 ) -> None:
     names = {key: {*chain.from_iterable(forms)} for key, forms in extension().rule_states.items()}
+    coded = extension().coded_states.get(rule, {})
     moments = names[rule] | {"ema"}
     foreign = set().union(*names.values()) - moments
     saved = list(chain.from_iterable(group["params"] for group in groups))
@@ -164,12 +165,16 @@ def _check_states(
             continue
         for name, value in check_dict(f"state[{short_repr(place)}]", state[place]).items():
             where = f"state[{short_repr(place)}][{short_repr(check_str('a state', name))}]"
-            if name in foreign:
+            if base_name(name) in foreign:
                 raise ValueError(
                     f"state_dict must be of the same rule: its {where} is of another one"
                 )
             if name in SCALARS:
                 _check_scalar(name, where, value)
+            elif (base := base_name(name)) != name and base in moments:
+                if base not in coded or base in state[place]:
+                    raise ValueError(f"{where} must be a state in 8 bits, of a rule that has some")
+                _check_codes(where, base, state[place], param)
             elif isinstance(value, Tensor):
                 if check_tensor(where, value).shape != param.shape and name in moments:
                     raise ValueError(
@@ -178,6 +183,19 @@ def _check_states(
                     )
             elif value is not None and (name in moments or not isinstance(value, int | float)):
                 raise ValueError(f"{where} must be a tensor or None, got {short_repr(value)}")
+
+
+def _check_codes(where: str, name: str, state: dict[str, Any], param: Tensor) -> None:
+    """Check the two tensors of a state in 8 bits."""
+    codes, scales = state.get(name + CODES), state.get(name + SCALES)
+    shapes = (param.shape, (count_scales(param),))
+    for value, shape in zip((codes, scales), shapes, strict=True):
+        is_bytes = isinstance(value, Tensor) and value.dtype is torch.uint8
+        if not is_bytes or check_tensor(where, value).shape != shape:
+            raise ValueError(
+                f"{where} must be uint8 {list(shape)}, beside the other of {name + CODES!r} and "
+                f"{name + SCALES!r}, got {short_repr(value)}"
+            )
 
 
 def _may_train(param: Tensor) -> bool:

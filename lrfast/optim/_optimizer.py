@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -27,7 +28,8 @@ from lrfast.optim._buffer_averages import BufferAverages, buffers_of, saved_aver
 from lrfast.optim._checkpoint import ENGINE_ENTRY, without_wrappers
 from lrfast.optim._display import optimizer_text
 from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
-from lrfast.optim._options import Options, Schedules, StepOptions, check_group
+from lrfast.optim._memory import Memory, memory_of
+from lrfast.optim._options import Options, Schedules, StepOptions, check_codes, check_group
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
 from lrfast.optim._shards import find_shards
 
@@ -86,6 +88,8 @@ class FusedOptimizer(SchedulingMixin):
         self._clock_at_start = (0, 0)
         for index, group in enumerate(self.param_groups):
             check_group(index, group)
+        if self._options.state_dtype == "8bit":
+            check_codes(self._rule, self.param_groups)
         self._choose_dtypes()
         self.set_schedule(schedule)
 
@@ -178,6 +182,29 @@ class FusedOptimizer(SchedulingMixin):
             kept = torch.zeros(0, len(self.param_groups), 4, dtype=torch.float64)
         return Telemetry(first, *kept.unbind(-1))
 
+    def memory(self) -> Memory:
+        """Return the bytes of parameters, gradients and states, as they are now.
+
+        States are made by a parameter's first step.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer = torch.nn.Linear(256, 256, bias=False)
+            >>> optimizer = lrfast.AdamW(layer.parameters(), state_dtype="8bit")
+            >>> layer(torch.ones(1, 256)).sum().backward()
+            >>> optimizer.step()
+            >>> print(optimizer.memory())
+                        dtype      bytes  per parameter
+            parameters  float32  262,144              4
+            gradients   float32  262,144              4
+            exp_avg     8bit      65,792              1
+            exp_avg_sq  8bit      65,792              1
+            step        float32        4        6.1e-05
+            states               131,588           2.01
+            total                655,876             10
+        """
+        return memory_of(self.param_groups, self.state)
+
     def average_buffers(self, model: nn.Module) -> None:
         """Keep an EMA of a model's buffers, too, such as the statistics of batch norm.
 
@@ -258,6 +285,28 @@ class FusedOptimizer(SchedulingMixin):
         with self.register_state_dict_post_hook(_complete_state_dict, prepend=True):
             return super().state_dict()
 
+    def float32_state_dict(self) -> dict[str, Any]:
+        """Return the state dict with states in 8 bits as float32, which torch.optim can load.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer = torch.nn.Linear(64, 64)
+            >>> optimizer = lrfast.AdamW(layer.parameters(), state_dtype="8bit")
+            >>> layer(torch.ones(1, 64)).sum().backward()
+            >>> optimizer.step()
+            >>> torch.optim.AdamW(layer.parameters()).load_state_dict(
+            ...     optimizer.float32_state_dict()
+            ... )
+        """
+        state_dict = self.state_dict()
+        coded = extension().coded_states.get(self._rule, {})
+        for place, state in state_dict["state"].items():
+            names = {name for name in coded if name + _state.CODES in state}
+            wide = {name: _state.decoded(state, name, coded[name]) for name in names}
+            kept = {key: value for key, value in state.items() if _state.base_name(key) not in wide}
+            state_dict["state"][place] = kept | wide
+        return state_dict
+
     def load_state_dict(
         self, state_dict: dict[str, Any], *, schedule: Literal["saved", "own"] | None = None
     ) -> None:
@@ -268,7 +317,8 @@ class FusedOptimizer(SchedulingMixin):
         another length goes on itself, at the saved step, with a UserWarning; so does any other that
         a trainer's integration has attached.
         Where the groups of both have "param_names", as optimizers over ``named_parameters()`` have,
-        states go by name, otherwise by position.
+        states go by name, otherwise by position. States in 8 bits become float32 and the other way
+        round, if ``state_dtype`` says so; otherwise loading changes no bit.
 
         Args:
             state_dict: From :meth:`state_dict`, of this class or of torch.optim's of that name.
@@ -325,7 +375,8 @@ class FusedOptimizer(SchedulingMixin):
         entry = self._schedule_entry()
         options = self._options
         averages_by_step = options.ema_start > 0 or options.ema_warmup
-        if options.stochastic_rounding or options.telemetry or averages_by_step:
+        rounds = options.stochastic_rounding or options.state_dtype == "8bit"
+        if rounds or options.telemetry or averages_by_step:
             entry["steps"] = self._clock()[1]
         averages = self._buffer_averages
         if buffers := self._saved_averages if averages is None else averages.state_dict():
@@ -424,18 +475,24 @@ class FusedOptimizer(SchedulingMixin):
 
     def _prepare_states(self, engine: _C.Engine, missing: list[_C.MissingStates]) -> None:
         """Make the states that the engine misses, or convert loaded ones to the form it needs."""
+        if self._options.state_dtype == "8bit":  # parameters may have been added, or have moved
+            check_codes(self._rule, self.param_groups)
         for names in missing:
             self._prepare_state(engine, names)
 
     def _prepare_state(self, engine: _C.Engine, names: _C.MissingStates) -> None:
         param, count, product = names.param, names.count, names.product
         state = self.state[param]
-        dtype = self._options.state_dtype_of(param, [state.get(name) for name in names.tensors])
+        dtype = self._options.state_dtype_of(param, self._moments(param))
+        coded = extension().coded_states.get(self._rule, {})
         for name in names.tensors:
-            if state.get(name) is None:
+            is_new = state.get(name) is None and name + _state.CODES not in state
+            if is_new and dtype is torch.uint8:
+                _state.make_codes(state, name, param)
+            elif is_new:
                 state[name] = self._new_state(name, param, dtype)
             else:
-                state[name] = _state.as_engine_state(name, state[name], param, dtype)
+                _state.convert(state, name, param, dtype, coded.get(name, False))
         if self._options.ema_decay is not None:
             average = param.detach() if state.get("ema") is None else state["ema"]
             kept_in = _state.average_dtype(param)
@@ -459,16 +516,30 @@ class FusedOptimizer(SchedulingMixin):
         return _state.zeros_like(param, dtype)
 
     def _choose_dtypes(self) -> None:
-        """Convert existing moments to ``state_dtype``, if that is given."""
-        if self._options.state_dtype is None:
+        """Convert existing moments to ``state_dtype``, if that is given, and others from 8 bits."""
+        if not self.state:  # and no need of the compiled engine
             return
+        coded = extension().coded_states.get(self._rule, {})
         for param, state in self.state.items():
-            if isinstance(param, Tensor):  # torch loads states of unknown parameters, too
-                dtype = self._options.state_dtype_of(param, [])
-                for name in state.keys() - _state.NOT_MOMENTS:
-                    if isinstance(state[name], Tensor):
-                        note_use(state[name])
-                        state[name] = state[name].to(dtype)
+            if not isinstance(param, Tensor):  # torch loads states of unknown parameters, too
+                continue
+            dtype = self._options.state_dtype_of(param, self._moments(param))
+            to_codes, chooses = dtype is torch.uint8, self._options.state_dtype is not None
+            for name in {*map(_state.base_name, state)} - {*_state.NOT_MOMENTS}:
+                value = state.get(name)
+                is_coded = name + _state.CODES in state
+                if name in coded and (is_coded or (to_codes and isinstance(value, Tensor))):
+                    _state.convert(state, name, param, dtype, coded[name])
+                elif chooses and not to_codes and isinstance(value, Tensor):
+                    note_use(value)
+                    state[name] = value.to(dtype)
+
+    def _moments(self, param: Tensor) -> list[Tensor]:
+        """Return the tensors of a parameter's moments that there are."""
+        state = self.state.get(param, {})
+        names = {*chain.from_iterable(extension().rule_states[self._rule])}
+        held = [state.get(key) for name in names for key in (name, name + _state.CODES)]
+        return [value for value in held if isinstance(value, Tensor)]
 
     def _watch(self, flag: Tensor | None) -> None:
         """Let steps change nothing while ``flag``, one float64 on the device, is not 0."""

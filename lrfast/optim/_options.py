@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ _ALWAYS_SAVED = {
 _TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "amsgrad"}
 # Since torch's groups have "differentiable", Adam's have had these: RAdam's are the same without.
 _ADAMS = {"amsgrad", "fused"}
-_STATE_DTYPES = (None, torch.float32, torch.bfloat16)
+_STATE_DTYPES = (None, torch.float32, torch.bfloat16, "8bit")
+_HALF = (torch.bfloat16, torch.float16)
 
 # One for all groups; one, or None, per group; or none at all.
 Schedules = Schedule | Sequence[Schedule | None] | None
@@ -41,7 +42,7 @@ class StepOptions(TypedDict, total=False):
     skip_nonfinite: bool
     zero_grads: bool
     ema_decay: float | None
-    state_dtype: torch.dtype | None
+    state_dtype: torch.dtype | Literal["8bit"] | None
     stochastic_rounding: bool
     seed: int
     telemetry: int
@@ -65,8 +66,10 @@ class Options:
             skipped; default False.
         ema_decay: Decay, in [0, 1), of an EMA of the weights, which starts at the weights before a
             parameter's first update; float32 for half parameters. None, the default: no EMA.
-        state_dtype: Dtype of new states: float32 (for half parameters), bfloat16 (for float32
-            parameters) or None, the default, for the parameter's own.
+        state_dtype: Dtype of the states: float32 (for half parameters), bfloat16 (for float32
+            parameters), "8bit" or None, the default, for the parameter's own. "8bit" keeps them in
+            one byte per element and one per 256 elements, rounded at random with ``seed``; tensors
+            below 4096 elements keep float32, float64 and complex ones their own dtype.
         stochastic_rounding: Whether to round bfloat16 parameters and their bfloat16 states up or
             down at random, so that small updates count on average; default False.
         seed: Seed of these random numbers, in [0, 2**63); default 0. They depend on the seed, the
@@ -86,7 +89,7 @@ class Options:
     skip_nonfinite: bool = False
     zero_grads: bool = False
     ema_decay: float | None = None
-    state_dtype: torch.dtype | None = None
+    state_dtype: torch.dtype | Literal["8bit"] | None = None
     stochastic_rounding: bool = False
     seed: int = 0
     telemetry: int = 0
@@ -101,7 +104,8 @@ class Options:
             raise ValueError(f"ema_decay must be within [0, 1), or None, got {decay}")
         if self.state_dtype not in _STATE_DTYPES:
             raise ValueError(
-                f"state_dtype must be torch.float32, torch.bfloat16 or None, got {self.state_dtype}"
+                'state_dtype must be torch.float32, torch.bfloat16, "8bit" or None, got '
+                f"{short_repr(self.state_dtype)}"
             )
         for name in ("seed", "telemetry"):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 0, 2**63 - 1))
@@ -118,7 +122,7 @@ class Options:
         average = (decay, self.ema_start, self.ema_warmup)
         flags = (self.skip_nonfinite, self.zero_grads, *average, self.stochastic_rounding)
         options: _C.EngineOptions = extension().EngineOptions(
-            self.max_grad_norm or 0.0, *flags, self.seed, self.telemetry
+            self.max_grad_norm or 0.0, *flags, self.seed, self.state_dtype == "8bit", self.telemetry
         )
         return options
 
@@ -128,13 +132,42 @@ class Options:
         Args:
             param: The parameter.
             states: Its existing states.
+
+        Returns:
+            The dtype; uint8 stands for codes of 8 bits.
         """
+        if self.state_dtype == "8bit":
+            if param.dtype in (torch.float32, *_HALF) and param.numel() >= extension().min_coded:
+                return torch.uint8
+            return torch.float32 if param.dtype in _HALF else param.dtype
         wanted = {self.state_dtype, *(s.dtype for s in states if isinstance(s, torch.Tensor))}
-        if param.dtype in (torch.bfloat16, torch.float16) and torch.float32 in wanted:
+        if param.dtype in _HALF and wanted & {torch.float32, torch.uint8}:
             return torch.float32
         if param.dtype == torch.float32 and torch.bfloat16 in wanted:
             return torch.bfloat16
         return param.dtype
+
+
+def check_codes(rule: str, param_groups: list[dict[str, Any]]) -> None:
+    """Check that an update rule can keep the states of these parameters in 8 bits."""
+    known = extension().coded_states
+    if rule not in known:
+        raise ValueError(
+            f'state_dtype must be a dtype or None for the rule {rule!r}, got "8bit", which is for '
+            f"{', '.join(known)}"
+        )
+    for index, group in enumerate(param_groups):
+        for param in group["params"]:
+            if hasattr(param, "_local_tensor"):
+                raise ValueError(
+                    f"state_dtype must be a dtype or None for a DTensor, as in param_groups[{index}"
+                    '], got "8bit": its blocks would not fit other shards'
+                )
+            if param.is_cuda and rule not in extension().cuda_codes:
+                raise ValueError(
+                    f"state_dtype must be a dtype or None for the rule {rule!r} on cuda, as in "
+                    f'param_groups[{index}], got "8bit"'
+                )
 
 
 def check_group(index: int, group: dict[str, Any]) -> None:

@@ -15,6 +15,10 @@ from lrfast._utils.extension import extension
 # States that have a dtype of their own; all others are moments of the gradient.
 SCALARS = ("step", "beta1_product", "mu_product", "weight_sum", "lr_max")
 NOT_MOMENTS = (*SCALARS, "ema")
+# Behind the name of a state in 8 bits, which takes two tensors; csrc/bindings/parameter.cpp has
+# them, too. torch's optimizers miss the plain name, and raise.
+CODES, SCALES = "_codes", "_scales"
+MOMENTUM = "momentum_buffer"
 
 
 def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -34,6 +38,57 @@ def as_engine_state(name: str, value: Any, param: Tensor, dtype: torch.dtype) ->
         )
     note_use(value)
     return zeros_like(param, dtype).copy_(value)
+
+
+def base_name(name: Any) -> str:
+    """Return the name of the state that a tensor is, or is half of."""
+    return str(name).removesuffix(CODES).removesuffix(SCALES)
+
+
+def decoded(state: dict[str, Any], name: str, positive: bool) -> Tensor:
+    """Return a state in 8 bits as float32, in the layout of its codes."""
+    codes, scales = state[name + CODES], state[name + SCALES]
+    for tensor in (codes, scales):
+        note_use(tensor)
+    wide: Tensor = extension().decode_state(codes.cpu(), scales.cpu(), positive)
+    return wide.to(codes.device)
+
+
+def convert(
+    state: dict[str, Any], name: str, param: Tensor, dtype: torch.dtype, positive: bool
+) -> None:
+    """Bring a state to a dtype, uint8 for 8 bits, in the engine's memory layout and device.
+
+    One in 8 bits that is there already keeps its bits.
+    """
+    codes = state.get(name + CODES)
+    if dtype is torch.uint8 and codes is not None:
+        layout = extension().layout_strides(param)
+        if codes.device == param.device and list(codes.stride()) == layout:
+            return
+    value = state.get(name) if codes is None else decoded(state, name, positive)
+    if dtype is torch.uint8:
+        wide = as_engine_state(name, value, param, torch.float32)
+        halves = extension().encode_state(wide.cpu(), positive)
+        for suffix, half in zip((CODES, SCALES), halves, strict=True):
+            state[name + suffix] = half.to(param.device)
+        state.pop(name, None)
+    else:
+        state[name] = as_engine_state(name, value, param, dtype)
+        for suffix in (CODES, SCALES):
+            state.pop(name + suffix, None)
+
+
+def make_codes(state: dict[str, Any], name: str, param: Tensor) -> None:
+    """Make a state of zeros in 8 bits, without a synchronisation."""
+    state[name + CODES] = zeros_like(param, torch.uint8)
+    blocks = count_scales(param)
+    state[name + SCALES] = torch.zeros(blocks, dtype=torch.uint8, device=param.device)
+
+
+def count_scales(param: Tensor) -> int:
+    """Return the number of blocks that a parameter's states in 8 bits have."""
+    return -(-param.numel() // int(extension().code_block))
 
 
 def as_scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -71,7 +126,8 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
         for name, value in state_dict["state"].get(saved_id, {}).items():
             if not isinstance(value, Tensor) or not isinstance(loaded.get(name), Tensor):
                 continue
-            if value.dtype.itemsize > loaded[name].dtype.itemsize:
+            # A code is a number to torch.
+            if value.dtype is torch.uint8 or value.dtype.itemsize > loaded[name].dtype.itemsize:
                 loaded[name] = value.to(param.device, copy=True)
 
 
@@ -87,5 +143,6 @@ def clear_unstarted_momentum(
     began = torch.stack([count.cpu() for _, count in counts]).tolist() if counts else []
     for (param, _), count in zip(counts, began, strict=True):
         packed = state["state"].get(ids.get(id(param)), {})
-        if count == 0 and packed.get("momentum_buffer") is not None:
-            state["state"][ids[id(param)]] = packed | {"momentum_buffer": None}
+        kept = {name: value for name, value in packed.items() if base_name(name) != MOMENTUM}
+        if count == 0 and len(kept) < len(packed):
+            state["state"][ids[id(param)]] = kept | {MOMENTUM: None}

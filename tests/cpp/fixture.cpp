@@ -7,6 +7,7 @@
 #include <random>
 #include <utility>
 
+#include "cpu/codes.h"
 #include "cpu/step.h"
 
 namespace lrfast::test {
@@ -40,6 +41,7 @@ TensorRow make_row(Tensor& tensor, uint32_t number) {
   TensorRow row{};
   row.param = tensor.param.data();
   for (size_t k = 0; k < tensor.states.size(); ++k) row.states[k] = tensor.states[k].data();
+  for (size_t k = 0; k < tensor.scales.size(); ++k) row.scales[k] = tensor.scales[k].data();
   if (tensor.spec.has_average) row.average = tensor.average.data();
   row.count = tensor.count.as<float>();
   if (tensor.spec.has_product) row.product = tensor.product.as<double>();
@@ -50,6 +52,16 @@ TensorRow make_row(Tensor& tensor, uint32_t number) {
   row.form = tensor.spec.form;
   row.counted = tensor.spec.counted;
   return row;
+}
+
+// Makes codes of a tensor's last state.
+void encode(StateKind kind, Tensor& tensor) {
+  const TensorSpec& spec = tensor.spec;
+  GuardedBytes codes(spec.numel, spec.state_offset);
+  tensor.scales.emplace_back(count_scales(spec.numel), spec.state_offset);
+  cpu::encode_state(kind, tensor.states.back().as<float>(), spec.numel, codes.data(),
+                    tensor.scales.back().data());
+  tensor.states.back() = std::move(codes);
 }
 
 size_t records_size(const Options& options, size_t groups) {
@@ -113,13 +125,19 @@ void Plan::add_tensor(const TensorSpec& given) {
   const RuleInfo info = rule_info(rule);
   TensorSpec spec = given;
   spec.has_product = spec.has_product || info.always_product;
+  const StateKind* kinds = info.kinds[spec.form];
+  // A chunk begins with a block of codes.
+  spec.coded = spec.coded && chunk_size_ % kCodeBlock == 0 && info.num_states[spec.form] > 0 &&
+               kinds[0] != StateKind::kWide;
   with_types(spec.dtypes, [&]<class Param, class State>() {
+    spec.coded = spec.coded && std::is_same_v<State, float>;
     const auto& s = spec;
     Tensor tensor{
         s,
         make_array<Param>(s.numel, s.param_offset, -2.0, 2.0),
         make_array<Param>(s.numel, s.grad_offset, -1.0, 1.0),
         make_array<compute_t<Param>>(s.has_average ? s.numel : 0, s.average_offset, -2.0, 2.0),
+        {},
         {}};
     if (options.exact_grads) {
       for (int64_t i = 0; i < s.numel; ++i) {
@@ -130,6 +148,9 @@ void Plan::add_tensor(const TensorSpec& given) {
     for (int k = 0; k < info.num_states[s.form]; ++k) {
       const double low = k == 0 ? 0.25 : 0.0;
       tensor.states.push_back(make_array<State>(s.numel, s.state_offset, low, 0.45 + 2 * low));
+      if constexpr (std::is_same_v<State, float>) {
+        if (s.coded) encode(kinds[k], tensor);
+      }
     }
     tensors.push_back(std::move(tensor));
   });
@@ -174,6 +195,7 @@ StepTables Plan::tables() {
     rows_.push_back(make_row(tensor, static_cast<uint32_t>(rows_.size() + 5)));
     grads_.push_back(tensor.spec.has_grad ? tensor.grad.data() : nullptr);
     t.has_averages = t.has_averages || tensor.spec.has_average;
+    t.has_codes = t.has_codes || tensor.spec.coded;
   }
   t.tensors = rows_.data();
   t.grads = grads_.data();
@@ -230,6 +252,7 @@ bool Plan::is_intact() const {
       intact = intact && array->is_intact();
     }
     for (const GuardedBytes& state : t.states) intact = intact && state.is_intact();
+    for (const GuardedBytes& scales : t.scales) intact = intact && scales.is_intact();
   }
   return intact;
 }
@@ -245,6 +268,7 @@ std::string Plan::difference(const Plan& other) const {
                         byte_difference("product", a.product, b.product);
     for (size_t k = 0; k < a.states.size(); ++k) {
       found += byte_difference(text("state ", k), a.states[k], b.states[k]);
+      if (a.spec.coded) found += byte_difference(text("scales ", k), a.scales[k], b.scales[k]);
     }
     if (!found.empty()) {
       return text("tensor ", i, " (numel ", a.spec.numel, ", dtypes ", a.spec.dtypes, ", form ",

@@ -41,6 +41,7 @@ struct TensorSpec {
   bool has_product = false;  // a rule that always keeps one has it anyway
   bool has_average = false;
   bool counted = true;  // in the norms
+  bool coded = false;   // states in 8 bits, if the rule and the dtypes allow it
   float count = 0;
   double product = 0.5;
 };
@@ -90,6 +91,7 @@ struct Tensor {
   GuardedBytes grad;
   GuardedBytes average;
   std::deque<GuardedBytes> states;
+  std::deque<GuardedBytes> scales;  // of states in 8 bits; otherwise empty
   GuardedBytes count{sizeof(float)};
   GuardedBytes product{sizeof(double)};
 };

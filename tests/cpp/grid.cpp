@@ -39,8 +39,7 @@ void Grid::run_norm_block(const StepTables& t, int64_t index) {
 
 void Grid::run_step_block(const StepTables& t, int64_t index) {
   const cuda::HostBlock block{index, blocks, threads};
-  const bool passes =
-      forces_passes || t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
+  const bool passes = forces_passes || cuda::has_passes(t);
   Rules::visit(rule_, [&]<class Rule>() {
     passes ? run_body<Rule, true>(t, step_memory_.get(), block)
            : run_body<Rule, false>(t, step_memory_.get(), block);

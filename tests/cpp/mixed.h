@@ -27,6 +27,25 @@ LRFAST_NOINLINE inline std::vector<TensorSpec> mixed_specs(int rule) {
   return specs;
 }
 
+// States in 8 bits: whole blocks, blocks that are cut off, tensors of less than one, beside others.
+LRFAST_NOINLINE inline std::vector<TensorSpec> coded_specs(int rule) {
+  std::vector<TensorSpec> specs;
+  for (const DtypePair dtypes : kAllDtypePairs) {
+    for (int form = 0; form < rule_info(rule).num_forms; ++form) {
+      for (const int64_t numel : {int64_t{1}, int64_t{255}, int64_t{256}, int64_t{257},
+                                  int64_t{512}, int64_t{20003} / rule_info(rule).num_forms}) {
+        TensorSpec spec{numel, dtypes, static_cast<uint8_t>(form)};
+        spec.group = static_cast<int32_t>(specs.size() % 3);
+        spec.count = static_cast<float>(specs.size() % 4);
+        spec.has_average = specs.size() % 5 == 3;
+        spec.coded = true;
+        specs.push_back(spec);
+      }
+    }
+  }
+  return specs;
+}
+
 // The same with averages in most tensors, and some without a gradient.
 LRFAST_NOINLINE inline std::vector<TensorSpec> passes_specs(int rule) {
   std::vector<TensorSpec> specs = mixed_specs(rule);

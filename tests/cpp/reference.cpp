@@ -53,6 +53,34 @@ TensorClock clock_of(const Tensor& tensor) {
           0.0};
 }
 
+// States in 8 bits, block by block.
+template <StateKind kind>
+std::vector<float> load_codes(const GuardedBytes& codes, const GuardedBytes& scales) {
+  std::vector<float> values;
+  for (size_t i = 0; i < codes.size(); ++i) {
+    values.push_back(decode<kind>(codes.data()[i], scales.data()[i / kCodeBlock]));
+  }
+  return values;
+}
+
+template <StateKind kind>
+void save_codes(const std::vector<float>& values, GuardedBytes& codes, GuardedBytes& scales,
+                const Noise& noise, int which) {
+  for (size_t b = 0; b < scales.size(); ++b) {
+    const size_t end = std::min(values.size(), (b + 1) * kCodeBlock);
+    uint32_t largest = 0;
+    for (size_t i = b * kCodeBlock; i < end; ++i) {
+      largest = std::max(largest, finite_magnitude(values[i]));
+    }
+    const uint32_t scale = scale_of<kind>(largest);
+    scales.data()[b] = static_cast<uint8_t>(scale);
+    for (size_t i = b * kCodeBlock; i < end; ++i) {
+      const uint32_t bits = noise(static_cast<int64_t>(i), which);
+      codes.data()[i] = static_cast<uint8_t>(encode<kind>(values[i], scale, bits));
+    }
+  }
+}
+
 template <class T>
 LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* hypers, T factor,
                                 const Distance& distance, Values<T>& values) {
@@ -75,13 +103,32 @@ LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hyper
                                    const Distance& distance, const Noise& noise) {
   using T = compute_t<Param>;
   Values<T> values{load<Param>(tensor.param), load<Param>(tensor.grad), {}};
+  const RuleInfo info = rule_info(rule);
+  const StateKind* kinds = info.kinds[tensor.spec.form];
   for (size_t k = 0; k < tensor.states.size(); ++k) {
+    if constexpr (std::is_same_v<State, float>) {
+      if (tensor.spec.coded) {
+        const auto& load_kind = kinds[k] == StateKind::kPositive ? load_codes<StateKind::kPositive>
+                                                                 : load_codes<StateKind::kSigned>;
+        values.states[k] = load_kind(tensor.states[k], tensor.scales[k]);
+        continue;
+      }
+    }
     values.states[k] = load<State>(tensor.states[k]);
   }
   apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), distance, values);
   save<Param>(values.param, tensor.param, noise, 0);
-  for (int k = 0; k < rule_info(rule).applied_states[tensor.spec.form]; ++k) {
-    save<State>(values.states[k], tensor.states[k], noise, k + 1);
+  for (int k = 0; k < info.applied_states[tensor.spec.form]; ++k) {
+    const int which = k + 1;
+    if constexpr (std::is_same_v<State, float>) {
+      if (tensor.spec.coded) {
+        const auto& save_kind = kinds[k] == StateKind::kPositive ? save_codes<StateKind::kPositive>
+                                                                 : save_codes<StateKind::kSigned>;
+        save_kind(values.states[k], tensor.states[k], tensor.scales[k], noise, which);
+        continue;
+      }
+    }
+    save<State>(values.states[k], tensor.states[k], noise, which);
   }
 }
 

@@ -2,6 +2,7 @@
 // in the registry, so that each rule's code is compiled once and not in every program.
 #pragma once
 
+#include <algorithm>
 #include <string_view>
 
 #include "core/rules.h"
@@ -17,22 +18,33 @@ struct RuleInfo {
   const char* name;
   int num_forms;
   int num_states[kMaxForms];
+  StateKind kinds[kMaxForms][kMaxStates];
   int momentum;  // its hyperparameter, or -1
   int weight_decay;
   bool always_product;
   bool measures;  // a distance
   int applied_states[kMaxForms];
+  bool codes_on_cuda;
 };
 
 LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
   RuleInfo info{};
   Rules::visit(rule, [&]<class Rule>() {
     static_assert(Rule::kRate == 0 && Rule::kNumForms <= kMaxForms);
-    info = {Rule::kName,          Rule::kNumForms, {}, Rule::kMomentum, Rule::kWeightDecay,
-            Rule::kAlwaysProduct, Measures<Rule>,  {}};
+    info = {Rule::kName,
+            Rule::kNumForms,
+            {},
+            {},
+            Rule::kMomentum,
+            Rule::kWeightDecay,
+            Rule::kAlwaysProduct,
+            Measures<Rule>,
+            {},
+            kCodesOnCuda<Rule>};
     for (int form = 0; form < Rule::kNumForms; ++form) {
       info.num_states[form] = info.applied_states[form] = Rule::kStates[form].count;
       if constexpr (Measures<Rule>) info.applied_states[form] -= Rule::kMeasuredStates;
+      std::copy_n(Rule::kStates[form].kinds, kMaxStates, info.kinds[form]);
     }
   });
   return info;

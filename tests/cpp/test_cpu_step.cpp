@@ -87,6 +87,31 @@ void test_passes(int rule) {
   EXPECT(expect_same_for_all_threads(make, 2) >= 4);
 }
 
+// States in 8 bits, with every pass and none; neither threads nor chunks change a bit.
+void test_coded(int rule) {
+  for (const bool has_passes : {false, true}) {
+    Options options;
+    options.exact_grads = true;
+    options.max_norm = has_passes ? 50.0 : 0.0;
+    options.zero = has_passes;
+    options.telemetry = has_passes ? 2 : 0;
+    const Context context(has_passes ? "coded, passes" : "coded");
+    const auto make = [&](int64_t chunk) {
+      std::vector<TensorSpec> specs = coded_specs(rule);
+      for (TensorSpec& spec : specs) spec.has_average = spec.has_average && has_passes;
+      return Plan(rule, specs, three_groups(rule), chunk, options);
+    };
+    EXPECT(expect_same_for_all_threads([&] { return make(512); }, 3) >= 4);
+    Plan small = make(256);
+    Plan large = make(16384);
+    for (int i = 0; i < 3; ++i) {
+      cpu_step(small);
+      cpu_step(large);
+    }
+    EXPECT_SAME(small, large);
+  }
+}
+
 // Steps that are skipped, whose gradients are zeroed by as many threads.
 void test_skipped(int rule) {
   Options options;
@@ -211,6 +236,7 @@ int main() {
   test_shares();
   for_each_rule([](int rule) {
     test_mixed(rule);
+    test_coded(rule);
     test_passes(rule);
     test_skipped(rule);
     test_counts(rule);

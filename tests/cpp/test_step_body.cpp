@@ -58,6 +58,24 @@ void test_many_small(int rule) {
   expect_two_steps(make, Grid(rule, 132, 32));
 }
 
+// States in 8 bits, in vectors and not, whole blocks of codes and parts, with passes and without.
+void test_coded(int rule) {
+  if (!rule_info(rule).codes_on_cuda) return;
+  constexpr GridShape kShapes[] = {{256, 7, 5}, {512, 1, 32}, {1024, 150, 64}, {16384, 3, 512}};
+  for (const GridShape& s : kShapes) {
+    for (const int offset : {0, 1}) {
+      const Context context("coded, chunk ", s.chunk, ", threads ", s.threads, ", offset ", offset);
+      Options options;
+      options.telemetry = s.blocks > 1 ? 2 : 0;
+      options.zero = s.blocks > 1;
+      std::vector<TensorSpec> specs = coded_specs(rule);
+      for (TensorSpec& spec : specs) spec.state_offset = offset;
+      const auto make = [&] { return Plan(rule, specs, three_groups(rule), s.chunk, options); };
+      expect_two_steps(make, Grid(rule, s.blocks, s.threads));
+    }
+  }
+}
+
 // Vectors where all arrays are aligned, single elements where one is not: the same bits.
 void test_alignment(int rule) {
   for (const int offset : {1, 2, 4, 8}) {
@@ -370,6 +388,7 @@ int main() {
     test_grids(rule);
     test_large(rule);
     test_many_small(rule);
+    test_coded(rule);
     test_alignment(rule);
     test_block_orders(rule);
     test_left_out(rule);

@@ -70,6 +70,14 @@ struct ThreadBlock {
     body(thread);
     wait();
   }
+  // Each thread stands for a warp.
+  template <class Body>
+  void for_each_warp(Body&& body) {
+    other->pass();
+    cuda::HostWarp warp;
+    body(warp, thread, block_threads);
+    wait();
+  }
   template <class Body>
   void thread_zero(Body&& body) {
     other->pass();
@@ -142,7 +150,7 @@ void step(Plan& plan, int64_t blocks, int threads, OtherStream& other) {
     run_grid(blocks, threads, other,
              [&](ThreadBlock b) { cuda::measure_body<Rule>(t, memory[b.block], b); });
   }
-  const bool passes = t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
+  const bool passes = cuda::has_passes(t);
   run_grid(blocks, threads, other, [&](ThreadBlock b) {
     passes ? run_step<Rule, true>(t, memory[b.block], b)
            : run_step<Rule, false>(t, memory[b.block], b);

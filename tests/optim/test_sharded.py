@@ -60,6 +60,22 @@ def test_telemetry_of_one_shard_alone_is_refused(mesh: Any) -> None:
     assert torch.equal(param.to_local(), torch.ones(4))
 
 
+def test_states_of_shards_in_8_bits_are_refused(mesh: Any) -> None:
+    """At once, and of a parameter that comes later."""
+    whole, part = (
+        torch.nn.Parameter(torch.ones(5000)),
+        torch.nn.Parameter(shard(mesh, torch.ones(5000))),
+    )
+    with pytest.raises(ValueError, match="state_dtype must be a dtype or None for a DTensor"):
+        lrfast.AdamW([part], state_dtype="8bit")
+    optimizer = lrfast.AdamW([whole], state_dtype="8bit")
+    optimizer.add_param_group({"params": [part]})
+    whole.grad, part.grad = torch.ones(5000), shard(mesh, torch.ones(5000))
+    with pytest.raises(ValueError, match=r"DTensor, as in param_groups\[1\]"):
+        optimizer.step()
+    assert bool((whole == 1).all()) and not optimizer.state
+
+
 def test_parameters_on_two_meshes_are_refused(mesh: Any) -> None:
     other = torch.distributed.init_device_mesh("cpu", (2,), mesh_dim_names=("other",))
     params = [torch.nn.Parameter(shard(each, torch.ones(4))) for each in (mesh, other)]

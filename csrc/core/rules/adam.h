@@ -27,7 +27,8 @@ struct Adam : AdamMoments, Beta1Product<Adam> {
 
   enum Form : uint8_t { kPlain, kWithAmsgrad, kNumForms };
   static constexpr StateNames kStates[kNumForms] = {
-      {2, {"exp_avg", "exp_avg_sq"}}, {3, {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}}};
+      {2, {"exp_avg", "exp_avg_sq"}, {kMeanKind, kSquareKind}},
+      {3, {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}, {kMeanKind, kSquareKind, kSquareKind}}};
 
   static uint8_t form(const double* hypers, bool) {
     return hypers[kAmsgrad] != 0.0 ? kWithAmsgrad : kPlain;

@@ -34,6 +34,8 @@ struct AdamMoments {
              {own}...}};
   }
   static constexpr const char* kCountName = "step";
+  static constexpr StateKind kMeanKind = StateKind::kSigned;
+  static constexpr StateKind kSquareKind = StateKind::kPositive;
 
   template <class T>
   struct Scalars {

@@ -23,7 +23,7 @@ struct Lion : NoProduct {
       {"lr"}, {"betas", 0}, {"betas", 1}, {"weight_decay"}, {"maximize"}};
 
   enum Form : uint8_t { kPlain, kNumForms };
-  static constexpr StateNames kStates[kNumForms] = {{1, {"exp_avg"}}};
+  static constexpr StateNames kStates[kNumForms] = {{1, {"exp_avg"}, {StateKind::kSigned}}};
   static constexpr const char* kCountName = nullptr;  // no bias to correct
 
   static uint8_t form(const double*, bool) { return kPlain; }

@@ -24,7 +24,8 @@ struct NAdam : AdamMoments, NoLargest {
   static constexpr auto kHypers = hyper_names("momentum_decay");
 
   enum Form : uint8_t { kPlain, kNumForms };
-  static constexpr StateNames kStates[kNumForms] = {{2, {"exp_avg", "exp_avg_sq"}}};
+  static constexpr StateNames kStates[kNumForms] = {
+      {2, {"exp_avg", "exp_avg_sq"}, {kMeanKind, kSquareKind}}};
   static constexpr const char* kProductName = "mu_product";
   static constexpr bool kAlwaysProduct = true;
 

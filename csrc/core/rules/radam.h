@@ -25,7 +25,8 @@ struct RAdam : AdamMoments, Beta1Product<RAdam> {
   static constexpr auto kHypers = hyper_names();
 
   enum Form : uint8_t { kPlain, kNumForms };
-  static constexpr StateNames kStates[kNumForms] = {{2, {"exp_avg", "exp_avg_sq"}}};
+  static constexpr StateNames kStates[kNumForms] = {
+      {2, {"exp_avg", "exp_avg_sq"}, {kMeanKind, kSquareKind}}};
 
   static uint8_t form(const double*, bool) { return kPlain; }
 

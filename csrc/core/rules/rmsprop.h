@@ -31,10 +31,12 @@ struct RmsProp : NoProduct {
   static constexpr uint8_t kWithMean = 2;
   enum Form : uint8_t { kNumForms = 4 };
   static constexpr StateNames kStates[kNumForms] = {
-      {1, {"square_avg"}},
-      {2, {"square_avg", "momentum_buffer"}},
-      {2, {"square_avg", "grad_avg"}},
-      {3, {"square_avg", "grad_avg", "momentum_buffer"}}};
+      {1, {"square_avg"}, {StateKind::kPositive}},
+      {2, {"square_avg", "momentum_buffer"}, {StateKind::kPositive, StateKind::kSigned}},
+      {2, {"square_avg", "grad_avg"}, {StateKind::kPositive, StateKind::kSigned}},
+      {3,
+       {"square_avg", "grad_avg", "momentum_buffer"},
+       {StateKind::kPositive, StateKind::kSigned, StateKind::kSigned}}};
   static constexpr const char* kCountName = "step";
 
   static uint8_t form(const double* hypers, bool cycles_momentum) {
@@ -83,5 +85,9 @@ struct RmsProp : NoProduct {
     param = param - s.rate * direction;
   }
 };
+
+// A root, a division and three states: with a block of codes they spill at 64 registers.
+template <>
+inline constexpr bool kCodesOnCuda<RmsProp> = false;
 
 }  // namespace lrfast

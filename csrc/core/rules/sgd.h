@@ -19,7 +19,8 @@ struct Sgd : NoProduct {
                                                     {"weight_decay"}, {"nesterov"}, {"maximize"}};
 
   enum Form : uint8_t { kPlain, kWithMomentum, kNumForms };
-  static constexpr StateNames kStates[kNumForms] = {{0, {}}, {1, {"momentum_buffer"}}};
+  static constexpr StateNames kStates[kNumForms] = {{0, {}},
+                                                    {1, {"momentum_buffer"}, {StateKind::kSigned}}};
   static constexpr const char* kCountName = nullptr;  // torch keeps no step count for SGD
 
   static uint8_t form(const double* hypers, bool cycles_momentum) {

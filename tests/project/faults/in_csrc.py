@@ -407,6 +407,41 @@ STEP = [
         program("test_noise"),
     ),
     Fault(
+        "positive-square-becomes-zero",
+        "csrc/core/codes.h",
+        "rounded > 1 ? rounded : 1",
+        "rounded > 0 ? rounded : 0",
+        program("test_codes"),
+    ),
+    Fault(
+        "largest-code-has-no-room-to-grow",
+        "csrc/core/codes.h",
+        "(2u << kCutDigits) - 1u + kShift",
+        "kShift",
+        program("test_codes"),
+    ),
+    Fault(
+        "infinity-takes-the-scale",
+        "csrc/core/codes.h",
+        "return magnitude < kInfinityBits ? magnitude : 0u;",
+        "return magnitude;",
+        program("test_codes"),
+    ),
+    Fault(
+        "codes-of-a-gpu-share-their-noise",
+        "csrc/cuda/elements.cuh",
+        "Noise::of_value(noise.of_pair(pair), k + 1);",
+        "Noise::of_value(noise.of_pair(pair), 1);",
+        program("test_step_body"),
+    ),
+    Fault(
+        "codes-behind-the-last-block-are-written",
+        "csrc/cpu/codes.cpp",
+        "std::memcpy(codes, all, count);",
+        "std::memcpy(codes, all, kCodeBlock);",
+        program("test_codes", "test_cpu_step"),
+    ),
+    Fault(
         "states-share-their-noise",
         "csrc/core/noise.h",
         ": which == 2 ? kNext * kNext",
@@ -468,8 +503,8 @@ DRIVER = [
     Fault(
         "the-element-behind-the-blocks-is-left-out",
         "csrc/cpu/step.cpp",
-        "for (int64_t e = i; e < end; ++e) {",
-        "for (int64_t e = i > begin ? i + 1 : i; e < end; ++e) {",
+        "for (int64_t e = i; e < at.count; ++e) {",
+        "for (int64_t e = i > 0 ? i + 1 : i; e < at.count; ++e) {",
         program("test_step_body"),
     ),
     Fault(

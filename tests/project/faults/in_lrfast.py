@@ -6,6 +6,27 @@ from .fault import Fault
 
 OPTIM = [
     Fault(
+        "codes-are-cast-on-load",
+        "lrfast/optim/_state.py",
+        "if value.dtype is torch.uint8 or value.dtype",
+        "if value.dtype",
+        "test_8bit_states.py",
+    ),
+    Fault(
+        "codes-of-another-layout-are-kept",
+        "lrfast/optim/_state.py",
+        "codes.device == param.device and list(codes.stride()) == layout",
+        "codes.device == param.device",
+        "test_8bit_states.py",
+    ),
+    Fault(
+        "codes-begin-their-noise-anew",
+        "lrfast/optim/_optimizer.py",
+        'rounds = options.stochastic_rounding or options.state_dtype == "8bit"',
+        "rounds = options.stochastic_rounding",
+        "test_8bit_states.py",
+    ),
+    Fault(
         "two-schedules-multiply-in-silence",
         "lrfast/optim",
         '        is_patched = hasattr(self.step, "_wrapped_by_lr_sched")\n',
@@ -50,8 +71,8 @@ OPTIM = [
     Fault(
         "a-float32-state-of-a-half-parameter-is-loaded-as-half",
         "lrfast/optim",
-        "if value.dtype.itemsize > loaded[name].dtype.itemsize:",
-        "if False and value.dtype.itemsize > loaded[name].dtype.itemsize:",
+        "or value.dtype.itemsize > loaded[name].dtype.itemsize:",
+        "or value.dtype.itemsize < 0:",
         "test_state_dicts.py test_mixed_dtypes.py",
     ),
     Fault(

@@ -90,10 +90,6 @@ void launch(at::Device device, const char* name, const Arguments& arguments, Run
   sim::simulator().launch(device.index(), name, [run] { run_guarded(run); });
 }
 
-bool has_passes(const StepTables& t) {
-  return t.has_averages || t.gradients.zero || t.totals.chunk_changes != nullptr;
-}
-
 void run_norm(const StepTables& tables) {
   const auto shared = shared_memory<cuda::NormMemory>();
   in_any_order(blocks_of(tables), [&](auto& block) { cuda::norm_body(tables, *shared, block); });
@@ -126,7 +122,7 @@ void run_step(int rule, const StepTables& tables) {
   Rules::visit(rule, [&]<class Rule>() {
     const auto shared = shared_memory<cuda::StepMemory<Rule>>();
     in_any_order(blocks_of(tables), [&](auto& block) {
-      if (has_passes(tables)) {
+      if (cuda::has_passes(tables)) {
         cuda::step_body<Rule, true>(tables, *shared, block);
       } else {
         cuda::step_body<Rule, false>(tables, *shared, block);
