@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from lrfast.optim._newton_schulz import NewtonSchulz
 from lrfast.optim._shards import Shards
 from lrfast.schedules._segments import EncodedSchedule
 
@@ -85,7 +86,12 @@ class MissingStates:
     def needs_product(self) -> bool: ...
 
 class Engine:
-    def __init__(self, rule: str, find_shards: Callable[[_ParamGroups], Shards | None]) -> None: ...
+    def __init__(
+        self,
+        rule: str,
+        find_shards: Callable[[_ParamGroups], Shards | None],
+        products: NewtonSchulz | None = None,
+    ) -> None: ...
     def step(
         self,
         param_groups: _ParamGroups,

@@ -203,6 +203,8 @@ def rules_table() -> str:
         for states in forms:
             # A pass of its own reads gradients, parameters and a state once more; p0 is only read.
             more = [_first_pass(states, p, s) for p, s in DTYPES.values()]
+            if rule == "muon" and states == ["momentum_buffer"]:
+                more = [bytes_moved(p, 0) for p, _ in DTYPES.values()]  # the products aside
             moved = [bytes_moved(p, len(states) * s) for p, s in DTYPES.values()]
             cells = [str(sum(each)) for each in zip(moved, more, strict=True)]
             rows.append([NAMES[rule], ", ".join(f"`{s}`" for s in states) or "none", *cells])

@@ -3,6 +3,7 @@
 #include "bindings/codes.cpp"
 #include "bindings/curve.cpp"
 #include "bindings/device.cpp"
+#include "bindings/directions.cpp"
 #include "bindings/engine.cpp"
 #include "bindings/module.cpp"
 #include "bindings/param_groups.cpp"

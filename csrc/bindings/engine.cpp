@@ -59,8 +59,11 @@ std::vector<at::Tensor> defined(const std::vector<DevicePlan>& plans,
 
 }  // namespace
 
-Engine::Engine(const std::string& rule, py::object find_shards)
-    : rule_(find_rule(rule)), find_shards_(std::move(find_shards)), groups_(rule_) {
+Engine::Engine(const std::string& rule, py::object find_shards, py::object products)
+    : rule_(find_rule(rule)),
+      find_shards_(std::move(find_shards)),
+      groups_(rule_),
+      directions_(std::move(products)) {
   settings_.measures = rule_.measures;
 }
 
@@ -86,6 +89,7 @@ void Engine::rebuild(const py::list& param_groups) {
       param.index = index++;
       param.is_bound = false;
       param.is_left_out = false;
+      param.direction.reset();
       param.number = static_cast<uint32_t>(parameters.size());
       if (param.may_train()) devices.push_back(param.tensor.device());
       parameters.push_back(std::move(param));
@@ -115,6 +119,7 @@ void Engine::rebuild(const py::list& param_groups) {
   parameters_ = std::move(parameters);
   plans_ = std::move(plans);
   groups_.reset(param_groups);
+  directions_.forget();
   rebuilds_ += 1;
 }
 
@@ -167,6 +172,7 @@ py::object Engine::step(const py::list& param_groups, const py::dict& state,
   if (is_recording()) {
     recording_->note_step(settings_, groups_, parameters_, plans_);
     recording_->rebuilds = rebuilds_;
+    recording_->settings = directions_.settings(param_groups);
   }
   return py::none();
 }
@@ -199,6 +205,7 @@ Engine::Readiness Engine::prepare_changed(Parameter& param, const py::dict& stat
       return Readiness::kStale;
     }
     param.is_bound = false;
+    directions_.forget();
     plan.set_row(param, {});
   }
   void* grad = reads_grad(param) ? param.locate_grad() : nullptr;
@@ -268,6 +275,9 @@ void Engine::update_tables() {
     if (is_changed) plan.set_groups(groups_.rows());
     plan.read_device_hypers(groups_.device_hypers());
   }
+  if (rule_.direction_form >= 0) {
+    directions_.place(parameters_, groups_, rule_.direction_form, plans_, settings_.options);
+  }
 }
 
 StepTables Engine::current_tables(DevicePlan& plan) {
@@ -280,6 +290,10 @@ void Engine::run(at::ArrayRef<StepTables> tables, Phase phase) {
   for (size_t i = 0; i < plans_.size(); ++i) {
     StepTables own = tables[i];
     own.phase = phase;
+    if (phase == Phase::kDirections) {  // what else a step does comes with the moves
+      own.has_averages = false;
+      own.totals.chunk_changes = nullptr;
+    }
     plans_[i].run(rule_.place, own);
   }
 }
@@ -322,7 +336,14 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
     add_up(&DevicePlan::terms);
   }
   const bool is_begun = is_split && (settings_.wants_norms() || settings_.measures);
-  run(all, is_begun ? Phase::kUpdate : Phase::kWhole);
+  if (directions_.is_empty()) {
+    run(all, is_begun ? Phase::kUpdate : Phase::kWhole);
+  } else {
+    if (settings_.wants_norms()) run(all, is_begun ? Phase::kFinish : Phase::kNorms);
+    run(all, Phase::kDirections);
+    directions_.transform(parameters_, groups_, plans_);
+    run(all, Phase::kMoves);
+  }
   finish_launch();
 }
 
@@ -384,6 +405,9 @@ py::object Engine::refresh(int64_t number, const py::list& param_groups, const p
   read(param_groups, state);
   if (const std::string change = recording_->change_in(settings_, groups_); !change.empty()) {
     return py::str(change);
+  }
+  if (!directions_.settings(param_groups).equal(recording_->settings)) {
+    return py::str("the rule or the products of a param group have changed");
   }
   std::vector<MissingStates> missing;
   for (size_t i = 0; i < parameters_.size(); ++i) {

@@ -3,6 +3,7 @@
 // the engine holds their addresses.
 #pragma once
 
+#include "bindings/directions.h"
 #include "bindings/recording.h"
 
 namespace lrfast::bindings {
@@ -22,8 +23,8 @@ class Engine {
  public:
   // find_shards(param_groups) says how processes share the parameters: None, or an object with
   // counts(param), whether its squares are counted here, and add(squares), which adds the other
-  // processes'.
-  Engine(const std::string& rule, py::object find_shards);
+  // processes'. products: of a rule with directions, see Directions; None for others.
+  Engine(const std::string& rule, py::object find_shards, py::object products);
 
   // Updates every parameter that has a gradient and returns None. If states are missing, updates
   // nothing and returns a list of MissingStates, for Python to create them and to call again.
@@ -107,6 +108,7 @@ class Engine {
   py::object shards_ = py::none();
   StepSettings settings_;
   ParamGroups groups_;
+  Directions directions_;
   std::vector<Parameter> parameters_;  // in the order of param_groups
   std::vector<DevicePlan> plans_;
   std::optional<GraphRecording> recording_;

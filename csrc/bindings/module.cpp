@@ -114,7 +114,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("largest", &MissingStates::largest);
 
   py::class_<Engine>(m, "Engine")
-      .def(py::init<const std::string&, py::object>(), arg("rule"), arg("find_shards"))
+      .def(py::init<const std::string&, py::object, py::object>(), arg("rule"), arg("find_shards"),
+           arg("products") = py::none())
       .def("step", &Engine::step, arg("param_groups"), arg("state"), arg("grad_scale"),
            arg("found_inf"))
       .def("build", &Engine::build, arg("param_groups"))

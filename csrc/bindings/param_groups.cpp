@@ -55,10 +55,16 @@ bool is_fixed(py::handle value) {
 
 ParamGroups::ParamGroups(const RuleInfo& rule)
     : rule_(rule),
+      rule_key_(intern("rule")),
       params_key_(intern("params")),
       frozen_key_(intern("frozen")),
       max_norm_key_(intern("max_grad_norm")) {
-  for (const HyperName& hyper : rule_.hypers) keys_.push_back(intern(hyper.key));
+  for (const GroupKind& kind : rule_.kinds) {
+    keys_.emplace_back();
+    for (const HyperName& hyper : kind.hypers) {
+      keys_.back().push_back(hyper.key ? intern(hyper.key) : py::none());
+    }
+  }
 }
 
 bool ParamGroups::are_held(const py::list& param_groups, const std::vector<Parameter>& parameters) {
@@ -70,6 +76,7 @@ bool ParamGroups::are_held(const py::list& param_groups, const std::vector<Param
     if (const uint64_t version = version_of(group); version != held.version) {
       PyObject* found = PyDict_GetItemWithError(group, params_key_.ptr());
       if (found == nullptr || !PyList_CheckExact(found)) return false;
+      held.object = py::reinterpret_borrow<py::object>(group);  // it may be another dict
       held.params = py::reinterpret_borrow<py::object>(found);
       held.version = version;
       is_unread_ = true;
@@ -118,7 +125,8 @@ void ParamGroups::read(const py::list& param_groups, const ScheduleArrays& sched
     rows_[g] = row;
     is_changed_ = true;
     const bool cycles = schedules.cycles_momentum(row.schedule);
-    needs_[g] = {rule_.form(row.hypers, cycles), rule_.needs_product(cycles), row.frozen != 0};
+    const uint8_t form = rule_.form(row.hypers, cycles);
+    needs_[g] = {form, rule_.needs_product(form, cycles), row.frozen != 0};
   }
   clip_ = std::any_of(rows_.begin(), rows_.end(),
                       [](const GroupRow& group) { return group.max_norm > 0.0; });
@@ -157,12 +165,19 @@ bool ParamGroups::read_row(size_t index, PyObject* group, GroupRow& row) {
   GroupRow fresh = row;
   std::vector<DeviceHyper> on_device;
   bool all_fixed = true;
-  for (size_t k = 0; k < rule_.hypers.size(); ++k) {
+  held.kind = read_kind(index, group);
+  const std::vector<HyperName>& names = hypers(index);
+  for (size_t k = 0; k < names.size(); ++k) {
+    if (names[k].key == nullptr) {
+      const bool is_kind = static_cast<int>(k) == rule_.kind_hyper;
+      fresh.hypers[k] = is_kind ? static_cast<double>(held.kind) : 0.0;
+      continue;
+    }
     const py::object value = value_of(index, group, k);
     // A tuple cannot change, a list of betas can.
     all_fixed = all_fixed && is_fixed(value) &&
-                (rule_.hypers[k].index < 0 ||
-                 PyTuple_CheckExact(PyDict_GetItemWithError(group, keys_[k].ptr())));
+                (names[k].index < 0 ||
+                 PyTuple_CheckExact(PyDict_GetItemWithError(group, keys_[held.kind][k].ptr())));
     if (is_device_scalar(value)) {
       on_device.push_back({static_cast<int32_t>(index), static_cast<int32_t>(k),
                            THPVariable_Unpack(value.ptr()).detach()});
@@ -171,7 +186,7 @@ bool ParamGroups::read_row(size_t index, PyObject* group, GroupRow& row) {
       fresh.hypers[k] = to_double(index, static_cast<int>(k), value);
     }
   }
-  round_decay(group, fresh.hypers);
+  round_decay(index, group, fresh.hypers);
   PyObject* frozen = PyDict_GetItemWithError(group, frozen_key_.ptr());
   const int is_frozen = frozen == nullptr ? 0 : PyObject_IsTrue(frozen);
   if (is_frozen < 0) throw py::error_already_set();
@@ -189,28 +204,45 @@ bool ParamGroups::read_row(size_t index, PyObject* group, GroupRow& row) {
   return changed;
 }
 
-void ParamGroups::round_decay(PyObject* group, double* hypers) const {
-  const py::object rate = value_of(0, group, 0);  // the rate comes first
+void ParamGroups::round_decay(size_t index, PyObject* group, double* hypers) const {
+  const py::object rate = value_of(index, group, 0);  // the rate comes first
   if (!THPVariable_Check(rate.ptr()) || is_device_scalar(rate)) return;
   const at::ScalarType type = THPVariable_Unpack(rate.ptr()).scalar_type();
   if (type != at::kHalf && type != at::kBFloat16) return;
   double* decay = nullptr;
-  bool is_decoupled = false;
-  for (size_t k = 0; k < rule_.hypers.size(); ++k) {
-    const std::string_view key = rule_.hypers[k].key;
+  bool is_decoupled = rule_.kind_hyper >= 0 && hypers[rule_.kind_hyper] != 0.0;
+  const std::vector<HyperName>& names = this->hypers(index);
+  for (size_t k = 0; k < names.size(); ++k) {
+    const std::string_view key = names[k].key ? names[k].key : "";
     if (key == "weight_decay") decay = &hypers[k];
     if (key == "decoupled_weight_decay") is_decoupled = hypers[k] != 0.0;
   }
   if (is_decoupled) *decay = decay_beside(type, hypers[0], *decay);
 }
 
+// Which of the rule's kinds a group is of.
+size_t ParamGroups::read_kind(size_t index, PyObject* group) const {
+  if (rule_.kinds.size() == 1) return 0;
+  PyObject* value = PyDict_GetItemWithError(group, rule_key_.ptr());
+  const std::string found =
+      value != nullptr && PyUnicode_Check(value) ? py::cast<std::string>(value) : std::string();
+  std::string known;
+  for (size_t k = 0; k < rule_.kinds.size(); ++k) {
+    if (found == rule_.kinds[k].name) return k;
+    known += (k > 0 ? " or '" : "'") + rule_.kinds[k].name + "'";
+  }
+  throw py::value_error("param_groups[" + std::to_string(index) + "]['rule'] must be " + known +
+                        ", got '" + found + "'");
+}
+
 py::object ParamGroups::value_of(size_t index, py::handle group, size_t hyper) const {
-  PyObject* value = PyDict_GetItemWithError(group.ptr(), keys_[hyper].ptr());
+  PyObject* value = PyDict_GetItemWithError(group.ptr(), keys_[held_[index].kind][hyper].ptr());
   if (value == nullptr) {
     if (PyErr_Occurred()) throw py::error_already_set();
     throw py::key_error(describe(index, static_cast<int>(hyper)) + " is missing");
   }
-  const int item = rule_.hypers[hyper].index;
+  const HyperName& name = hypers(index)[hyper];
+  const int item = name.index;
   if (item < 0) return py::reinterpret_borrow<py::object>(value);
   if (PyTuple_CheckExact(value) && item < PyTuple_GET_SIZE(value)) {
     return py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(value, item));
@@ -218,15 +250,14 @@ py::object ParamGroups::value_of(size_t index, py::handle group, size_t hyper) c
   PyObject* found = PySequence_GetItem(value, item);
   if (found == nullptr) {
     PyErr_Clear();
-    throw py::type_error(describe(index, static_cast<int>(hyper)) + " is missing: '" +
-                         rule_.hypers[hyper].key + "' must hold a number for each, got " +
-                         Py_TYPE(value)->tp_name);
+    throw py::type_error(describe(index, static_cast<int>(hyper)) + " is missing: '" + name.key +
+                         "' must hold a number for each, got " + Py_TYPE(value)->tp_name);
   }
   return py::reinterpret_steal<py::object>(found);
 }
 
 double ParamGroups::to_double(size_t index, int hyper, py::handle value) const {
-  const Unset unset = hyper == kMaxNorm ? Unset::kNever : rule_.hypers[hyper].unset;
+  const Unset unset = hyper == kMaxNorm ? Unset::kNever : hypers(index)[hyper].unset;
   if (unset == Unset::kNone && value.is_none()) return kNoValue;
   double number = NAN;
   if (THPVariable_Check(value.ptr())) {
@@ -267,7 +298,7 @@ double ParamGroups::read_max_norm(size_t index, py::handle group) const {
 }
 
 std::string ParamGroups::describe(size_t index, int hyper) const {
-  const HyperName name = hyper == kMaxNorm ? HyperName{"max_grad_norm"} : rule_.hypers[hyper];
+  const HyperName name = hyper == kMaxNorm ? HyperName{"max_grad_norm"} : hypers(index)[hyper];
   std::string text = "param_groups[" + std::to_string(index) + "]['" + name.key + "']";
   if (name.index >= 0) text += "[" + std::to_string(name.index) + "]";
   return text;

@@ -43,6 +43,7 @@ class ParamGroups {
   // Whether rows have changed since this was asked last.
   bool take_change() { return std::exchange(is_changed_, false); }
   const GroupNeeds& needs(int32_t group) const { return needs_[group]; }
+  const py::object& object(int32_t group) const { return held_[group].object; }
   // Whether any has a norm of its own.
   bool clip() const { return clip_; }
   // Hyperparameters to be copied on the device at each step; their places in the rows hold zeros.
@@ -61,19 +62,25 @@ class ParamGroups {
     py::object params;          // its list of parameters, as of that version of its dict
     uint64_t version = 0;       // 0: not looked at yet
     uint64_t read_version = 0;  // of its dict when its row was read
+    size_t kind = 0;            // among the rule's kinds of groups
     bool is_fixed = false;      // holds no value that can change without its dict
   };
 
   bool read_row(size_t index, PyObject* group, GroupRow& row);
   // For a group whose learning rate is a half tensor on the CPU.
-  void round_decay(PyObject* group, double* hypers) const;
+  void round_decay(size_t index, PyObject* group, double* hypers) const;
+  const std::vector<HyperName>& hypers(size_t index) const {
+    return rule_.kinds[held_[index].kind].hypers;
+  }
+  size_t read_kind(size_t index, PyObject* group) const;
   py::object value_of(size_t index, py::handle group, size_t hyper) const;
   double to_double(size_t index, int hyper, py::handle value) const;
   double read_max_norm(size_t index, py::handle group) const;
   std::string describe(size_t index, int hyper) const;
 
   RuleInfo rule_;
-  std::vector<py::object> keys_;  // [hypers] interned
+  std::vector<std::vector<py::object>> keys_;  // [kinds][hypers] interned
+  py::object rule_key_;
   py::object params_key_;
   py::object frozen_key_;
   py::object max_norm_key_;

@@ -298,6 +298,7 @@ TensorRow Parameter::make_row(const EngineOptions& options) const {
   row.param = target.mutable_data_ptr();
   for (size_t k = 0; k < states.size(); ++k) row.states[k] = states[k].mutable_data_ptr();
   for (size_t k = 0; k < scales.size(); ++k) row.scales[k] = scales[k].mutable_data_ptr<uint8_t>();
+  if (direction.defined()) row.direction = direction.mutable_data_ptr();
   if (average.defined()) row.average = average.mutable_data_ptr();
   if (count.defined()) {
     row.count = count.mutable_data_ptr();

@@ -104,6 +104,7 @@ struct Parameter {
   at::Tensor largest;
   at::Tensor count;
   at::Tensor average;
+  at::Tensor direction;  // its place in a stack; see Directions
   std::vector<at::Tensor> states;
   std::vector<at::Tensor> scales;  // of states in 8 bits; otherwise empty
   int32_t index = 0;               // in the group

@@ -219,7 +219,8 @@ void DevicePlan::note_stream(StepSettings& settings, const std::vector<Parameter
     if (scalar) note(*scalar);
   }
   for (const Parameter& param : parameters) {
-    for (const at::Tensor& tensor : {param.staged_param, param.staged_grad, param.count}) {
+    for (const at::Tensor& tensor :
+         {param.staged_param, param.staged_grad, param.count, param.direction}) {
       note(tensor);
     }
   }

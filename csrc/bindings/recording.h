@@ -38,6 +38,7 @@ struct GraphRecording {
   int64_t rebuilds = 0;      // of the engine's tables, when it ran
   bool has_norms = false;
   EngineOptions options;
+  py::object settings = py::none();         // of the products
   std::vector<const void*> hypers;          // tensors in the param groups that are on a GPU
   std::vector<RecordedGradient> gradients;  // [parameters]
 };

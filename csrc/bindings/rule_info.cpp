@@ -6,6 +6,36 @@
 #include "core/rules.h"
 
 namespace lrfast::bindings {
+namespace {
+
+template <class Rule>
+std::vector<GroupKind> kinds_of() {
+  if constexpr (kHasDirections<Rule>) {
+    std::vector<GroupKind> kinds;
+    for (int kind = 0; kind < Rule::kNumKinds; ++kind) {
+      const auto& hypers = Rule::kKindHypers[kind];
+      kinds.push_back({Rule::kKinds[kind], {std::begin(hypers), std::end(hypers)}});
+    }
+    return kinds;
+  } else {
+    return {{"", {std::begin(Rule::kHypers), std::end(Rule::kHypers)}}};
+  }
+}
+
+template <class Rule>
+constexpr std::pair<int, int> kind_places() {
+  if constexpr (kHasDirections<Rule>) return {Rule::kKind, Rule::kWithDirection};
+  return {-1, -1};
+}
+
+// Of a tensor between two steps.
+template <class Rule>
+constexpr int num_forms() {
+  if constexpr (kHasDirections<Rule>) return Rule::kMoved;
+  return Rule::kNumForms;
+}
+
+}  // namespace
 
 RuleInfo find_rule(const std::string& name) {
   for (int place = 0; place < Rules::kCount; ++place) {
@@ -14,8 +44,10 @@ RuleInfo find_rule(const std::string& name) {
     Rules::visit(place, [&]<class Rule>() {
       info = {place,
               Rule::kName,
-              {std::begin(Rule::kHypers), std::end(Rule::kHypers)},
-              {std::begin(Rule::kStates), std::end(Rule::kStates)},
+              kinds_of<Rule>(),
+              kind_places<Rule>().first,
+              kind_places<Rule>().second,
+              {std::begin(Rule::kStates), std::begin(Rule::kStates) + num_forms<Rule>()},
               Rule::kCountName,
               Rule::kProductName,
               Rule::kLargestName,

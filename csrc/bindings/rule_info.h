@@ -8,10 +8,18 @@
 
 namespace lrfast::bindings {
 
+// A kind of param groups: those of most rules are of one.
+struct GroupKind {
+  std::string name;  // in a group's "rule"; empty: it is the only one
+  std::vector<HyperName> hypers;
+};
+
 struct RuleInfo {
   int place;  // in core/rules.h's list
   std::string name;
-  std::vector<HyperName> hypers;
+  std::vector<GroupKind> kinds;
+  int kind_hyper;      // hyperparameter that holds the number of a group's kind, or -1
+  int direction_form;  // form of tensors that have a direction, or -1
   std::vector<StateNames> forms;
   const char* count_name;    // state that holds the tensor's update count, or null
   const char* product_name;  // state that holds the product of the momenta used, or null
@@ -22,8 +30,9 @@ struct RuleInfo {
   uint8_t (*form)(const double* hypers, bool cycles_momentum);
   double (*product_after)(const double* hypers, int64_t count);
 
-  bool needs_product(bool cycles_momentum) const {
-    return product_name != nullptr && (always_product || cycles_momentum);
+  bool needs_product(uint8_t of_form, bool cycles_momentum) const {
+    return product_name != nullptr && of_form != direction_form &&
+           (always_product || cycles_momentum);
   }
 };
 

@@ -18,7 +18,7 @@ enum class Unset : uint8_t { kNever, kInfinite, kNone };  // None is read as kNo
 constexpr double kNoValue = -1.0;
 
 struct HyperName {
-  const char* key;  // in torch.optim's param group
+  const char* key;  // in torch.optim's param group; null: of another kind of group, 0 in this one
   int index = -1;   // which item, where the value is a tuple (betas)
   Unset unset = Unset::kNever;
 };
@@ -119,6 +119,11 @@ struct Beta1Product : NoLargest {
     return hypers[Rule::kRate] / (1.0 - power);
   }
 };
+
+// Whether a rule's step is two passes over some of its tensors, with products of matrices between
+// them: rules/muon.h. kWithDirection is their form in the first pass, kMoved in the second one.
+template <class Rule>
+constexpr bool kHasDirections = requires { Rule::kMoved; };
 
 // The gradient as torch's rules see it first: its sign turned to maximize, then the L2 penalty. No
 // penalty is no operation, so that an infinite weight does not turn into NaN.

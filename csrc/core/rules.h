@@ -8,6 +8,7 @@
 #include "core/rules/adamw_schedule_free.h"
 #include "core/rules/dadapt_adam.h"
 #include "core/rules/lion.h"
+#include "core/rules/muon.h"
 #include "core/rules/nadam.h"
 #include "core/rules/prodigy.h"
 #include "core/rules/radam.h"
@@ -31,6 +32,6 @@ struct RuleList {
 };
 
 using Rules = RuleList<Sgd, Adam, Adamax, NAdam, RAdam, RmsProp, Adagrad, Adadelta, Lion,
-                       AdamWScheduleFree, SgdScheduleFree, Prodigy, DAdaptAdam>;
+                       AdamWScheduleFree, SgdScheduleFree, Prodigy, DAdaptAdam, Muon>;
 
 }  // namespace lrfast

@@ -33,6 +33,81 @@ LRFAST_HD bool is_counted(const StepTables& t, int32_t tensor) {
   return is_updated(t, tensor) && t.tensors[tensor].counted != 0;
 }
 
+// ---- phases ------------------------------------------------------------------------------------
+
+LRFAST_HD bool takes_squares(const StepTables& t) {
+  return t.totals.chunk_squares != nullptr &&
+         (t.phase == Phase::kWhole || t.phase == Phase::kSquares || t.phase == Phase::kNorms);
+}
+
+// Whether norms are made of squares that an earlier call has taken: before a distance is measured,
+// if the rule has one.
+LRFAST_HD bool finishes_squares(const StepTables& t) {
+  if (t.totals.chunk_squares == nullptr) return false;
+  if (t.phase == Phase::kUpdate) return t.totals.terms == nullptr;
+  return t.phase == Phase::kMeasure || t.phase == Phase::kFinish;
+}
+
+LRFAST_HD bool updates(const StepTables& t) {
+  return t.phase != Phase::kSquares && t.phase != Phase::kNorms && t.phase != Phase::kFinish;
+}
+
+// Whether a call moves a tensor along the direction that a call before it has made.
+LRFAST_HD bool is_moved(const StepTables& t, const TensorRow& row) {
+  return row.direction != nullptr && t.phase == Phase::kMoves;
+}
+
+// is_updated() in this call.
+template <class Rule>
+LRFAST_HD bool is_updated_now(const StepTables& t, int32_t tensor) {
+  if constexpr (kHasDirections<Rule>) {
+    if (t.phase == Phase::kDirections && t.tensors[tensor].direction == nullptr) return false;
+  }
+  return is_updated(t, tensor);
+}
+
+// Whether this call sets a tensor's gradient to zero: whole ones are still to be read while others'
+// directions are made.
+template <class Rule>
+LRFAST_HD bool zeroes_now(const StepTables& t, int32_t tensor) {
+  if constexpr (kHasDirections<Rule>) {
+    if (t.phase == Phase::kDirections && t.tensors[tensor].direction == nullptr) return false;
+  }
+  return t.gradients.zero;
+}
+
+// What a call's element loop reads as the gradient.
+template <class Rule>
+LRFAST_HD void* grad_now(const StepTables& t, int32_t tensor) {
+  if constexpr (kHasDirections<Rule>) {
+    if (is_moved(t, t.tensors[tensor])) return t.tensors[tensor].direction;
+  }
+  return t.grads[tensor];
+}
+
+template <class Rule>
+LRFAST_HD uint8_t form_now(const StepTables& t, int32_t tensor) {
+  if constexpr (kHasDirections<Rule>) {
+    if (is_moved(t, t.tensors[tensor])) return Rule::kMoved;
+  }
+  return t.tensors[tensor].form;
+}
+
+// A tensor's row as a call's element loop sees it: directions are made where parameters are moved.
+template <class Rule>
+LRFAST_HD decltype(auto) row_now(const StepTables& t, int32_t tensor) {
+  if constexpr (kHasDirections<Rule>) {
+    TensorRow row = t.tensors[tensor];
+    if (t.phase == Phase::kDirections) {
+      row.param = row.direction;
+      row.average = nullptr;
+    }
+    return row;
+  } else {
+    return (t.tensors[tensor]);
+  }
+}
+
 // ---- hyperparameters and scalars -------------------------------------------------------------
 
 // The group's hyperparameters with its schedule's values at this step in place.
@@ -99,8 +174,11 @@ LRFAST_HD auto prepare_scalars(const StepTables& t, const double* hypers, const 
 template <class Rule, class T, class Powers>
 LRFAST_HD Update<Rule, T> prepare(const StepTables& t, const TensorRow& row, const double* hypers,
                                   const Noise& noise, Powers&& powers) {
-  return {prepare_scalars<Rule, T>(t, hypers, clock_of(row), powers),
-          static_cast<T>(gradient_factor(t, row.group)), noise,
+  double factor = gradient_factor(t, row.group);
+  if constexpr (kHasDirections<Rule>) {
+    if (is_moved(t, row)) factor = 1.0;  // its direction has been made of scaled gradients
+  }
+  return {prepare_scalars<Rule, T>(t, hypers, clock_of(row), powers), static_cast<T>(factor), noise,
           static_cast<T>(t.has_averages ? average_weight(t) : 0.0)};
 }
 

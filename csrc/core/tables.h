@@ -16,6 +16,8 @@ struct TensorRow {
   void* param;                  // [numel]
   void* states[kMaxStates];     // [numel] each, in the order that the rule names them
   uint8_t* scales[kMaxStates];  // [numel / kCodeBlock] of states in 8 bits; null: they are not
+  void* direction;  // [numel] of the parameter's type, from the first of two passes for the
+                    // second one; null: the tensor has one pass
   void* average;    // [numel] of the type that the arithmetic runs in; null: none is kept
   void* count;      // [] updates applied to this tensor so far; float or double
   double* product;  // [] product of the momenta used so far; may be null
@@ -107,9 +109,19 @@ struct Totals {
 enum RecordField { kRecordRate, kRecordGradNorm, kRecordUpdateNorm, kRecordWeightNorm };
 constexpr int kRecordFields = 4;
 
-// Where gradients' squares are added up over several devices or processes, a step is two calls,
-// with that sum between them, and one more for the terms of a distance.
-enum class Phase : uint8_t { kWhole, kSquares, kMeasure, kUpdate };
+// A step is one call, or several. Where gradients' squares are added up over several devices or
+// processes, that sum stands between two of them, and so does one of the terms of a distance; where
+// a rule has directions, products of matrices stand between making these and moving all parameters.
+enum class Phase : uint8_t {
+  kWhole,    // the norms, if they are wanted, and the update
+  kSquares,  // what the norms are made of
+  kMeasure,  // the norms from sums of squares, and the terms of a distance
+  kUpdate,   // what of these sums has not been used yet, and the update
+  kNorms,    // the norms alone
+  kFinish,   // the norms alone, from sums of squares
+  kDirections,
+  kMoves  // the update, after the directions
+};
 
 struct StepTables {
   const TensorRow* tensors;

@@ -209,7 +209,8 @@ template <class Rule, uint8_t form, class Param, class State>
 LRFAST_HD void update_chunk(const StepTables& t, int64_t c,
                             const Update<Rule, compute_t<Param>>& update) {
   const int32_t tensor = t.chunks[c].tensor;
-  const TensorRow& row = t.tensors[tensor];
+  const auto& row = row_now<Rule>(t, tensor);
+  void* grads = grad_now<Rule>(t, tensor);
   const Range range = range_of(t, t.chunks[c]);
   const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
   double* sums = t.totals.chunk_changes ? t.totals.chunk_changes + 2 * c : nullptr;
@@ -226,7 +227,7 @@ LRFAST_HD void update_chunk(const StepTables& t, int64_t c,
     const int64_t end = std::min(begin + tile, range.end);
     if (sums) widen_tile(row, begin, end, before);
     Elements<Param, State> at{static_cast<Param*>(row.param) + begin,
-                              static_cast<const Param*>(t.grads[tensor]) + begin,
+                              static_cast<const Param*>(grads) + begin,
                               {},
                               begin,
                               end - begin,
@@ -250,7 +251,7 @@ LRFAST_HD void update_chunk(const StepTables& t, int64_t c,
       if (is_coded) encode_block(Rule::kStates[form], row, begin, end, wide, noise);
     }
     if (row.average) average_tile(row, update.average_weight, begin, end);
-    if (t.gradients.zero) zero_tile(row.dtypes, t.grads[tensor], begin, end);
+    if (t.gradients.zero) zero_tile(row.dtypes, grads, begin, end);
     if (sums) add_changes(row, before, begin, end, sums);
   }
 }
@@ -276,7 +277,7 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
   PreparedScalars<Rule> scalars;
   const auto prepare = [&](int64_t c) {
     const int32_t tensor = t.chunks[c].tensor;
-    return is_updated(t, tensor) ? scalars.prepare(t, t.tensors[tensor], hypers) : kNone;
+    return is_updated_now<Rule>(t, tensor) ? scalars.prepare(t, t.tensors[tensor], hypers) : kNone;
   };
   int next = begin < end ? prepare(begin) : kNone;
   for (int64_t c = begin; c < end; ++c) {
@@ -286,12 +287,12 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
     if (t.totals.chunk_changes)
       t.totals.chunk_changes[2 * c] = t.totals.chunk_changes[2 * c + 1] = 0.0;
     if (place == kNone) {
-      if (t.gradients.zero) zero_chunks(t, c, c + 1);
+      if (zeroes_now<Rule>(t, t.chunks[c].tensor)) zero_chunks(t, c, c + 1);
       continue;
     }
     const int32_t tensor = t.chunks[c].tensor;
     with_types(t.tensors[tensor].dtypes, [&]<class Param, class State>() {
-      with_form<Rule>(t.tensors[tensor].form, [&]<uint8_t form>() {
+      with_form<Rule>(form_now<Rule>(t, tensor), [&]<uint8_t form>() {
         update_chunk<Rule, form, Param, State>(t, c, scalars.template at<compute_t<Param>>(place));
       });
     });
@@ -462,10 +463,10 @@ void write_records(const StepTables& t) {
 template <class Rule>
 void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scratch& scratch) {
   split(t, threads, scratch.begins);
-  const bool begins = t.phase == Phase::kWhole || t.phase == Phase::kSquares;
-  if (t.totals.chunk_squares && begins) take_squares(t, scratch, parallel_for);
+  if (takes_squares(t)) take_squares(t, scratch, parallel_for);
   if (t.phase == Phase::kSquares) return;
   if (t.totals.chunk_squares) finish_norms(t);
+  if (!updates(t)) return;
   if (is_skipped(t)) {
     if (!t.gradients.zero || t.phase == Phase::kMeasure) return;
     return run_tasks(scratch.begins, parallel_for,
@@ -480,6 +481,7 @@ void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scrat
   run_tasks(scratch.begins, parallel_for, [&](int64_t begin, int64_t end) {
     update_chunks<Rule>(t, scratch.hypers.data(), begin, end);
   });
+  if (t.phase == Phase::kDirections) return;
   if (t.totals.chunk_changes) write_records(t);
   for (int32_t i = 0; i < t.num_tensors; ++i) {
     if (!is_updated(t, i)) continue;

@@ -106,12 +106,8 @@ cudaError_t launch(const StepTables& tables, cudaStream_t stream) {
 
 // What comes before the update.
 cudaError_t launch_norms(const StepTables& t, cudaStream_t stream) {
-  if (!t.totals.chunk_squares) return cudaSuccess;
-  if (t.phase == Phase::kWhole || t.phase == Phase::kSquares) {
-    return launch<&norm_kernel>(t, stream);
-  }
-  // Squares have been added up: before the pass that measures, if there is one.
-  if ((t.phase == Phase::kMeasure) != (t.totals.terms != nullptr)) return cudaSuccess;
+  if (takes_squares(t)) return launch<&norm_kernel>(t, stream);
+  if (!finishes_squares(t)) return cudaSuccess;
   finish_norms_kernel<<<1, kThreads, 0, stream>>>(t);
   return cudaGetLastError();
 }
@@ -142,7 +138,7 @@ cudaError_t launch_schedule(const StepTables& tables, cudaStream_t stream) {
 
 cudaError_t launch_step(int rule, const StepTables& tables, cudaStream_t stream) {
   if (cudaError_t error = launch_norms(tables, stream)) return error;
-  if (tables.phase == Phase::kSquares) return cudaSuccess;
+  if (!updates(tables)) return cudaSuccess;
   cudaError_t error = cudaErrorInvalidValue;
   Rules::visit(rule, [&]<class Rule>() { error = launch_update<Rule>(tables, stream); });
   return error;

@@ -93,12 +93,13 @@ LRFAST_HD int32_t decide_norms(const StepTables& t, Block& block) {
   return block.decide(&t.clock->decision, is_stopped(t) ? kIsStopped : kRuns);
 }
 
-// A step with norms is stopped if these were, because there are none for it then. For the first
-// kernel behind the norms.
-template <class Block>
+// A step with norms is stopped if these were, because there are none for it then; so are the moves
+// if the directions were. For the first kernel behind the norms.
+template <class Rule, class Block>
 LRFAST_HD int32_t decide_begin(const StepTables& t, Block& block) {
-  const bool has_norms = t.totals.chunk_squares != nullptr;
-  const bool stopped = has_norms ? t.clock->norms_stopped != 0 : is_stopped(t);
+  const bool moves = kHasDirections<Rule> && t.phase == Phase::kMoves;
+  const bool is_second = t.totals.chunk_squares != nullptr || moves;
+  const bool stopped = is_second ? t.clock->norms_stopped != 0 : is_stopped(t);
   const int32_t own = stopped ? kIsStopped : is_skipped(t) ? kIsSkipped : kRuns;
   return block.decide(&t.clock->decision, own);
 }
@@ -109,7 +110,7 @@ LRFAST_HD int32_t decide_step(const StepTables& t, Block& block) {
   if constexpr (Measures<Rule>) {
     return t.clock->measured;
   } else {
-    return decide_begin(t, block);
+    return decide_begin<Rule>(t, block);
   }
 }
 
@@ -168,7 +169,7 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
   if (!shared.is_last) return;
   sum_groups(t, t.totals.chunk_squares, 1, shared.sums, block,
              [&](int32_t group, double sum) { t.totals.group_squares[group] = sum; });
-  if (t.phase == Phase::kWhole) finish_norms(t, shared, block);
+  if (t.phase != Phase::kSquares) finish_norms(t, shared, block);
   block.thread_zero([&] {
     clear_blocks(*t.clock);
     t.clock->norms_stopped = shared.is_stopped;
@@ -278,7 +279,7 @@ LRFAST_HD void sum_terms(const StepTables& t, StepMemory<Rule>& shared, Block& b
 template <class Rule, class Block>
 LRFAST_HD void measure_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
   block.thread_zero([&] {
-    shared.decision = decide_begin(t, block);
+    shared.decision = decide_begin<Rule>(t, block);
     shared.tensor = -1;
   });
   const bool runs = shared.decision == kRuns;
@@ -341,7 +342,7 @@ LRFAST_HD void skip_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& shar
     block.thread_zero(
         [&] { t.totals.chunk_changes[2 * c] = t.totals.chunk_changes[2 * c + 1] = 0.0; });
   }
-  if (!t.gradients.zero || grads == nullptr) return;
+  if (!zeroes_now<Rule>(t, chunk.tensor) || grads == nullptr) return;
   const TensorRow& row = t.tensors[chunk.tensor];
   with_types(row.dtypes, [&]<class Param, class State>() {
     block.thread_zero([&] {
@@ -394,14 +395,14 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
   const bool skipped = shared.decision != kRuns;  // or stopped
   for (int64_t c = block.index(); c < num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
-    if (skipped || !is_updated(t, chunk.tensor)) {
+    if (skipped || !is_updated_now<Rule>(t, chunk.tensor)) {
       if constexpr (passes) skip_chunk(t, c, shared, block);
       continue;
     }
     const TensorRow& row = t.tensors[chunk.tensor];
     prepare_tensor(t, chunk.tensor, shared, block);
     with_types(row.dtypes, [&]<class Param, class State>() {
-      with_form<Rule>(row.form, [&]<uint8_t form>() {
+      with_form<Rule>(form_now<Rule>(t, chunk.tensor), [&]<uint8_t form>() {
         if constexpr (passes && kMayBeCoded<Rule, form, State>) {
           if (row.scales[0] != nullptr) {
             update_coded_chunk<Rule, form, Param>(t, chunk, row, shared, block);
@@ -410,7 +411,8 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
         }
         block.thread_zero([&] {
           shared.at = locate_chunk<Rule, form, Param, State>(
-              row, t.grads[chunk.tensor], chunk.index * t.chunk_size, t.chunk_size);
+              row_now<Rule>(t, chunk.tensor), grad_now<Rule>(t, chunk.tensor),
+              chunk.index * t.chunk_size, t.chunk_size);
         });
         block.for_each_thread([&](int thread) {
           const Changes changes = update_chunk<Rule, passes, form, Param, State>(
@@ -436,8 +438,12 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
   block.thread_zero(
       [&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
   if (!shared.is_last) return;
-  if (skipped) {
-    block.thread_zero([&] { clear_blocks(*t.clock); });
+  const bool directs = kHasDirections<Rule> && t.phase == Phase::kDirections;
+  if (skipped || directs) {
+    block.thread_zero([&] {
+      clear_blocks(*t.clock);
+      if (directs) t.clock->norms_stopped = shared.decision == kIsStopped;
+    });
   } else {
     finish<Rule, passes>(t, shared, block);
   }

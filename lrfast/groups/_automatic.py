@@ -84,6 +84,11 @@ def _body_to_head(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return sorted(children, key=lambda child: ranks[_kind(*child)])
 
 
+def is_head(name: str) -> bool:
+    """Tell by a child's name whether it is a model's head."""
+    return _HEAD.fullmatch(name) is not None
+
+
 def _kind(name: str, module: nn.Module) -> str:
     if is_norm(module):
         if "embed" in name.lower():
@@ -94,7 +99,7 @@ def _kind(name: str, module: nn.Module) -> str:
     # A layer named embedding without a table may be the last one of a face recogniser.
     if "embed" in name.lower() and any(isinstance(m, nn.Embedding) for m in module.modules()):
         return "embedding"
-    return "head" if _HEAD.fullmatch(name) else "body"
+    return "head" if is_head(name) else "body"
 
 
 def _holds_layers(module: nn.Module, is_element: bool) -> bool:

@@ -14,6 +14,7 @@ from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.adamax import Adamax
 from lrfast.optim.lion import Lion
+from lrfast.optim.muon import Muon
 from lrfast.optim.nadam import NAdam
 from lrfast.optim.prodigy import DAdaptAdam, Prodigy
 from lrfast.optim.radam import RAdam
@@ -33,6 +34,7 @@ __all__ = [
     "FusedOptimizer",
     "Lion",
     "Memory",
+    "Muon",
     "NAdam",
     "Options",
     "Planned",

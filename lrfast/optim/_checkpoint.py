@@ -61,7 +61,7 @@ def check_state_dict(
         _check_copies(f"param_groups[{index}]", group)
     groups = _in_own_order(optimizer, groups)
     state_dict = {**state_dict, "param_groups": groups}
-    check_saved_groups(set(optimizer.defaults), state_dict)
+    check_saved_groups(optimizer._hyper_names, state_dict)
     state_dict = optimizer._as_own(state_dict)
     groups = state_dict["param_groups"]
     _check_states(optimizer, rule, groups, check_dict("state", state_dict["state"]))

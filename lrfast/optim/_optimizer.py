@@ -29,6 +29,7 @@ from lrfast.optim._checkpoint import ENGINE_ENTRY, without_wrappers
 from lrfast.optim._display import optimizer_text
 from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
 from lrfast.optim._memory import Memory, memory_of
+from lrfast.optim._newton_schulz import NewtonSchulz
 from lrfast.optim._options import Options, Schedules, StepOptions, check_codes, check_group
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
 from lrfast.optim._shards import find_shards
@@ -75,6 +76,7 @@ class FusedOptimizer(SchedulingMixin):
     _step_supports_amp_scaling = True
 
     _rule: ClassVar[str]
+    _products: ClassVar[NewtonSchulz | None] = None  # of matrices, in a step of Muon
     _options: Options
     _holds_average = False  # within ema_parameters()
     _keeps_shapes = False  # True while states are saved as they are, not in a package's shapes
@@ -462,7 +464,7 @@ class FusedOptimizer(SchedulingMixin):
             raise RuntimeError(f"{len(missing)} parameters have no usable optimizer state")
 
     def _make_engine(self) -> _C.Engine:
-        engine: _C.Engine = extension().Engine(self._rule, find_shards)
+        engine: _C.Engine = extension().Engine(self._rule, find_shards, self._products)
         self._send_schedules(engine)
         if any(self._schedules) and not self._loss_factor_paused:  # which is a range test's
             self._warn_of_torch()

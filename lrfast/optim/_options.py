@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -196,9 +196,12 @@ def check_group(index: int, group: dict[str, Any]) -> None:
         )
 
 
-def check_saved_groups(own: set[str], state_dict: dict[str, Any]) -> None:
+def check_saved_groups(
+    names_of: Callable[[dict[str, Any]], set[str]], state_dict: dict[str, Any]
+) -> None:
     """Check that a state dict was saved by an optimizer with the same hyperparameters."""
     for index, group in enumerate(state_dict["param_groups"]):
+        own = names_of(group)
         is_adams = "differentiable" not in group or bool(group.keys() & _ADAMS)
         expected = _ALWAYS_SAVED if is_adams else _ALWAYS_SAVED | {"amsgrad"}
         missing = sorted((own & expected) - group.keys())

@@ -71,6 +71,10 @@ class SchedulingMixin(torch.optim.Optimizer):
     _captured_by: object = None  # the captured step that makes this optimizer's steps
     _is_trainers_plan = False  # True for schedules from a trainer, which cannot pass a choice
 
+    def _hyper_names(self, group: Mapping[str, Any]) -> set[str]:
+        """Return the hyperparameters of a saved param group's rule."""
+        return set(self.defaults)
+
     def _as_own(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a state dict of the rule's original package as lrfast's; others as they are."""
         return state

@@ -12,6 +12,7 @@ from lrfast.optim.adadelta import Adadelta
 from lrfast.optim.adagrad import Adagrad
 from lrfast.optim.adam import Adam, AdamW
 from lrfast.optim.adamax import Adamax
+from lrfast.optim.muon import Muon
 from lrfast.optim.nadam import NAdam
 from lrfast.optim.prodigy import DAdaptAdam, Prodigy
 from lrfast.optim.radam import RAdam
@@ -30,6 +31,8 @@ TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.Adagrad: Adagrad,
     torch.optim.Adadelta: Adadelta,
 }
+# lrfast's Muon has groups that torch's does not have.
+_OF_TORCH = TWINS | {torch.optim.Muon: Muon}
 # Twins of classes of other packages, which need not be installed: by package and name.
 _OF_PACKAGES: dict[tuple[str, str], type[FusedOptimizer]] = {
     ("schedulefree", "AdamWScheduleFree"): AdamWScheduleFree,
@@ -76,9 +79,9 @@ def wrap(
     if isinstance(optimizer, FusedOptimizer):
         raise TypeError(f"optimizer must be one of torch.optim, got lrfast's {_name(optimizer)}")
     package = type(optimizer).__module__.partition(".")[0]
-    cls = TWINS.get(type(optimizer)) or _OF_PACKAGES.get((package, type(optimizer).__name__))
+    cls = _OF_TORCH.get(type(optimizer)) or _OF_PACKAGES.get((package, type(optimizer).__name__))
     if cls is None:
-        known = ", ".join(known.__name__ for known in TWINS)
+        known = ", ".join(known.__name__ for known in _OF_TORCH)
         others = ", ".join(".".join(name) for name in _OF_PACKAGES)
         raise TypeError(
             f"optimizer must be a torch.optim {known}, {others}, got {_name(optimizer)}"

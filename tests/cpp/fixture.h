@@ -165,6 +165,7 @@ inline bool lacks_values(const StepTables& t) {
 }
 
 // The CPU driver without threads.
+void cpu_step(int rule, const StepTables& tables);
 void cpu_step(Plan& plan);
 
 // Schedules 0 (which cycles the momentum) and 1.

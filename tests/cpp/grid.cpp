@@ -64,15 +64,13 @@ void Grid::finish_distance(const StepTables& t) {
 
 void Grid::step(const StepTables& t) {
   const auto at = [&](int64_t i) { return order.empty() ? i : order[i]; };
-  const bool begins = t.phase == Phase::kWhole || t.phase == Phase::kSquares;
-  const bool takes_squares = t.totals.chunk_squares && begins;
   const bool measures = t.totals.terms != nullptr;
-  for (int64_t i = 0; takes_squares && i < blocks; ++i) run_norm_block(t, at(i));
-  if (t.phase == Phase::kSquares) return;
-  if (t.totals.chunk_squares && !begins && (t.phase == Phase::kMeasure) == measures) {
+  for (int64_t i = 0; takes_squares(t) && i < blocks; ++i) run_norm_block(t, at(i));
+  if (finishes_squares(t)) {
     cuda::HostBlock block{0, 1, threads};
     cuda::finish_norms_body(t, *static_cast<cuda::NormMemory*>(norm_memory_.get()), block);
   }
+  if (!updates(t)) return;
   if (lacks_values(t)) run_schedule_block(t);
   for (int64_t i = 0; measures && t.phase != Phase::kUpdate && i < blocks; ++i) {
     run_measure_block(t, at(i));

@@ -414,6 +414,57 @@ void test_sgd() {
   }
 }
 
+// Without the products in between: the first pass leaves directions, the second one moves along
+// what it finds there. AdamW's tensors are updated in the second one alone.
+void test_muon() {
+  for (const bool nesterov : {false, true}) {
+    const Context context("muon, nesterov ", nesterov);
+    GroupRow matrices{};
+    // rate, momentum, decay, kind, nesterov
+    const double hypers[] = {0.1, 0.9, 0.0, 0.0, 0.2, 0.0, 0.0, nesterov ? 1.0 : 0.0};
+    std::copy(std::begin(hypers), std::end(hypers), matrices.hypers);
+    matrices.schedule = -1;
+    GroupRow adamw = matrices;
+    const double others[] = {0.1, 0.9, 0.99, 1e-3, 0.2, 1.0, 0.0, 0.0};
+    std::copy(std::begin(others), std::end(others), adamw.hypers);
+    TensorSpec spec{1, DtypePair::kFloat64, Muon::kWithDirection};
+    TensorSpec other{1, DtypePair::kFloat64, Muon::kAdamWPlain};
+    other.group = 1;
+    Plan plan(kPlace<Muon>, {spec, other}, {matrices, adamw}, 8);
+    for (Tensor& tensor : plan.tensors) {
+      for (GuardedBytes& state : tensor.states) *state.as<double>() = 0.0;
+      *tensor.param.as<double>() = kParam;
+    }
+    double p = kParam;
+    double b = 0.0;
+    for (const double g : kGrads) {
+      for (Tensor& tensor : plan.tensors) *tensor.grad.as<double>() = g;
+      b = 0.9 * b + 0.1 * g;
+      const double d = nesterov ? 0.9 * b + 0.1 * g : b;
+      double direction = 7.0;
+      StepTables t = plan.tables();
+      std::vector<TensorRow> rows(t.tensors, t.tensors + t.num_tensors);
+      rows[0].direction = &direction;
+      t.tensors = rows.data();
+      t.phase = Phase::kDirections;
+      cpu_step(plan.rule, t);
+      EXPECT_NEAR(direction, d, kTolerance);
+      EXPECT_NEAR(*plan.tensors[0].states[0].as<double>(), b, kTolerance);
+      EXPECT_EQ(*plan.tensors[0].param.as<double>(), p);
+      EXPECT_EQ(*plan.tensors[0].count.as<float>(), *plan.tensors[1].count.as<float>());
+      direction = 3.0 * direction;
+      t.phase = Phase::kMoves;
+      cpu_step(plan.rule, t);
+      p = p * (1.0 - 0.1 * 0.2) - 0.1 * 3.0 * d;
+      EXPECT_NEAR(*plan.tensors[0].param.as<double>(), p, kTolerance);
+      p = *plan.tensors[0].param.as<double>();
+    }
+    const double adam =
+        after_two_steps<Adam>(Adam::kPlain, {0.1, 0.9, 0.99, 1e-3, 0.2, 1.0, 0.0, 0.0});
+    EXPECT_EQ(*plan.tensors[1].param.as<double>(), adam);
+  }
+}
+
 // A product that starts at a count is what the steps up to it would have made.
 void test_products() {
   const double adam[kMaxHypers] = {0.1, 0.9, 0.99, 1e-3, 0.2, 0.0, 0.0, 0.0};
@@ -449,6 +500,7 @@ int main() {
   test_schedule_free();
   test_prodigy();
   test_dadapt_adam();
+  test_muon();
   test_real_power();
   test_sums();
   return report("test_rules");

@@ -129,6 +129,11 @@ CALLS: dict[str, Callable[[Bench], Call]] = {
         lrfast.lora_groups,
         {"model": b.model, "lr": 0.1, "names": ("0", "4")},
     ),
+    "muon_groups": lambda b: (
+        lrfast.muon_groups,
+        {"model": b.model, "lr": 0.02, "adamw_lr": 0.1},
+    ),
+    "Muon": lambda b: (lrfast.Muon, {"params": [nn.Parameter(torch.ones(2, 3))]}),
     "spread": lambda b: (lrfast.groups.spread, {"lr": 0.1, "n": 3}),
     "groups.freeze_to": lambda b: (lrfast.freeze_to, {"optimizer": b.optimizer, "n": 0}),
     "freeze": lambda b: (lrfast.freeze, {"optimizer": b.optimizer}),

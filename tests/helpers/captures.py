@@ -27,6 +27,17 @@ SGD = partial(lrfast.SGD, momentum=0.8, weight_decay=0.02, nesterov=True, schedu
 LION = partial(lrfast.Lion, betas=(0.8, 0.9), weight_decay=0.3, schedule=S.warmup(7, 0.1))
 
 
+def make_muon(groups: list[dict[str, Any]]) -> lrfast.Muon:
+    """Return Muon for the matrices of each group, and AdamW for its other parameters."""
+    split = []
+    for group in groups:
+        matrices = [param for param in group["params"] if param.dim() > 1]
+        others = [param for param in group["params"] if param.dim() < 2]
+        split += [group | {"params": matrices}, group | {"params": others, "rule": "adamw"}]
+    schedule = S.one_cycle(40, momentum=(0.95, 0.85))
+    return lrfast.Muon(split, max_grad_norm=0.3, ema_decay=0.9, zero_grads=True, schedule=schedule)
+
+
 class Training:
     """A model with batch norm and dropout, its optimizer, and its training step.
 

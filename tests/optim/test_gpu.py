@@ -157,6 +157,32 @@ def test_one_launch(case: OptimizerCase, options: dict[str, Any], scheduled: boo
         assert part in name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_muon_launches_each_of_its_passes_once(options: dict[str, Any]) -> None:
+    """For 24 matrices of two shapes and AdamW's tensors; the products between are torch's."""
+    shapes = [(6, 9), (9, 6), (7,)] * 12
+    params = [nn.Parameter(torch.randn(shape, device=cuda)) for shape in shapes]
+    rules = ("muon", "adamw")
+    groups = [
+        {"params": [param], "lr": 1e-3 * (i + 1), "rule": rules[param.dim() < 2]}
+        for i, param in enumerate(params)
+    ]
+    optimizer = lrfast.Muon(groups, schedule=schedules.one_cycle(20), **options)
+    for param in params:
+        param.grad = random_grad(param)
+    for _ in range(3):
+        optimizer.step()
+    own = [n for n in kernels_of(optimizer.step) if "step_kernel" in n or "norm_kernel" in n]
+    wanted = [*(["norm_kernel"] if options else []), "step_kernel", "step_kernel"]
+    assert len(own) == len(wanted), own
+    for name, part in zip(own, wanted, strict=True):
+        assert part in name
+    torch.cuda.synchronize()
+    with no_waits(cuda):
+        optimizer.step()
+
+
 def test_a_training_loop_with_everything_waits_for_nothing(device: torch.device) -> None:
     """One-cycle, all passes, scaler, plateau and loss curve, from the third step on."""
     model = make_model().to(device)

@@ -19,6 +19,7 @@ Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675.
 Defazio et al., "The Road Less Scheduled", arXiv:2405.15682.
 Mishchenko & Defazio, "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", arXiv:2306.06101.
 Defazio & Mishchenko, "Learning-Rate-Free Learning by D-Adaptation", arXiv:2301.07733.
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
 """
 
 from __future__ import annotations
@@ -452,6 +453,38 @@ def dadapt_adam(
         decay = rate * weight_decay * param if decouple else 0.0
         moved.append(param - decay - mean / (np.sqrt(square) + eps))
     return moved, after
+
+
+def muon(
+    param: Array,
+    grad: Array,
+    state: State,
+    *,
+    lr: float,
+    weight_decay: float = 0.1,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+    eps: float = 1e-7,
+    ns_steps: int = 5,
+    adjust_lr_fn: str | None = None,
+) -> tuple[Array, State]:
+    """By singular values: the iteration maps each by an odd polynomial, and the bases stay."""
+    buffer = momentum * state.get("momentum_buffer", np.zeros_like(grad)) + (1 - momentum) * grad
+    direction = momentum * buffer + (1 - momentum) * grad if nesterov else buffer
+    outputs = len(grad)
+    left, values, right = np.linalg.svd(direction.reshape(outputs, -1), full_matrices=False)
+    values = values / max(eps, np.linalg.norm(values))
+    a, b, c = ns_coefficients
+    for _ in range(ns_steps):
+        values = a * values + b * values**3 + c * values**5
+    inputs = grad.size // outputs
+    factor = np.sqrt(max(1.0, outputs / inputs))
+    if adjust_lr_fn == "match_rms_adamw":
+        factor = 0.2 * np.sqrt(max(outputs, inputs))
+    update = ((left * values) @ right).reshape(grad.shape)
+    new = param * (1 - lr * weight_decay) - lr * factor * update
+    return new, {"momentum_buffer": buffer}
 
 
 def decay_at(step: int, ema_decay: float, ema_start: int = 0, ema_warmup: bool = False) -> float:

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from captures import ADAMW, SGD, Training, assert_same, copied, make_batches, train_both
+from captures import (
+    ADAMW,
+    SGD,
+    Training,
+    assert_same,
+    copied,
+    make_batches,
+    make_muon,
+    train_both,
+)
 from torch import nn
 
 import lrfast
@@ -104,6 +113,12 @@ ROWS = [
     ),
     Row("loaded state", _load, "the optimizer's state was loaded or restored"),
     Row("evaluation", lambda t: t.body[3].eval(), "between training and evaluation mode"),
+    Row(
+        "products",
+        lambda t: t.optimizer.param_groups[0].update(ns_steps=3),
+        "the rule or the products of a param group have changed",
+        make=make_muon,
+    ),
     Row(
         "scaler",
         _unscaled,

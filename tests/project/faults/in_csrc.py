@@ -84,7 +84,7 @@ RULES = [
     ),
     Fault(
         "lion-decay-with-the-wrong-sign",
-        "csrc/core/rules",
+        "csrc/core/rules/lion.h",
         "s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);",
         "s.shrink = static_cast<T>(1.0 + hypers[kRate] * hypers[kWeightDecay]);",
         steps_of("lion"),
@@ -193,6 +193,48 @@ RULES = [
         "    t.clock->measured = shared.decision;",
         "    t.clock->measured = kRuns;",
         program("test_step_body"),
+    ),
+    Fault(
+        "muon-looks-ahead-without-nesterov",
+        "csrc/core/rules",
+        "s.look_ahead = hypers[kNesterov] != 0.0 ? s.mean_weight : T(0);",
+        "s.look_ahead = s.mean_weight;",
+        program("test_rules"),
+    ),
+    Fault(
+        "directions-advance-the-counts",
+        "csrc/cpu/step.cpp",
+        "  if (t.phase == Phase::kDirections) return;\n",
+        "",
+        program("test_rules"),
+    ),
+    Fault(
+        "gradients-are-zeroed-before-adamw-reads-them",
+        "csrc/core/step.h",
+        "direction == nullptr) return false;\n  }\n  return t.gradients.zero;",
+        "direction == nullptr) return true;\n  }\n  return t.gradients.zero;",
+        "test_muon.py",
+    ),
+    Fault(
+        "directions-are-clipped-twice",
+        "csrc/core/step.h",
+        "if (is_moved(t, row)) factor = 1.0;",
+        "if (is_moved(t, row)) factor *= 1.0;",
+        "test_muon.py",
+    ),
+    Fault(
+        "products-read-a-group-that-was-replaced",
+        "csrc/bindings/param_groups.cpp",
+        "held.object = py::reinterpret_borrow<py::object>(group);  // it may be another dict",
+        "",
+        "test_muon.py",
+    ),
+    Fault(
+        "stacks-forget-that-a-rule-has-changed",
+        "csrc/bindings/directions.cpp",
+        "if (is_current_ && has_direction == has_direction_) return;",
+        "if (is_current_) return;",
+        "test_muon.py",
     ),
     Fault(
         "adagrad-decays-one-step-early",
@@ -475,7 +517,7 @@ DRIVER = [
     Fault(
         "frozen-gradients-are-not-zeroed",
         "csrc/cpu/step.cpp",
-        "      if (t.gradients.zero) zero_chunks(t, c, c + 1);\n",
+        "      if (zeroes_now<Rule>(t, t.chunks[c].tensor)) zero_chunks(t, c, c + 1);\n",
         "",
         program("test_passes"),
     ),
@@ -577,8 +619,9 @@ BINDINGS = [
     Fault(
         "a-list-of-betas-never-changes",
         "csrc/bindings",
-        "(rule_.hypers[k].index < 0 ||\n"
-        "                 PyTuple_CheckExact(PyDict_GetItemWithError(group, keys_[k].ptr())));",
+        "(names[k].index < 0 ||\n"
+        "                 PyTuple_CheckExact(PyDict_GetItemWithError(group, "
+        "keys_[held.kind][k].ptr())));",
         "true;",
         "test_param_groups.py",
     ),

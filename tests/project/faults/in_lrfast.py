@@ -41,6 +41,27 @@ OPTIM = [
         "test_names_in_state_dicts.py",
     ),
     Fault(
+        "products-of-one-stack-have-one-groups-settings",
+        "lrfast/optim/_newton_schulz.py",
+        "groupby(groups, key=_settings)",
+        "[(_settings(groups[0]), groups)]",
+        "test_muon.py",
+    ),
+    Fault(
+        "products-fail-when-the-momenta-have-moved",
+        "lrfast/optim/muon.py",
+        '            if group.get("rule") == "muon":  # others',
+        '            if group.get("rule") == "moon":  # others',
+        "test_muon.py",
+    ),
+    Fault(
+        "a-tied-head-is-a-hidden-matrix",
+        "lrfast/groups/_muon.py",
+        "any(_is_embedded(model, name) for name in aliases)",
+        "all(_is_embedded(model, name) for name in aliases)",
+        "test_muon_groups.py",
+    ),
+    Fault(
         "a-step-within-ema-parameters-is-lost",
         "lrfast/optim/_optimizer.py",
         "        if self._holds_average:\n",

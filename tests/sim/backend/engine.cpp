@@ -134,18 +134,16 @@ void run_step(int rule, const StepTables& tables) {
 }  // namespace
 
 void step(int rule, const StepTables& tables, at::Device device) {
-  const bool begins = tables.phase == Phase::kWhole || tables.phase == Phase::kSquares;
-  if (tables.totals.chunk_squares && begins) {
+  if (takes_squares(tables)) {
     launch(device, "norm_kernel", tables, [tables] { run_norm(tables); });
   }
-  if (tables.phase == Phase::kSquares) return;
-  const bool measures = tables.totals.terms != nullptr;
-  if (tables.totals.chunk_squares && !begins && (tables.phase == Phase::kMeasure) == measures) {
+  if (finishes_squares(tables)) {
     launch(device, "finish_norms_kernel", tables, [tables] {
       cuda::HostBlock block{0, 1, kThreads};
       cuda::finish_norms_body(tables, *shared_memory<cuda::NormMemory>(), block);
     });
   }
+  if (!updates(tables)) return;
   measure(rule, tables, device);
   if (tables.phase == Phase::kMeasure) return;
   launch(device, "step_kernel", tables, [rule, tables] { run_step(rule, tables); });
