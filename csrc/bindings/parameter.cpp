@@ -241,6 +241,9 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
     TORCH_CHECK_VALUE(!tensor.is_cuda() || rule.codes_on_cuda,
                       "state_dtype must be a dtype or None for the rule '", rule.name,
                       "' on cuda, got \"8bit\"");
+    TORCH_CHECK_VALUE(!tensor.is_cuda() || names.count <= kMostCodedOnCuda,
+                      "state_dtype must be a dtype or None for ", names.count,
+                      " states on cuda, as amsgrad has, got \"8bit\"");
     if (!options.codes || !is_usable_scales(scales, *this) || names.kinds[k] == StateKind::kWide) {
       return Binding::kUnusable;
     }

@@ -54,6 +54,8 @@ struct DistanceTerms {
 // Whether a GPU, too, can keep a rule's states in 8 bits.
 template <class Rule>
 constexpr bool kCodesOnCuda = true;
+// Of a tensor with more states a GPU keeps none: three of Adam's spill 384 bytes at 64 registers.
+constexpr int kMostCodedOnCuda = 2;
 
 struct TensorClock {
   double count;    // updates applied to this tensor before this one

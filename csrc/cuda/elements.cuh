@@ -308,7 +308,8 @@ constexpr int kBlockParts = static_cast<int>(kCodeBlock) / kBlockPart;
 
 template <class Rule, uint8_t form, class State>
 constexpr bool kMayBeCoded = kCodesOnCuda<Rule> && std::is_same_v<State, float> &&
-                             Rule::kStates[form].kinds[0] != StateKind::kWide;
+                             Rule::kStates[form].kinds[0] != StateKind::kWide &&
+                             Rule::kStates[form].count <= kMostCodedOnCuda;
 
 // Which states are means of squares, as bits.
 template <class Rule, uint8_t form>

@@ -168,6 +168,11 @@ def check_codes(rule: str, param_groups: list[dict[str, Any]]) -> None:
                     f"state_dtype must be a dtype or None for the rule {rule!r} on cuda, as in "
                     f'param_groups[{index}], got "8bit"'
                 )
+            if param.is_cuda and group.get("amsgrad"):
+                raise ValueError(
+                    "state_dtype must be a dtype or None on cuda, as amsgrad is in "
+                    f'param_groups[{index}], got "8bit"'
+                )
 
 
 def check_group(index: int, group: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class _EstimatedRate(FusedOptimizer, torch.optim.Optimizer):
 
     @property
     def d(self) -> Tensor:
-        """The estimate, a float64 [] on the device: a step's learning rate is ``d * lr``.
+        """The estimate, by which each step multiplies ``lr``; a float64 [] on the device.
 
         It is the package's ``param_groups[0]["d"]``.
         """

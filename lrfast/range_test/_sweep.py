@@ -116,7 +116,7 @@ def _power(first: float, base: float, exponent: float) -> float:
 
 def _check_rates(optimizer: Optimizer) -> None:
     """Refuse an optimizer that estimates its learning rate, by what its param groups hold."""
-    if any(group.keys() & {"d0", "layer_scale"} for group in optimizer.param_groups):
+    if any("growth_rate" in group for group in optimizer.param_groups):
         raise ValueError(
             "optimizer must have a learning rate to find, got a "
             f"{type(optimizer).__name__}, which estimates it: train at lr=1, and compare values of "

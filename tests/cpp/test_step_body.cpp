@@ -69,7 +69,10 @@ void test_coded(int rule) {
       options.telemetry = s.blocks > 1 ? 2 : 0;
       options.zero = s.blocks > 1;
       std::vector<TensorSpec> specs = coded_specs(rule);
-      for (TensorSpec& spec : specs) spec.state_offset = offset;
+      for (TensorSpec& spec : specs) {
+        spec.state_offset = offset;
+        spec.coded = rule_info(rule).num_states[spec.form] <= kMostCodedOnCuda;
+      }
       const auto make = [&] { return Plan(rule, specs, three_groups(rule), s.chunk, options); };
       expect_two_steps(make, Grid(rule, s.blocks, s.threads));
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ CASES = tuple(
 ) + tuple(case for case in OPTIMIZERS if case.name in ("lion-plain", "rmsprop-plain"))
 FULLEST = ("sgd-nesterov", "adamw-amsgrad", "nadam-decoupled", "rmsprop-all", "lion-high-decay")
 FEW = tuple(case for case in CASES if case.name in FULLEST)
+ON_CUDA = tuple(
+    case
+    for case in CASES
+    if case.name in {*FULLEST, "adamw-maximize"} and not re.search("rmsprop|amsgrad", case.name)
+)
 NUMEL = 4096 + 700  # the last block is cut off
 
 
@@ -140,7 +146,7 @@ def test_threads_change_nothing(case: OptimizerCase) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("passes", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=by_name)
-@pytest.mark.parametrize("case", [c for c in FEW if "rmsprop" not in c.name], ids=by_name)
+@pytest.mark.parametrize("case", ON_CUDA, ids=by_name)
 def test_cuda_is_the_cpu_to_the_bit(case: OptimizerCase, dtype: torch.dtype, passes: bool) -> None:
     """Then on: a state dict goes from either to the other."""
     options: dict[str, Any] = {**case.options, "state_dtype": "8bit", "seed": 9}
@@ -188,15 +194,22 @@ def test_captured_steps_are_eager_ones(device: torch.device) -> None:
 
 
 @pytest.mark.gpu
-def test_rmsprop_on_cuda_refuses() -> None:
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (lrfast.RMSprop, {}, r"state_dtype must be.*'rmsprop' on cuda"),
+        (lrfast.AdamW, {"amsgrad": True}, r"state_dtype must be.* on cuda, as .*, got \"8bit\""),
+    ],
+)
+def test_what_cuda_refuses(cls: type[Any], options: dict[str, Any], message: str) -> None:
     param = torch.nn.Parameter(torch.ones(5000, device="cuda"))
-    with pytest.raises(ValueError, match=r"state_dtype must be.*'rmsprop' on cuda"):
-        lrfast.RMSprop([param], lr=0.1, state_dtype="8bit")
+    with pytest.raises(ValueError, match=message):
+        cls([param], lr=0.1, state_dtype="8bit", **options)
     moved = torch.nn.Parameter(torch.ones(5000))
-    optimizer = lrfast.RMSprop([moved], lr=0.1, state_dtype="8bit")
+    optimizer = cls([moved], lr=0.1, state_dtype="8bit", **options)
     moved.data = moved.data.cuda()
     moved.grad = torch.ones_like(moved)
-    with pytest.raises(ValueError, match=r"state_dtype must be.*'rmsprop' on cuda"):
+    with pytest.raises(ValueError, match=message):
         optimizer.step()
     assert bool((moved == 1).all())
 
