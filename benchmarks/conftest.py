@@ -16,6 +16,7 @@ from benchmarks.speed import counting, timing
 # Whose versions results state, where they are installed.
 PACKAGES = (
     "bitsandbytes",
+    "dadaptation",
     "deepspeed",
     "fastai",
     "lightning",

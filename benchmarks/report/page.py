@@ -62,7 +62,8 @@ written before each step, so that nothing of use is left in the caches, and slow
 every fourth round only. (Results of before 27 November 2026 were made without clearing them.)
 
 **Ratio** is the fastest of torch's implementations over lrfast: above 1 where lrfast is faster. The
-floor is what it should reach.
+floor is what it should reach. For rules that torch has not it is over the fastest of the package of
+their authors, whose steps find the gradients filled again, outside their time.
 
 **Bandwidth.** For large parameters, the bytes that the step has to move (per element, gradient,
 weight and states read once, and all but the gradient written: 28 for AdamW in single precision, 20
