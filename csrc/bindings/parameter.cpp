@@ -274,6 +274,7 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
   }
   states = std::move(found);
   scales = std::move(found_scales);
+  is_coded = !scales.empty();
   average = std::move(found_average);
   count = std::move(found_count);
   product = std::move(found_product);
@@ -283,11 +284,12 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
     if (state.defined()) state_keys[num_state_keys++] = StorageKey(state);
   };
   for (const at::Tensor& state : states) note(state);
-  for (const at::Tensor& each : scales) note(each);
   note(average);
   note(count);
   note(product);
   note(largest);
+  scale_keys.clear();
+  for (const at::Tensor& each : scales) scale_keys.emplace_back(each);
   state_dict = py::reinterpret_borrow<py::object>(dict);
   state_version = dict ? version_of(dict.ptr()) : 0;
   form = wanted_form;
@@ -301,6 +303,7 @@ TensorRow Parameter::make_row(const EngineOptions& options) const {
   row.param = target.mutable_data_ptr();
   for (size_t k = 0; k < states.size(); ++k) row.states[k] = states[k].mutable_data_ptr();
   for (size_t k = 0; k < scales.size(); ++k) row.scales[k] = scales[k].mutable_data_ptr<uint8_t>();
+  row.coded = is_coded;
   if (direction.defined()) row.direction = direction.mutable_data_ptr();
   if (average.defined()) row.average = average.mutable_data_ptr();
   if (count.defined()) {

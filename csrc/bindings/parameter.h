@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -95,8 +96,9 @@ struct Parameter {
   bool starts_fresh = false;  // its states were absent when it got its first gradient
   bool uses_staged_grad = false;
   uint8_t form = 0;
-  // Of states, scales, average, count, product and largest, those that there are.
-  StorageKey state_keys[2 * kMaxStates + 4];
+  bool is_coded = false;  // its states are in 8 bits
+  // Of states, average, count, product and largest, those that there are.
+  StorageKey state_keys[kMaxStates + 4];
 
   at::Tensor staged_param;  // dense stand-in for a parameter with gaps in memory
   at::Tensor staged_grad;   // gradient in the parameter's layout, where it comes in another
@@ -107,8 +109,9 @@ struct Parameter {
   at::Tensor direction;  // its place in a stack; see Directions
   std::vector<at::Tensor> states;
   std::vector<at::Tensor> scales;  // of states in 8 bits; otherwise empty
-  int32_t index = 0;               // in the group
-  uint32_t number = 0;             // among all parameters
+  std::vector<StorageKey> scale_keys;
+  int32_t index = 0;    // in the group
+  uint32_t number = 0;  // among all parameters
 
   // Whether it still lies in memory as inspect() found it.
   bool is_unchanged() const {
@@ -126,7 +129,8 @@ struct Parameter {
     for (int32_t k = 0; k < num_state_keys; ++k) {
       if (!state_keys[k].is_current()) return false;
     }
-    return true;
+    return !is_coded || std::all_of(scale_keys.begin(), scale_keys.end(),
+                                    [](const StorageKey& key) { return key.is_current(); });
   }
 
   // If it is_unchanged(): its gradient's memory, or null for none, if the kernels can take it as it

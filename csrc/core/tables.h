@@ -12,16 +12,15 @@ namespace lrfast {
 constexpr int kMaxStates = 4;   // Prodigy: exp_avg, exp_avg_sq, s, p0
 constexpr int kMaxHypers = 12;  // Prodigy
 
+// What few tensors have comes last: a tensor of 64 elements is updated in the time of a few cache
+// misses.
 struct TensorRow {
-  void* param;                  // [numel]
-  void* states[kMaxStates];     // [numel] each, in the order that the rule names them
-  uint8_t* scales[kMaxStates];  // [numel / kCodeBlock] of states in 8 bits; null: they are not
-  void* direction;  // [numel] of the parameter's type, from the first of two passes for the
-                    // second one; null: the tensor has one pass
-  void* average;    // [numel] of the type that the arithmetic runs in; null: none is kept
-  void* count;      // [] updates applied to this tensor so far; float or double
-  double* product;  // [] product of the momenta used so far; may be null
-  double* largest;  // [] learning rate so far; may be null
+  void* param;               // [numel]
+  void* states[kMaxStates];  // [numel] each, in the order that the rule names them
+  void* average;             // [numel] of the type that the arithmetic runs in; null: none is kept
+  void* count;               // [] updates applied to this tensor so far; float or double
+  double* product;           // [] product of the momenta used so far; may be null
+  double* largest;           // [] learning rate so far; may be null
   int64_t numel;
   int32_t group;
   uint32_t number;  // place among the optimizer's parameters
@@ -29,6 +28,10 @@ struct TensorRow {
   uint8_t form;     // which of its rule's forms: which states it has
   uint8_t counted;  // 0: its squares are counted elsewhere, where the same elements lie too
   uint8_t counts_in_double;
+  uint8_t coded;                // whether its states are in 8 bits
+  uint8_t* scales[kMaxStates];  // [numel / kCodeBlock] of those, each
+  void* direction;  // [numel] of the parameter's type, from the first of two passes for the
+                    // second one; null: the tensor has one pass
 };
 
 struct GroupRow {

@@ -220,7 +220,7 @@ LRFAST_HD void update_chunk(const StepTables& t, int64_t c,
   constexpr int kStates = Rule::kStates[form].count;
   constexpr bool kMayBeCoded = kStates > 0 && std::is_same_v<State, float>;
   alignas(64) WideBlock wide[kMayBeCoded ? kStates : 1];
-  const bool is_coded = kMayBeCoded && row.scales[0] != nullptr;
+  const bool is_coded = kMayBeCoded && row.coded != 0;
   const int64_t tile = is_coded ? kCodeBlock : has_passes ? kTile : range.end - range.begin;
   double before[kTile];
   for (int64_t begin = range.begin; begin < range.end; begin += tile) {

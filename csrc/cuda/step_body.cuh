@@ -404,7 +404,7 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
     with_types(row.dtypes, [&]<class Param, class State>() {
       with_form<Rule>(form_now<Rule>(t, chunk.tensor), [&]<uint8_t form>() {
         if constexpr (passes && kMayBeCoded<Rule, form, State>) {
-          if (row.scales[0] != nullptr) {
+          if (row.coded != 0) {
             update_coded_chunk<Rule, form, Param>(t, chunk, row, shared, block);
             return;
           }

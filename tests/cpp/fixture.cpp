@@ -42,6 +42,7 @@ TensorRow make_row(Tensor& tensor, uint32_t number) {
   row.param = tensor.param.data();
   for (size_t k = 0; k < tensor.states.size(); ++k) row.states[k] = tensor.states[k].data();
   for (size_t k = 0; k < tensor.scales.size(); ++k) row.scales[k] = tensor.scales[k].data();
+  row.coded = !tensor.scales.empty();
   if (tensor.spec.has_average) row.average = tensor.average.data();
   row.count = tensor.count.as<float>();
   if (tensor.spec.has_product) row.product = tensor.product.as<double>();
