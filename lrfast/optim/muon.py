@@ -21,6 +21,7 @@ from lrfast._utils.validation import (
     check_key,
     check_list,
     check_str,
+    check_tensor,
     short_repr,
 )
 from lrfast.optim._newton_schulz import NewtonSchulz, make_rows
@@ -251,10 +252,11 @@ def _check_rows(place: Any, state: Any, param: Tensor) -> None:
     if rows is None:
         return
     wanted = [param.shape[:1].numel(), 1]
-    if not isinstance(rows, Tensor) or list(rows.shape) != wanted:
-        got = list(rows.shape) if isinstance(rows, Tensor) else short_repr(rows)
-        where = f"state[{short_repr(place)}][{ROWS!r}]"
-        raise ValueError(f"{where} must be a tensor of shape {wanted}, got {got}")
+    where = f"state[{short_repr(place)}][{ROWS!r}]"
+    if list(check_tensor(where, rows).shape) != wanted or not rows.is_floating_point():
+        raise ValueError(
+            f"{where} must be a floating-point tensor of shape {wanted}, got {short_repr(rows)}"
+        )
 
 
 def _check_matrices(where: str, params: list[Tensor]) -> None:

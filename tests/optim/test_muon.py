@@ -594,7 +594,11 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: lrfast.Muon(matrices()).load_state_dict(with_rows(torch.ones(12, 1))),
-        r"state\[0\]\['second_momentum_buffer'\] must be a tensor of shape \[7, 1\], got \[12, 1\]",
+        r"state\[0\]\['second_momentum_buffer'\] must be a floating-point tensor of shape .7, 1.",
+    ),
+    (
+        lambda: lrfast.Muon(matrices()).load_state_dict(with_rows(torch.ones(7, 1).int())),
+        "must be a floating-point tensor of shape",
     ),
     (
         lambda: lrfast.Muon([{"params": others(), "rule": "adamw", "betas": (0.9, 1.0)}]),
