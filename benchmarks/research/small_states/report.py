@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -39,8 +40,10 @@ def collect(folder: Path) -> dict[str, Any]:
 
 def page(text: str, result: dict[str, Any]) -> str:
     """Returns the page with a result file's blocks in place of those that it has."""
-    blocks = {"tasks": _tasks(result), "language": _language(result["language"])}
-    return provenance.with_blocks(text, blocks | {"source": provenance.sentence(result)})
+    blocks = {"tasks": _tasks(result), "source": provenance.sentence(result)}
+    if result["language"]:
+        blocks["language"] = _language(result["language"])
+    return provenance.with_blocks(text, blocks)
 
 
 def _tasks(result: dict[str, Any]) -> str:
@@ -57,13 +60,13 @@ def _tasks(result: dict[str, Any]) -> str:
     others = []
     for name, each in coded.items():
         if found[name] != "equal":
-            control = each["ratios"][NUDGED]
-            cells = [_interval(each["ratios"][CODED]), _interval(control)]
-            others.append([name, found[name], *cells, _reason(found[name], verdict(control))])
-    header = ["task", "8 bits", "8 bits / float32", "float32, nudged / float32", "because"]
+            cells = [_interval(each["ratios"][side]) for side in (CODED, NUDGED)]
+            others.append([name, found[name], *cells, *_scatter(each["losses"])])
+    header = ["task", "8 bits", "8 bits / float32", "float32, nudged / float32"]
     lines = [*table([f"{len(entries)} tasks", "count"], rows)]
     if others:
-        lines += ["", *table(header, others, texts=len(header))]
+        header += ["scatter of pairs", "of seeds"]
+        lines += ["", *table(header, others, texts=4)]
     return "\n".join(lines)
 
 
@@ -74,10 +77,12 @@ def _interval(found: list[float] | None) -> str:
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _reason(found: str, control: str) -> str:
-    if found == "no worse":
-        return "lower losses than with float32"
-    return "the codes" if control == "equal" else "the task scatters as much with float32"
+def _scatter(losses: dict[str, list[float | None]]) -> list[str]:
+    """Returns standard deviations over seeds: of 8 bits over float32, and of float32 alone."""
+    coded, wide = losses[CODED], losses[FLOAT32]
+    pairs = [(a, b) for a, b in zip(coded, wide, strict=True) if a is not None and b is not None]
+    ratios, alone = ([math.log(a / b) for a, b in pairs], [math.log(b) for _, b in pairs])
+    return [f"{100 * statistics.stdev(logs):.0f} %" for logs in (ratios, alone)]
 
 
 def _language(entry: dict[str, Any]) -> str:
