@@ -101,7 +101,8 @@ Prodigy, ScheduleFree-AdamW, D-Adaptation and Muon have the same {STEPS} steps a
 take the place of the task's own optimizer, with its weight decay. Prodigy's and D-Adaptation's
 factor falls from 1 as a cosine; so do Muon's learning rates, 0.02 for hidden matrices and 3e-4 for
 all else, which AdamW trains. "No schedule" leaves the cosine out. ScheduleFree has warm-up alone,
-by its definition. Models without hidden matrices have no row of Muon.
+by its definition. Models without hidden matrices have no row of Muon, and neither has
+`mnist-widest-adamw`, the largest one, for its time.
 
 A race is `lr_find(verify={STEPS})` with a DataLoader that shuffles, three times per task. What it
 answers is trained with, as the learning rates of the grid are, and a mean that beats the grid's
