@@ -1,20 +1,15 @@
-// States in 8 bits, from codes to floats and back, block by block.
+// States in 8 bits, from codes to floats and back.
 #pragma once
 
 #include "core/codes.h"
-#include "core/noise.h"
-#include "core/rule.h"
 
 namespace lrfast::cpu {
 
-using WideBlock = float[kCodeBlock];
-
-// Elements [begin, end), one block or the rest of a tensor behind its last whole one, of each of a
-// tensor's states, to wide and back. begin is a multiple of kCodeBlock.
-void decode_block(const StateNames& states, const TensorRow& row, int64_t begin, int64_t end,
-                  WideBlock* wide);
-void encode_block(const StateNames& states, const TensorRow& row, int64_t begin, int64_t end,
-                  const WideBlock* wide, const Noise& noise);
+// A block, or the rest of a tensor behind its last whole one. encode_block() returns the scale;
+// noise: [kCodeBlock].
+void decode_block(StateKind kind, const uint8_t* codes, uint8_t scale, int64_t count, float* to);
+uint8_t encode_block(StateKind kind, const float* from, const uint16_t* noise, int64_t count,
+                     uint8_t* codes);
 
 // All elements of one state; encoded to nearest.
 void decode_state(StateKind kind, const uint8_t* codes, const uint8_t* scales, int64_t numel,

@@ -1,14 +1,13 @@
 #include "cpu/step.h"
 
-#include <bit>
-#include <cstring>
 #include <new>
+#include <type_traits>
 
 #include "core/rules.h"
-#include "cpu/codes.h"
 #include "cpu/norms.h"
 #include "cpu/post_update.h"
 #include "cpu/tasks.h"
+#include "cpu/wide.h"
 
 namespace lrfast::cpu {
 namespace {
@@ -100,159 +99,150 @@ class PreparedScalars {
 
 // ---- elements --------------------------------------------------------------------------------
 
-// Half elements go through floats, this many at a time. Compilers vectorise a loop over one type;
-// one that mixes types they do badly or not at all: AdamW on bfloat16 took 3.6 ns per element with
-// AVX2, and takes 0.8 so (0.6 and 0.56 with AVX-512).
-constexpr int64_t kBlock = 64;
-// A block computes for longer than the processor looks ahead, so memory is asked for this many
-// elements early: AdamW on 22 million bfloat16 then takes 7.3 ms instead of 9.
-constexpr int64_t kBlockAhead = 1024;
-
-// left: elements of the tensor from array on.
-template <int64_t block = kBlock, class Element>
-LRFAST_HD void prefetch_block(const Element* array, int64_t left) {
-  if (kBlockAhead + block > left) return;
-  const char* ahead = reinterpret_cast<const char*>(array + kBlockAhead);
-  for (size_t byte = 0; byte < block * sizeof(Element); byte += 64) {
-    __builtin_prefetch(ahead + byte, 1);
-  }
-}
-
-template <class Element>
-LRFAST_HD void widen(const Element* from, float* to) {
-  for (int64_t i = 0; i < kBlock; ++i) to[i] = to_compute(from[i]);
-}
-
-template <class Element>
-LRFAST_HD void narrow(const float* from, Element* to, const Noise& noise, int64_t first,
-                      int which) {
+template <class Rule, uint8_t form, class T>
+LRFAST_HD void update_range(T* params, const T* grads, T* const* states,
+                            const Update<Rule, T>& update, int64_t first, int64_t count) {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < kBlock; ++i) store(from[i], to[i], noise, first + i, which);
-}
-
-// The noise of a pair of elements lies in memory as each of them takes it: low half first.
-LRFAST_HD void narrow(const float* from, StochasticBFloat16* to, const Noise& noise, int64_t first,
-                      int which) {
-  static_assert(std::endian::native == std::endian::little);
-  uint32_t pairs[kBlock / 2 + 1];  // one more for a block that begins with the second of a pair
-  for (uint32_t i = 0; i <= kBlock / 2; ++i) {
-    pairs[i] = Noise::of_value(noise.of_pair(static_cast<uint32_t>(first >> 1) + i), which);
-  }
-  uint16_t halves[kBlock + 2];
-  std::memcpy(halves, pairs, sizeof(halves));
-  const uint16_t* own = halves + (first & 1);
-#pragma GCC ivdep
-  for (int64_t i = 0; i < kBlock; ++i) from_compute(from[i], to[i], own[i]);
-}
-
-// first: the first element's place in the tensor.
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD void update_block(Param* params, const Param* gradients, State* const* states,
-                            const Update<Rule, float>& update, int64_t first) {
-  constexpr int kStates = applied_states<Rule, form>();
-  alignas(64) float param[kBlock];
-  alignas(64) float grad[kBlock];
-  alignas(64) float held[kStates > 0 ? kStates : 1][kBlock];
-  widen(params, param);
-  widen(gradients, grad);
-  for (int k = 0; k < kStates; ++k) widen(states[k], held[k]);
-#pragma GCC ivdep
-  for (int64_t i = 0; i < kBlock; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     update_element<Rule, form>(
-        param[i], grad[i], [&](int k) -> float& { return held[k][i]; }, update, first + i);
+        params[i], grads[i], [&](int k) -> T& { return states[k][i]; }, update, first + i);
   }
-  narrow(param, params, update.noise, first, 0);
-  for (int k = 0; k < kStates; ++k) narrow(held[k], states[k], update.noise, first, k + 1);
 }
 
-// Neighbours in a tensor.
-template <class Param, class State>
-struct Elements {
-  Param* params;
-  const Param* grads;
-  State* states[kMaxStates];
-  int64_t first;  // the first one's place in the tensor
-  int64_t count;
-  int64_t left;  // how many there are from the first one on; 0: they lie elsewhere
+// The passes behind the rule, on one tile of a chunk after the other, so that each element comes
+// from memory once.
+class Passes {
+ public:
+  LRFAST_HD Passes(const StepTables& t, int64_t c, const TensorRow& row, void* grads,
+                   double average_weight)
+      : row_(row), grads_(t.gradients.zero ? grads : nullptr), average_weight_(average_weight) {
+    sums_ = t.totals.chunk_changes ? t.totals.chunk_changes + 2 * c : nullptr;
+  }
+  LRFAST_HD bool any() const { return row_.average || grads_ || sums_; }
+  LRFAST_HD void before(int64_t begin, int64_t end) {
+    if (sums_) widen_tile(row_, begin, end, before_);
+  }
+  LRFAST_HD void after(int64_t begin, int64_t end) {
+    if (row_.average) average_tile(row_, average_weight_, begin, end);
+    if (grads_) zero_tile(row_.dtypes, grads_, begin, end);
+    if (sums_) add_changes(row_, before_, begin, end, sums_);
+  }
+
+ private:
+  const TensorRow& row_;
+  void* grads_;
+  double average_weight_;
+  double* sums_;
+  double before_[kTile];
 };
 
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD void update_range(const Elements<Param, State>& at,
-                            const Update<Rule, compute_t<Param>>& given, const Noise& noise) {
-  auto update = given;  // a local copy: stores to float arrays cannot change it
-  update.noise = noise;
-  int64_t i = 0;
-  if constexpr (sizeof(State) == sizeof(BFloat16) || std::is_same_v<Param, StochasticBFloat16>) {
-    for (; i + kBlock <= at.count; i += kBlock) {
-      State* states[kMaxStates];
-      prefetch_block(at.params + i, at.left - i);
-      prefetch_block(at.grads + i, at.left - i);
-      for (int k = 0; k < applied_states<Rule, form>(); ++k) {
-        states[k] = at.states[k] + i;
-        prefetch_block(states[k], at.left - i);
-      }
-      update_block<Rule, form>(at.params + i, at.grads + i, states, update, at.first + i);
+// Parameters, gradients and states of the one type that their rule runs in.
+template <class Rule, uint8_t form, class T>
+LRFAST_HD void update_chunk(const StepTables& t, int64_t c, const TensorRow& row, void* grads,
+                            const Update<Rule, T>& given) {
+  const Range range = range_of(t, t.chunks[c]);
+  const Update<Rule, T> update = given;  // a local copy: stores to arrays cannot change it
+  Passes passes(t, c, row, grads, update.average_weight);
+  const int64_t tile = passes.any() ? kTile : range.end - range.begin;
+  for (int64_t begin = range.begin; begin < range.end; begin += tile) {
+    const int64_t end = std::min(begin + tile, range.end);
+    passes.before(begin, end);
+    T* states[kMaxStates];
+    for (int k = 0; k < applied_states<Rule, form>(); ++k) {
+      states[k] = static_cast<T*>(row.states[k]) + begin;
     }
-  }
-#pragma GCC ivdep
-  for (int64_t e = i; e < at.count; ++e) {
-    update_element<Rule, form>(
-        at.params[e], at.grads[e], [&](int k) -> State& { return at.states[k][e]; }, update,
-        at.first + e);
+    update_range<Rule, form>(static_cast<T*>(row.param) + begin,
+                             static_cast<const T*>(grads) + begin, states, update, begin,
+                             end - begin);
+    passes.after(begin, end);
   }
 }
 
-// The rule and the passes behind it, tile by tile, so that each element comes from memory once; all
-// at once if there are no passes. One call of update_range in either case, because each is a copy
-// of its loops, and half of the time that this takes to compile.
+// Elements that go through floats in registers: their number is known, so no copy is stored.
+constexpr int64_t kRun = 64;
+
+// Whole runs of elements [begin, end); returns where the rest begins.
 template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD void update_chunk(const StepTables& t, int64_t c,
-                            const Update<Rule, compute_t<Param>>& update) {
-  const int32_t tensor = t.chunks[c].tensor;
-  const auto& row = row_now<Rule>(t, tensor);
-  void* grads = grad_now<Rule>(t, tensor);
+LRFAST_HD int64_t update_runs(const TensorRow& row, void* grads, const Update<Rule, float>& update,
+                              const Noise& noise, int64_t begin, int64_t end) {
+  constexpr int kStates = applied_states<Rule, form>();
+  for (; begin + kRun <= end; begin += kRun) {
+    Param* params = static_cast<Param*>(row.param) + begin;
+    const Param* gradients = static_cast<const Param*>(grads) + begin;
+    State* states[kMaxStates];
+    const int64_t left = row.numel - begin;
+    prefetch_block<kRun>(params, left);
+    prefetch_block<kRun>(gradients, left);
+    for (int k = 0; k < kStates; ++k) {
+      states[k] = static_cast<State*>(row.states[k]) + begin;
+      prefetch_block<kRun>(states[k], left);
+    }
+    alignas(64) float param[kRun];
+    alignas(64) float grad[kRun];
+    alignas(64) float held[kStates > 0 ? kStates : 1][kRun];
+    widen(params, kRun, param);
+    widen(gradients, kRun, grad);
+    for (int k = 0; k < kStates; ++k) widen(states[k], kRun, held[k]);
+#pragma GCC ivdep
+    for (int64_t i = 0; i < kRun; ++i) {
+      update_element<Rule, form>(
+          param[i], grad[i], [&](int k) -> float& { return held[k][i]; }, update, begin + i);
+    }
+    BlockNoise<kRun> bits;
+    if constexpr (std::is_same_v<Param, StochasticBFloat16>) bits.fill(noise, begin);
+    narrow(param, kRun, params, bits, 0);
+    for (int k = 0; k < kStates; ++k) narrow(held[k], kRun, states[k], bits, k + 1);
+  }
+  return begin;
+}
+
+// Of tensors with bfloat16, the frequent kinds: elsewhere copies in the first cache cost AdamW 15
+// to 25 % of the time that it takes from there, and each kind here is another copy of every rule.
+template <class Rule, uint8_t form>
+LRFAST_HD int64_t update_runs(const TensorRow& row, void* grads, const Update<Rule, float>& update,
+                              const Noise& noise, int64_t begin, int64_t end) {
+  const auto with = [&]<class Param, class State>() {
+    return update_runs<Rule, form, Param, State>(row, grads, update, noise, begin, end);
+  };
+  if (row.coded) return begin;
+  switch (row.dtypes) {
+    case DtypePair::kBFloat16:
+      return with.template operator()<BFloat16, BFloat16>();
+    case DtypePair::kBFloat16StatesFloat32:
+      return with.template operator()<BFloat16, float>();
+    case DtypePair::kFloat32StatesBFloat16:
+      return with.template operator()<float, BFloat16>();
+    case DtypePair::kStochasticBFloat16:
+      return with.template operator()<StochasticBFloat16, StochasticBFloat16>();
+    default:
+      return begin;
+  }
+}
+
+// All others, through floats. A function of its own, so that the loops of small float32 tensors
+// stay as short as they are.
+template <class Rule, uint8_t form>
+LRFAST_CLONES __attribute__((noinline)) void update_wide_chunk(const StepTables& t, int64_t c,
+                                                               const TensorRow& row, void* grads,
+                                                               const Update<Rule, float>& given) {
+  constexpr int kStates = applied_states<Rule, form>();
   const Range range = range_of(t, t.chunks[c]);
   const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
-  double* sums = t.totals.chunk_changes ? t.totals.chunk_changes + 2 * c : nullptr;
-  const bool has_passes = row.average || t.gradients.zero || sums;
-  // States in 8 bits go through floats, a block at a time; then the loops are those of float
-  // states.
-  constexpr int kStates = Rule::kStates[form].count;
-  constexpr bool kMayBeCoded = kStates > 0 && std::is_same_v<State, float>;
-  alignas(64) WideBlock wide[kMayBeCoded ? kStates : 1];
-  const bool is_coded = kMayBeCoded && row.coded != 0;
-  const int64_t tile = is_coded ? kCodeBlock : has_passes ? kTile : range.end - range.begin;
-  double before[kTile];
-  for (int64_t begin = range.begin; begin < range.end; begin += tile) {
-    const int64_t end = std::min(begin + tile, range.end);
-    if (sums) widen_tile(row, begin, end, before);
-    Elements<Param, State> at{static_cast<Param*>(row.param) + begin,
-                              static_cast<const Param*>(grads) + begin,
-                              {},
-                              begin,
-                              end - begin,
-                              is_coded ? 0 : row.numel - begin};
-    for (int k = 0; k < kStates; ++k)
-      at.states[k] = static_cast<State*>(row.states[k]) + (is_coded ? 0 : begin);
-    if constexpr (kMayBeCoded) {
-      if (is_coded) {
-        prefetch_block<kCodeBlock>(at.params, row.numel - begin);
-        for (int k = 0; k < kStates; ++k) {
-          const uint8_t* codes = static_cast<const uint8_t*>(row.states[k]);
-          prefetch_block<kCodeBlock>(codes + begin, row.numel - begin);
-        }
-        decode_block(Rule::kStates[form], row, begin, end, wide);
-        for (int k = 0; k < kStates; ++k) at.states[k] = wide[k];
-        prefetch_block<kCodeBlock>(at.grads, row.numel - begin);
-      }
+  const Update<Rule, float> update = given;
+  const StateNames& names = Rule::kStates[form];
+  Passes passes(t, c, row, grads, update.average_weight);
+  WideCopies copies;
+  for (int64_t begin = range.begin; begin < range.end; begin += kWide) {
+    const int64_t end = std::min(begin + kWide, range.end);
+    passes.before(begin, end);
+    const int64_t rest = update_runs<Rule, form>(row, grads, update, noise, begin, end);
+    if (rest < end) {
+      const WideBlock block =
+          widen_block(row, grads, names, first_states(kStates), rest, end, copies);
+      update_range<Rule, form>(block.param, block.grad, block.states, update, rest, end - rest);
+      narrow_block(row, names, first_states(kStates) | kParam, block, noise, rest, end);
     }
-    update_range<Rule, form>(at, update, noise);
-    if constexpr (kMayBeCoded) {
-      if (is_coded) encode_block(Rule::kStates[form], row, begin, end, wide, noise);
-    }
-    if (row.average) average_tile(row, update.average_weight, begin, end);
-    if (t.gradients.zero) zero_tile(row.dtypes, grads, begin, end);
-    if (sums) add_changes(row, before, begin, end, sums);
+    passes.after(begin, end);
   }
 }
 
@@ -291,10 +281,16 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
       continue;
     }
     const int32_t tensor = t.chunks[c].tensor;
-    with_types(t.tensors[tensor].dtypes, [&]<class Param, class State>() {
-      with_form<Rule>(form_now<Rule>(t, tensor), [&]<uint8_t form>() {
-        update_chunk<Rule, form, Param, State>(t, c, scalars.template at<compute_t<Param>>(place));
-      });
+    const auto& row = row_now<Rule>(t, tensor);
+    void* grads = grad_now<Rule>(t, tensor);
+    with_form<Rule>(form_now<Rule>(t, tensor), [&]<uint8_t form>() {
+      if (row.dtypes == DtypePair::kFloat64) {
+        update_chunk<Rule, form>(t, c, row, grads, scalars.template at<double>(place));
+      } else if (is_plain(row)) {
+        update_chunk<Rule, form>(t, c, row, grads, scalars.template at<float>(place));
+      } else {
+        update_wide_chunk<Rule, form>(t, c, row, grads, scalars.template at<float>(place));
+      }
     });
   }
 }
@@ -302,18 +298,19 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
 // ---- distance --------------------------------------------------------------------------------
 
 // Sums of the pass that measures, in an order that is the same everywhere: one for each place in a
-// block. Compilers unroll a loop over fewer of them, and convert one by one then.
+// row of so many elements. Compilers unroll a loop over fewer of them, and convert one by one then.
 struct TermSums {
-  alignas(64) double numerators[kBlock] = {};
-  alignas(64) double denominators[kBlock] = {};
+  static constexpr int64_t kPlaces = 64;
+  alignas(64) double numerators[kPlaces] = {};
+  alignas(64) double denominators[kPlaces] = {};
 
   template <class T>
-  LRFAST_HD void add(const T* numerator, const T* denominator) {  // [kBlock] each
-    for (int64_t i = 0; i < kBlock; ++i) numerators[i] += static_cast<double>(numerator[i]);
-    for (int64_t i = 0; i < kBlock; ++i) denominators[i] += static_cast<double>(denominator[i]);
+  LRFAST_HD void add(const T* numerator, const T* denominator) {  // [kPlaces] each
+    for (int64_t i = 0; i < kPlaces; ++i) numerators[i] += static_cast<double>(numerator[i]);
+    for (int64_t i = 0; i < kPlaces; ++i) denominators[i] += static_cast<double>(denominator[i]);
   }
   LRFAST_HD DistanceTerms<double> total() {
-    for (int64_t half = kBlock / 2; half > 0; half /= 2) {
+    for (int64_t half = kPlaces / 2; half > 0; half /= 2) {
       for (int64_t i = 0; i < half; ++i) {
         numerators[i] += numerators[i + half];
         denominators[i] += denominators[i + half];
@@ -323,72 +320,57 @@ struct TermSums {
   }
 };
 
-// Count elements of that pass, and their terms.
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD void measure_elements(const Param* params, const Param* gradients, State* running,
-                                const State* seen, const Update<Rule, compute_t<Param>>& update,
-                                int64_t first, int64_t count, compute_t<Param>* numerator,
-                                compute_t<Param>* denominator) {
+template <class Rule, uint8_t form, class T>
+LRFAST_HD void measure_range(const T* params, const T* grads, T* running, const T* seen,
+                             const Update<Rule, T>& update, int64_t first, int64_t count,
+                             TermSums& sums) {
+  alignas(64) T numerator[TermSums::kPlaces];
+  alignas(64) T denominator[TermSums::kPlaces];
+  for (int64_t i = 0; i < count; i += TermSums::kPlaces) {
+    const int64_t places = std::min(TermSums::kPlaces, count - i);
+    if (places < TermSums::kPlaces) {
+      std::fill_n(numerator, TermSums::kPlaces, T(0));
+      std::fill_n(denominator, TermSums::kPlaces, T(0));
+    }
 #pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) {
-    const auto terms = measure_element<Rule, form>(params[i], gradients[i], running[i], seen[i],
-                                                   update, first + i);
-    numerator[i] = terms.numerator;
-    denominator[i] = terms.denominator;
-  }
-}
-
-// Half elements go through floats, as in update_block.
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD void measure_halves(const Param* params, const Param* gradients, State* running,
-                              const State* seen, const Update<Rule, float>& update, int64_t first,
-                              float* numerator, float* denominator) {
-  alignas(64) float param[kBlock];
-  alignas(64) float grad[kBlock];
-  alignas(64) float sum[kBlock];
-  alignas(64) float other[kBlock];
-  widen(params, param);
-  widen(gradients, grad);
-  widen(running, sum);
-  widen(seen, other);
-  measure_elements<Rule, form>(param, grad, sum, other, update, first, kBlock, numerator,
-                               denominator);
-  narrow(sum, running, update.noise, first, applied_states<Rule, form>() + 1);
-}
-
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD void measure_chunk(const StepTables& t, int64_t c,
-                             const Update<Rule, compute_t<Param>>& given) {
-  constexpr int kRunning = applied_states<Rule, form>();
-  const int32_t tensor = t.chunks[c].tensor;
-  const TensorRow& row = t.tensors[tensor];
-  const Range range = range_of(t, t.chunks[c]);
-  const Param* params = static_cast<const Param*>(row.param);
-  const Param* gradients = static_cast<const Param*>(t.grads[tensor]);
-  State* running = static_cast<State*>(row.states[kRunning]);
-  const State* seen = static_cast<const State*>(row.states[Rule::kSeen[form]]);
-  auto update = given;
-  update.noise = Noise::at(t.seed, row.number, t.clock->steps);
-  TermSums sums;
-  alignas(64) compute_t<Param> numerator[kBlock];
-  alignas(64) compute_t<Param> denominator[kBlock];
-  int64_t i = range.begin;
-  for (; i + kBlock <= range.end; i += kBlock) {
-    if constexpr (sizeof(State) == sizeof(BFloat16) || sizeof(Param) == sizeof(BFloat16)) {
-      measure_halves<Rule, form>(params + i, gradients + i, running + i, seen + i, update, i,
-                                 numerator, denominator);
-    } else {
-      measure_elements<Rule, form>(params + i, gradients + i, running + i, seen + i, update, i,
-                                   kBlock, numerator, denominator);
+    for (int64_t j = 0; j < places; ++j) {
+      const int64_t e = i + j;
+      const auto terms =
+          measure_element<Rule, form>(params[e], grads[e], running[e], seen[e], update, first + e);
+      numerator[j] = terms.numerator;
+      denominator[j] = terms.denominator;
     }
     sums.add(numerator, denominator);
   }
-  if (i < range.end) {
-    std::fill_n(numerator, kBlock, compute_t<Param>(0));
-    std::fill_n(denominator, kBlock, compute_t<Param>(0));
-    measure_elements<Rule, form>(params + i, gradients + i, running + i, seen + i, update, i,
-                                 range.end - i, numerator, denominator);
-    sums.add(numerator, denominator);
+}
+
+template <class Rule, uint8_t form, class T>
+LRFAST_HD void measure_chunk(const StepTables& t, int64_t c, const TensorRow& row,
+                             const Update<Rule, T>& given) {
+  constexpr int kRunning = applied_states<Rule, form>();
+  const Range range = range_of(t, t.chunks[c]);
+  const void* grads = t.grads[t.chunks[c].tensor];
+  const Update<Rule, T> update = given;
+  TermSums sums;
+  if constexpr (std::is_same_v<T, float>) {
+    const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
+    const StateNames& names = Rule::kStates[form];
+    constexpr int kSeen = Rule::kSeen[form];
+    WideCopies copies;
+    for (int64_t begin = range.begin; begin < range.end; begin += kWide) {
+      const int64_t end = std::min(begin + kWide, range.end);
+      const WideBlock block =
+          widen_block(row, grads, names, state_at(kRunning) | state_at(kSeen), begin, end, copies);
+      measure_range<Rule, form>(block.param, block.grad, block.states[kRunning],
+                                block.states[kSeen], update, begin, end - begin, sums);
+      narrow_block(row, names, state_at(kRunning), block, noise, begin, end);
+    }
+  } else {
+    measure_range<Rule, form>(static_cast<const T*>(row.param) + range.begin,
+                              static_cast<const T*>(grads) + range.begin,
+                              static_cast<T*>(row.states[kRunning]) + range.begin,
+                              static_cast<const T*>(row.states[Rule::kSeen[form]]) + range.begin,
+                              update, range.begin, range.end - range.begin, sums);
   }
   const DistanceTerms<double> total = sums.total();
   write_terms(t, c, total.numerator, total.denominator, update.scalars);
@@ -431,10 +413,12 @@ LRFAST_CLONES void measure_chunks(const StepTables& t, const Hypers* hypers, int
     if (c + kAhead < end) prefetch_chunk(t, t.chunks[c + kAhead]);
     if (!is_updated(t, tensor)) continue;
     const int place = scalars.prepare(t, row, hypers);
-    with_types(row.dtypes, [&]<class Param, class State>() {
-      with_form<Rule>(row.form, [&]<uint8_t form>() {
-        measure_chunk<Rule, form, Param, State>(t, c, scalars.template at<compute_t<Param>>(place));
-      });
+    with_form<Rule>(row.form, [&]<uint8_t form>() {
+      if (row.dtypes == DtypePair::kFloat64) {
+        measure_chunk<Rule, form>(t, c, row, scalars.template at<double>(place));
+      } else {
+        measure_chunk<Rule, form>(t, c, row, scalars.template at<float>(place));
+      }
     });
   }
 }
