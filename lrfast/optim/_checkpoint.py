@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -221,7 +221,8 @@ def _check_copies(where: str, group: dict[Any, Any]) -> None:
 
 
 def _check_scalar(name: str, where: str, value: Any) -> None:
-    most = 1.0 if name.endswith("product") else float(MAX_STEPS) if name == "step" else math.inf
+    is_product = name.endswith("product")
+    most = 1.0 if is_product else float(MAX_STEPS) if name == "step" else sys.float_info.max
     if not isinstance(value, Tensor):
         check_finite(where, value, least=0.0, most=most)
         return

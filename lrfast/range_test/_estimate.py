@@ -1,6 +1,6 @@
 """Estimate of a lower learning rate from the warm-up that a training has recorded itself.
 
-Its losses fall because the training goes on, whatever the learning rate is. So a fall says nothing
+Its losses fall because the training goes on, at any learning rate. So a fall says nothing
 about higher learning rates, and only a rise counts: that the present one is too high.
 """
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lrfast
 from lrfast import FineTuner, schedules
 from lrfast.finetune import EarlyStop, Observe, _checkpoint
+from lrfast.training._data import set_training
 
 from .mutations import damage
 from .target import Finding, Target, bits, mutated
@@ -38,6 +39,9 @@ OPTIMIZERS: dict[str, Make] = {
     "dadapt": lambda g: lrfast.DAdaptAdam(g, d0=0.1, weight_decay=0.1),
     "muon": lambda g: lrfast.Muon([g[0], g[1] | {"rule": "adamw"}], 0.1, beta2=0.9),
     "lion": lambda g: lrfast.Lion(g, 0.1, weight_decay=0.1, skip_nonfinite=True),
+    "8bit": lambda g: lrfast.AdamW(
+        [g[0], g[1] | {"params": [nn.Parameter(torch.ones(4096))]}], 0.1, state_dtype="8bit"
+    ),
 }
 LOSS_SCHEDULES: tuple[Callable[[Any], Any], ...] = (
     lambda optimizer: lrfast.Plateau(optimizer, factor=0.5, patience=1, window=3),
@@ -64,6 +68,7 @@ def parameters_of(optimizer: Any) -> list[Tensor]:
 
 def step(optimizer: Any, times: int = 1) -> None:
     """Steps with gradients of ones, and a loss where somebody follows it."""
+    set_training(optimizer, True)  # a state dict may hold the averaged weights
     for _ in range(times):
         for param in parameters_of(optimizer):
             param.grad = torch.ones_like(param)
