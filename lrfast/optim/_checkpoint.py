@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ def check_state_dict(
     state_dict = {**state_dict, "param_groups": groups}
     check_saved_groups(optimizer._hyper_names, state_dict)
     state_dict = optimizer._as_own(state_dict)
-    groups = state_dict["param_groups"]
+    groups = _with_own_dtypes(optimizer, state_dict["param_groups"])
+    state_dict = {**state_dict, "param_groups": groups}
     _check_states(optimizer, rule, groups, check_dict("state", state_dict["state"]))
     check_entry(optimizer, state_dict.get(ENGINE_ENTRY, {}))
     return state_dict
@@ -96,6 +97,17 @@ def _in_own_order(optimizer: SchedulingMixin, groups: list[dict[Any, Any]]) -> l
         params = [places[name] for name in wanted]
         ordered.append(group | {"params": params, "param_names": list(names)})
     return ordered
+
+
+def _with_own_dtypes(
+    optimizer: SchedulingMixin, groups: list[dict[Any, Any]]
+) -> list[dict[Any, Any]]:
+    """Return saved groups that keep their states as the optimizer's own do."""
+    own = chain((group.get("state_dtype") for group in optimizer.param_groups), repeat(None))
+    return [
+        group if dtype is None and "state_dtype" not in group else group | {"state_dtype": dtype}
+        for group, dtype in zip(groups, own, strict=False)
+    ]
 
 
 def check_entry(optimizer: SchedulingMixin, entry: Any) -> None:
