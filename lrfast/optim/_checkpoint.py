@@ -200,14 +200,17 @@ def _check_states(
 def _check_codes(where: str, name: str, state: dict[str, Any], param: Tensor) -> None:
     """Check the two tensors of a state in 8 bits."""
     codes, scales = state.get(name + CODES), state.get(name + SCALES)
-    shapes = (param.shape, (count_scales(param),))
-    for value, shape in zip((codes, scales), shapes, strict=True):
+    # Scales of a checkpoint that any number of processes reads are one for each code.
+    shapes: tuple[list[Any], ...] = ([param.shape], [(count_scales(param),), param.shape])
+    for value, allowed in zip((codes, scales), shapes, strict=True):
         is_bytes = isinstance(value, Tensor) and value.dtype is torch.uint8
-        if not is_bytes or check_tensor(where, value).shape != shape:
+        if not is_bytes or check_tensor(where, value).shape not in allowed:
             raise ValueError(
-                f"{where} must be uint8 {list(shape)}, beside the other of {name + CODES!r} and "
-                f"{name + SCALES!r}, got {short_repr(value)}"
+                f"{where} must be uint8 {list(allowed[0])}, beside the other of {name + CODES!r} "
+                f"and {name + SCALES!r}, got {short_repr(value)}"
             )
+    if hasattr(codes, "_local_tensor") != hasattr(param, "_local_tensor"):
+        raise ValueError(f"{where} must be a DTensor if its parameter is one, got {type(codes)}")
 
 
 def _may_train(param: Tensor) -> bool:

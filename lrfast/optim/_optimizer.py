@@ -611,6 +611,10 @@ def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     assert isinstance(optimizer, FusedOptimizer)
     counts = [] if optimizer._engine is None else optimizer._engine.private_counts()
     _state.clear_unstarted_momentum(optimizer, counts, state)
+    for place in chain.from_iterable(group["params"] for group in state["param_groups"]):
+        if isinstance(own := state["state"].get(place), dict):
+            spread = _state.with_spread_scales(own, always=optimizer._keeps_shapes)
+            state["state"][place] = spread
     optimizer._as_saved(state)
     if entry := optimizer._entry():
         state[ENGINE_ENTRY] = entry

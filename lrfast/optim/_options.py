@@ -172,11 +172,6 @@ def check_state_dtypes(rule: str, options: Options, param_groups: list[dict[str,
         )
     for index, group in enumerate(param_groups):
         for param in group["params"] if options._asked_of(group) == "8bit" else ():
-            if hasattr(param, "_local_tensor"):
-                raise ValueError(
-                    f"state_dtype must be a dtype or None for a DTensor, as in param_groups[{index}"
-                    '], got "8bit": its blocks would not fit other shards'
-                )
             if param.is_cuda and rule not in extension().cuda_codes:
                 raise ValueError(
                     f"state_dtype must be a dtype or None for the rule {rule!r} on cuda, as in "

@@ -27,6 +27,27 @@ OPTIM = [
         "test_8bit_states.py",
     ),
     Fault(
+        "blocks-of-shards-are-counted-of-the-whole",
+        "lrfast/optim/_state.py",
+        "return -(-_local(param).numel()",
+        "return -(-param.numel()",
+        "test_sharded.py",
+    ),
+    Fault(
+        "cut-blocks-keep-the-scale-of-their-first-code",
+        "lrfast/optim/_state.py",
+        "    if bool(mixed.any()):",
+        "    if not bool(mixed.any()):",
+        "test_sharded_ranks.py",
+    ),
+    Fault(
+        "whole-blocks-are-rounded-again",
+        "lrfast/optim/_state.py",
+        "firsts = torch.where(touched, new_scales, firsts)",
+        "firsts = new_scales",
+        "test_sharded_ranks.py",
+    ),
+    Fault(
         "states-of-a-group-are-as-all-others",
         "lrfast/optim/_options.py",
         "return self.state_dtype if own is None else own",
