@@ -557,6 +557,45 @@ def test_memory() -> None:
     assert list(memory.sizes)[2:4] == [("exp_avg", "8bit"), ("exp_avg", "float32")]
 
 
+def moves(state_dtype: Any, start: Tensor, grads: list[Tensor]) -> Tensor:
+    """How far Adam moves weights in all."""
+    param = torch.nn.Parameter(start.clone())
+    optimizer = lrfast.Adam([param], lr=1e-2, betas=(0.8, 0.97), state_dtype=state_dtype)
+    run(optimizer, [param], [[grad] for grad in grads])
+    assert ("exp_avg_codes" in optimizer.state[param]) == (state_dtype == "8bit")
+    return param.detach() - start
+
+
+def test_small_gradients_beside_large_ones() -> None:
+    """Linear codes make zeros of their squares, and steps that explode: unsloth-zoo's issue 962."""
+    grads = [0.1 * torch.randn(40, 256) for _ in range(20)]
+    for grad in grads:
+        grad[:, 7] = 30.0
+    wide, coded = (moves(each, torch.randn(40, 256), grads) for each in (None, "8bit"))
+    assert coded.abs().max() < 1.5 * 20 * 1e-2
+    assert (coded - wide).abs().mean() < 0.1 * wide.abs().mean()
+
+
+def test_embeddings() -> None:
+    """Rows with a gradient in few steps move as in float32, and those without one not at all.
+
+    Blocks of zeros alone have no scale to divide by.
+    """
+    words = 1 / torch.arange(1, 301)
+    grads = []
+    for _ in range(40):
+        grad = torch.zeros(300, 64)
+        seen = torch.multinomial(words[:200], 8)
+        grad[seen] = torch.randn(8, 64)
+        grads.append(grad)
+    start = torch.randn(300, 64)
+    wide, coded = (moves(each, start, grads) for each in (None, "8bit"))
+    never = torch.stack(grads).abs().sum((0, 2)) == 0
+    assert 100 < int(never.sum()) < 250 and not coded[never].any()
+    assert (coded - wide).abs().mean() < 0.1 * wide.abs().mean()
+    assert coded.abs().max() < 1.3 * wide.abs().max()
+
+
 @pytest.mark.full
 def test_a_million_adversarial_steps() -> None:
     """Tiny and huge, zeros, one outlier per block, denormals: never NaN, never an explosion."""
