@@ -25,7 +25,7 @@ from benchmarks.speed import model_sets
 RESULTS = provenance.RESULTS / "memory"
 WIDTHS = ("float32", "bfloat16")
 MODELS = ("vit_small", "hundred_million")
-STEPS, RUNS = 2, 2
+STEPS, RUNS = 2, 1
 
 
 def _lrfast(rule: str, **options: Any) -> Callable[[Any], torch.optim.Optimizer]:
