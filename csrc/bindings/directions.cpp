@@ -75,8 +75,11 @@ void Directions::place(std::vector<Parameter>& parameters, const ParamGroups& gr
 }
 
 // A graph holds the products of all matrices, as any of them may train at a later replay.
-void Directions::transform(const std::vector<Parameter>& parameters, const ParamGroups& groups,
-                           const std::vector<DevicePlan>& plans) const {
+std::vector<at::Tensor> Directions::transform(const std::vector<Parameter>& parameters,
+                                              const ParamGroups& groups,
+                                              const std::vector<DevicePlan>& plans,
+                                              const py::dict& state) const {
+  std::vector<at::Tensor> cleared;
   for (const Stack& stack : stacks_) {
     const DevicePlan& plan = plans[parameters[stack.parameters.front()].device];
     const bool takes_all = is_capturing(plan.device);
@@ -89,13 +92,18 @@ void Directions::transform(const std::vector<Parameter>& parameters, const Param
     while (first < end && !trains(stack.parameters[first])) ++first;
     while (first < end && !trains(stack.parameters[end - 1])) --end;
     if (first == end) continue;
-    py::list members;
+    py::list members, objects;
     for (size_t i = first; i < end; ++i) {
-      members.append(groups.object(parameters[stack.parameters[i]].group));
+      const Parameter& param = parameters[stack.parameters[i]];
+      members.append(groups.object(param.group));
+      objects.append(param.object);
     }
     const auto count = static_cast<int64_t>(end - first);
-    products_(stack.matrices.narrow(0, static_cast<int64_t>(first), count), members, stack.outputs);
+    const at::Tensor part = stack.matrices.narrow(0, static_cast<int64_t>(first), count);
+    const py::object clears = products_(part, members, objects, state, stack.outputs);
+    if (clears.cast<bool>()) cleared.push_back(part);
   }
+  return cleared;
 }
 
 py::object Directions::settings(const py::list& param_groups) const {

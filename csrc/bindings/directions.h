@@ -11,8 +11,10 @@ namespace lrfast::bindings {
 
 class Directions {
  public:
-  // products(stack, groups, outputs) changes a stack [matrices, rows, columns] in place, whose
-  // matrices belong to parameters of those groups with that many outputs, their first dimension.
+  // products(stack, groups, params, state, outputs) changes a stack [matrices, rows, columns] in
+  // place, whose matrices belong to those parameters, with that many outputs, their first
+  // dimension, and says whether it has to find zeros where the next step makes no direction. state
+  // is the optimizer's.
   // products.settings(groups) is compared with its own result of before, by a captured step.
   explicit Directions(py::object products) : products_(std::move(products)) {}
 
@@ -22,9 +24,11 @@ class Directions {
   void forget() { is_current_ = false; }  // parameters have changed
 
   bool is_empty() const { return stacks_.empty(); }
-  // Calls the products for what the first pass has made.
-  void transform(const std::vector<Parameter>& parameters, const ParamGroups& groups,
-                 const std::vector<DevicePlan>& plans) const;
+  // Calls the products for what the first pass has made. Returns what is to be zero after the
+  // second one.
+  std::vector<at::Tensor> transform(const std::vector<Parameter>& parameters,
+                                    const ParamGroups& groups, const std::vector<DevicePlan>& plans,
+                                    const py::dict& state) const;
   py::object settings(const py::list& param_groups) const;
 
  private:

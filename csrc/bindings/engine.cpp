@@ -168,7 +168,7 @@ py::object Engine::step(const py::list& param_groups, const py::dict& state,
     }
     return py::cast(missing);
   }
-  launch(grad_scale, found_inf);
+  launch(state, grad_scale, found_inf);
   if (is_recording()) {
     recording_->note_step(settings_, groups_, parameters_, plans_);
     recording_->rebuilds = rebuilds_;
@@ -312,7 +312,7 @@ void Engine::add_up(at::Tensor DevicePlan::* sums) {
   }
 }
 
-void Engine::launch(const std::optional<at::Tensor>& grad_scale,
+void Engine::launch(const py::dict& state, const std::optional<at::Tensor>& grad_scale,
                     const std::optional<at::Tensor>& found_inf) {
   update_tables();
   std::vector<at::Tensor> held;
@@ -341,8 +341,10 @@ void Engine::launch(const std::optional<at::Tensor>& grad_scale,
   } else {
     if (settings_.wants_norms()) run(all, is_begun ? Phase::kFinish : Phase::kNorms);
     run(all, Phase::kDirections);
-    directions_.transform(parameters_, groups_, plans_);
+    const std::vector<at::Tensor> cleared =
+        directions_.transform(parameters_, groups_, plans_, state);
     run(all, Phase::kMoves);
+    for (const at::Tensor& stack : cleared) stack.zero_();
   }
   finish_launch();
 }

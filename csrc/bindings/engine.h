@@ -98,7 +98,7 @@ class Engine {
   StepTables current_tables(DevicePlan& plan);
   void run(at::ArrayRef<StepTables> tables, Phase phase);
   void add_up(at::Tensor DevicePlan::* sums);
-  void launch(const std::optional<at::Tensor>& grad_scale,
+  void launch(const py::dict& state, const std::optional<at::Tensor>& grad_scale,
               const std::optional<at::Tensor>& found_inf);
   void finish_launch();
   void exchange(std::optional<at::Tensor>& held, std::optional<at::Tensor> given);

@@ -14,7 +14,8 @@ from lrfast._utils.extension import extension
 
 # States that have a dtype of their own; all others are moments of the gradient.
 SCALARS = ("step", "beta1_product", "mu_product", "weight_sum", "lr_max")
-NOT_MOMENTS = (*SCALARS, "ema")
+ROWS = "second_momentum_buffer"  # of a matrix, [outputs, 1]: NorMuon's
+NOT_MOMENTS = (*SCALARS, "ema", ROWS)
 # Behind the name of a state in 8 bits, which takes two tensors; csrc/bindings/parameter.cpp has
 # them, too. torch's optimizers miss the plain name, and raise.
 CODES, SCALES = "_codes", "_scales"

@@ -21,11 +21,13 @@ from lrfast._utils.validation import (
     check_key,
     check_list,
     check_str,
+    check_tensor,
     short_repr,
 )
-from lrfast.optim._newton_schulz import NewtonSchulz
+from lrfast.optim._newton_schulz import NewtonSchulz, make_rows
 from lrfast.optim._optimizer import FusedOptimizer
 from lrfast.optim._options import Schedules, StepOptions
+from lrfast.optim._state import ROWS
 
 _LARGEST: Final = sys.float_info.max
 _MOST: Final = 1e6  # of numbers that enter the products, which half types can hold
@@ -33,9 +35,14 @@ _DTYPES: Final = (torch.bfloat16, torch.float32, torch.float64)
 # Entries of a group by its rule, and the defaults of those that no argument sets.
 _OF_ALL: Final = ("lr", "weight_decay", "eps", "rule", "differentiable")
 _OF_MUON: Final = ("momentum", "nesterov", "ns_coefficients", "ns_steps", "adjust_lr_fn")
-_BEYOND_TORCH: Final = {"differentiable": False, "rule": "muon", "ns_dtype": torch.bfloat16}
+_BEYOND_TORCH: Final = {
+    "differentiable": False, "rule": "muon", "ns_dtype": torch.bfloat16, "beta2": None,
+}  # fmt: skip
 _OF_ADAMW: Final = {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "maximize": False}
-_NAMES: Final = {"muon": {*_OF_ALL, *_OF_MUON, "ns_dtype"}, "adamw": {*_OF_ALL, *_OF_ADAMW}}
+_NAMES: Final = {
+    "muon": {*_OF_ALL, *_OF_MUON, "ns_dtype", "beta2"},
+    "adamw": {*_OF_ALL, *_OF_ADAMW},
+}
 
 
 @checked_methods()
@@ -66,6 +73,9 @@ class Muon(FusedOptimizer, torch.optim.Optimizer):
             with which AdamW's learning rates fit. None, the default: "original".
         ns_dtype: Dtype of the products, torch.bfloat16, float32 or float64; default bfloat16, as in
             torch.optim.Muon.
+        beta2: Decay of the averages by which NorMuon evens out the rows of a direction, one row for
+            each output, in [0, 1): the mean square of a row. The direction's norm stays. None, the
+            default: no such averages; NorMuon's authors take 0.95.
         schedule: Multiplies the learning rates, see :meth:`set_schedule`; default None.
         **options: Options of the step, see :class:`lrfast.optim.Options`.
 
@@ -85,7 +95,8 @@ class Muon(FusedOptimizer, torch.optim.Optimizer):
 
     Reference:
         Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; Liu et al.,
-        "Muon is Scalable for LLM Training", arXiv:2502.16982.
+        "Muon is Scalable for LLM Training", arXiv:2502.16982; Li et al., "NorMuon: Making Muon more
+        efficient and scalable", arXiv:2510.05491.
     """
 
     _rule = "muon"
@@ -104,13 +115,14 @@ class Muon(FusedOptimizer, torch.optim.Optimizer):
         adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None,
         *,
         ns_dtype: torch.dtype = torch.bfloat16,
+        beta2: float | None = None,
         schedule: Schedules = None,
         **options: Unpack[StepOptions],
     ) -> None:
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn, **_BEYOND_TORCH, "ns_dtype": ns_dtype,
+            "adjust_lr_fn": adjust_lr_fn, **_BEYOND_TORCH, "ns_dtype": ns_dtype, "beta2": beta2,
         }  # fmt: skip
         _check_values("", defaults)
         super().__init__(params, defaults)
@@ -159,6 +171,12 @@ class Muon(FusedOptimizer, torch.optim.Optimizer):
             if group.get("rule") == "muon":  # others are the engine's to refuse
                 _check_products(f" of param_groups[{index}]", group)
 
+    def _prepare_state(self, engine: Any, names: Any) -> None:
+        super()._prepare_state(engine, names)
+        state = self.state[names.param]
+        if self.param_groups[names.group].get("beta2") is not None and state.get(ROWS) is None:
+            state[ROWS] = make_rows(names.param)
+
     def _hyper_names(self, group: Mapping[str, Any]) -> set[str]:
         return _NAMES.get(_rule_of(group), set())
 
@@ -176,6 +194,8 @@ class Muon(FusedOptimizer, torch.optim.Optimizer):
             filled = beyond | group
             _check_values(where, filled)
             groups.append(filled)
+            for place, param in zip(group["params"], own["params"], strict=False):
+                _check_rows(place, state["state"].get(place), param)
         return state | {"param_groups": groups + state["param_groups"][len(groups) :]}
 
 
@@ -211,6 +231,8 @@ def _check_products(where: str, group: Mapping[str, Any]) -> None:
     """Check what the products of a group need: an error among them would leave half a step."""
     check_int(f"ns_steps{where}", group.get("ns_steps"), 0, 99)
     check_finite(f"eps{where}", group.get("eps"), 0.0, _MOST)
+    if (beta2 := group.get("beta2")) is not None and check_finite(f"beta2{where}", beta2, 0.0) >= 1:
+        raise ValueError(f"beta2{where} must be None or lie in [0, 1), got {beta2}")
     coefficients = check_list(f"ns_coefficients{where}", group.get("ns_coefficients"))
     if len(coefficients) != 3:
         got = short_repr(group.get("ns_coefficients"))
@@ -222,6 +244,19 @@ def _check_products(where: str, group: Mapping[str, Any]) -> None:
     if (dtype := group.get("ns_dtype")) not in _DTYPES:
         wanted = "torch.bfloat16, torch.float32 or torch.float64"
         raise ValueError(f"ns_dtype{where} must be {wanted}, got {short_repr(dtype)}")
+
+
+def _check_rows(place: Any, state: Any, param: Tensor) -> None:
+    """Check the averages of a matrix's rows in a state dict."""
+    rows = state.get(ROWS) if isinstance(state, Mapping) else None
+    if rows is None:
+        return
+    wanted = [param.shape[:1].numel(), 1]
+    where = f"state[{short_repr(place)}][{ROWS!r}]"
+    if list(check_tensor(where, rows).shape) != wanted or not rows.is_floating_point():
+        raise ValueError(
+            f"{where} must be a floating-point tensor of shape {wanted}, got {short_repr(rows)}"
+        )
 
 
 def _check_matrices(where: str, params: list[Tensor]) -> None:

@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, Make] = {
     "schedule-free": lambda g: lrfast.AdamWScheduleFree(g, 0.1, warmup_steps=3, r=0.5),
     "prodigy": lambda g: lrfast.Prodigy(g, d0=0.1, weight_decay=0.1),
     "dadapt": lambda g: lrfast.DAdaptAdam(g, d0=0.1, weight_decay=0.1),
-    "muon": lambda g: lrfast.Muon([g[0], g[1] | {"rule": "adamw"}], 0.1, adjust_lr_fn="original"),
+    "muon": lambda g: lrfast.Muon([g[0], g[1] | {"rule": "adamw"}], 0.1, beta2=0.9),
     "lion": lambda g: lrfast.Lion(g, 0.1, weight_decay=0.1, skip_nonfinite=True),
     "8bit": lambda g: lrfast.AdamW(
         [g[0], g[1] | {"params": [nn.Parameter(torch.ones(4096))]}], 0.1, state_dtype="8bit"

@@ -33,7 +33,8 @@ def make_muon(groups: list[dict[str, Any]]) -> lrfast.Muon:
     for group in groups:
         matrices = [param for param in group["params"] if param.dim() > 1]
         others = [param for param in group["params"] if param.dim() < 2]
-        split += [group | {"params": matrices}, group | {"params": others, "rule": "adamw"}]
+        split += [group | {"params": matrices, "beta2": 0.9 - 0.2 * len(split)}]
+        split += [group | {"params": others, "rule": "adamw"}]
     schedule = S.one_cycle(40, momentum=(0.95, 0.85))
     return lrfast.Muon(split, max_grad_norm=0.3, ema_decay=0.9, zero_grads=True, schedule=schedule)
 

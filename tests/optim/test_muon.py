@@ -31,7 +31,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "large-eps": {"eps": 30.0, "ns_steps": 3},
     "no-steps": {"ns_steps": 0, "momentum": 0.0},
 }
-EACH = pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
+NORMUON: dict[str, dict[str, Any]] = {
+    "normuon": {"beta2": 0.9, "momentum": 0.8},
+    "normuon-plain": {"beta2": 0.6, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"},
+}
+ALL = ARGUMENTS | NORMUON
+EACH = pytest.mark.parametrize("arguments", ALL.values(), ids=ALL)
 SHAPES = ((7, 12), (12, 7), (7, 12), (5, 5), (1, 6), (6, 1))
 
 
@@ -111,6 +116,37 @@ def test_equal_to_torch_over_200_steps(
         assert furthest([buffer], [muon.state[other]["momentum_buffer"]]) < 1e-10
 
 
+def normuon_update(grad: Tensor, momentum: Tensor, rows: Tensor, nesterov: bool) -> Tensor:
+    """The authors' function of that name, without its rounding; beta 0.8, beta2 0.9."""
+    momentum.lerp_(grad, 0.2)
+    update = grad.lerp(momentum, 0.8) if nesterov else momentum.clone()
+    update = exact_zeropower(update, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    norm = update.norm()
+    rows.lerp_((update * update).mean(-1, keepdim=True), 0.1)
+    update *= 1 / rows.sqrt().add(1e-10)
+    update *= norm / update.norm().add(1e-10)
+    return update * max(1, grad.size(-2) / grad.size(-1)) ** 0.5
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_equal_to_normuon_over_200_steps(nesterov: bool) -> None:
+    arguments: dict[str, Any] = {"momentum": 0.8, "beta2": 0.9, "nesterov": nesterov}
+    mine = matrices()
+    its = twins(mine)
+    optimizer = lrfast.Muon(mine, 0.03, 0.2, **arguments, ns_dtype=torch.float64)
+    momenta = [torch.zeros_like(param) for param in its]
+    rows = [torch.zeros(len(param), 1, dtype=torch.float64) for param in its]
+    for step in range(200):
+        set_grads(step, mine, its)
+        optimizer.step()
+        for param, momentum, average in zip(its, momenta, rows, strict=True):
+            assert param.grad is not None
+            update = normuon_update(param.grad, momentum, average, nesterov)
+            param.data.mul_(1 - 0.03 * 0.2).add_(update, alpha=-0.03)
+    assert furthest(mine, its) < 1e-10
+    assert furthest([optimizer.state[p]["second_momentum_buffer"] for p in mine], rows) < 1e-10
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_as_near_to_exact_products_as_torch_is(dtype: torch.dtype) -> None:
     """bfloat16 has 8 bits, and the order of a product's sums decides on the last: 2 % of a step."""
@@ -164,9 +200,9 @@ def test_matrices_of_one_shape_share_their_products(monkeypatch: pytest.MonkeyPa
     seen: list[tuple[int, ...]] = []
     products = NewtonSchulz.__call__
 
-    def count(self: NewtonSchulz, stack: Tensor, groups: Any, outputs: int) -> None:
+    def count(self: NewtonSchulz, stack: Tensor, *others: Any) -> bool:
         seen.append(tuple(stack.shape))
-        products(self, stack, groups, outputs)
+        return products(self, stack, *others)
 
     monkeypatch.setattr(NewtonSchulz, "__call__", count)
     params: list[Tensor] = [nn.Parameter(torch.randn(4, 6)) for _ in range(5)]
@@ -182,13 +218,17 @@ def test_matrices_of_one_shape_share_their_products(monkeypatch: pytest.MonkeyPa
 
 def test_groups_of_one_stack_keep_their_own_products() -> None:
     own: tuple[dict[str, Any], ...] = ({}, {"ns_steps": 2}, {"adjust_lr_fn": "match_rms_adamw"})
+    own += ({"beta2": 0.7}, {"beta2": 0.2})
     params: list[Tensor] = [nn.Parameter(torch.randn(9, 4)) for _ in own]
     alone = twins(params)
     groups = [{"params": [p], **each} for p, each in zip(params, own, strict=True)]
     each_alone = [lrfast.Muon([p], **each) for p, each in zip(alone, own, strict=True)]
     set_grads(0, params, alone)
-    for optimizer in (lrfast.Muon(groups), *each_alone):
-        optimizer.step()
+    optimizers = (lrfast.Muon(groups), *each_alone)
+    for step in range(3):  # the first one makes all averages of rows alike
+        set_grads(step, params, alone)
+        for optimizer in optimizers:
+            optimizer.step()
     assert furthest(params, alone) < 1e-3
 
 
@@ -207,7 +247,7 @@ def around(
     device: torch.device | str = "cpu", **options: Any
 ) -> tuple[lrfast.Muon, list[Tensor], list[Tensor]]:
     mine, rest = matrices(torch.float32, device), others(torch.float32, device)
-    return both(mine, rest, **options), mine, rest
+    return both(mine, rest, **{"beta2": 0.8, **options}), mine, rest
 
 
 def held(optimizer: lrfast.Muon) -> list[Tensor]:
@@ -256,7 +296,8 @@ def test_one_norm_clips_all_groups_and_everything_else_happens_once(
 
 @pytest.mark.parametrize("how", ["found_inf", "nonfinite", "stopped"])
 def test_a_skipped_step_changes_nothing(how: str, device: torch.device) -> None:
-    optimizer, mine, rest = around(device, skip_nonfinite=True, ema_decay=0.9, zero_grads=True)
+    zeroes = how != "stopped"  # which leaves zeros in place of directions, too
+    optimizer, mine, rest = around(device, skip_nonfinite=True, ema_decay=0.9, zero_grads=zeroes)
     run(optimizer, mine + rest, range(3))
     before = held(optimizer)
     set_grads(3, mine + rest)
@@ -268,7 +309,7 @@ def test_a_skipped_step_changes_nothing(how: str, device: torch.device) -> None:
         optimizer._watch(torch.ones((), dtype=torch.float64, device=device))
     optimizer.step()
     assert equal(held(optimizer), before)
-    if how == "stopped":
+    if not zeroes:
         return
     assert not any(param.grad.any() for param in mine + rest)  # type: ignore[union-attr]
 
@@ -477,6 +518,28 @@ def test_half_parameters_with_wide_states_and_stochastic_rounding() -> None:
         assert (param - other).norm() < 0.05 * other.norm()
 
 
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
+def test_averages_of_rows_keep_their_digits(state_dtype: torch.dtype | None) -> None:
+    """Half of them would lose beta2's steps; loading and ``state_dtype`` leave them alone."""
+    mine: list[Tensor] = [nn.Parameter(torch.randn(8, 6, dtype=torch.bfloat16)) for _ in range(3)]
+    optimizer, again = (
+        lrfast.Muon(each, beta2=0.999, state_dtype=state_dtype) for each in (mine, twins(mine))
+    )
+    run(optimizer, mine, range(4))
+    again.load_state_dict(optimizer.state_dict())
+    kept = [optimizer.state[param]["second_momentum_buffer"] for param in mine]
+    loaded = [again.state[p]["second_momentum_buffer"] for p in again.param_groups[0]["params"]]
+    assert {tensor.dtype for tensor in loaded} == {torch.float32}
+    assert equal(loaded, kept) and not equal([t.bfloat16().float() for t in kept], kept)
+
+
+def with_rows(rows: Any) -> dict[str, Any]:
+    """The state dict of an optimizer whose first matrix has these averages of its rows."""
+    optimizer, mine = lrfast.Muon(matrices(), beta2=0.5), matrices()
+    state = {"momentum_buffer": torch.zeros_like(mine[0]), "second_momentum_buffer": rows}
+    return optimizer.state_dict() | {"state": {0: state}}
+
+
 def sharded() -> Tensor:
     """What is asked of a DTensor, without processes."""
     param = nn.Parameter(torch.ones(4, 2))
@@ -525,6 +588,18 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
         "adjust_lr_fn must be one of original, match_rms_adamw, got 'orginal'",
     ),
     (lambda: lrfast.Muon(matrices(), ns_dtype=torch.float16), "ns_dtype must be"),
+    (
+        lambda: lrfast.Muon(matrices(), beta2=1.0),
+        r"beta2 must be None or lie in \[0, 1\), got 1.0",
+    ),
+    (
+        lambda: lrfast.Muon(matrices()).load_state_dict(with_rows(torch.ones(12, 1))),
+        r"state\[0\]\['second_momentum_buffer'\] must be a floating-point tensor of shape .7, 1.",
+    ),
+    (
+        lambda: lrfast.Muon(matrices()).load_state_dict(with_rows(torch.ones(7, 1).int())),
+        "must be a floating-point tensor of shape",
+    ),
     (
         lambda: lrfast.Muon([{"params": others(), "rule": "adamw", "betas": (0.9, 1.0)}]),
         r"betas of param_groups\[0\] must lie in \[0, 1\), got 1.0 as number 1",
@@ -584,7 +659,7 @@ def test_range_test_leaves_no_trace() -> None:
     torch.manual_seed(7)
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 3))
     rest = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = both([p for p in model.parameters() if p.dim() >= 2], rest)
+    optimizer = both([p for p in model.parameters() if p.dim() >= 2], rest, beta2=0.8)
     run(optimizer, list(model.parameters()), range(2))
     before = held(optimizer)
     batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(4)]

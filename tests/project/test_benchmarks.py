@@ -18,6 +18,8 @@ import torch
 from benchmarks import memory, provenance
 from benchmarks.report import headlines, page, plots, readme, results, small_states, tables
 from benchmarks.research.in_warmup import report as in_warmup
+from benchmarks.research.small_states import report as small_states
+from benchmarks.research.small_states import tasks as small_tasks
 from benchmarks.research.suggestions import plot, report, why
 from benchmarks.speed import counting, implementations, timing
 from benchmarks.speed import small_states as small
@@ -197,6 +199,33 @@ def test_the_page_of_the_suggestions_is_what_its_result_file_says() -> None:
     figure = plot.libraries(changed)
     lengths = [bar.get_width() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
     assert lengths.count(0.625) == 1 and max(lengths) == plot.LONGEST
+
+
+def test_the_page_of_small_states_is_what_its_result_file_says() -> None:
+    text, result = small_states.PAGE.read_text(), report.newest(small_states.RESULTS)
+    assert text == small_states.page(text, result), (
+        "run `python -m benchmarks.research.small_states --page`"
+    )
+    changed = copy.deepcopy(result)
+    name = next(task for task, each in changed["tasks"].items() if "ratios" in each)
+    changed["tasks"][name]["ratios"]["8bit"] = [1.25, 1.125, 1.5]
+    rows = small_states.page(text, changed).splitlines()
+    (row,) = [line for line in rows if line.startswith(f"| {name} ")]
+    assert "| worse | 1.250 (1.125 to 1.500) |" in row
+
+
+def test_a_ratio_is_equal_where_two_one_sided_tests_say_so() -> None:
+    """The 90 % interval of 4 pairs by hand: Student's t with 3 degrees of freedom is 2.3534."""
+    logs = [0.01, 0.02, 0.03, 0.06]
+    mean, deviation = 0.03, (0.0014 / 3) ** 0.5
+    found = small_tasks.ratio([math.exp(each) for each in logs], [1.0] * 4)
+    half = 2.3534 * deviation / 2
+    assert found == pytest.approx([math.exp(mean + s * half) for s in (0, -1, 1)], rel=1e-5)
+    assert small_tasks.ratio([1.0, None], [1.0, 1.0]) is None
+    ends = {"equal": (0.98, 1.02), "no worse": (0.97, 1.02), "undecided": (0.99, 1.03)}
+    ends |= {"worse": (1.001, 1.021)}
+    assert all(small_tasks.verdict((1.0, *pair)) == name for name, pair in ends.items())
+    assert small_tasks.verdict(None) == "worse"
 
 
 def test_the_page_begins_with_ratios_and_says_how_often_torch_is_ahead() -> None:

@@ -468,8 +468,12 @@ def muon(
     eps: float = 1e-7,
     ns_steps: int = 5,
     adjust_lr_fn: str | None = None,
+    beta2: float | None = None,
 ) -> tuple[Array, State]:
-    """By singular values: the iteration maps each by an odd polynomial, and the bases stay."""
+    """By singular values: the iteration maps each by an odd polynomial, and the bases stay.
+
+    With ``beta2`` NorMuon: what it makes of an output is divided by a root mean square over steps.
+    """
     buffer = momentum * state.get("momentum_buffer", np.zeros_like(grad)) + (1 - momentum) * grad
     direction = momentum * buffer + (1 - momentum) * grad if nesterov else buffer
     outputs = len(grad)
@@ -482,9 +486,17 @@ def muon(
     factor = np.sqrt(max(1.0, outputs / inputs))
     if adjust_lr_fn == "match_rms_adamw":
         factor = 0.2 * np.sqrt(max(outputs, inputs))
-    update = ((left * values) @ right).reshape(grad.shape)
-    new = param * (1 - lr * weight_decay) - lr * factor * update
-    return new, {"momentum_buffer": buffer}
+    update = (left * values) @ right
+    new_state = {"momentum_buffer": buffer}
+    if beta2 is not None:
+        size = np.linalg.norm(update)
+        rows = beta2 * state.get("second_momentum_buffer", np.zeros((outputs, 1)))
+        rows = rows + (1 - beta2) * np.mean(update**2, axis=1, keepdims=True)
+        update = update / (np.sqrt(rows) + 1e-10)
+        update = update * size / (np.linalg.norm(update) + 1e-10)
+        new_state["second_momentum_buffer"] = rows
+    new = param * (1 - lr * weight_decay) - lr * factor * update.reshape(grad.shape)
+    return new, new_state
 
 
 def decay_at(step: int, ema_decay: float, ema_start: int = 0, ema_warmup: bool = False) -> float:

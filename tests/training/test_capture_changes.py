@@ -120,6 +120,12 @@ ROWS = [
         make=make_muon,
     ),
     Row(
+        "averages of rows",
+        lambda t: t.optimizer.param_groups[0].update(beta2=None),
+        "the rule or the products of a param group have changed",
+        make=make_muon,
+    ),
+    Row(
         "scaler",
         _unscaled,
         "the scaler's factors or interval have changed",

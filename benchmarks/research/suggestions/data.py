@@ -146,7 +146,7 @@ def docstrings(module: str) -> str:
 
 def windows(text: str, length: int = 16, count: int = 4000) -> Pair:
     """Windows of characters and, for every place, the character after it, [count, length]."""
-    symbols = _symbols(text)
+    symbols = as_symbols(text)
     stride = max((len(symbols) - length - 1) // count, 1)
     cut = symbols.unfold(0, length + 1, stride)[:count]
     return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
@@ -177,7 +177,8 @@ def words(modules: tuple[str, ...], length: int = 12) -> Pair:
     return rows, labels
 
 
-def _symbols(text: str) -> Tensor:
+def as_symbols(text: str) -> Tensor:
+    """Returns the number of each character, below `SYMBOLS`."""
     codes = torch.tensor([ord(character) for character in text])
     printable = torch.where((codes >= 32) & (codes < 127), codes - 32, 96)
     return torch.where(codes == ord("\n"), 95, printable)

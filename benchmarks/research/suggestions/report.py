@@ -94,9 +94,15 @@ The fixed rate is the best one for the optimizer on tasks of other data; the pri
 `typical_rate` times `rate_scale`, which `auto` knows before it sees a curve. Random search and
 Optuna 5.0.0, with its default sampler TPE, take the best of full runs at log-uniform rates from
 1e-5 to 1, by the very losses that they are judged by, interpolated on the grid; means over 2000
-random searches and 20 of Optuna. Prodigy, ScheduleFree-AdamW and D-Adaptation have the same
-{STEPS} steps and 3 seeds, with Adam's kind of steps on every task. Tasks of
-{len(BROAD) + len(SEALED)} further kinds have 17 rates instead of 27, one of them 9.
+random searches and 20 of Optuna. Tasks of {len(BROAD) + len(SEALED)} further kinds have 17 rates
+instead of 27, one of them 9.
+
+Prodigy, ScheduleFree-AdamW, D-Adaptation and Muon have the same {STEPS} steps and 3 seeds. They
+take the place of the task's own optimizer, with its weight decay. Prodigy's and D-Adaptation's
+factor falls from 1 as a cosine; so do Muon's learning rates, 0.02 for hidden matrices and 3e-4 for
+all else, which AdamW trains. "No schedule" leaves the cosine out. ScheduleFree has warm-up alone,
+by its definition. Models without hidden matrices have no row of Muon, and neither has
+`mnist-widest-adamw`, the largest one, for its time.
 
 A race is `lr_find(verify={STEPS})` with a DataLoader that shuffles, three times per task. What it
 answers is trained with, as the learning rates of the grid are, and a mean that beats the grid's

@@ -1,0 +1,1 @@
+"""What states in 8 bits change in trainings."""

@@ -1,0 +1,43 @@
+"""Compares trainings with states in 8 bits and in float32; `--help` has the options."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import provenance
+from benchmarks.research.small_states import language, tasks
+from benchmarks.research.small_states.report import PAGE, RESULTS, collect, page
+from benchmarks.research.suggestions.measure import ALL
+from benchmarks.research.suggestions.store import Store
+
+
+def main() -> int:
+    """Does what the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.research.small_states", description=__doc__
+    )
+    parser.add_argument("--only", choices=("tasks", "language", "report"), help="one part")
+    parser.add_argument("--tasks", nargs="+", choices=list(ALL), default=list(ALL), metavar="NAME")
+    parser.add_argument("--store", type=Path, default=Path("build/small_states"))
+    parser.add_argument("--keep", action="store_true", help=f"write a result file to {RESULTS}")
+    parser.add_argument("--page", action="store_true", help=f"only write {PAGE.name}")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if not chosen.page and chosen.only in (None, "tasks"):
+        for name in chosen.tasks:
+            tasks.fill(ALL[name], Store(chosen.store / "tasks", tasks.fingerprint))
+    if not chosen.page and chosen.only in (None, "language"):
+        language.fill(Store(chosen.store / "language", language.fingerprint))
+    if chosen.keep:
+        provenance.write(collect(chosen.store), RESULTS)
+    if chosen.keep or chosen.page:
+        PAGE.write_text(page(PAGE.read_text(), provenance.newest(RESULTS)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""docs/states_in_8_bits.md: its blocks, from the newest result file."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import provenance
+from benchmarks.provenance import table
+from benchmarks.research.small_states import language, tasks
+from benchmarks.research.small_states.tasks import CODED, FLOAT32, NUDGED, verdict
+from benchmarks.research.suggestions.store import Store
+from benchmarks.research.suggestions.train import STEPS
+
+# In a folder of its own: benchmarks.report takes every file beside it for timings.
+RESULTS: Final = provenance.RESULTS / "small_states"
+PAGE: Final = provenance.ROOT / "docs" / "states_in_8_bits.md"
+SHOWN: Final = (1000, 5000, 10_000, 20_000)  # steps of the language model
+
+VERDICTS: Final = {
+    "equal": "the whole interval within 2 %",
+    "no worse": "no more than 2 % above, perhaps more than 2 % below",
+    "undecided": "the interval holds 1 and ends above 1.02",
+    "worse": "the whole interval above 1, and it ends above 1.02",
+}
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Returns what a result file holds."""
+    return provenance.facts() | {
+        "steps": STEPS,
+        "seeds": tasks.SEEDS,
+        "tasks": tasks.entries(Store(folder / "tasks", tasks.fingerprint)),
+        "language": language.entry(Store(folder / "language", language.fingerprint)),
+    }
+
+
+def page(text: str, result: dict[str, Any]) -> str:
+    """Returns the page with a result file's blocks in place of those that it has."""
+    blocks = {"tasks": _tasks(result), "source": provenance.sentence(result)}
+    if result["language"]:
+        blocks["language"] = _language(result["language"])
+    return provenance.with_blocks(text, blocks)
+
+
+def _tasks(result: dict[str, Any]) -> str:
+    """Returns the counts, and a row for each task that is not equal."""
+    entries = result["tasks"]
+    why = Counter(each["left_out"] for each in entries.values() if "left_out" in each)
+    coded = {name: each for name, each in entries.items() if "ratios" in each}
+    found = {name: verdict(each["ratios"][CODED]) for name, each in coded.items()}
+    counts = Counter(found.values())
+    rows = [[f"{name}: {text}", str(counts[name])] for name, text in VERDICTS.items()]
+    rows += [[f"the same by construction: {tasks.UNCODED}", str(why[tasks.UNCODED])]]
+    rows += [[f"the same by construction: {tasks.STATELESS}", str(why[tasks.STATELESS])]]
+    rows += [[tasks.REFUSED, str(why[tasks.REFUSED])]]
+    others = []
+    for name, each in coded.items():
+        if found[name] != "equal":
+            cells = [_interval(each["ratios"][side]) for side in (CODED, NUDGED)]
+            others.append([name, found[name], *cells, *_scatter(each["losses"])])
+    header = ["task", "8 bits", "8 bits / float32", "float32, nudged / float32"]
+    lines = [*table([f"{len(entries)} tasks", "count"], rows)]
+    if others:
+        header += ["scatter of pairs", "of seeds"]
+        lines += ["", *table(header, others, texts=4)]
+    return "\n".join(lines)
+
+
+def _interval(found: list[float] | None) -> str:
+    if found is None:
+        return "not finite"
+    middle, low, high = found
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _scatter(losses: dict[str, list[float | None]]) -> list[str]:
+    """Returns standard deviations over seeds: of 8 bits over float32, and of float32 alone."""
+    coded, wide = losses[CODED], losses[FLOAT32]
+    pairs = [(a, b) for a, b in zip(coded, wide, strict=True) if a is not None and b is not None]
+    ratios, alone = ([math.log(a / b) for a, b in pairs], [math.log(b) for _, b in pairs])
+    return [f"{100 * statistics.stdev(logs):.0f} %" for logs in (ratios, alone)]
+
+
+def _language(entry: dict[str, Any]) -> str:
+    """Returns the losses along the way, and the ratio at the end."""
+    per_point = entry["steps"] // len(entry["valid"][FLOAT32][0])
+    rows = []
+    for step in SHOWN:
+        at = [[run[step // per_point - 1] for run in entry["valid"][s]] for s in language.SIDES]
+        cells = [f"{statistics.mean(each):.4f} ± {statistics.stdev(each):.4f}" for each in at]
+        rows.append([f"{step:,}", *cells])
+    header = ["step", "float32", "8 bits"]
+    last = (
+        f"Validation losses, means and standard deviations over {len(entry['seeds'])} seeds; "
+        f"{entry['parameters']:,} parameters, {entry['bytes'][CODED]:.2f} bytes of state for each "
+        f"instead of {entry['bytes'][FLOAT32]:.2f}. At the end 8 bits over float32 is "
+        f"{entry['ratio'][0]:.4f}, between {entry['ratio'][1]:.4f} and {entry['ratio'][2]:.4f}."
+    )
+    return "\n".join([*table(header, rows), "", last])
