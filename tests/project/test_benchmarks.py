@@ -18,7 +18,7 @@ import torch
 from benchmarks import memory, provenance
 from benchmarks.report import headlines, page, plots, readme, results, small_states, tables
 from benchmarks.research.in_warmup import report as in_warmup
-from benchmarks.research.small_states import report as small_states
+from benchmarks.research.small_states import report as small_study
 from benchmarks.research.small_states import tasks as small_tasks
 from benchmarks.research.suggestions import plot, report, why
 from benchmarks.speed import counting, implementations, timing
@@ -202,14 +202,14 @@ def test_the_page_of_the_suggestions_is_what_its_result_file_says() -> None:
 
 
 def test_the_page_of_small_states_is_what_its_result_file_says() -> None:
-    text, result = small_states.PAGE.read_text(), report.newest(small_states.RESULTS)
-    assert text == small_states.page(text, result), (
+    text, result = small_study.PAGE.read_text(), report.newest(small_study.RESULTS)
+    assert text == small_study.page(text, result), (
         "run `python -m benchmarks.research.small_states --page`"
     )
     changed = copy.deepcopy(result)
     name = next(task for task, each in changed["tasks"].items() if "ratios" in each)
     changed["tasks"][name]["ratios"]["8bit"] = [1.25, 1.125, 1.5]
-    rows = small_states.page(text, changed).splitlines()
+    rows = small_study.page(text, changed).splitlines()
     (row,) = [line for line in rows if line.startswith(f"| {name} ")]
     assert "| worse | 1.250 (1.125 to 1.500) |" in row
 
