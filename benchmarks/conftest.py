@@ -19,6 +19,7 @@ PACKAGES = (
     "dadaptation",
     "deepspeed",
     "fastai",
+    "flashoptim",
     "lightning",
     "numpy",
     "pandas",

@@ -16,6 +16,7 @@ from lrfast.groups import (
     lora_groups,
     muon_groups,
     set_norm_mode,
+    state_groups,
     unfreeze,
 )
 from lrfast.history import History, Stage
@@ -98,6 +99,7 @@ __all__ = [
     "muon_groups",
     "schedules",
     "set_norm_mode",
+    "state_groups",
     "suggest",
     "unfreeze",
     "wrap",

@@ -22,6 +22,7 @@ def train(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float | Non
     """The README's path, with every result's type."""
     groups = lrfast.discriminative(model, slice(1e-5, 1e-3), weight_decay=0.01)
     groups += lrfast.lora_groups(model, 1e-3, ratio=8, names=("down", "up"))
+    groups = lrfast.state_groups(model, groups, float32=("head",))
     sorted_ = lrfast.muon_groups(model, 0.02, 3e-4, adamw=("gate",))
     assert_type(lrfast.Muon(sorted_, adjust_lr_fn="match_rms_adamw"), lrfast.Muon)
     schedule = S.warmup(10).then(S.cosine(90)) * S.constant(0.5)

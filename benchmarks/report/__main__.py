@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import provenance
-from benchmarks.report import page, readme, results
+from benchmarks.report import page, readme, results, small_states
 
 
 def main() -> int:
@@ -23,7 +23,12 @@ def main() -> int:
     found = results.load()
     page.PAGE.write_text(page.render(found))
     texts = readme.blocks(found, readme.suggestions_result())
-    for path, blocks in ((readme.README, texts), (readme.LORA, readme.lora_blocks(found))):
+    pages = {
+        readme.README: texts,
+        readme.LORA: readme.lora_blocks(found),
+        small_states.PAGE: small_states.blocks(found),
+    }
+    for path, blocks in pages.items():
         path.write_text(provenance.with_blocks(path.read_text(), blocks))
     return 0
 

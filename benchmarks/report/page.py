@@ -54,6 +54,12 @@ compile first, outside the time, and take part where a case has few enough shape
 **Peers** take part where they are installed (`make peers`), run on the device, and find
 the same weights as torch; who does not is listed with the reason.
 
+**Small states.** All are AdamW from the same weights, with the same gradients; bytes per parameter
+are those of weight, gradient and states that a step reads and writes. Roundings differ, so that
+work counts as equal if three steps move the weights as torch's fused step in float32 does, within
+25 % of the moves on average. Those that compile for every shape or take seconds for a step are
+left out of what is too large for them.
+
 **Order.** Implementations are interleaved in one process. In `turns` they take turns step by step,
 so that each finds the caches full of the others' data. In `runs` they take turns in runs of
 {timing.RUN} steps, the first {timing.UNCOUNTED} of which are not counted, so that caches are warm,

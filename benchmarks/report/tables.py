@@ -11,6 +11,7 @@ from benchmarks.speed import timing
 from benchmarks.speed.finder_loops import BARE
 from benchmarks.speed.finder_loops import NAMES as SWEEPERS
 from benchmarks.speed.implementations import NAMES
+from benchmarks.speed.small_states import NAMES as SMALL
 from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
 
 WAYS = {"turns_us": "turns", "runs_us": "runs"}
@@ -74,6 +75,30 @@ def packages(result: Result) -> Lines:
     return table(header, lines, 4) if rows else []
 
 
+def times(ratio: float) -> str:
+    """Returns a ratio that may be close to 0."""
+    return f"{ratio:.2f}" if ratio > 0.1 else f"{ratio:.1g}"
+
+
+def small_states(result: Result) -> Lines:
+    """AdamW with small states: one line for each that took part."""
+    rows = rows_of(result, "small states")
+    lines = []
+    for row in rows:
+        medians, moved = medians_of(row, "turns_us"), row["bytes"]
+        rates = {name: moved[name] / median for name, median in medians.items()}
+        for name in (name for name in SMALL if name in medians):
+            ratio = medians[SMALL[0]] / medians[name]
+            floor = row["floor"] if name == "lrfast, 8bit" else None
+            lines.append(
+                [row["parameters"], name, f"{medians[name] / 1e3:,.2f}", times(ratio),
+                 _number(floor, "g"), f"{moved[name] / row['elements']:.1f}",
+                 f"{rates[name] / rates['triad in place']:.0%}"]
+            )  # fmt: skip
+    header = ["parameters", "AdamW", "ms", f"{SMALL[0]} / it", "floor", "bytes per parameter"]
+    return table([*header, "of the triad in place"], lines, 2) if rows else []
+
+
 def step_ratios(result: Result) -> list[float]:
     """Ratios of every timing of a step in which one of torch's implementations took part."""
     found = (_ratio(medians_of(row, way)) for row, way in _timed(rows_of(result, "steps")))
@@ -101,6 +126,7 @@ def host_times(result: Result) -> Lines:
 _KEYS = {
     "steps": ("work", "parameters", "groups"),
     "packages": ("work", "parameters", "groups"),
+    "small states": ("work", "parameters"),
     "sweeps": ("model", "optimizer"),
     "schedulers": ("parameters", "groups"),
     "curve": ("analysis",),
@@ -304,6 +330,7 @@ def refusals(result: Result) -> Lines:
 SECTIONS: dict[str, Callable[[Result], Lines]] = {
     "Steps, in microseconds": steps,
     "Steps of rules that torch has not, in microseconds": packages,
+    "Steps of AdamW with small states": small_states,
     "Bandwidth, in GB/s": bandwidths,
     "What a step moves, and its launches on a GPU · operations of torch · allocations · kB at the "
     "peak": counted,

@@ -2,7 +2,8 @@
 
 `layer_groups` cuts a module tree into ordered groups, `discriminative` turns them into the
 parameter groups of an optimizer, and `freeze_to` freezes the body. `lora_groups` makes those of
-LoRA adapters, `muon_groups` those of Muon beside AdamW. A `Timetable` is an unfreezing schedule,
+LoRA adapters, `muon_groups` those of Muon beside AdamW, and `state_groups` those of states in
+8 bits. A `Timetable` is an unfreezing schedule,
 and `set_norm_mode` sets the mode of normalisation layers in frozen groups.
 """
 
@@ -15,6 +16,7 @@ from lrfast.groups._lora import lora_groups
 from lrfast.groups._muon import muon_groups
 from lrfast.groups._norms import NormPolicy, set_norm_mode
 from lrfast.groups._rates import Rates, spread
+from lrfast.groups._states import state_groups
 from lrfast.groups._timetable import Timetable, gradual
 
 __all__ = [
@@ -35,5 +37,6 @@ __all__ = [
     "muon_groups",
     "set_norm_mode",
     "spread",
+    "state_groups",
     "unfreeze",
 ]

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_rate
-from lrfast.groups._explicit import Groups, matching
+from lrfast.groups._explicit import Groups, all_matching
 from lrfast.groups._layers import layer_groups, parameter_names
 from lrfast.groups._norms import norm_parameters
 from lrfast.groups._rates import Rates, decayed, spread
@@ -123,13 +123,4 @@ def _spared(model: nn.Module, no_decay: Sequence[str] | Literal[True] | None) ->
         biases = {p for p, aliases in names.items() if is_bias(aliases[0])}
         vectors = {p for p in names if not is_lazy(p) and p.dim() <= 1}
         return norm_parameters(model) | biases | vectors
-    spared: set[Tensor] = set()
-    for index, pattern in enumerate(no_decay):
-        found = matching(pattern, names)
-        if not found:
-            raise ValueError(
-                f"no_decay[{index}] must match the name of a parameter or the path of a module, "
-                f"got {pattern!r}; a part of a name matches as '*{pattern}*'"
-            )
-        spared.update(found)
-    return spared
+    return all_matching("no_decay", no_decay, names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import translate
 from typing import Any, TypeAlias
 
@@ -38,6 +38,20 @@ def matching(pattern: str, names: Names) -> list[Tensor]:
     """Return the parameters with a name that a pattern matches."""
     matches = compile_pattern(pattern)
     return [p for p, aliases in names.items() if any(map(matches, aliases))]
+
+
+def all_matching(argument: str, patterns: Sequence[str], names: Names) -> set[Tensor]:
+    """Return the parameters that any of an argument's patterns matches; each has to match some."""
+    chosen: set[Tensor] = set()
+    for index, pattern in enumerate(patterns):
+        found = matching(pattern, names)
+        if not found:
+            raise ValueError(
+                f"{argument}[{index}] must match the name of a parameter or the path of a module, "
+                f"got {pattern!r}; a part of a name matches as '*{pattern}*'"
+            )
+        chosen.update(found)
+    return chosen
 
 
 def explicit_blocks(model: nn.Module, groups: Iterable[GroupSpec], names: Names) -> list[Block]:

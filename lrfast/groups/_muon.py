@@ -12,7 +12,7 @@ from lrfast._utils.arguments import checked
 from lrfast._utils.validation import check_rate
 from lrfast.groups._automatic import is_head
 from lrfast.groups._discriminative import is_bias
-from lrfast.groups._explicit import matching
+from lrfast.groups._explicit import all_matching
 from lrfast.groups._layers import layer_groups, parameter_names
 from lrfast.groups._norms import norm_parameters
 
@@ -78,7 +78,7 @@ def muon_groups(
     other_rate = check_rate("adamw_lr", adamw_lr)
     decay = None if weight_decay is None else check_rate("weight_decay", weight_decay)
     names = parameter_names(model)
-    chosen = _chosen(adamw, names)
+    chosen = all_matching("adamw", adamw, names)
     norms, head = norm_parameters(model), _head(model)
     members: dict[str, list[Tensor]] = {name: [] for name in _NAMES}
     for p, aliases in names.items():
@@ -91,7 +91,7 @@ def muon_groups(
             )
         if p in norms or is_bias(aliases[0]) or p.dim() < 2:
             kind = _SPARED
-        elif any(_is_embedded(model, name) for name in aliases):
+        elif any(is_embedded(model, name) for name in aliases):
             kind = _EMBEDDINGS
         elif p is head:
             kind = _HEAD
@@ -114,20 +114,6 @@ def muon_groups(
     return built
 
 
-def _chosen(patterns: Sequence[str], names: dict[Tensor, list[str]]) -> set[Tensor]:
-    """Return the parameters that patterns match."""
-    chosen: set[Tensor] = set()
-    for index, pattern in enumerate(patterns):
-        found = matching(pattern, names)
-        if not found:
-            raise ValueError(
-                f"adamw[{index}] must match the name of a parameter or the path of a module, got "
-                f"{pattern!r}; a part of a name matches as '*{pattern}*'"
-            )
-        chosen.update(found)
-    return chosen
-
-
 def _head(model: nn.Module) -> Tensor | None:
     """Return the weight that makes the model's outputs; None of a model without a head."""
     last = layer_groups(model)[-1]
@@ -137,7 +123,8 @@ def _head(model: nn.Module) -> Tensor | None:
     return weights[-1] if weights and is_layer else None
 
 
-def _is_embedded(model: nn.Module, name: str) -> bool:
+def is_embedded(model: nn.Module, name: str) -> bool:
+    """Tell whether a parameter is an embedding, by its layer or the layer's path."""
     path = name.rpartition(".")[0]
     is_table = isinstance(model.get_submodule(path), nn.Embedding | nn.EmbeddingBag)
     return is_table or "embed" in path.lower()

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ def check_state_dict(
     state_dict = {**state_dict, "param_groups": groups}
     check_saved_groups(optimizer._hyper_names, state_dict)
     state_dict = optimizer._as_own(state_dict)
-    groups = state_dict["param_groups"]
+    groups = _with_own_dtypes(optimizer, state_dict["param_groups"])
+    state_dict = {**state_dict, "param_groups": groups}
     _check_states(optimizer, rule, groups, check_dict("state", state_dict["state"]))
     check_entry(optimizer, state_dict.get(ENGINE_ENTRY, {}))
     return state_dict
@@ -96,6 +97,17 @@ def _in_own_order(optimizer: SchedulingMixin, groups: list[dict[Any, Any]]) -> l
         params = [places[name] for name in wanted]
         ordered.append(group | {"params": params, "param_names": list(names)})
     return ordered
+
+
+def _with_own_dtypes(
+    optimizer: SchedulingMixin, groups: list[dict[Any, Any]]
+) -> list[dict[Any, Any]]:
+    """Return saved groups that keep their states as the optimizer's own do."""
+    own = chain((group.get("state_dtype") for group in optimizer.param_groups), repeat(None))
+    return [
+        group if dtype is None and "state_dtype" not in group else group | {"state_dtype": dtype}
+        for group, dtype in zip(groups, own, strict=False)
+    ]
 
 
 def check_entry(optimizer: SchedulingMixin, entry: Any) -> None:
@@ -188,14 +200,17 @@ def _check_states(
 def _check_codes(where: str, name: str, state: dict[str, Any], param: Tensor) -> None:
     """Check the two tensors of a state in 8 bits."""
     codes, scales = state.get(name + CODES), state.get(name + SCALES)
-    shapes = (param.shape, (count_scales(param),))
-    for value, shape in zip((codes, scales), shapes, strict=True):
+    # Scales of a checkpoint that any number of processes reads are one for each code.
+    shapes: tuple[list[Any], ...] = ([param.shape], [(count_scales(param),), param.shape])
+    for value, allowed in zip((codes, scales), shapes, strict=True):
         is_bytes = isinstance(value, Tensor) and value.dtype is torch.uint8
-        if not is_bytes or check_tensor(where, value).shape != shape:
+        if not is_bytes or check_tensor(where, value).shape not in allowed:
             raise ValueError(
-                f"{where} must be uint8 {list(shape)}, beside the other of {name + CODES!r} and "
-                f"{name + SCALES!r}, got {short_repr(value)}"
+                f"{where} must be uint8 {list(allowed[0])}, beside the other of {name + CODES!r} "
+                f"and {name + SCALES!r}, got {short_repr(value)}"
             )
+    if hasattr(codes, "_local_tensor") != hasattr(param, "_local_tensor"):
+        raise ValueError(f"{where} must be a DTensor if its parameter is one, got {type(codes)}")
 
 
 def _may_train(param: Tensor) -> bool:

@@ -1,17 +1,23 @@
-"""Bytes of an optimizer's parameters, gradients and states."""
+"""Bytes of an optimizer's parameters, gradients and states, as they are or in other dtypes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
-from lrfast.optim._state import CODES, SCALES, base_name
+from lrfast.optim._options import Options, StateDtype, check_state_dtypes, state_dtype_of
+from lrfast.optim._state import CODES, SCALARS, SCALES, average_dtype, base_name, count_scales
 
+# Of parameters, if they are in one of them or in half, and of states.
+_WIDTHS = (torch.float32, torch.bfloat16)
+_STATE_WIDTHS: tuple[StateDtype, ...] = (*_WIDTHS, "8bit")
 OWN = ("parameters", "gradients")
 
 
@@ -72,3 +78,61 @@ def memory_of(param_groups: list[dict[str, Any]], states: dict[Any, dict[str, An
                 add(name, value)
     names = list(dict.fromkeys(name for name, _ in sizes))  # a state's dtypes stand together
     return Memory(numel, dict(sorted(sizes.items(), key=lambda item: names.index(item[0][0]))))
+
+
+def combinations(
+    rule: str,
+    options: Options,
+    param_groups: list[dict[str, Any]],
+    states: dict[Any, dict[str, Any]],
+) -> dict[tuple[str, str], Memory]:
+    """Return the bytes that an optimizer would take, by dtype of parameters and of states.
+
+    Its states have to be there; what its rule refuses is left out.
+    """
+    found: dict[tuple[str, str], Memory] = {}
+    for width, asked in product(_WIDTHS, _STATE_WIDTHS):
+        chosen = replace(options, state_dtype=asked)
+        try:
+            check_state_dtypes(rule, chosen, param_groups)
+        except ValueError:
+            continue
+        params: list[Tensor] = []
+        planned: dict[Tensor, dict[str, Tensor]] = {}
+        for group in param_groups:
+            kept = chosen._asked_of(group)
+            for param in group["params"]:
+                twin, state = _in_other_dtypes(param, states.get(param, {}), width, kept)
+                params.append(twin)
+                planned[twin] = state
+        names = (str(dtype).removeprefix("torch.") for dtype in (width, asked))
+        found[next(names), next(names)] = memory_of([{"params": params}], planned)
+    return found
+
+
+def _in_other_dtypes(
+    param: Tensor, state: dict[str, Any], width: torch.dtype, asked: StateDtype
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a parameter with its gradient, and its states, without memory."""
+
+    def like(value: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.empty(value.shape, dtype=dtype, device="meta")
+
+    is_plain = param.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    twin = like(param, width if is_plain else param.dtype)
+    twin.grad = like(twin, twin.dtype) if param.requires_grad else None
+    dtype = state_dtype_of(asked, twin, [])
+    found = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            continue
+        if name in SCALARS:
+            found[name] = like(value, value.dtype)
+        elif name == "ema":
+            found[name] = like(twin, average_dtype(twin))
+        elif dtype is torch.uint8:
+            found[name + CODES] = like(twin, dtype)
+            found[name + SCALES] = torch.empty(count_scales(twin), dtype=dtype, device="meta")
+        else:
+            found[name] = like(twin, dtype)
+    return twin, found

@@ -30,7 +30,15 @@ from lrfast.optim._display import optimizer_text
 from lrfast.optim._loss_schedules import LossSchedule, attached, load_saved
 from lrfast.optim._memory import Memory, memory_of
 from lrfast.optim._newton_schulz import NewtonSchulz
-from lrfast.optim._options import Options, Schedules, StepOptions, check_codes, check_group
+from lrfast.optim._options import (
+    Options,
+    Schedules,
+    StateDtype,
+    StepOptions,
+    check_group,
+    check_state_dtypes,
+    state_dtype_of,
+)
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
 from lrfast.optim._shards import find_shards
 
@@ -90,8 +98,7 @@ class FusedOptimizer(SchedulingMixin):
         self._clock_at_start = (0, 0)
         for index, group in enumerate(self.param_groups):
             check_group(index, group)
-        if self._options.state_dtype == "8bit":
-            check_codes(self._rule, self.param_groups)
+        self._check_state_dtypes()
         self._choose_dtypes()
         self.set_schedule(schedule)
 
@@ -320,7 +327,8 @@ class FusedOptimizer(SchedulingMixin):
         a trainer's integration has attached.
         Where the groups of both have "param_names", as optimizers over ``named_parameters()`` have,
         states go by name, otherwise by position. States in 8 bits become float32 and the other way
-        round, if ``state_dtype`` says so; otherwise loading changes no bit.
+        round, if ``state_dtype`` says so, the optimizer's own and its param groups'; otherwise
+        loading changes no bit.
 
         Args:
             state_dict: From :meth:`state_dict`, of this class or of torch.optim's of that name.
@@ -377,7 +385,7 @@ class FusedOptimizer(SchedulingMixin):
         entry = self._schedule_entry()
         options = self._options
         averages_by_step = options.ema_start > 0 or options.ema_warmup
-        rounds = options.stochastic_rounding or options.state_dtype == "8bit"
+        rounds = options.stochastic_rounding or options._has_codes(self.param_groups)
         if rounds or options.telemetry or averages_by_step:
             entry["steps"] = self._clock()[1]
         averages = self._buffer_averages
@@ -421,7 +429,10 @@ class FusedOptimizer(SchedulingMixin):
     def _set_options(self, options: Options) -> None:
         self._options = options
         if self._engine is not None:
-            self._engine.set_options(options.encode())
+            self._engine.set_options(self._encoded_options())
+
+    def _encoded_options(self) -> _C.EngineOptions:
+        return self._options.encode(self._options._has_codes(self.param_groups))
 
     def _check_steps(self) -> None:
         """Refuse a step whose update would be lost."""
@@ -468,7 +479,7 @@ class FusedOptimizer(SchedulingMixin):
         self._send_schedules(engine)
         if any(self._schedules) and not self._loss_factor_paused:  # which is a range test's
             self._warn_of_torch()
-        engine.set_options(self._options.encode())
+        engine.set_options(self._encoded_options())
         engine.set_clock(*self._clock_at_start)
         if self._distance_at_start:
             engine.set_distance(self._distance_at_start)
@@ -477,15 +488,17 @@ class FusedOptimizer(SchedulingMixin):
 
     def _prepare_states(self, engine: _C.Engine, missing: list[_C.MissingStates]) -> None:
         """Make the states that the engine misses, or convert loaded ones to the form it needs."""
-        if self._options.state_dtype == "8bit":  # parameters may have been added, or have moved
-            check_codes(self._rule, self.param_groups)
+        self._check_state_dtypes()  # parameters may have been added, or have moved
+        if self._options._has_codes(self.param_groups):
+            engine.set_options(self._encoded_options())
         for names in missing:
             self._prepare_state(engine, names)
 
     def _prepare_state(self, engine: _C.Engine, names: _C.MissingStates) -> None:
         param, count, product = names.param, names.count, names.product
         state = self.state[param]
-        dtype = self._options.state_dtype_of(param, self._moments(param))
+        asked = self._options._asked_of(self.param_groups[names.group])
+        dtype = state_dtype_of(asked, param, self._moments(param))
         coded = extension().coded_states.get(self._rule, {})
         for name in names.tensors:
             is_new = state.get(name) is None and name + _state.CODES not in state
@@ -518,23 +531,29 @@ class FusedOptimizer(SchedulingMixin):
         return _state.zeros_like(param, dtype)
 
     def _choose_dtypes(self) -> None:
-        """Convert existing moments to ``state_dtype``, if that is given, and others from 8 bits."""
-        if not self.state:  # and no need of the compiled engine
-            return
+        """Convert existing moments to the dtype asked for, if one is, and others from 8 bits."""
+        for group in self.param_groups if self.state else ():
+            asked = self._options._asked_of(group)
+            for param in group["params"]:
+                self._choose_dtype(param, asked)
+
+    def _choose_dtype(self, param: Tensor, asked: StateDtype) -> None:
+        state = self.state.get(param, {})
         coded = extension().coded_states.get(self._rule, {})
-        for param, state in self.state.items():
-            if not isinstance(param, Tensor):  # torch loads states of unknown parameters, too
-                continue
-            dtype = self._options.state_dtype_of(param, self._moments(param))
-            to_codes, chooses = dtype is torch.uint8, self._options.state_dtype is not None
-            for name in {*map(_state.base_name, state)} - {*_state.NOT_MOMENTS}:
-                value = state.get(name)
-                is_coded = name + _state.CODES in state
-                if name in coded and (is_coded or (to_codes and isinstance(value, Tensor))):
-                    _state.convert(state, name, param, dtype, coded[name])
-                elif chooses and not to_codes and isinstance(value, Tensor):
-                    note_use(value)
-                    state[name] = value.to(dtype)
+        dtype = state_dtype_of(asked, param, self._moments(param))
+        to_codes = dtype is torch.uint8
+        for name in {*map(_state.base_name, state)} - {*_state.NOT_MOMENTS}:
+            value = state.get(name)
+            is_coded = name + _state.CODES in state
+            if name in coded and (is_coded or (to_codes and isinstance(value, Tensor))):
+                _state.convert(state, name, param, dtype, coded[name])
+            elif asked is not None and not to_codes and isinstance(value, Tensor):
+                note_use(value)
+                state[name] = value.to(dtype)
+
+    def _check_state_dtypes(self) -> None:
+        """Check that states can be kept as options and param groups ask for."""
+        check_state_dtypes(self._rule, self._options, self.param_groups)
 
     def _moments(self, param: Tensor) -> list[Tensor]:
         """Return the tensors of a parameter's moments that there are."""
@@ -592,6 +611,10 @@ def _complete_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     assert isinstance(optimizer, FusedOptimizer)
     counts = [] if optimizer._engine is None else optimizer._engine.private_counts()
     _state.clear_unstarted_momentum(optimizer, counts, state)
+    for place in chain.from_iterable(group["params"] for group in state["param_groups"]):
+        if isinstance(own := state["state"].get(place), dict):
+            spread = _state.with_spread_scales(own, always=optimizer._keeps_shapes)
+            state["state"][place] = spread
     optimizer._as_saved(state)
     if entry := optimizer._entry():
         state[ENGINE_ENTRY] = entry

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ _ADAMS = {"amsgrad", "fused"}
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16, "8bit")
 _HALF = (torch.bfloat16, torch.float16)
 
+# "8bit" stands for codes.
+StateDtype: TypeAlias = torch.dtype | Literal["8bit"] | None
 # One for all groups; one, or None, per group; or none at all.
 Schedules = Schedule | Sequence[Schedule | None] | None
 
@@ -42,7 +44,7 @@ class StepOptions(TypedDict, total=False):
     skip_nonfinite: bool
     zero_grads: bool
     ema_decay: float | None
-    state_dtype: torch.dtype | Literal["8bit"] | None
+    state_dtype: StateDtype
     stochastic_rounding: bool
     seed: int
     telemetry: int
@@ -69,7 +71,9 @@ class Options:
         state_dtype: Dtype of the states: float32 (for half parameters), bfloat16 (for float32
             parameters), "8bit" or None, the default, for the parameter's own. "8bit" keeps them in
             one byte per element and one per 256 elements, rounded at random with ``seed``; tensors
-            below 4096 elements keep float32, float64 and complex ones their own dtype.
+            below 4096 elements keep float32, float64 and complex ones their own dtype. A param
+            group with a ``state_dtype`` of its own that is not None keeps that, as those of
+            :func:`lrfast.state_groups` do.
         stochastic_rounding: Whether to round bfloat16 parameters and their bfloat16 states up or
             down at random, so that small updates count on average; default False.
         seed: Seed of these random numbers, in [0, 2**63); default 0. They depend on the seed, the
@@ -89,7 +93,7 @@ class Options:
     skip_nonfinite: bool = False
     zero_grads: bool = False
     ema_decay: float | None = None
-    state_dtype: torch.dtype | Literal["8bit"] | None = None
+    state_dtype: StateDtype = None
     stochastic_rounding: bool = False
     seed: int = 0
     telemetry: int = 0
@@ -102,11 +106,7 @@ class Options:
             raise ValueError(f"max_grad_norm must be finite and above 0, or None, got {norm}")
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"ema_decay must be within [0, 1), or None, got {decay}")
-        if self.state_dtype not in _STATE_DTYPES:
-            raise ValueError(
-                'state_dtype must be torch.float32, torch.bfloat16, "8bit" or None, got '
-                f"{short_repr(self.state_dtype)}"
-            )
+        _check_state_dtype("state_dtype", self.state_dtype)
         for name in ("seed", "telemetry"):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 0, 2**63 - 1))
         object.__setattr__(
@@ -116,40 +116,54 @@ class Options:
         if decay is None and (self.ema_start or self.ema_warmup):
             raise ValueError("ema_decay must be set for ema_start and ema_warmup, got None")
 
-    def encode(self) -> _C.EngineOptions:
-        """Return the options in the engine's form."""
+    def encode(self, has_codes: bool | None = None) -> _C.EngineOptions:
+        """Return the options in the engine's form.
+
+        Args:
+            has_codes: Whether any states may be in 8 bits; None, the default: as ``state_dtype``.
+        """
+        has_codes = self.state_dtype == "8bit" if has_codes is None else has_codes
         decay = -1.0 if self.ema_decay is None else self.ema_decay
         average = (decay, self.ema_start, self.ema_warmup)
         flags = (self.skip_nonfinite, self.zero_grads, *average, self.stochastic_rounding)
         options: _C.EngineOptions = extension().EngineOptions(
-            self.max_grad_norm or 0.0, *flags, self.seed, self.state_dtype == "8bit", self.telemetry
+            self.max_grad_norm or 0.0, *flags, self.seed, has_codes, self.telemetry
         )
         return options
 
-    def state_dtype_of(self, param: torch.Tensor, states: list[Any]) -> torch.dtype:
-        """Return the dtype of a parameter's states: that of the options or its states, or its own.
+    def _asked_of(self, group: dict[str, Any]) -> StateDtype:
+        """Return what a param group asks of its states: its own ``state_dtype``, or this one."""
+        own: StateDtype = group.get("state_dtype")
+        return self.state_dtype if own is None else own
 
-        Args:
-            param: The parameter.
-            states: Its existing states.
-
-        Returns:
-            The dtype; uint8 stands for codes of 8 bits.
-        """
-        if self.state_dtype == "8bit":
-            if param.dtype in (torch.float32, *_HALF) and param.numel() >= extension().min_coded:
-                return torch.uint8
-            return torch.float32 if param.dtype in _HALF else param.dtype
-        wanted = {self.state_dtype, *(s.dtype for s in states if isinstance(s, torch.Tensor))}
-        if param.dtype in _HALF and wanted & {torch.float32, torch.uint8}:
-            return torch.float32
-        if param.dtype == torch.float32 and torch.bfloat16 in wanted:
-            return torch.bfloat16
-        return param.dtype
+    def _has_codes(self, param_groups: list[dict[str, Any]]) -> bool:
+        """Return whether any state may be in 8 bits."""
+        return "8bit" in (self.state_dtype, *(group.get("state_dtype") for group in param_groups))
 
 
-def check_codes(rule: str, param_groups: list[dict[str, Any]]) -> None:
-    """Check that an update rule can keep the states of these parameters in 8 bits."""
+def state_dtype_of(asked: StateDtype, param: torch.Tensor, states: list[Any]) -> torch.dtype:
+    """Return the dtype of a parameter's states: as asked for, as they are, or its own.
+
+    uint8 stands for codes of 8 bits.
+    """
+    if asked == "8bit":
+        if param.dtype in (torch.float32, *_HALF) and param.numel() >= extension().min_coded:
+            return torch.uint8
+        return torch.float32 if param.dtype in _HALF else param.dtype
+    wanted = {asked, *(state.dtype for state in states if isinstance(state, torch.Tensor))}
+    if param.dtype in _HALF and wanted & {torch.float32, torch.uint8}:
+        return torch.float32
+    if param.dtype == torch.float32 and torch.bfloat16 in wanted:
+        return torch.bfloat16
+    return param.dtype
+
+
+def check_state_dtypes(rule: str, options: Options, param_groups: list[dict[str, Any]]) -> None:
+    """Check that an update rule can keep these parameters' states as they are asked for."""
+    for index, group in enumerate(param_groups):
+        _check_state_dtype(f"state_dtype of param_groups[{index}]", group.get("state_dtype"))
+    if not options._has_codes(param_groups):  # and no need of the compiled engine
+        return
     known = extension().coded_states
     if rule not in known:
         raise ValueError(
@@ -157,12 +171,7 @@ def check_codes(rule: str, param_groups: list[dict[str, Any]]) -> None:
             f"{', '.join(known)}"
         )
     for index, group in enumerate(param_groups):
-        for param in group["params"]:
-            if hasattr(param, "_local_tensor"):
-                raise ValueError(
-                    f"state_dtype must be a dtype or None for a DTensor, as in param_groups[{index}"
-                    '], got "8bit": its blocks would not fit other shards'
-                )
+        for param in group["params"] if options._asked_of(group) == "8bit" else ():
             if param.is_cuda and rule not in extension().cuda_codes:
                 raise ValueError(
                     f"state_dtype must be a dtype or None for the rule {rule!r} on cuda, as in "
@@ -173,6 +182,13 @@ def check_codes(rule: str, param_groups: list[dict[str, Any]]) -> None:
                     "state_dtype must be a dtype or None on cuda, as amsgrad is in "
                     f'param_groups[{index}], got "8bit"'
                 )
+
+
+def _check_state_dtype(name: str, value: Any) -> None:
+    if not isinstance(value, str | torch.dtype | None) or value not in _STATE_DTYPES:
+        raise ValueError(
+            f'{name} must be torch.float32, torch.bfloat16, "8bit" or None, got {short_repr(value)}'
+        )
 
 
 def check_group(index: int, group: dict[str, Any]) -> None:

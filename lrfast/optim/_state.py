@@ -46,13 +46,88 @@ def base_name(name: Any) -> str:
     return str(name).removesuffix(CODES).removesuffix(SCALES)
 
 
+def _local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a DTensor, or an ordinary tensor."""
+    part: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return part
+
+
+def _placed(part: Tensor, whole: Any) -> Tensor:
+    """Return this process's part as a DTensor, if ``whole`` is one."""
+    if not hasattr(whole, "_local_tensor"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    placed: Tensor = DTensor.from_local(
+        part, whole.device_mesh, whole.placements, run_check=False,
+        shape=whole.shape, stride=whole.stride(),
+    )  # fmt: skip
+    return placed
+
+
+def _in_memory(part: Tensor) -> Tensor:
+    """Return a view [numel] of a dense tensor's elements, in the order of memory."""
+    return part.as_strided((part.numel(),), (1,))
+
+
 def decoded(state: dict[str, Any], name: str, positive: bool) -> Tensor:
     """Return a state in 8 bits as float32, in the layout of its codes."""
-    codes, scales = state[name + CODES], state[name + SCALES]
+    state = dict(state)
+    _gather_scales(state, name, positive)
+    codes, scales = _local(state[name + CODES]), state[name + SCALES]
     for tensor in (codes, scales):
         note_use(tensor)
     wide: Tensor = extension().decode_state(codes.cpu(), scales.cpu(), positive)
-    return wide.to(codes.device)
+    return _placed(wide.to(codes.device), state[name + CODES])
+
+
+def with_spread_scales(state: dict[str, Any], always: bool) -> dict[str, Any]:
+    """Return a state with a scale for each element, laid out and placed as the codes.
+
+    So a checkpoint may cut both anywhere, and what reads it in the same blocks finds the same bits.
+    States that no process shares stay as they are, unless ``always``.
+    """
+    block, spread = int(extension().code_block), {}
+    for key in [key for key in state if str(key).endswith(CODES)]:
+        codes, scales = state[key], state.get(name := str(key).removesuffix(CODES) + SCALES)
+        # A state dict may have brought anything for a parameter that cannot train.
+        if not isinstance(codes, Tensor) or not isinstance(scales, Tensor):
+            continue
+        if (always or hasattr(codes, "_local_tensor")) and scales.shape == (count_scales(codes),):
+            own = torch.empty_like(_local(codes))
+            _in_memory(own).copy_(scales.repeat_interleave(block)[: own.numel()])
+            spread[name] = _placed(own, codes)
+    return state | spread if spread else state
+
+
+def _gather_scales(state: dict[str, Any], name: str, positive: bool) -> None:
+    """Bring spread scales to one for each block, whose bits stay if it was a block before.
+
+    A block with elements of several is decoded and encoded, rounded to nearest.
+    """
+    codes, each = state[name + CODES], state[name + SCALES]
+    if each.shape != codes.shape:
+        return
+    engine, own = extension(), _local(codes).cpu().clone()  # dense
+    block, count = int(engine.code_block), own.numel()
+    scales = torch.empty_like(own).copy_(_local(each))
+    old, of_each = _in_memory(own), _in_memory(scales)
+    firsts = of_each[::block].clone()
+    mixed = of_each != firsts.repeat_interleave(block)[:count]
+    if bool(mixed.any()):
+        wide = torch.empty(count)
+        for scale in of_each.unique():
+            alike = old[of_each == scale]
+            several = scale.repeat(-(-len(alike) // block))
+            wide[of_each == scale] = engine.decode_state(alike, several, positive)
+        new, new_scales = engine.encode_state(wide, positive)
+        numbers = torch.arange(count) // block
+        touched = torch.zeros(len(firsts), dtype=torch.bool).index_fill_(0, numbers[mixed], True)
+        firsts = torch.where(touched, new_scales, firsts)
+        own = torch.empty_like(own)
+        _in_memory(own).copy_(torch.where(touched[numbers], new, old))
+        state[name + CODES] = _placed(own.to(codes.device), codes)
+    state[name + SCALES] = firsts.to(codes.device)
 
 
 def convert(
@@ -62,17 +137,18 @@ def convert(
 
     One in 8 bits that is there already keeps its bits.
     """
-    codes = state.get(name + CODES)
-    if dtype is torch.uint8 and codes is not None:
-        layout = extension().layout_strides(param)
+    is_coded = name + CODES in state
+    if dtype is torch.uint8 and is_coded:
+        _gather_scales(state, name, positive)
+        codes, layout = _local(state[name + CODES]), extension().layout_strides(_local(param))
         if codes.device == param.device and list(codes.stride()) == layout:
             return
-    value = state.get(name) if codes is None else decoded(state, name, positive)
+    value = decoded(state, name, positive) if is_coded else state.get(name)
     if dtype is torch.uint8:
         wide = as_engine_state(name, value, param, torch.float32)
-        halves = extension().encode_state(wide.cpu(), positive)
-        for suffix, half in zip((CODES, SCALES), halves, strict=True):
-            state[name + suffix] = half.to(param.device)
+        codes, scales = extension().encode_state(_local(wide).cpu(), positive)
+        state[name + CODES] = _placed(codes.to(param.device), param)
+        state[name + SCALES] = scales.to(param.device)
         state.pop(name, None)
     else:
         state[name] = as_engine_state(name, value, param, dtype)
@@ -88,8 +164,8 @@ def make_codes(state: dict[str, Any], name: str, param: Tensor) -> None:
 
 
 def count_scales(param: Tensor) -> int:
-    """Return the number of blocks that a parameter's states in 8 bits have."""
-    return -(-param.numel() // int(extension().code_block))
+    """Return the number of blocks that a parameter's states in 8 bits have on this process."""
+    return -(-_local(param).numel() // int(extension().code_block))
 
 
 def as_scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:

@@ -32,7 +32,7 @@ TWINS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     torch.optim.Adadelta: Adadelta,
 }
 # lrfast's Muon has groups that torch's does not have.
-_OF_TORCH = TWINS | {torch.optim.Muon: Muon}
+OF_TORCH = TWINS | {torch.optim.Muon: Muon}
 # Twins of classes of other packages, which need not be installed: by package and name.
 _OF_PACKAGES: dict[tuple[str, str], type[FusedOptimizer]] = {
     ("schedulefree", "AdamWScheduleFree"): AdamWScheduleFree,
@@ -79,9 +79,9 @@ def wrap(
     if isinstance(optimizer, FusedOptimizer):
         raise TypeError(f"optimizer must be one of torch.optim, got lrfast's {_name(optimizer)}")
     package = type(optimizer).__module__.partition(".")[0]
-    cls = _OF_TORCH.get(type(optimizer)) or _OF_PACKAGES.get((package, type(optimizer).__name__))
+    cls = OF_TORCH.get(type(optimizer)) or _OF_PACKAGES.get((package, type(optimizer).__name__))
     if cls is None:
-        known = ", ".join(known.__name__ for known in _OF_TORCH)
+        known = ", ".join(known.__name__ for known in OF_TORCH)
         others = ", ".join(".".join(name) for name in _OF_PACKAGES)
         raise TypeError(
             f"optimizer must be a torch.optim {known}, {others}, got {_name(optimizer)}"

@@ -206,17 +206,20 @@ class Prodigy(_EstimatedRate):
         check_positive("d_coef", d_coef)
         if slice_p != 1:
             raise ValueError(f"slice_p must be 1, because every element counts, got {slice_p}")
-        if options.get("state_dtype") is torch.bfloat16:
-            raise ValueError(
-                "state_dtype must be None or torch.float32, because the estimate needs the first "
-                "weights as they were, got torch.bfloat16"
-            )
         self._start(
             params, schedule, options, lr=lr, betas=betas, beta3=beta3, eps=eps,
             weight_decay=weight_decay, d0=d0, d_coef=d_coef, growth_rate=growth_rate,
             use_bias_correction=use_bias_correction, decouple=decouple,
             safeguard_warmup=safeguard_warmup, fsdp_in_use=fsdp_in_use, slice_p=slice_p,
         )  # fmt: skip
+
+    def _check_state_dtypes(self) -> None:
+        super()._check_state_dtypes()
+        if torch.bfloat16 in map(self._options._asked_of, self.param_groups):
+            raise ValueError(
+                "state_dtype must be None or torch.float32, because the estimate needs the first "
+                "weights as they were, got torch.bfloat16"
+            )
 
     def _new_state(self, name: str, param: Tensor, dtype: torch.dtype) -> Tensor:
         state = super()._new_state(name, param, dtype)

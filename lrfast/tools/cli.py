@@ -194,6 +194,8 @@ def _print_bench(result: BenchResult) -> None:
     console.print(result.header(), highlight=False)
     console.print(table.rich())
     console.print(*result.summary(), sep="\n", highlight=False)
+    titles, *rows = result.memory_rows()
+    console.print(Table(titles, rows, right=(2, 3, 4)).rich())
 
 
 def _print_doctor() -> int:

@@ -133,6 +133,7 @@ CALLS: dict[str, Callable[[Bench], Call]] = {
         lrfast.muon_groups,
         {"model": b.model, "lr": 0.02, "adamw_lr": 0.1},
     ),
+    "state_groups": lambda b: (lrfast.state_groups, {"model": b.model, "float32": ("0",)}),
     "Muon": lambda b: (lrfast.Muon, {"params": [nn.Parameter(torch.ones(2, 3))]}),
     "spread": lambda b: (lrfast.groups.spread, {"lr": 0.1, "n": 3}),
     "groups.freeze_to": lambda b: (lrfast.freeze_to, {"optimizer": b.optimizer, "n": 0}),

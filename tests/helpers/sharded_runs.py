@@ -244,6 +244,64 @@ def save(case: str, rank: int, world: int, folder: str) -> None:
     dcp.save(state, checkpoint_id=f"{folder}-{case}")
 
 
+class CodedRun(Run):
+    """States in 8 bits: the first weight's shards are of whole blocks, the second one's are not."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.world = rank, dist.get_world_size() if dist.is_initialized() else 1
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(256, 32), nn.Tanh(), nn.Linear(32, 130))
+        if self.world > 1:
+            mesh = torch.distributed.init_device_mesh("cpu", (self.world,))
+            fully_shard(self.model, mesh=mesh)
+        self.optimizer = lrfast.AdamW(
+            self.model.parameters(), lr=0.01, betas=(0.8, 0.95), state_dtype="8bit", seed=5
+        )
+
+    def train(self, first: int, last: int, infinite_at: int | None = None) -> None:
+        generator = torch.Generator().manual_seed(1)
+        for step in range(last):
+            inputs = torch.randn(BATCH, 256, generator=generator)
+            part = slice(self.rank * BATCH // self.world, (self.rank + 1) * BATCH // self.world)
+            if step >= first:
+                self.optimizer.zero_grad()
+                self.model(inputs[part]).square().mean().backward()
+                self.optimizer.step()
+
+    def held(self) -> list[bytes]:
+        return bits([local(tensor) for tensor in _tensors(self)])
+
+    def decoded(self) -> list[dict[str, Any]]:
+        states = self.optimizer.float32_state_dict()["state"].values()
+        return [{name: full(value) for name, value in state.items()} for state in states]
+
+    def load(self, folder: str) -> CodedRun:
+        for param in self.model.parameters():
+            local(param.data).mul_(0.3)
+        state = {"training": lrfast.ShardedState(self.model, self.optimizer)}
+        dcp.load(state, checkpoint_id=folder, no_dist=self.world == 1)
+        return self
+
+
+def train_coded(rank: int, world: int, folder: str) -> dict[str, Any]:
+    """States in 8 bits: saved, loaded by as many processes, and two processes' by four."""
+    run = CodedRun(rank)
+    run.train(0, 3)
+    path = f"{folder}/coded{world}"
+    dcp.save({"training": lrfast.ShardedState(run.model, run.optimizer)}, checkpoint_id=path)
+    seen: dict[str, Any] = {"decoded": run.decoded()}
+    again = CodedRun(rank).load(path)
+    seen["loaded"] = again.held() == run.held()
+    for each in (run, again):
+        each.train(3, 5)
+    seen["goes on"] = again.held() == run.held()
+    if world == 4:
+        other = CodedRun(rank).load(f"{folder}/coded2")
+        seen["resumed"] = other.decoded()
+        other.train(3, 4)
+    return seen
+
+
 def lose_a_process(rank: int, world: int) -> str:
     """The last process dies before its second step; what do the others get?"""
     run = Run("sgd", rank, (world,))
@@ -277,6 +335,7 @@ def work(rank: int, world: int, folder: str) -> None:
     seen["collectives"] = count_collectives("adamw", rank, world)
     seen["range test"] = find_rate(rank, world)
     seen["scaler"] = scale_gradients(rank, world)
+    seen["coded"] = train_coded(rank, world, folder)
     for case in SAVED:
         save(case, rank, world, f"{folder}/saved{world}")
     if world == 4:

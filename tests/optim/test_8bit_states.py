@@ -382,6 +382,76 @@ def test_range_tests_leave_no_trace() -> None:
     assert bits(optimizer) == before
 
 
+ASKED = (torch.float32, "8bit", torch.bfloat16, None)  # by one param group each
+
+
+def asking(params: list[Tensor], state_dtype: Any = "8bit", asked: Any = ASKED) -> lrfast.AdamW:
+    groups = [{"params": [p], "state_dtype": a} for p, a in zip(params, asked, strict=True)]
+    return lrfast.AdamW(groups, lr=0.05, betas=(0.8, 0.95), state_dtype=state_dtype, seed=3)
+
+
+def test_groups_keep_states_in_a_dtype_of_their_own() -> None:
+    """Each is updated as by an optimizer of that dtype; state dicts and conversions follow."""
+    params = [torch.nn.Parameter(torch.randn(NUMEL)) for _ in ASKED]
+    alone = twins(params)
+    mixed, grads = asking(params), some_grads(params, 3)
+    run(mixed, params, grads)
+    for place, asked in enumerate("8bit" if a is None else a for a in ASKED):
+        own = [torch.nn.Parameter(torch.ones(9)) for _ in alone]  # noise goes by the place
+        own[place] = alone[place]
+        one = lrfast.AdamW(own, lr=0.05, betas=(0.8, 0.95), state_dtype=asked, seed=3)
+        run(one, own, [[g if i == place else g[:9] for i, g in enumerate(gs)] for gs in grads])
+        assert torch.equal(alone[place], params[place])
+        assert mixed.state[params[place]].keys() == one.state[own[place]].keys()
+    assert {dtype for _, dtype in mixed.memory().sizes} == {"float32", "8bit", "bfloat16"}
+    saved = copy.deepcopy(mixed.state_dict())
+    again = asking(twins(params))
+    again.load_state_dict(saved)
+    own = [group["params"][0] for group in again.param_groups]
+    for optimizer, each in ((mixed, params), (again, own)):
+        run(optimizer, each, grads[:1])
+    assert bits(again) == bits(mixed)
+    # How states are kept is the optimizer's own, as its option is.
+    other = asking(twins(params), None, (None, None, "8bit", "8bit"))
+    other.load_state_dict(saved)
+    assert [group.get("state_dtype") for group in other.param_groups] == [
+        None,
+        None,
+        "8bit",
+        "8bit",
+    ]
+    coded = ["exp_avg_codes" in other.state[g["params"][0]] for g in other.param_groups]
+    assert coded == [False, False, True, True]
+    theirs = torch.optim.AdamW([{"params": [p]} for p in twins(params)], foreach=False)
+    theirs.load_state_dict(mixed.float32_state_dict())
+    wrapped = lrfast.wrap(theirs, state_dtype="8bit")  # which has loaded the groups' entries
+    kept = [wrapped.state[g["params"][0]] for g in wrapped.param_groups]
+    assert ["exp_avg_codes" in state for state in kept] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("cls", "group", "message"),
+    [
+        (lrfast.AdamW, {"state_dtype": torch.float16}, r"state_dtype of param_groups\[1\] must be"),
+        (lrfast.AdamW, {"state_dtype": [8]}, r"state_dtype of .* \"8bit\" or None, got \[8\]"),
+        (lrfast.Adadelta, {"state_dtype": "8bit"}, "None for the rule 'adadelta', got \"8bit\""),
+        (lrfast.Prodigy, {"state_dtype": torch.bfloat16}, "state_dtype must be None or torch.floa"),
+    ],
+    ids=str,
+)
+def test_groups_that_ask_for_what_is_not(cls: Any, group: dict[str, Any], message: str) -> None:
+    """At once, and of one that is added."""
+    first, second = (torch.nn.Parameter(torch.ones(NUMEL)) for _ in range(2))
+    with pytest.raises(ValueError, match=message):
+        cls([{"params": [first]}, {"params": [second], **group}], lr=0.1)
+    optimizer = cls([first], lr=0.1)
+    optimizer.add_param_group({"params": [second], **group})
+    first.grad = second.grad = torch.ones(NUMEL)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert bool((first == 1).all()) and not optimizer.state
+
+
 REFUSED = (lrfast.Adagrad, lrfast.Adadelta, lrfast.Adamax, lrfast.AdamWScheduleFree)
 
 
@@ -485,6 +555,45 @@ def test_memory() -> None:
     assert lines[3].split() == ["exp_avg", "8bit", "5,020", "0.984"]
     assert lines[-1].split() == ["total", f"{memory.total:,}", f"{memory.total / 5100:.3g}"]
     assert list(memory.sizes)[2:4] == [("exp_avg", "8bit"), ("exp_avg", "float32")]
+
+
+def moves(state_dtype: Any, start: Tensor, grads: list[Tensor]) -> Tensor:
+    """How far Adam moves weights in all."""
+    param = torch.nn.Parameter(start.clone())
+    optimizer = lrfast.Adam([param], lr=1e-2, betas=(0.8, 0.97), state_dtype=state_dtype)
+    run(optimizer, [param], [[grad] for grad in grads])
+    assert ("exp_avg_codes" in optimizer.state[param]) == (state_dtype == "8bit")
+    return param.detach() - start
+
+
+def test_small_gradients_beside_large_ones() -> None:
+    """Linear codes make zeros of their squares, and steps that explode: unsloth-zoo's issue 962."""
+    grads = [0.1 * torch.randn(40, 256) for _ in range(20)]
+    for grad in grads:
+        grad[:, 7] = 30.0
+    wide, coded = (moves(each, torch.randn(40, 256), grads) for each in (None, "8bit"))
+    assert coded.abs().max() < 1.5 * 20 * 1e-2
+    assert (coded - wide).abs().mean() < 0.1 * wide.abs().mean()
+
+
+def test_embeddings() -> None:
+    """Rows with a gradient in few steps move as in float32, and those without one not at all.
+
+    Blocks of zeros alone have no scale to divide by.
+    """
+    words = 1 / torch.arange(1, 301)
+    grads = []
+    for _ in range(40):
+        grad = torch.zeros(300, 64)
+        seen = torch.multinomial(words[:200], 8)
+        grad[seen] = torch.randn(8, 64)
+        grads.append(grad)
+    start = torch.randn(300, 64)
+    wide, coded = (moves(each, start, grads) for each in (None, "8bit"))
+    never = torch.stack(grads).abs().sum((0, 2)) == 0
+    assert 100 < int(never.sum()) < 250 and not coded[never].any()
+    assert (coded - wide).abs().mean() < 0.1 * wide.abs().mean()
+    assert coded.abs().max() < 1.3 * wide.abs().max()
 
 
 @pytest.mark.full

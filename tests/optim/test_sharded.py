@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import STATEFUL, OptimizerCase, by_name
+from torch import Tensor
 
 import lrfast
 
@@ -60,20 +62,52 @@ def test_telemetry_of_one_shard_alone_is_refused(mesh: Any) -> None:
     assert torch.equal(param.to_local(), torch.ones(4))
 
 
-def test_states_of_shards_in_8_bits_are_refused(mesh: Any) -> None:
-    """At once, and of a parameter that comes later."""
-    whole, part = (
-        torch.nn.Parameter(torch.ones(5000)),
-        torch.nn.Parameter(shard(mesh, torch.ones(5000))),
-    )
-    with pytest.raises(ValueError, match="state_dtype must be a dtype or None for a DTensor"):
-        lrfast.AdamW([part], state_dtype="8bit")
-    optimizer = lrfast.AdamW([whole], state_dtype="8bit")
-    optimizer.add_param_group({"params": [part]})
-    whole.grad, part.grad = torch.ones(5000), shard(mesh, torch.ones(5000))
-    with pytest.raises(ValueError, match=r"DTensor, as in param_groups\[1\]"):
+def test_states_of_shards_in_8_bits(mesh: Any) -> None:
+    """As those of a tensor of its size, through a state dict, a float32 one and wrap, too.
+
+    Which tensors are small is the same on all processes: it goes by the size of the whole.
+    """
+    part = torch.nn.Parameter(shard(mesh, torch.randn(70, 63)))
+    whole = torch.nn.Parameter(part.to_local().detach().clone())
+    small = torch.nn.Parameter(shard(mesh, torch.ones(2047)))
+    sharded = lrfast.AdamW([part, small], lr=0.1, state_dtype="8bit")
+    plain = lrfast.AdamW([whole], lr=0.1, state_dtype="8bit")
+
+    def step(optimizer: Any, param: Any) -> None:
+        grad = torch.linspace(-1.0, 2.0, 70 * 63).reshape(70, 63)
+        param.grad = grad if param is whole else shard(mesh, grad)
         optimizer.step()
-    assert bool((whole == 1).all()) and not optimizer.state
+
+    def held(optimizer: Any, param: Any) -> list[Tensor]:
+        local = [getattr(v, "_local_tensor", v) for _, v in sorted(optimizer.state[param].items())]
+        return [getattr(param, "_local_tensor", param), *local]
+
+    small.grad = shard(mesh, torch.ones(2047))
+    for optimizer, param in ((sharded, part), (plain, whole)):
+        step(optimizer, param)
+        step(optimizer, param)
+        assert optimizer.state[param]["exp_avg_codes"].shape == param.shape
+    assert all(map(torch.equal, held(sharded, part), held(plain, whole)))
+    assert sharded.state[small]["exp_avg"].dtype is torch.float32
+    saved = copy.deepcopy(sharded.state_dict())
+    assert saved["state"][0]["exp_avg_scales"].shape == part.shape
+    again = lrfast.AdamW([part, small], lr=0.1, state_dtype="8bit")
+    again.load_state_dict(saved)
+    assert all(map(torch.equal, held(again, part), held(sharded, part)))
+    theirs = torch.optim.AdamW([part, small], foreach=False)
+    theirs.load_state_dict(sharded.float32_state_dict())
+    assert torch.equal(
+        theirs.state[part]["exp_avg_sq"].to_local(),
+        plain.float32_state_dict()["state"][0]["exp_avg_sq"],
+    )
+    wrapped = lrfast.wrap(theirs, state_dtype="8bit")
+    step(wrapped, part)
+    broken = plain.state_dict()
+    broken["state"][0]["exp_avg_codes"] = torch.zeros(140, 63, dtype=torch.uint8)
+    broken["state"][0]["exp_avg_scales"] = torch.zeros(140, 63, dtype=torch.uint8)
+    one = lrfast.AdamW([part], lr=0.1, state_dtype="8bit")
+    with pytest.raises(ValueError, match="must be a DTensor if its parameter is one"):
+        one.load_state_dict(broken)
 
 
 def test_parameters_on_two_meshes_are_refused(mesh: Any) -> None:

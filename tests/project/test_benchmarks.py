@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import provenance
-from benchmarks.report import headlines, page, plots, readme, results, tables
+from benchmarks import memory, provenance
+from benchmarks.report import headlines, page, plots, readme, results, small_states, tables
 from benchmarks.research.in_warmup import report as in_warmup
-from benchmarks.research.small_states import report as small_states
+from benchmarks.research.small_states import report as small_study
 from benchmarks.research.small_states import tasks as small_tasks
 from benchmarks.research.suggestions import plot, report, why
 from benchmarks.speed import counting, implementations, timing
+from benchmarks.speed import small_states as small
 from benchmarks.speed.implementations import Contender, Start
 from benchmarks.training.trainers import CAPTURED, EAGER, FASTEST, OURS
 
@@ -124,6 +125,49 @@ def test_roofs_move_the_bytes_that_they_state() -> None:
         work.step()
 
 
+def test_small_states_do_equal_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who moves weights otherwise, or cannot, is refused with the reason."""
+    own = small.IMPLEMENTATIONS
+    kept = {name: each for name, each in own.items() if name.startswith(("lrfast", "torch-fused"))}
+    wrong = small.Implementation(partial(torch.optim.AdamW, betas=(0.1, 0.999)), 8)
+    missing = small.Implementation(small._of("no_such_package", "AdamW"), 8)
+    entries = kept | {"wrong": wrong, "missing": missing}
+    monkeypatch.setattr(small, "IMPLEMENTATIONS", entries)
+    begin = Start([[(90, 64), (64,)]], torch.float32, "cpu")
+    found, refused = small.participants(begin)
+    assert found.keys() == kept.keys()
+    assert refused["wrong"].startswith("its weights move otherwise: by ")
+    assert refused["missing"] == "No module named 'no_such_package'"
+    coded = found["lrfast, 8bit"].optimizer.state[found["lrfast, 8bit"].params[0]]
+    assert "exp_avg_codes" in coded and round(entries["lrfast, 8bit"].moved, 2) == 16.02
+    row = {
+        "table": "small states", "parameters": "two", "elements": 100, "floor": 1.25,
+        "turns_us": {"torch-fused": [1, 3000, 3], "lrfast, 8bit": [1, 2000, 3],
+                     "triad in place": [1, 500, 3]},
+        "bytes": {"torch-fused": 2800, "lrfast, 8bit": 1602, "triad in place": 1200},
+        "refused": {"flashoptim": "needs a GPU"},
+    }  # fmt: skip
+    result = {
+        "machine": "one", "threads": 2, "torch": "2", "python": "3", "commit": "c" * 40,
+        "dirty": False, "rows": [row],
+    }  # fmt: skip
+    assert tables.small_states(result)[3] == (
+        "| two | lrfast, 8bit | 2.00 | 1.50 | 1.25 | 16.0 | 33% |"
+    )
+    block = small_states.speed_table(result)
+    assert "| lrfast, 8bit | 16 | 2.0 (1.50) |" in block
+    assert "- flashoptim did not take part: needs a GPU" in block
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel is not Linux")
+def test_states_in_8_bits_take_two_bytes_of_resident_memory() -> None:
+    """Over 100 million parameters; 4 MB are the pages that two processes differ by."""
+    model = "hundred_million"
+    measured = memory.states_of(["AdamW, 8bit"], model, "float32")["AdamW, 8bit"]
+    assert 2.0 < measured + 4e6 / memory.elements(model) < 2.1 + 8e6 / memory.elements(model)
+
+
 # Pages.
 
 
@@ -134,6 +178,8 @@ def test_the_committed_pages_are_what_the_results_say() -> None:
     assert text == provenance.with_blocks(text, readme.blocks(found, readme.suggestions_result()))
     guide = readme.LORA.read_text()
     assert guide == provenance.with_blocks(guide, readme.lora_blocks(found))
+    states = small_states.PAGE.read_text()
+    assert states == provenance.with_blocks(states, small_states.blocks(found))
 
 
 def test_the_page_of_the_suggestions_is_what_its_result_file_says() -> None:
@@ -156,14 +202,14 @@ def test_the_page_of_the_suggestions_is_what_its_result_file_says() -> None:
 
 
 def test_the_page_of_small_states_is_what_its_result_file_says() -> None:
-    text, result = small_states.PAGE.read_text(), report.newest(small_states.RESULTS)
-    assert text == small_states.page(text, result), (
+    text, result = small_study.PAGE.read_text(), report.newest(small_study.RESULTS)
+    assert text == small_study.page(text, result), (
         "run `python -m benchmarks.research.small_states --page`"
     )
     changed = copy.deepcopy(result)
     name = next(task for task, each in changed["tasks"].items() if "ratios" in each)
     changed["tasks"][name]["ratios"]["8bit"] = [1.25, 1.125, 1.5]
-    rows = small_states.page(text, changed).splitlines()
+    rows = small_study.page(text, changed).splitlines()
     (row,) = [line for line in rows if line.startswith(f"| {name} ")]
     assert "| worse | 1.250 (1.125 to 1.500) |" in row
 

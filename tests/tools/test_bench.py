@@ -38,9 +38,11 @@ UPDATES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
         ema_decay=0.9,
         schedule=lrfast.schedules.cosine(50),
     ),
+    "muon": lambda p: torch.optim.Muon([each for each in p if each.dim() == 2], 0.01),
+    "ours-muon": lambda p: lrfast.Muon([each for each in p if each.dim() == 2], 0.01, 0.2),
     "ours-zeroing": lambda p: lrfast.SGD(p, lr=0.05, momentum=0.9, zero_grads=True),
 }
-NO_FUSED = {"nadam", "rmsprop", "fused"}
+NO_FUSED = {"nadam", "rmsprop", "fused", "muon", "ours-muon"}
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
@@ -67,7 +69,8 @@ def test_every_optimizer_and_no_trace(kind: str) -> None:
     assert 0 < result.difference <= 1
     wanted = {"torch", "lrfast"} | (set() if kind in NO_FUSED else {"torch, fused=True"})
     assert result.times.keys() == wanted
-    assert (result.parameters, result.tensors, result.groups) == (4 * 8 + 8 + 16 + 54 + 21, 8, 1)
+    size = (4 * 8 + 54 + 12, 3) if "muon" in kind else (4 * 8 + 8 + 16 + 54 + 21, 8)
+    assert (result.parameters, result.tensors, result.groups) == (*size, 1)
     train(model, optimizer)  # and goes on
 
 
@@ -215,6 +218,18 @@ ERRORS: list[tuple[str, Call, type[Exception], str]] = [
         "what torch can do",
     ),
     (
+        "states of a group",
+        lambda m: bench(m, lrfast.SGD([{"params": m.parameters(), "state_dtype": "8bit"}], 0.1)),
+        ValueError,
+        "what torch can do",
+    ),
+    (
+        "muon and adamw",
+        lambda m: bench(m, lrfast.Muon(lrfast.muon_groups(m, 0.02, 1e-3))),
+        ValueError,
+        "param_groups must be of rule 'muon', .* got some of 'adamw'",
+    ),
+    (
         "both",
         lambda m: bench(m, UPDATES["ours"](m.parameters()), max_grad_norm=1.0),
         ValueError,
@@ -263,6 +278,29 @@ def test_errors(case: tuple[str, Call, type[Exception], str]) -> None:
         call(make_model())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_that_of_such_an_optimizer(dtype: torch.dtype) -> None:
+    """Of one that has been made so; and rules without codes have no such rows."""
+    model = nn.Sequential(nn.Linear(90, 64, bias=False), nn.Linear(64, 3))
+    ours = lrfast.AdamW(model.parameters(), ema_decay=0.9)
+    result = bench(model, ours, **FAST)
+    model.to(dtype)
+    ours.zero_grad()
+    kinds: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
+    for name, state_dtype in kinds.items():
+        optimizer = lrfast.AdamW(model.parameters(), ema_decay=0.9, state_dtype=state_dtype)
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        found = result.memory[str(dtype).removeprefix("torch."), name]
+        assert found == optimizer.memory(), name
+    assert len(result.memory) == 6
+    lines = result.memory_table().splitlines()
+    assert lines[1].split() == ["float32", "float32", "12.00", "20.00", "0.119"]
+    assert not {"8bit"} & {dtype for _, dtype in bench(model, UPDATES["adagrad"](
+        model.parameters()), **FAST).memory}  # fmt: skip
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_waits_between_rounds() -> None:
     model = make_model().cuda()
@@ -296,6 +334,7 @@ def bad():
         (["subject:good"], 0, "torch's SGD on cpu: 8 parameters"),
         (["subject:bad"], 1, r"must return \(model, optimizer\).*got int"),
         (["subject:none"], 1, "must name a function, got 'subject:none'"),
+        (["mlp"], 0, "float32 . 8bit .* bfloat16 . 8bit"),
         (["cnn", "--optimizer", "SGD"], 0, "399,146 parameters in 14 tensors"),
         (["transformer", "--optimizer", "SGD"], 0, "3,240,970 parameters in 50 tensors"),
         (["mlp", "--optimizer", "None"], 1, "must be a class of torch.optim, got 'None'"),

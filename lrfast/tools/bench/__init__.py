@@ -53,7 +53,7 @@ def bench(
         seconds: Approximate time to spend on timing, above 0; default 3.
 
     Returns:
-        All times; ``table()`` renders them.
+        All times, and the bytes in other dtypes; ``table()`` and ``memory_table()`` render them.
 
     Raises:
         TypeError, ValueError: If lrfast or torch has no counterpart of the optimizer, or an
@@ -87,6 +87,7 @@ def bench(
         gradients = Gradients(contenders, loss, refills=clips or zeroes)
         difference = assert_same(contenders, gradients)
         moved, held = contenders[LRFAST].traffic(clips, zeroes)
+        memory = contenders[LRFAST].memory()
         for contender in contenders.values():
             contender.set_schedule()
         measured = measure(contenders, gradients, seconds, moved, held)
@@ -102,6 +103,7 @@ def bench(
         bandwidth=measured.bandwidth,
         difference=difference,
         rounds=len(measured.host[TORCH]["step"]),
+        memory=memory,
     )
 
 

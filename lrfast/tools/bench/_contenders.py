@@ -15,8 +15,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lrfast import optim, schedules
 from lrfast.optim import FusedOptimizer
+from lrfast.optim._memory import Memory, combinations
 from lrfast.optim._state import NOT_MOMENTS
-from lrfast.optim._wrap import TWINS
+from lrfast.optim._wrap import OF_TORCH
 
 # torch is as the user set it up; its fused step is timed as well, unless that is the same.
 TORCH, FUSED, LRFAST = "torch", "torch, fused=True", "lrfast"
@@ -64,6 +65,12 @@ class Contender:
         groups = self.optimizer.param_groups
         return [p for group in groups for p in group["params"] if p.requires_grad]
 
+    def memory(self) -> dict[tuple[str, str], Memory]:
+        """Return the bytes of lrfast's optimizer in other dtypes."""
+        fused = self.optimizer
+        assert isinstance(fused, FusedOptimizer)
+        return combinations(fused._rule, fused._options, fused.param_groups, fused.state)
+
     def traffic(self, clips: bool, zeroes: bool) -> tuple[int, int]:
         """Return the bytes that lrfast's update moves, and those of its tensors."""
         moved = held = 0
@@ -104,16 +111,23 @@ class Subject:
                 "scheduler, max_grad_norm and ema_decay must be None for an optimizer of lrfast, "
                 "which has its own; got some"
             )
-        twins = {fused: plain for plain, fused in TWINS.items()}
+        twins = {fused: plain for plain, fused in OF_TORCH.items()}
         if type(optimizer) not in twins:
             raise TypeError(
                 f"optimizer must have a counterpart in torch.optim, got {type(optimizer).__name__}"
             )
         options = optimizer._options
-        if options.stochastic_rounding or options.state_dtype is not None:
+        groups = optimizer.param_groups
+        if options.stochastic_rounding or {*map(options._asked_of, groups)} != {None}:
             raise ValueError(
                 "optimizer must do what torch can do, got one with stochastic_rounding or "
                 "state_dtype"
+            )
+        if rules := {group.get("rule", "muon") for group in groups} - {"muon"}:
+            raise ValueError(
+                "param_groups must be of rule 'muon', for which torch has an optimizer, got some "
+                f"of {', '.join(map(repr, rules))}; give them to lrfast.bench as an optimizer of "
+                "their own"
             )
         base = twins[type(optimizer)]
         twin = base.__new__(base)

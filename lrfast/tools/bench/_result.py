@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
+from lrfast.optim._memory import Memory
 from lrfast.tools.bench._contenders import LRFAST, TORCH
 from lrfast.tools.bench._timing import FORWARD
 
@@ -34,6 +36,8 @@ class BenchResult:
         difference: Largest difference between the parameters after three steps, as a fraction of
             what roundings explain.
         rounds: Number of timings of each.
+        memory: What parameters, gradients and states take if they were of other dtypes, by dtype
+            of the parameters and ``state_dtype`` of lrfast's optimizer.
     """
 
     optimizer: str
@@ -47,6 +51,10 @@ class BenchResult:
     bandwidth: float | None
     difference: float
     rounds: int
+    memory: dict[tuple[str, str], Memory] = field(default_factory=dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({"memory": {}} | state)  # former versions knew none
 
     def median(self, contender: str, part: str = UPDATE) -> float:
         """Return a median in microseconds; 0 for a part that the contender does not have.
@@ -148,6 +156,20 @@ class BenchResult:
             return [*lines, f"It moves {megabytes:,.3f} MB: {reach}."]
         rate = self.bandwidth / 1e9
         return [*lines, f"It moves {megabytes:,.1f} MB; memory here does {rate:,.1f} GB/s."]
+
+    def memory_rows(self) -> list[tuple[str, ...]]:
+        """Return the cells of the table of memory, titles first, by dtypes."""
+        titles = ("state bytes per parameter", "bytes per parameter", "MB in all")
+        return [("parameters", "state_dtype", *titles)] + [
+            (*dtypes, *(f"{size / memory.numel:.2f}" for size in (memory.states, memory.total)),
+             f"{memory.total / 1e6:,.3f}")
+            for dtypes, memory in self.memory.items()
+        ]  # fmt: skip
+
+    def memory_table(self) -> str:
+        """Return what parameters, gradients and states take in each dtype as plain text."""
+        titles, *rows = self.memory_rows()
+        return Table(titles, rows, right=(2, 3, 4)).text(width=0)
 
     def table(self) -> str:
         """Return header, rows and summary as plain text."""
