@@ -150,7 +150,7 @@ def entry(store: Store) -> dict[str, Any]:
     """Returns what a result file holds: all seeds that have both sides."""
     runs = {(each["side"], each["seed"]): each for each in store.records(Run(), "language")}
     seeds = [seed for seed in range(SEEDS) if all((side, seed) in runs for side in SIDES)]
-    if len(seeds) < 2:
+    if not seeds:
         return {}
     train, valid = text()
     final = {side: [runs[side, seed]["valid"][-1] for seed in seeds] for side in SIDES}
@@ -165,5 +165,5 @@ def entry(store: Store) -> dict[str, Any]:
         "train": {side: [runs[side, seed]["train"] for seed in seeds] for side in SIDES},
         "valid": {side: [runs[side, seed]["valid"] for seed in seeds] for side in SIDES},
         "final": final,
-        "ratio": ratio(final[CODED], final[FLOAT32]),
+        "ratio": ratio(final[CODED], final[FLOAT32]) if len(seeds) > 1 else None,
     }

@@ -91,13 +91,14 @@ def _language(entry: dict[str, Any]) -> str:
     rows = []
     for step in SHOWN:
         at = [[run[step // per_point - 1] for run in entry["valid"][s]] for s in language.SIDES]
-        cells = [f"{statistics.mean(each):.4f} ± {statistics.stdev(each):.4f}" for each in at]
+        cells = [", ".join(f"{loss:.4f}" for loss in losses) for losses in at]
         rows.append([f"{step:,}", *cells])
-    header = ["step", "float32", "8 bits"]
-    last = (
-        f"Validation losses, means and standard deviations over {len(entry['seeds'])} seeds; "
+    text = (
+        f"Validation losses of {len(entry['seeds'])} seeds; "
         f"{entry['parameters']:,} parameters, {entry['bytes'][CODED]:.2f} bytes of state for each "
-        f"instead of {entry['bytes'][FLOAT32]:.2f}. At the end 8 bits over float32 is "
-        f"{entry['ratio'][0]:.4f}, between {entry['ratio'][1]:.4f} and {entry['ratio'][2]:.4f}."
+        f"instead of {entry['bytes'][FLOAT32]:.2f}."
     )
-    return "\n".join([*table(header, rows), "", last])
+    if entry["ratio"] is not None:
+        middle, low, high = entry["ratio"]
+        text += f" At the end 8 bits over float32 is {middle:.4f}, from {low:.4f} to {high:.4f}."
+    return "\n".join([*table(["step", "float32", "8 bits"], rows), "", text])
