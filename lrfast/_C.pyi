@@ -24,6 +24,7 @@ rules: list[str]
 rule_states: dict[str, list[list[str]]]
 coded_states: dict[str, dict[str, bool]]
 cuda_codes: list[str]
+master_rules: list[str]
 min_coded: int
 code_block: int
 curve_state_size: int
@@ -66,6 +67,7 @@ class EngineOptions:
         stochastic_rounding: bool,
         seed: int,
         codes: bool,
+        master_bytes: int,
         telemetry: int,
     ) -> None: ...
 

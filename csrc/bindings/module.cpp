@@ -67,6 +67,14 @@ std::vector<std::string> rules_with_cuda_codes() {
   return found;
 }
 
+std::vector<std::string> rules_with_masters() {
+  std::vector<std::string> found;
+  for (const char* name : lrfast::Rules::kNames) {
+    if (lrfast::bindings::find_rule(name).keeps_masters) found.emplace_back(name);
+  }
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -79,6 +87,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("rule_states") = rule_states();
   m.attr("coded_states") = coded_states();
   m.attr("cuda_codes") = rules_with_cuda_codes();
+  m.attr("master_rules") = rules_with_masters();
   m.attr("min_coded") = lrfast::kMinCoded;
   m.attr("code_block") = lrfast::kCodeBlock;
   m.attr("curve_state_size") = lrfast::kCurveStateDoubles;
@@ -99,10 +108,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("decode_state", &decode_state, arg("codes"), arg("scales"), arg("positive"));
 
   py::class_<EngineOptions>(m, "EngineOptions")
-      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, bool, int64_t>(),
+      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, bool, int64_t,
+                    int64_t>(),
            arg("max_grad_norm"), arg("skip_nonfinite"), arg("zero_grads"), arg("ema_decay"),
            arg("ema_start"), arg("ema_warmup"), arg("stochastic_rounding"), arg("seed"),
-           arg("codes"), arg("telemetry"));
+           arg("codes"), arg("master_bytes"), arg("telemetry"));
 
   py::class_<MissingStates>(m, "MissingStates")
       .def_readonly("group", &MissingStates::group)

@@ -154,6 +154,7 @@ StepTables DevicePlan::fixed_tables(const StepSettings& settings) const {
   tables.average_start = options.ema_start;
   tables.average_warms_up = options.ema_warmup;
   tables.has_codes = options.codes;
+  tables.has_masters = options.master_bytes > 0;
   tables.has_averages = options.ema_decay >= 0.0;
   tables.seed = options.seed;
   tables.num_chunks = static_cast<int64_t>(chunks_.rows().size());

@@ -52,6 +52,7 @@ RuleInfo find_rule(const std::string& name) {
               Rule::kProductName,
               Rule::kLargestName,
               kCodesOnCuda<Rule>,
+              kKeepsMasters<Rule>,
               Rule::kAlwaysProduct,
               Measures<Rule>,
               &Rule::form,

@@ -31,8 +31,8 @@ struct Update {
 };
 
 // state(k): the element's k-th state, in memory or in a register; element: its index in the tensor.
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD void update_element(Param& param, const Param& grad, State&& state,
+template <class Rule, uint8_t form, class Param, class Grad, class State>
+LRFAST_HD void update_element(Param& param, const Grad& grad, State&& state,
                               const Update<Rule, compute_t<Param>>& update, int64_t element) {
   constexpr int kStates = applied_states<Rule, form>();
   compute_t<Param> value = to_compute(param);

@@ -127,6 +127,12 @@ struct Beta1Product : NoLargest {
 template <class Rule>
 constexpr bool kHasDirections = requires { Rule::kMoved; };
 
+// Whether bfloat16 parameters may have master bits: not where other passes read them, too, or the
+// optimizer writes them between steps, as the schedule-free ones do, which keep a largest rate.
+template <class Rule>
+constexpr bool kKeepsMasters =
+    !Measures<Rule> && !kHasDirections<Rule> && Rule::kLargestName == nullptr;
+
 // The gradient as torch's rules see it first: its sign turned to maximize, then the L2 penalty. No
 // penalty is no operation, so that an infinite weight does not turn into NaN.
 template <class T>

@@ -29,9 +29,11 @@ struct TensorRow {
   uint8_t counted;  // 0: its squares are counted elsewhere, where the same elements lie too
   uint8_t counts_in_double;
   uint8_t coded;                // whether its states are in 8 bits
+  uint8_t master;               // bytes of master bits beside each element: 0, 1 or 2
   uint8_t* scales[kMaxStates];  // [numel / kCodeBlock] of those, each
-  void* direction;  // [numel] of the parameter's type, from the first of two passes for the
-                    // second one; null: the tensor has one pass
+  void* direction;    // [numel] of the parameter's type, from the first of two passes for the
+                      // second one; null: the tensor has one pass
+  void* master_bits;  // [numel] of a bfloat16 parameter, int8 or int16, as master says
 };
 
 struct GroupRow {
@@ -144,6 +146,7 @@ struct StepTables {
   bool average_warms_up;  // whether the decay grows from then on
   bool has_averages;      // whether any tensor keeps one
   bool has_codes;         // whether any tensor's states are in 8 bits
+  bool has_masters;       // whether any tensor has master bits
   uint64_t seed;          // of stochastic rounding
   int64_t num_chunks;
   int64_t chunk_size;

@@ -204,7 +204,7 @@ LRFAST_HD int64_t update_runs(const TensorRow& row, void* grads, const Update<Ru
   const auto with = [&]<class Param, class State>() {
     return update_runs<Rule, form, Param, State>(row, grads, update, noise, begin, end);
   };
-  if (row.coded) return begin;
+  if (row.coded != 0 || row.master != 0) return begin;
   switch (row.dtypes) {
     case DtypePair::kBFloat16:
       return with.template operator()<BFloat16, BFloat16>();

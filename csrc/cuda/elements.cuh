@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/kernel.h"
+#include "core/masters.h"
 #include "core/rule.h"
 #include "core/step.h"
 #include "cuda/block.cuh"
@@ -38,10 +39,28 @@ struct ChunkAddresses {
   void* states[kMaxStates];
   uint8_t* scales[kMaxStates];  // of states in 8 bits
   void* average;
-  int64_t begin;  // its first element's index in the tensor
-  int count;      // elements
+  void* master_bits;
+  int64_t begin;   // its first element's index in the tensor
+  int count;       // elements
+  uint8_t master;  // bytes of master bits beside each of a MasterBFloat16
   bool aligned;
 };
+
+// A weight as a thread holds it, and the gradient of its parameter.
+template <class Param>
+struct ElementTypes {
+  using Weight = Param;
+  using Grad = Param;
+};
+template <>
+struct ElementTypes<MasterBFloat16> {
+  using Weight = float;
+  using Grad = BFloat16;
+};
+template <class Param>
+using weight_t = typename ElementTypes<Param>::Weight;
+template <class Param>
+using grad_t = typename ElementTypes<Param>::Grad;
 
 // Lets the arithmetic on next begin only when done is known. Elements of a vector are independent,
 // and the compiler would work on all at once, with registers that it has not: RMSprop on bfloat16
@@ -49,7 +68,9 @@ struct ChunkAddresses {
 template <class Done, class Next>
 LRFAST_HD void serialize([[maybe_unused]] Done& done, [[maybe_unused]] Next& next) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(Next) == sizeof(uint16_t)) {
+  if constexpr (sizeof(Next) == sizeof(uint16_t) && sizeof(Done) == sizeof(float)) {
+    asm volatile("" : "+f"(done), "+h"(next.bits));
+  } else if constexpr (sizeof(Next) == sizeof(uint16_t)) {
     asm volatile("" : "+h"(done.bits), "+h"(next.bits));
   } else if constexpr (sizeof(Done) == sizeof(uint16_t)) {
     asm volatile("" : "+f"(next) : "h"(done.bits));
@@ -85,6 +106,11 @@ LRFAST_HD ChunkAddresses locate_chunk(const TensorRow& row, void* grads, int64_t
   for (int k = 0; k < Rule::kStates[form].count; ++k) {
     at.states[k] = static_cast<State*>(row.states[k]) + begin;
     at.aligned = at.aligned && is_aligned(at.states[k]);
+  }
+  if constexpr (std::is_same_v<Param, MasterBFloat16>) {
+    at.master = row.master;
+    at.master_bits = static_cast<char*>(row.master_bits) + begin * row.master;
+    at.aligned = at.aligned && is_aligned(at.master_bits);
   }
   return at;
 }
@@ -132,6 +158,55 @@ LRFAST_HD void save(const Element* values, void* array, int first) {
   }
 }
 
+template <class Rest, int length>
+LRFAST_HD void load_masters(const ChunkAddresses& at, int first, float* out) {
+  alignas(kVectorBytes) MasterBFloat16 halves[length];
+  alignas(kVectorBytes) Rest rests[length];
+  load<length>(at.param, first, halves);
+  load<length>(at.master_bits, first, rests);
+  LRFAST_UNROLL
+  for (int e = 0; e < length; ++e) out[e] = join_master(halves[e].bits, rests[e]);
+}
+template <class Rest, int length>
+LRFAST_HD void save_masters(float* weights, const ChunkAddresses& at, int first) {
+  alignas(kVectorBytes) MasterBFloat16 halves[length];
+  alignas(kVectorBytes) Rest rests[length];
+  LRFAST_UNROLL
+  for (int e = 0; e < length; ++e) split_master(weights[e], halves[e].bits, rests[e]);
+  save<length>(halves, at.param, first);
+  save<length>(rests, at.master_bits, first);
+}
+
+// The same for weights, which may lie in two arrays. What is saved becomes what is kept of it.
+template <int length, class Param>
+LRFAST_HD void load_weights(const ChunkAddresses& at, int first, weight_t<Param>* out) {
+  if constexpr (!std::is_same_v<Param, MasterBFloat16>) {
+    load<length>(at.param, first, out);
+  } else if (at.master == sizeof(int8_t)) {
+    load_masters<int8_t, length>(at, first, out);
+  } else {
+    load_masters<int16_t, length>(at, first, out);
+  }
+}
+template <int length, class Param>
+LRFAST_HD void save_weights(weight_t<Param>* weights, const ChunkAddresses& at, int first) {
+  if constexpr (!std::is_same_v<Param, MasterBFloat16>) {
+    save<length>(weights, at.param, first);
+  } else if (at.master == sizeof(int8_t)) {
+    save_masters<int8_t, length>(weights, at, first);
+  } else {
+    save_masters<int16_t, length>(weights, at, first);
+  }
+}
+
+template <class Param>
+LRFAST_HD weight_t<Param> kept_weight(const ChunkAddresses& at, weight_t<Param> weight) {
+  if constexpr (std::is_same_v<Param, MasterBFloat16>) {
+    if (at.master == sizeof(int8_t)) return round_master<int8_t>(weight);
+  }
+  return weight;
+}
+
 // What a thread adds up for telemetry.
 struct Changes {
   double updates = 0.0;
@@ -139,8 +214,8 @@ struct Changes {
 };
 
 // An element's change, as telemetry counts it.
-template <class Param>
-LRFAST_HD void count_change(const Param& before, const Param& after, Changes& changes) {
+template <class Weight>
+LRFAST_HD void count_change(const Weight& before, const Weight& after, Changes& changes) {
   const double weight = to_compute(after);
   add_square(changes.updates, change_of(to_compute(before), weight));
   add_square(changes.weights, weight);
@@ -150,7 +225,7 @@ LRFAST_HD void count_change(const Param& before, const Param& after, Changes& ch
 template <int length, class Param>
 LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at,
                                const compute_t<Param>& average_weight, int first,
-                               const Param* after) {
+                               const weight_t<Param>* after) {
   using T = compute_t<Param>;
   if (at.average) {
     alignas(kVectorBytes) T average[length];
@@ -162,7 +237,7 @@ LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at,
     save<length>(average, at.average, first);
   }
   if (t.gradients.zero) {
-    alignas(kVectorBytes) const Param zeros[length] = {};
+    alignas(kVectorBytes) const grad_t<Param> zeros[length] = {};
     save<length>(zeros, at.grad, first);
   }
 }
@@ -221,12 +296,12 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
   Changes changes;
   constexpr int kLength = vector_length<passes, kStates, Param, State>();
   walk_chunk<kLength>(at, thread, threads, [&]<int length>(int first) {
-    alignas(kVectorBytes) Param param[length];
-    alignas(kVectorBytes) Param grad[length];
-    [[maybe_unused]] alignas(kVectorBytes) Param before[length];
+    alignas(kVectorBytes) weight_t<Param> param[length];
+    alignas(kVectorBytes) grad_t<Param> grad[length];
+    [[maybe_unused]] alignas(kVectorBytes) weight_t<Param> before[length];
     alignas(kVectorBytes) State held[kStates > 0 ? kStates : 1][length];
     reload_barrier();
-    load<length>(at.param, first, param);
+    load_weights<length, Param>(at, first, param);
     load<length>(at.grad, first, grad);
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) load<length>(at.states[k], first, held[k]);
@@ -249,7 +324,7 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
       }
     }
     reload_barrier();
-    save<length>(param, at.param, first);
+    save_weights<length, Param>(param, at, first);
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) save<length>(held[k], at.states[k], first);
     if constexpr (passes) {
@@ -258,7 +333,7 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
         LRFAST_UNROLL
         for (int e = 0; e < length; ++e) count_change(before[e], param[e], changes);
       }
-      finish_elements<length>(t, at, update.average_weight, first, param);
+      finish_elements<length, Param>(t, at, update.average_weight, first, param);
     }
   });
   return changes;
@@ -353,10 +428,18 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
                             float (*held)[kLaneVector], Count&& count) {
   constexpr int kStates = Rule::kStates[form].count;
   constexpr uint32_t kPositive = positive_states<Rule, form>();
-  alignas(kVectorBytes) Param param[kLaneVector];
-  alignas(kVectorBytes) Param grad[kLaneVector];
+  alignas(kVectorBytes) weight_t<Param> param[kLaneVector];
+  alignas(kVectorBytes) grad_t<Param> grad[kLaneVector];
   reload_barrier();
-  load_part(at.param, first, at.count, is_whole, param);
+  if (is_whole) {
+    load_weights<kLaneVector, Param>(at, first, param);
+  } else {
+    LRFAST_UNROLL
+    for (int e = 0; e < kLaneVector; ++e) {
+      param[e] = {};
+      if (first + e < at.count) load_weights<1, Param>(at, first + e, &param[e]);
+    }
+  }
   load_part(at.grad, first, at.count, is_whole, grad);
   alignas(kLaneVector) uint8_t codes[kStates][kLaneVector];
   LRFAST_UNROLL
@@ -372,7 +455,7 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
   constexpr bool kInPairs = std::is_same_v<Param, StochasticBFloat16>;
   LRFAST_UNROLL
   for (int e = 0; e < kLaneVector; e += kInPairs ? 2 : 1) {
-    const Param before[2] = {param[e], param[kInPairs ? e + 1 : e]};
+    const weight_t<Param> before[2] = {param[e], param[kInPairs ? e + 1 : e]};
     decode_element(e);
     if constexpr (kInPairs) {
       decode_element(e + 1);
@@ -387,19 +470,22 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
     }
     if (t.totals.chunk_changes) {
       for (int i = 0; i < (kInPairs ? 2 : 1); ++i) {
-        if (first + e + i < at.count) count(before[i], param[e + i]);
+        if (first + e + i < at.count) {
+          count(before[i], kept_weight<Param>(at, param[e + i]));
+        }
       }
     }
   }
   reload_barrier();
-  save_part(param, at.param, first, at.count, is_whole);
   if (is_whole) {
-    finish_elements<kLaneVector>(t, at, update.average_weight, first, param);
+    save_weights<kLaneVector, Param>(param, at, first);
+    finish_elements<kLaneVector, Param>(t, at, update.average_weight, first, param);
   } else {
     LRFAST_UNROLL
     for (int e = 0; e < kLaneVector; ++e) {
       if (first + e < at.count) {
-        finish_elements<1>(t, at, update.average_weight, first + e, &param[e]);
+        save_weights<1, Param>(&param[e], at, first + e);
+        finish_elements<1, Param>(t, at, update.average_weight, first + e, &param[e]);
       }
     }
   }
@@ -442,7 +528,7 @@ LRFAST_HD void update_coded_blocks(const StepTables& t, const ChunkAddresses& at
         const int first = block + part * kBlockPart + lane * kLaneVector;
         update_coded<Rule, form, Param>(
             t, at, update, first, is_whole, held.of(lane).values[part],
-            [&](const Param& before, const Param& after) { count(lane, before, after); });
+            [&](const auto& before, const auto& after) { count(lane, before, after); });
       });
     }
     LRFAST_UNROLL

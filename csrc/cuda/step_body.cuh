@@ -368,7 +368,7 @@ LRFAST_HD void update_coded_chunk(const StepTables& t, const ChunkRow& chunk, co
       [&](int thread) { shared.updates.values[thread] = shared.weights.values[thread] = 0.0; });
   block.for_each_warp([&](auto& warp, int number, int warps) {
     const int lanes = block.threads() / warps;  // fewer than a warp's on the host alone
-    const auto count = [&](int lane, const Param& before, const Param& after) {
+    const auto count = [&](int lane, const auto& before, const auto& after) {
       const int thread = number * lanes + lane % lanes;
       Changes changes;
       count_change(before, after, changes);
@@ -379,9 +379,22 @@ LRFAST_HD void update_coded_chunk(const StepTables& t, const ChunkRow& chunk, co
   });
 }
 
-// Whether averages, zeroing, telemetry or states in 8 bits are wanted; they cost registers.
+// Whether averages, zeroing, telemetry, states in 8 bits or master bits are wanted; they cost
+// registers.
 LRFAST_HD bool has_passes(const StepTables& t) {
-  return t.has_averages || t.has_codes || t.gradients.zero || t.totals.chunk_changes != nullptr;
+  return t.has_averages || t.has_codes || t.has_masters || t.gradients.zero ||
+         t.totals.chunk_changes != nullptr;
+}
+
+// with_types(), and MasterBFloat16 for a parameter with master bits, in the kernel that knows them.
+template <class Rule, bool passes, class Visitor>
+LRFAST_HD void with_weights(const TensorRow& row, Visitor&& visit) {
+  with_types(row.dtypes, [&]<class Param, class State>() {
+    if constexpr (passes && kKeepsMasters<Rule> && std::is_same_v<Param, BFloat16>) {
+      if (row.master != 0) return visit.template operator()<MasterBFloat16, State>();
+    }
+    visit.template operator()<Param, State>();
+  });
 }
 
 // passes: as has_passes() says.
@@ -401,7 +414,7 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
     }
     const TensorRow& row = t.tensors[chunk.tensor];
     prepare_tensor(t, chunk.tensor, shared, block);
-    with_types(row.dtypes, [&]<class Param, class State>() {
+    with_weights<Rule, passes>(row, [&]<class Param, class State>() {
       with_form<Rule>(form_now<Rule>(t, chunk.tensor), [&]<uint8_t form>() {
         if constexpr (passes && kMayBeCoded<Rule, form, State>) {
           if (row.coded != 0) {

@@ -30,6 +30,8 @@ _TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "am
 _ADAMS = {"amsgrad", "fused"}
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16, "8bit")
 _HALF = (torch.bfloat16, torch.float16)
+# What is kept beside each element of a bfloat16 parameter.
+MASTERS = {"24bit": torch.int8, "32bit": torch.int16}
 
 # "8bit" stands for codes.
 StateDtype: TypeAlias = torch.dtype | Literal["8bit"] | None
@@ -50,6 +52,7 @@ class StepOptions(TypedDict, total=False):
     telemetry: int
     ema_start: int
     ema_warmup: bool
+    master: Literal["24bit", "32bit"] | None
 
 
 @public_in("lrfast.optim")
@@ -84,6 +87,11 @@ class Options:
             themselves; default 0.
         ema_warmup: Whether the decay warms up: it is ``min(ema_decay, (1 + n) / (10 + n))`` after
             ``n`` averaged steps, as in TensorFlow and diffusers; default False.
+        master: Precision of the weights behind bfloat16 parameters, whose lost bits are kept beside
+            them as a state: "24bit" (one byte per element), "32bit" (two; the weights are exact
+            float32) or None, the default, for the parameters' own 16. Updates that bfloat16 would
+            lose then count. Parameters of other dtypes stay as they are; float16 is refused, and
+            so is ``stochastic_rounding``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -99,6 +107,7 @@ class Options:
     telemetry: int = 0
     ema_start: int = 0
     ema_warmup: bool = False
+    master: Literal["24bit", "32bit"] | None = None
 
     def __post_init__(self) -> None:
         norm, decay = self.max_grad_norm, self.ema_decay
@@ -107,6 +116,15 @@ class Options:
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"ema_decay must be within [0, 1), or None, got {decay}")
         _check_state_dtype("state_dtype", self.state_dtype)
+        if self.master not in (None, *MASTERS):
+            raise ValueError(
+                f'master must be "24bit", "32bit" or None, got {short_repr(self.master)}'
+            )
+        if self.master is not None and self.stochastic_rounding:
+            raise ValueError(
+                f"stochastic_rounding must be False with master={self.master!r}, which keeps what "
+                "rounding loses, got True"
+            )
         for name in ("seed", "telemetry"):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 0, 2**63 - 1))
         object.__setattr__(
@@ -126,10 +144,18 @@ class Options:
         decay = -1.0 if self.ema_decay is None else self.ema_decay
         average = (decay, self.ema_start, self.ema_warmup)
         flags = (self.skip_nonfinite, self.zero_grads, *average, self.stochastic_rounding)
+        master_bytes = 0 if self.master is None else MASTERS[self.master].itemsize
+        kept = (has_codes, master_bytes, self.telemetry)
         options: _C.EngineOptions = extension().EngineOptions(
-            self.max_grad_norm or 0.0, *flags, self.seed, has_codes, self.telemetry
+            self.max_grad_norm or 0.0, *flags, self.seed, *kept
         )
         return options
+
+    def _master_dtype_of(self, param: torch.Tensor) -> torch.dtype | None:
+        """Return the dtype of a parameter's master bits, None for none."""
+        if self.master is None or param.dtype is not torch.bfloat16:
+            return None
+        return MASTERS[self.master]
 
     def _asked_of(self, group: dict[str, Any]) -> StateDtype:
         """Return what a param group asks of its states: its own ``state_dtype``, or this one."""
@@ -189,6 +215,23 @@ def _check_state_dtype(name: str, value: Any) -> None:
         raise ValueError(
             f'{name} must be torch.float32, torch.bfloat16, "8bit" or None, got {short_repr(value)}'
         )
+
+
+def check_masters(rule: str, param_groups: list[dict[str, Any]], master: str) -> None:
+    """Check that an update rule can keep master bits of these parameters."""
+    known = extension().master_rules
+    if rule not in known:
+        raise ValueError(
+            f"master must be None for the rule {rule!r}, got {master!r}, which is for "
+            f"{', '.join(known)}"
+        )
+    for index, group in enumerate(param_groups):
+        if any(param.dtype is torch.float16 for param in group["params"]):
+            raise ValueError(
+                f"master must be None for float16, as in param_groups[{index}], got {master!r}: "
+                "float16 ends at 65504 and is even below 6e-5, so that bits beside it make no "
+                "float32; use bfloat16"
+            )
 
 
 def check_group(index: int, group: dict[str, Any]) -> None:

@@ -43,6 +43,8 @@ TensorRow make_row(Tensor& tensor, uint32_t number) {
   for (size_t k = 0; k < tensor.states.size(); ++k) row.states[k] = tensor.states[k].data();
   for (size_t k = 0; k < tensor.scales.size(); ++k) row.scales[k] = tensor.scales[k].data();
   row.coded = !tensor.scales.empty();
+  row.master = tensor.spec.master;
+  if (row.master != 0) row.master_bits = tensor.master_bits.data();
   if (tensor.spec.has_average) row.average = tensor.average.data();
   row.count = tensor.count.as<float>();
   if (tensor.spec.has_product) row.product = tensor.product.as<double>();
@@ -132,6 +134,7 @@ void Plan::add_tensor(const TensorSpec& given) {
                kinds[0] != StateKind::kWide;
   with_types(spec.dtypes, [&]<class Param, class State>() {
     spec.coded = spec.coded && std::is_same_v<State, float>;
+    if (!std::is_same_v<Param, BFloat16> || !info.keeps_masters) spec.master = 0;
     const auto& s = spec;
     Tensor tensor{
         s,
@@ -139,7 +142,11 @@ void Plan::add_tensor(const TensorSpec& given) {
         make_array<Param>(s.numel, s.grad_offset, -1.0, 1.0),
         make_array<compute_t<Param>>(s.has_average ? s.numel : 0, s.average_offset, -2.0, 2.0),
         {},
-        {}};
+        {},
+        GuardedBytes(s.numel * s.master, s.master * s.state_offset)};
+    for (int64_t i = 0; i < s.numel * s.master; ++i) {
+      tensor.master_bits.data()[i] = static_cast<uint8_t>(uniform(filled_++) * 256.0);
+    }
     if (options.exact_grads) {
       for (int64_t i = 0; i < s.numel; ++i) {
         put(std::floor(uniform(filled_++) * 17.0 - 8.0) / 4.0, tensor.grad.as<Param>()[i]);
@@ -197,6 +204,7 @@ StepTables Plan::tables() {
     grads_.push_back(tensor.spec.has_grad ? tensor.grad.data() : nullptr);
     t.has_averages = t.has_averages || tensor.spec.has_average;
     t.has_codes = t.has_codes || tensor.spec.coded;
+    t.has_masters = t.has_masters || tensor.spec.master != 0;
   }
   t.tensors = rows_.data();
   t.grads = grads_.data();
@@ -249,7 +257,8 @@ bool Plan::is_intact() const {
     intact = intact && own->is_intact();
   }
   for (const Tensor& t : tensors) {
-    for (const GuardedBytes* array : {&t.param, &t.grad, &t.average, &t.count, &t.product}) {
+    for (const GuardedBytes* array :
+         {&t.param, &t.grad, &t.average, &t.count, &t.product, &t.master_bits}) {
       intact = intact && array->is_intact();
     }
     for (const GuardedBytes& state : t.states) intact = intact && state.is_intact();
@@ -266,7 +275,8 @@ std::string Plan::difference(const Plan& other) const {
                         byte_difference("grad", a.grad, b.grad) +
                         byte_difference("average", a.average, b.average) +
                         byte_difference("count", a.count, b.count) +
-                        byte_difference("product", a.product, b.product);
+                        byte_difference("product", a.product, b.product) +
+                        byte_difference("master bits", a.master_bits, b.master_bits);
     for (size_t k = 0; k < a.states.size(); ++k) {
       found += byte_difference(text("state ", k), a.states[k], b.states[k]);
       if (a.spec.coded) found += byte_difference(text("scales ", k), a.scales[k], b.scales[k]);

@@ -42,6 +42,7 @@ struct TensorSpec {
   bool has_average = false;
   bool counted = true;  // in the norms
   bool coded = false;   // states in 8 bits, if the rule and the dtypes allow it
+  uint8_t master = 0;   // bytes of master bits, likewise
   float count = 0;
   double product = 0.5;
 };
@@ -92,6 +93,7 @@ struct Tensor {
   GuardedBytes average;
   std::deque<GuardedBytes> states;
   std::deque<GuardedBytes> scales;  // of states in 8 bits; otherwise empty
+  GuardedBytes master_bits{0};      // empty: none
   GuardedBytes count{sizeof(float)};
   GuardedBytes product{sizeof(double)};
 };

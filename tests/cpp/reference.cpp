@@ -5,6 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/masters.h"
+
 namespace lrfast::test {
 namespace {
 
@@ -37,6 +39,33 @@ void save(const std::vector<compute_t<Element>>& values, GuardedBytes& bytes,
       from_compute(values[i], bytes.as<Element>()[i]);
     }
   }
+}
+
+// Weights of a tensor, with their master bits if it has some.
+template <class Param>
+auto load_weights(const Tensor& tensor) {
+  auto values = load<Param>(tensor.param);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint16_t half = tensor.spec.master != 0 ? tensor.param.as<uint16_t>()[i] : uint16_t{0};
+    if (tensor.spec.master == 1) values[i] = join_master(half, tensor.master_bits.as<int8_t>()[i]);
+    if (tensor.spec.master == 2) values[i] = join_master(half, tensor.master_bits.as<int16_t>()[i]);
+  }
+  return values;
+}
+
+template <class Param>
+void save_weights(std::vector<compute_t<Param>> values, Tensor& tensor, const Noise& noise) {
+  if constexpr (std::is_same_v<Param, BFloat16>) {
+    uint16_t* halves = tensor.param.as<uint16_t>();
+    for (size_t i = 0; tensor.spec.master != 0 && i < values.size(); ++i) {
+      if (tensor.spec.master == 1) {
+        split_master(values[i], halves[i], tensor.master_bits.as<int8_t>()[i]);
+      } else {
+        split_master(values[i], halves[i], tensor.master_bits.as<int16_t>()[i]);
+      }
+    }
+  }
+  if (tensor.spec.master == 0) save<Param>(values, tensor.param, noise, 0);
 }
 
 template <class Rule, class T>
@@ -102,7 +131,7 @@ template <class Param, class State>
 LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hypers, double factor,
                                    const Distance& distance, const Noise& noise) {
   using T = compute_t<Param>;
-  Values<T> values{load<Param>(tensor.param), load<Param>(tensor.grad), {}};
+  Values<T> values{load_weights<Param>(tensor), load<Param>(tensor.grad), {}};
   const RuleInfo info = rule_info(rule);
   const StateKind* kinds = info.kinds[tensor.spec.form];
   for (size_t k = 0; k < tensor.states.size(); ++k) {
@@ -117,7 +146,7 @@ LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hyper
     values.states[k] = load<State>(tensor.states[k]);
   }
   apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), distance, values);
-  save<Param>(values.param, tensor.param, noise, 0);
+  save_weights<Param>(values.param, tensor, noise);
   for (int k = 0; k < info.applied_states[tensor.spec.form]; ++k) {
     const int which = k + 1;
     if constexpr (std::is_same_v<State, float>) {
@@ -163,10 +192,18 @@ std::vector<double> doubles(DtypePair dtypes, const GuardedBytes& bytes) {
   return values;
 }
 
+std::vector<double> weights_of(const Tensor& tensor) {
+  std::vector<double> values;
+  with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
+    for (const auto value : load_weights<Param>(tensor)) values.push_back(value);
+  });
+  return values;
+}
+
 void average_tensor(Tensor& tensor, double weight) {
   with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
     using T = compute_t<Param>;
-    const std::vector<T> params = load<Param>(tensor.param);
+    const std::vector<T> params = load_weights<Param>(tensor);
     for (size_t i = 0; i < params.size(); ++i) {
       T& average = tensor.average.as<T>()[i];
       if (weight == 1.0)
@@ -269,12 +306,12 @@ void advance_distance(Distance& distance) {
 void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& noise,
                  double* sums) {
   const TensorSpec& spec = tensor.spec;
-  const std::vector<double> before = doubles(spec.dtypes, tensor.param);
+  const std::vector<double> before = weights_of(tensor);
   with_types(spec.dtypes, [&]<class Param, class State>() {
     update_tensor<Param, State>(tensor, plan.rule, hypers, factor_of(plan, spec.group),
                                 plan.clock.as<Clock>()->distance, noise);
   });
-  const std::vector<double> after = doubles(spec.dtypes, tensor.param);
+  const std::vector<double> after = weights_of(tensor);
   for (size_t i = 0; i < after.size(); ++i) {
     sums[0] += (after[i] - before[i]) * (after[i] - before[i]);
     sums[1] += after[i] * after[i];

@@ -25,6 +25,7 @@ struct RuleInfo {
   bool measures;  // a distance
   int applied_states[kMaxForms];
   bool codes_on_cuda;
+  bool keeps_masters;
 };
 
 LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
@@ -40,7 +41,8 @@ LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
             Rule::kAlwaysProduct,
             Measures<Rule>,
             {},
-            kCodesOnCuda<Rule>};
+            kCodesOnCuda<Rule>,
+            kKeepsMasters<Rule>};
     for (int form = 0; form < Rule::kNumForms; ++form) {
       info.num_states[form] = info.applied_states[form] = Rule::kStates[form].count;
       if constexpr (Measures<Rule>) info.applied_states[form] -= Rule::kMeasuredStates;

@@ -110,6 +110,29 @@ def test_states_of_shards_in_8_bits(mesh: Any) -> None:
         one.load_state_dict(broken)
 
 
+@pytest.mark.parametrize(("master", "other"), [("24bit", "32bit"), ("32bit", "24bit")])
+def test_master_bits_of_a_shard(master: Any, other: Any, mesh: Any) -> None:
+    """A DTensor, too, as the weights are; an optimizer of the other precision takes them."""
+    local, grads = torch.randn(6, 4).bfloat16(), [torch.randn(6, 4).bfloat16() for _ in range(3)]
+    part, plain = (torch.nn.Parameter(t) for t in (shard(mesh, local.clone()), local.clone()))
+    options: dict[str, Any] = {"lr": 0.01, "state_dtype": torch.float32}
+    both = [lrfast.AdamW([param], **options, master=master) for param in (part, plain)]
+    for grad in grads:
+        part.grad, plain.grad = shard(mesh, grad.clone()), grad
+        for optimizer in both:
+            optimizer.step()
+    bits = both[0].state[part]["master_bits"]
+    assert torch.equal(bits.to_local(), both[1].state[plain]["master_bits"]) and bits.any()
+    weights = [optimizer.master_params() for optimizer in both]
+    assert weights[0][part].shape == part.shape == (12, 4)
+    assert torch.equal(weights[0][part].to_local(), weights[1][plain])
+    taken = [lrfast.AdamW([param], **options, master=other) for param in (part, plain)]
+    for own, source in zip(taken, both, strict=True):
+        own.load_state_dict(source.state_dict())
+        own.step()
+    assert torch.equal(taken[0].master_params()[part].to_local(), taken[1].master_params()[plain])
+
+
 def test_parameters_on_two_meshes_are_refused(mesh: Any) -> None:
     other = torch.distributed.init_device_mesh("cpu", (2,), mesh_dim_names=("other",))
     params = [torch.nn.Parameter(shard(each, torch.ones(4))) for each in (mesh, other)]

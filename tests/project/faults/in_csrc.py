@@ -470,6 +470,50 @@ STEP = [
         program("test_codes"),
     ),
     Fault(
+        "master-half-is-cut",
+        "csrc/core/masters.h",
+        "(bits + 0x8000u) >> 16",
+        "bits >> 16",
+        program("test_masters"),
+    ),
+    Fault(
+        "master-ties-go-up",
+        "csrc/core/masters.h",
+        " + (bits >> kCut & 1u)",
+        " + 1u",
+        program("test_masters"),
+    ),
+    Fault(
+        "master-nan-becomes-a-number",
+        "csrc/core/masters.h",
+        "x != x ? (bits & 0x80000000u) | 0x7fc00000u : kept",
+        "kept",
+        program("test_masters"),
+    ),
+    Fault(
+        "master-of-zero-is-no-number",
+        "csrc/core/masters.h",
+        "magnitude > 0 ? magnitude : 0",
+        "magnitude",
+        program("test_masters"),
+    ),
+    Fault(
+        "master-of-a-gpu-is-not-what-is-stored",
+        "csrc/core/masters.h",
+        "  x = round_master<Rest>(x);\n  const uint32_t bits = bits_as<uint32_t>(x);",
+        "  const uint32_t bits = bits_as<uint32_t>(round_master<Rest>(x));",
+        program("test_masters"),
+    ),
+    Fault(
+        "average-is-of-the-parameter",
+        "csrc/cpu/post_update.cpp",
+        "if (row.master != 0) {\n    float weights[kTile];\n"
+        "    join_masters(row, begin, end, weights);\n    average_range",
+        "if (false) {\n    float weights[kTile];\n"
+        "    join_masters(row, begin, end, weights);\n    average_range",
+        program("test_passes"),
+    ),
+    Fault(
         "codes-of-a-gpu-share-their-noise",
         "csrc/cuda/elements.cuh",
         "Noise::of_value(noise.of_pair(pair), k + 1);",
