@@ -140,6 +140,12 @@ def test_small_states_do_equal_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused["missing"] == "No module named 'no_such_package'"
     coded = found["lrfast, 8bit"].optimizer.state[found["lrfast, 8bit"].params[0]]
     assert "exp_avg_codes" in coded and round(entries["lrfast, 8bit"].moved, 2) == 16.02
+    masters = {"24bit master, 8bit": (torch.int8, 12.02), "32bit master": (torch.int16, 26)}
+    for name, (dtype, moved) in masters.items():
+        full = f"lrfast, bf16 weights, {name}"
+        (state, _) = (found[full].optimizer.state[param] for param in found[full].params)
+        assert state["master_bits"].dtype == dtype and round(entries[full].moved, 2) == moved
+        assert ("exp_avg_codes" in state) == ("8bit" in name)
     row = {
         "table": "small states", "parameters": "two", "elements": 100, "floor": 1.25,
         "turns_us": {"torch-fused": [1, 3000, 3], "lrfast, 8bit": [1, 2000, 3],
