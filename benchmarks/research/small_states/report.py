@@ -17,6 +17,7 @@ from benchmarks.research.suggestions.train import STEPS
 
 # In a folder of its own: benchmarks.report takes every file beside it for timings.
 RESULTS: Final = provenance.RESULTS / "small_states"
+MASTERS: Final = provenance.RESULTS / "masters"
 PAGE: Final = provenance.ROOT / "docs" / "states_in_8_bits.md"
 SHOWN: Final = (1000, 5000, 10_000, 20_000)  # steps of the language model
 
