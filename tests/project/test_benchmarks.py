@@ -167,11 +167,16 @@ def test_small_states_do_equal_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel is not Linux")
-def test_states_in_8_bits_take_two_bytes_of_resident_memory() -> None:
+@pytest.mark.parametrize(
+    ("name", "width", "wanted"),
+    [("AdamW, 8bit", "float32", 2), ("AdamW, 8bit, 24bit master", "bfloat16", 3)],
+)
+def test_states_take_the_resident_memory_that_they_say(name: str, width: str, wanted: int) -> None:
     """Over 100 million parameters; 4 MB are the pages that two processes differ by."""
     model = "hundred_million"
-    measured = memory.states_of(["AdamW, 8bit"], model, "float32")["AdamW, 8bit"]
-    assert 2.0 < measured + 4e6 / memory.elements(model) < 2.1 + 8e6 / memory.elements(model)
+    measured = memory.states_of([name], model, width)[name]
+    pages = 4e6 / memory.elements(model)
+    assert wanted < measured + pages < wanted + 0.1 + 2 * pages
 
 
 # Pages.
