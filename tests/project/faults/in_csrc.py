@@ -536,9 +536,9 @@ STEP = [
     ),
     Fault(
         "elements-far-apart-share-their-noise",
-        "csrc/cpu/step.cpp",
-        "static_cast<uint32_t>(first >> 1) + i",
-        "(static_cast<uint32_t>(first) >> 1) + i",
+        "csrc/cpu/wide.h",
+        "static_cast<uint32_t>(first >> 1);",
+        "static_cast<uint32_t>(first) >> 1;",
         program("test_large_index"),
     ),
     Fault(
@@ -589,8 +589,8 @@ DRIVER = [
     Fault(
         "the-element-behind-the-blocks-is-left-out",
         "csrc/cpu/step.cpp",
-        "for (int64_t e = i; e < at.count; ++e) {",
-        "for (int64_t e = i > 0 ? i + 1 : i; e < at.count; ++e) {",
+        "if (rest < end) {",
+        "if (rest + 1 < end || rest == begin) {",
         program("test_step_body"),
     ),
     Fault(

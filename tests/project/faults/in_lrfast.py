@@ -106,8 +106,8 @@ OPTIM = [
     Fault(
         "products-of-one-stack-have-one-groups-settings",
         "lrfast/optim/_newton_schulz.py",
-        "groupby(groups, key=_settings)",
-        "[(_settings(groups[0]), groups)]",
+        "            (_settings(group), group.get",
+        "            (_settings(groups[0]), group.get",
         "test_muon.py",
     ),
     Fault(
