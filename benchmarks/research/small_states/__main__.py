@@ -50,7 +50,8 @@ def main() -> int:
     elif chosen.keep:
         provenance.write(collect(chosen.store), RESULTS)
     if chosen.keep or chosen.page:
-        PAGE.write_text(page(PAGE.read_text(), provenance.newest(RESULTS)))
+        newest = (provenance.newest(folder) for folder in (RESULTS, MASTERS))
+        PAGE.write_text(page(PAGE.read_text(), *newest))
     return 0
 
 

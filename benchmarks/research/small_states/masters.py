@@ -137,7 +137,7 @@ def collect(names: Collection[str], store: Store) -> dict[str, Any]:
 def _entry(task: Task, store: Store) -> dict[str, Any]:
     """Returns the losses of all seeds that have every side, if these are a turn's at least."""
     (cost,) = store.records(task, "cost")
-    entry = {key: cost[key] for key in ("seconds", "why") if key in cost}
+    entry: dict[str, Any] = {key: cost[key] for key in ("seconds", "why") if key in cost}
     runs = {(run["side"], run["seed"]): run for run in store.records(task, "masters")}
     seeds = [seed for seed in range(TURN * TURNS) if all((side, seed) in runs for side in SIDES)]
     if len(seeds) < TURN:
