@@ -133,6 +133,11 @@ template <class Rule>
 constexpr bool kKeepsMasters =
     !Measures<Rule> && !kHasDirections<Rule> && Rule::kLargestName == nullptr;
 
+// What a decoupled weight decay leaves of a parameter.
+LRFAST_HD double decay_factor(double rate, double weight_decay) {
+  return 1.0 - rate * weight_decay;
+}
+
 // The gradient as torch's rules see it first: its sign turned to maximize, then the L2 penalty. No
 // penalty is no operation, so that an infinite weight does not turn into NaN.
 template <class T>

@@ -55,7 +55,8 @@ struct AdamMoments {
     s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
     s.penalty = decoupled ? T(0) : static_cast<T>(hypers[kWeightDecay]);
-    s.shrink = decoupled ? static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]) : T(1);
+    s.shrink = T(1);
+    if (decoupled) s.shrink = static_cast<T>(decay_factor(hypers[kRate], hypers[kWeightDecay]));
     s.mean_weight = static_cast<T>(1.0 - hypers[kMomentum]);
     s.beta2 = static_cast<T>(hypers[kBeta2]);
     s.square_weight = static_cast<T>(1.0 - hypers[kBeta2]);

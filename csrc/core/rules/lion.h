@@ -39,7 +39,7 @@ struct Lion : NoProduct {
   LRFAST_HD static Scalars<T> prepare(const double* hypers, const TensorClock&, Powers&&) {
     Scalars<T> s;
     s.rate = static_cast<T>(hypers[kRate]);
-    s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);
+    s.shrink = static_cast<T>(decay_factor(hypers[kRate], hypers[kWeightDecay]));
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
     s.beta1 = static_cast<T>(hypers[kMomentum]);
     s.beta2 = static_cast<T>(hypers[kBeta2]);

@@ -67,7 +67,7 @@ struct Muon : Adam {
     static_cast<Adam::Scalars<T>&>(s) = Adam::prepare<T>(hypers, clock, powers);
     if (hypers[kKind] == kMatrices) {  // without bias correction, and decoupled, too
       s.step_size = static_cast<T>(hypers[kRate]);
-      s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);
+      s.shrink = static_cast<T>(decay_factor(hypers[kRate], hypers[kWeightDecay]));
     }
     s.look_ahead = hypers[kNesterov] != 0.0 ? s.mean_weight : T(0);
     return s;

@@ -83,10 +83,10 @@ RULES = [
         program("test_rules"),
     ),
     Fault(
-        "lion-decay-with-the-wrong-sign",
-        "csrc/core/rules/lion.h",
-        "s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);",
-        "s.shrink = static_cast<T>(1.0 + hypers[kRate] * hypers[kWeightDecay]);",
+        "decay-with-the-wrong-sign",
+        "csrc/core/rule.h",
+        "return 1.0 - rate * weight_decay;",
+        "return 1.0 + rate * weight_decay;",
         steps_of("lion"),
     ),
     Fault(
