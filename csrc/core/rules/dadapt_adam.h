@@ -82,8 +82,7 @@ struct DAdaptAdam : EstimatedRate<DAdaptAdam> {
   }
 
   template <class T>
-  LRFAST_HD static DistanceTerms<T> measure(T param, T grad, T& sum, T square,
-                                            const Scalars<T>& s) {
+  LRFAST_HD static Terms<T> measure(T param, T grad, T& sum, T square, const Scalars<T>& s) {
     grad = add_penalty(grad, T(1), param, s.penalty);
     const T numerator = grad * (sum / (std::sqrt(square) + s.eps));
     sum = sum * s.sum_decay + grad * s.sum_weight;
@@ -91,23 +90,23 @@ struct DAdaptAdam : EstimatedRate<DAdaptAdam> {
   }
 
   // A NaN raises no estimate.
-  LRFAST_HD static void estimate(const double* hypers, const DistanceTerms<double>& terms,
+  LRFAST_HD static void estimate(const double* hypers, const Terms<double>& terms,
                                  Distance& distance) {
-    distance.denominator = terms.denominator;
-    if (!(terms.denominator > 0.0)) return;
+    distance.denominator = terms.second;
+    if (!(terms.second > 0.0)) return;
     const double root = std::sqrt(hypers[kBeta2]);
-    distance.numerator = root * distance.numerator + (1.0 - root) * terms.numerator;
-    double d = distance.numerator / ((1.0 - root) * terms.denominator);
+    distance.numerator = root * distance.numerator + (1.0 - root) * terms.first;
+    double d = distance.numerator / ((1.0 - root) * terms.second);
     const double grown = distance.estimate * hypers[kGrowthRate];
     if (grown < d) d = grown;
     if (d > distance.estimate) distance.estimate = d;
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     T& square = states[1];
-    update_moments<T>(param, grad, states, square, s);
-    param = param * s.shrink - s.step * states[0] / (std::sqrt(square) + s.eps);
+    grad = update_moments<T>(param, grad, states, square, s);
+    return {s.step * states[0], std::sqrt(square) + s.eps};
   }
 };
 

@@ -97,19 +97,19 @@ struct Prodigy : EstimatedRate<Prodigy> {
   }
 
   template <class T>
-  LRFAST_HD static DistanceTerms<T> measure(T param, T grad, T& sum, T first, const Scalars<T>& s) {
+  LRFAST_HD static Terms<T> measure(T param, T grad, T& sum, T first, const Scalars<T>& s) {
     grad = add_penalty(grad, T(1), param, s.penalty);
     sum = sum * s.beta3 + grad * s.sum_weight;
     return {grad * (first - param), std::fabs(sum)};
   }
 
   // A NaN raises no estimate.
-  LRFAST_HD static void estimate(const double* hypers, const DistanceTerms<double>& terms,
+  LRFAST_HD static void estimate(const double* hypers, const Terms<double>& terms,
                                  Distance& distance) {
-    distance.denominator = terms.denominator;
-    if (!(terms.denominator > 0.0)) return;
-    distance.numerator = beta3(hypers) * distance.numerator + terms.numerator;
-    const double measured = hypers[kDCoef] * distance.numerator / terms.denominator;
+    distance.denominator = terms.second;
+    if (!(terms.second > 0.0)) return;
+    distance.numerator = beta3(hypers) * distance.numerator + terms.first;
+    const double measured = hypers[kDCoef] * distance.numerator / terms.second;
     double d = distance.estimate;
     if (d == hypers[kD0] && measured > d) d = measured;
     if (measured > distance.largest) distance.largest = measured;
@@ -118,12 +118,12 @@ struct Prodigy : EstimatedRate<Prodigy> {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     T* mean = form == kPlain ? states : nullptr;
     T& square = states[form == kPlain ? 1 : 0];
     grad = update_moments<T>(param, grad, mean, square, s);
     const T step = form == kPlain ? s.step * states[0] : grad * s.direct_step;
-    param = param * s.shrink - step / (std::sqrt(square) + s.eps);
+    return {step, std::sqrt(square) + s.eps};
   }
 };
 
