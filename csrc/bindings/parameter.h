@@ -49,6 +49,7 @@ struct EngineOptions {
   bool codes = false;        // whether states may be in 8 bits
   int64_t master_bytes = 0;  // of master bits beside each element of a bfloat16 parameter; 0: none
   int64_t telemetry = 0;     // steps that the ring of records holds; 0: none
+  UpdateOptions update{};
 };
 
 // Whether a parameter's states are there, in the dtype, layout and device that the kernels need.

@@ -255,7 +255,7 @@ constexpr int vector_length() {
 }
 
 // Two neighbours whose values are rounded at random: one hash and one conversion serve both.
-template <class Rule, uint8_t form, int length, class Param, class State>
+template <class Rule, uint8_t form, bool cautious, int length, class Param, class State>
 LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length], int e,
                            const Update<Rule, float>& update, uint32_t pair) {
   constexpr int kStates = applied_states<Rule, form>();
@@ -272,7 +272,7 @@ LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length
     for (int k = 0; k < kStates; ++k) {
       states[k][i] = i == 0 ? to_compute(held[k][e]) : second_to_compute(&held[k][e]);
     }
-    update_element<Rule, form>(
+    update_element<Rule, form, cautious>(
         values[i], grads[i], [&](int k) -> float& { return states[k][i]; }, update, 0);
   }
   const uint32_t common = update.noise.of_pair(pair);
@@ -288,7 +288,7 @@ LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length
 }
 
 // This thread's part of a chunk. Indices are ints.
-template <class Rule, bool passes, uint8_t form, class Param, class State>
+template <class Rule, bool passes, bool cautious, uint8_t form, class Param, class State>
 LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
                                const Update<Rule, compute_t<Param>>& update, int thread,
                                int threads) {
@@ -315,9 +315,9 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
       if constexpr (kInPairs) {
         const uint32_t pair =
             static_cast<uint32_t>(at.begin >> 1) + static_cast<uint32_t>(first + e) / 2;
-        update_pair<Rule, form, length>(param, grad, held, e, update, pair);
+        update_pair<Rule, form, cautious, length>(param, grad, held, e, update, pair);
       } else {
-        update_element<Rule, form>(
+        update_element<Rule, form, cautious>(
             param[e], grad[e], [&](int k) -> State& { return held[k][e]; }, update,
             at.begin + first + e);
         if constexpr (length > 1) serialize(param[e], grad[e + 1 < length ? e + 1 : e]);
@@ -339,43 +339,6 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
   return changes;
 }
 
-// This thread's part of a chunk in the pass that measures a distance. Terms are added up as those
-// of square_vectors are.
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD DistanceTerms<double> measure_chunk(const ChunkAddresses& at,
-                                              const Update<Rule, compute_t<Param>>& update,
-                                              int thread, int threads) {
-  using T = compute_t<Param>;
-  constexpr int kRunning = applied_states<Rule, form>();
-  DistanceTerms<double> total{};
-  walk_chunk<vector_length<false, 2, Param, State>()>(
-      at, thread, threads, [&]<int length>(int first) {
-        alignas(kVectorBytes) Param param[length];
-        alignas(kVectorBytes) Param grad[length];
-        alignas(kVectorBytes) State running[length];
-        alignas(kVectorBytes) State seen[length];
-        reload_barrier();
-        load<length>(at.param, first, param);
-        load<length>(at.grad, first, grad);
-        load<length>(at.states[kRunning], first, running);
-        load<length>(at.states[Rule::kSeen[form]], first, seen);
-        DistanceTerms<T> sums{};
-        LRFAST_UNROLL
-        for (int e = 0; e < length; ++e) {
-          const auto terms = measure_element<Rule, form>(param[e], grad[e], running[e], seen[e],
-                                                         update, at.begin + first + e);
-          sums.numerator += terms.numerator;
-          sums.denominator += terms.denominator;
-        }
-        save<length>(running, at.states[kRunning], first);
-        total.numerator += sums.numerator;
-        total.denominator += sums.denominator;
-      });
-  return total;
-}
-
-// ---- states in 8 bits ------------------------------------------------------------------------
-
 // A warp holds a block of codes, each lane a vector of neighbours in each part of the block.
 constexpr int kLaneVector = 4;  // elements: 16 bytes of floats
 constexpr int kBlockPart = kWarp * kLaneVector;
@@ -395,6 +358,94 @@ constexpr uint32_t positive_states() {
   }
   return found;
 }
+
+// One of an element's states from its code.
+template <class Rule, uint8_t form>
+LRFAST_HD float decode_state(int k, uint8_t code, uint32_t scale) {
+  const bool is_positive = (positive_states<Rule, form>() >> k & 1u) != 0u;
+  return is_positive ? decode<StateKind::kPositive>(code, scale)
+                     : decode<StateKind::kSigned>(code, scale);
+}
+
+// This thread's part of a chunk in the pass that measures a distance. Terms are added up as those
+// of square_vectors are.
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD Terms<double> measure_chunk(const ChunkAddresses& at,
+                                      const Update<Rule, compute_t<Param>>& update, int thread,
+                                      int threads) {
+  using T = compute_t<Param>;
+  constexpr int kRunning = applied_states<Rule, form>();
+  Terms<double> total{};
+  walk_chunk<vector_length<false, 2, Param, State>()>(
+      at, thread, threads, [&]<int length>(int first) {
+        alignas(kVectorBytes) Param param[length];
+        alignas(kVectorBytes) Param grad[length];
+        alignas(kVectorBytes) State running[length];
+        alignas(kVectorBytes) State seen[length];
+        reload_barrier();
+        load<length>(at.param, first, param);
+        load<length>(at.grad, first, grad);
+        load<length>(at.states[kRunning], first, running);
+        load<length>(at.states[Rule::kSeen[form]], first, seen);
+        Terms<T> sums{};
+        LRFAST_UNROLL
+        for (int e = 0; e < length; ++e) {
+          const auto terms = measure_element<Rule, form>(param[e], grad[e], running[e], seen[e],
+                                                         update, at.begin + first + e);
+          sums.first += terms.first;
+          sums.second += terms.second;
+        }
+        save<length>(running, at.states[kRunning], first);
+        total.first += sums.first;
+        total.second += sums.second;
+      });
+  return total;
+}
+
+// The same in the pass before an update with options that need sums over a tensor. State: uint8_t
+// for states in 8 bits.
+template <class Rule, uint8_t form, bool squares, class Param, class State>
+LRFAST_HD Terms<double> foresee_chunk(const ChunkAddresses& at,
+                                      const Update<Rule, compute_t<Param>>& update, int thread,
+                                      int threads) {
+  using T = compute_t<Param>;
+  constexpr int kStates = Rule::kStates[form].count;
+  constexpr bool kCoded = std::is_same_v<State, uint8_t>;
+  constexpr int kLength = kCoded ? kLaneVector : vector_length<false, kStates, Param, State>();
+  Terms<double> total{};
+  walk_chunk<kLength>(at, thread, threads, [&]<int length>(int first) {
+    alignas(kVectorBytes) Param param[length];
+    alignas(kVectorBytes) Param grad[length];
+    alignas(kVectorBytes) State held[kStates > 0 ? kStates : 1][length];
+    reload_barrier();
+    load<length>(at.param, first, param);
+    load<length>(at.grad, first, grad);
+    LRFAST_UNROLL
+    for (int k = 0; k < kStates; ++k) load<length>(at.states[k], first, held[k]);
+    Terms<T> sums{};
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) {
+      const auto terms = foresee_element<Rule, form, squares>(
+          param[e], grad[e],
+          [&](int k) {
+            if constexpr (kCoded) {
+              return decode_state<Rule, form>(k, held[k][e], at.scales[k][first / kCodeBlock]);
+            } else {
+              return held[k][e];
+            }
+          },
+          update);
+      sums.first += terms.first;
+      sums.second += terms.second;
+      if constexpr (length > 1) serialize(param[e], grad[e + 1 < length ? e + 1 : e]);
+    }
+    total.first += sums.first;
+    total.second += sums.second;
+  });
+  return total;
+}
+
+// ---- states in 8 bits ------------------------------------------------------------------------
 
 template <int states>
 struct HeldStates {
@@ -422,12 +473,11 @@ LRFAST_HD void save_part(const Element* values, void* array, int first, int coun
 
 // A vector of neighbours: decoded, updated and left in held. What is missing is all zeros, and so
 // are its states afterwards, or no numbers.
-template <class Rule, uint8_t form, class Param, class Count>
+template <class Rule, uint8_t form, bool cautious, class Param, class Count>
 LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
                             const Update<Rule, float>& update, int first, bool is_whole,
                             float (*held)[kLaneVector], Count&& count) {
   constexpr int kStates = Rule::kStates[form].count;
-  constexpr uint32_t kPositive = positive_states<Rule, form>();
   alignas(kVectorBytes) weight_t<Param> param[kLaneVector];
   alignas(kVectorBytes) grad_t<Param> grad[kLaneVector];
   reload_barrier();
@@ -448,8 +498,7 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) {
       const uint32_t scale = first < at.count ? at.scales[k][first / kCodeBlock] : 0u;
-      held[k][e] = (kPositive >> k & 1u) != 0u ? decode<StateKind::kPositive>(codes[k][e], scale)
-                                               : decode<StateKind::kSigned>(codes[k][e], scale);
+      held[k][e] = decode_state<Rule, form>(k, codes[k][e], scale);
     }
   };
   constexpr bool kInPairs = std::is_same_v<Param, StochasticBFloat16>;
@@ -461,9 +510,9 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
       decode_element(e + 1);
       const uint32_t pair =
           static_cast<uint32_t>(at.begin >> 1) + static_cast<uint32_t>(first + e) / 2;
-      update_pair<Rule, form, kLaneVector>(param, grad, held, e, update, pair);
+      update_pair<Rule, form, cautious, kLaneVector>(param, grad, held, e, update, pair);
     } else {
-      update_element<Rule, form>(
+      update_element<Rule, form, cautious>(
           param[e], grad[e], [&](int k) -> float& { return held[k][e]; }, update,
           at.begin + first + e);
       serialize(param[e], grad[e + 1 < kLaneVector ? e + 1 : e]);
@@ -510,7 +559,7 @@ LRFAST_HD void save_codes(const ChunkAddresses& at, const Noise& noise, int k, i
 
 // A warp's part of a chunk whose states are in 8 bits, a block of codes at a time, whose scale its
 // lanes find together. count(lane, before, after) takes what telemetry counts.
-template <class Rule, uint8_t form, class Param, class Warp, class Count>
+template <class Rule, uint8_t form, bool cautious, class Param, class Warp, class Count>
 LRFAST_HD void update_coded_blocks(const StepTables& t, const ChunkAddresses& at,
                                    const Update<Rule, float>& update, Warp& warp, int number,
                                    int warps, Count&& count) {
@@ -526,7 +575,7 @@ LRFAST_HD void update_coded_blocks(const StepTables& t, const ChunkAddresses& at
     for (int part = 0; part < kBlockParts; ++part) {
       warp.for_each_lane([&](int lane) {
         const int first = block + part * kBlockPart + lane * kLaneVector;
-        update_coded<Rule, form, Param>(
+        update_coded<Rule, form, cautious, Param>(
             t, at, update, first, is_whole, held.of(lane).values[part],
             [&](const auto& before, const auto& after) { count(lane, before, after); });
       });

@@ -38,6 +38,7 @@ from lrfast.optim._options import (
     check_group,
     check_masters,
     check_state_dtypes,
+    check_update,
     state_dtype_of,
 )
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
@@ -99,9 +100,13 @@ class FusedOptimizer(SchedulingMixin):
         self._clock_at_start = (0, 0)
         for index, group in enumerate(self.param_groups):
             check_group(index, group)
-        self._check_state_dtypes()
+        self._check_options()
         self._choose_dtypes()
         self.set_schedule(schedule)
+
+    def _check_options(self) -> None:
+        check_update(self._rule, self._options, self.param_groups)
+        self._check_state_dtypes()
 
     def _adopt(self) -> None:
         """Turn groups and states of the optimizer that is taken over into one's own."""
@@ -523,7 +528,7 @@ class FusedOptimizer(SchedulingMixin):
 
     def _prepare_states(self, engine: _C.Engine, missing: list[_C.MissingStates]) -> None:
         """Make the states that the engine misses, or convert loaded ones to the form it needs."""
-        self._check_state_dtypes()  # parameters may have been added, or have moved
+        self._check_options()  # parameters may have been added, or have moved
         if self._options._has_codes(self.param_groups):
             engine.set_options(self._encoded_options())
         for names in missing:

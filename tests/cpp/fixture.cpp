@@ -86,7 +86,8 @@ Plan::Plan(int rule, const std::vector<TensorSpec>& specs, const std::vector<Gro
       chunk_size_(chunk_size),
       chunk_squares_(0),
       chunk_changes_(0),
-      chunk_terms_(0) {
+      chunk_terms_(0),
+      tensor_terms_(2 * specs.size() * sizeof(double)) {
   for (const ScheduleSpec& spec : schedules) add_schedule(spec);
   for (const TensorSpec& spec : specs) add_tensor(spec);
   add_chunks();
@@ -168,6 +169,11 @@ void Plan::add_tensor(const TensorSpec& given) {
 
 // Group after group: the drivers find a group's sums by where its chunks begin.
 void Plan::add_chunks() {
+  tensor_chunks.assign(1, 0);
+  for (const Tensor& tensor : tensors) {
+    tensor_chunks.push_back(tensor_chunks.back() +
+                            (tensor.spec.numel + chunk_size_ - 1) / chunk_size_);
+  }
   group_chunks.assign(1, 0);
   for (size_t g = 0; g < groups.size(); ++g) {
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -211,6 +217,7 @@ StepTables Plan::tables() {
   t.groups = groups.data();
   t.chunks = chunks.data();
   t.group_chunks = group_chunks.data();
+  t.tensor_chunks = tensor_chunks.data();
   inputs_ = {{segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()},
              has_rate_scale ? &rate_scale : nullptr,
              has_stop ? &stop : nullptr,
@@ -222,12 +229,18 @@ StepTables Plan::tables() {
   t.gradients = {options.scale != 0 ? &options.scale : nullptr,
                  options.has_found_inf ? &options.found_inf : nullptr, options.skip_nonfinite,
                  options.zero};
-  for (GuardedBytes* sums : {&norms, &chunk_squares_, &chunk_changes_, &chunk_terms_, &terms_}) {
+  for (GuardedBytes* sums :
+       {&norms, &chunk_squares_, &chunk_changes_, &chunk_terms_, &terms_, &tensor_terms_}) {
     fill(*sums, NAN);
   }
   if (rule_info(rule).measures) {
     t.totals.chunk_terms = chunk_terms_.as<double>();
     t.totals.terms = terms_.as<double>();
+  }
+  t.update = options.update;
+  if (t.update.cautious || t.update.clipping > 0.0) {
+    t.totals.chunk_terms = chunk_terms_.as<double>();
+    t.totals.tensor_terms = tensor_terms_.as<double>();
   }
   if (has_norms()) {
     t.totals.chunk_squares = chunk_squares_.as<double>();
@@ -253,7 +266,7 @@ StepTables Plan::tables() {
 bool Plan::is_intact() const {
   bool intact = true;
   for (const GuardedBytes* own : {&clock, &rates, &norms, &records, &chunk_squares_,
-                                  &chunk_changes_, &chunk_terms_, &terms_}) {
+                                  &chunk_changes_, &chunk_terms_, &terms_, &tensor_terms_}) {
     intact = intact && own->is_intact();
   }
   for (const Tensor& t : tensors) {

@@ -110,26 +110,82 @@ void save_codes(const std::vector<float>& values, GuardedBytes& codes, GuardedBy
   }
 }
 
+// One tensor's learning rates, by the mean square of its ratios.
+template <class Rule, uint8_t form, class T>
+void clip_rates(const Values<T>& values, T factor, double clipping, const TensorClock& clock,
+                double* hypers) {
+  const auto scalars = scalars_of<Rule, T>(hypers, clock, {});
+  double squares = 0.0;
+  for (size_t i = 0; i < values.param.size(); ++i) {
+    T states[kMaxStates] = {};
+    for (int k = 0; k < kMaxStates; ++k) {
+      if (!values.states[k].empty()) states[k] = values.states[k][i];
+    }
+    T grad = values.grad[i] * factor;
+    Rule::template step<form>(values.param[i], grad, states, scalars);
+    const T ratio = Rule::ratio(grad, states, scalars);
+    squares += ratio * ratio;
+  }
+  const double size = std::sqrt(squares / static_cast<double>(values.param.size()));
+  for (const int rate : {0, kDecayRate}) hypers[rate] /= std::max(1.0, size / clipping);
+}
+
+// Steps of a whole tensor, and then which of them are made: a signed zero has no sign.
 template <class T>
-LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* hypers, T factor,
-                                const Distance& distance, Values<T>& values) {
+void move_by_steps(const UpdateOptions& update, const std::vector<T>& moves,
+                   const std::vector<T>& grads, T shrink, std::vector<T>& params) {
+  double agreeing = 0.0;
+  const auto sign = [](T value) { return (value > 0) - (value < 0); };
+  for (size_t i = 0; i < moves.size(); ++i) agreeing += sign(moves[i]) * sign(grads[i]) > 0;
+  const double share = agreeing / static_cast<double>(moves.size());
+  const T scale = static_cast<T>(update.cautious ? 1.0 / std::max(share, 1e-3) : 1.0);
+  for (size_t i = 0; i < moves.size(); ++i) {
+    const bool is_made = !update.cautious || sign(moves[i]) * sign(grads[i]) > 0;
+    const T move = is_made ? moves[i] * scale : T(0);
+    const bool decays = !update.cautious_decay || sign(move) * sign(params[i]) >= 0;
+    params[i] = (decays ? params[i] * shrink : params[i]) - move;
+  }
+}
+
+template <class T>
+LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* given, T factor,
+                                const UpdateOptions& update, const Distance& distance,
+                                Values<T>& values) {
+  std::vector<double> hypers(given, given + kHyperSlots);
   Rules::visit(rule, [&]<class Rule>() {
-    const auto scalars = scalars_of<Rule, T>(hypers, clock_of(tensor), distance);
     with_form<Rule>(tensor.spec.form, [&]<uint8_t form>() {
+      if constexpr (kTakesClipping<Rule>) {
+        if (update.clipping > 0.0) {
+          clip_rates<Rule, form>(values, factor, update.clipping, clock_of(tensor), hypers.data());
+        }
+      }
+      const auto scalars = scalars_of<Rule, T>(hypers.data(), clock_of(tensor), distance);
+      std::vector<T> moves;
+      std::vector<T> grads;
       for (size_t i = 0; i < values.param.size(); ++i) {
         T states[kMaxStates] = {};
         for (size_t k = 0; k < tensor.states.size(); ++k) states[k] = values.states[k][i];
-        const T grad = values.grad[i] * factor;
-        Rule::template apply<form>(values.param[i], grad, states, scalars);
+        T grad = values.grad[i] * factor;
+        if constexpr (Steps<Rule, form>) {
+          const auto step = Rule::template step<form>(values.param[i], grad, states, scalars);
+          moves.push_back(step.numerator / step.denominator);
+          grads.push_back(grad);
+        } else {
+          Rule::template apply<form>(values.param[i], grad, states, scalars);
+        }
         for (size_t k = 0; k < tensor.states.size(); ++k) values.states[k][i] = states[k];
       }
+      T shrink = T(1);
+      if constexpr (kDecouples<Rule>) shrink = scalars.shrink;
+      move_by_steps(update, moves, grads, shrink, values.param);
     });
   });
 }
 
 template <class Param, class State>
 LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hypers, double factor,
-                                   const Distance& distance, const Noise& noise) {
+                                   const UpdateOptions& update, const Distance& distance,
+                                   const Noise& noise) {
   using T = compute_t<Param>;
   Values<T> values{load_weights<Param>(tensor), load<Param>(tensor.grad), {}};
   const RuleInfo info = rule_info(rule);
@@ -145,7 +201,7 @@ LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hyper
     }
     values.states[k] = load<State>(tensor.states[k]);
   }
-  apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), distance, values);
+  apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), update, distance, values);
   save_weights<Param>(values.param, tensor, noise);
   for (int k = 0; k < info.applied_states[tensor.spec.form]; ++k) {
     const int which = k + 1;
@@ -163,8 +219,8 @@ LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hyper
 
 // A tensor's running sum and terms. The driver rounds only what it stores.
 template <class Rule, class Param, class State>
-DistanceTerms<double> measure_tensor(Tensor& tensor, const double* hypers, double factor,
-                                     const Distance& distance, const Noise& noise) {
+Terms<double> measure_tensor(Tensor& tensor, const double* hypers, double factor,
+                             const Distance& distance, const Noise& noise) {
   using T = compute_t<Param>;
   const int running = rule_info(kPlace<Rule>).applied_states[tensor.spec.form];
   const auto scalars = scalars_of<Rule, T>(hypers, clock_of(tensor), distance);
@@ -172,16 +228,16 @@ DistanceTerms<double> measure_tensor(Tensor& tensor, const double* hypers, doubl
   const std::vector<T> seen = load<State>(tensor.states[Rule::kSeen[tensor.spec.form]]);
   const std::vector<T> params = load<Param>(tensor.param);
   const std::vector<T> grads = load<Param>(tensor.grad);
-  DistanceTerms<double> total{};
+  Terms<double> total{};
   for (size_t i = 0; i < sums.size(); ++i) {
     const T grad = grads[i] * static_cast<T>(factor);
     const auto terms = Rule::measure(params[i], grad, sums[i], seen[i], scalars);
     if (!(scalars.numerator_weight > 0)) continue;
-    total.numerator += static_cast<double>(terms.numerator) * scalars.numerator_weight;
-    total.denominator += static_cast<double>(terms.denominator);
+    total.first += static_cast<double>(terms.first) * scalars.numerator_weight;
+    total.second += static_cast<double>(terms.second);
   }
   save<State>(sums, tensor.states[running], noise, running + 1);
-  return tensor.spec.counted ? total : DistanceTerms<double>{};
+  return tensor.spec.counted ? total : Terms<double>{};
 }
 
 std::vector<double> doubles(DtypePair dtypes, const GuardedBytes& bytes) {
@@ -269,8 +325,10 @@ HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
     const GroupRow& group = plan.groups[g];
     const ScheduleValues values = evaluate_schedule(t.inputs->schedules, group.schedule, step);
     rows.emplace_back(group.hypers, group.hypers + kMaxHypers);
+    rows[g].push_back(group.hypers[0]);
     rows[g][0] = group.hypers[0] * values.rate;
     if (t.inputs->rate_scale) rows[g][0] *= *t.inputs->rate_scale;
+    if (!plan.options.update.unscheduled_decay) rows[g][kDecayRate] = rows[g][0];
     if (values.cycles_momentum && info.momentum >= 0) rows[g][info.momentum] = values.momentum;
     rows[g][info.weight_decay] *= values.weight_decay;
     plan.rates.as<double>()[g] = rows[g][0];
@@ -281,7 +339,7 @@ HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
 template <class Rule>
 void measure(Plan& plan, const StepTables& t, const HyperRows& hypers) {
   Clock& clock = *plan.clock.as<Clock>();
-  DistanceTerms<double> total{};
+  Terms<double> total{};
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
     Tensor& tensor = plan.tensors[i];
     if (!is_updated(plan, tensor)) continue;
@@ -290,8 +348,8 @@ void measure(Plan& plan, const StepTables& t, const HyperRows& hypers) {
     with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
       const auto terms = measure_tensor<Rule, Param, State>(
           tensor, hypers[group].data(), factor_of(plan, group), clock.distance, noise);
-      total.numerator += terms.numerator;
-      total.denominator += terms.denominator;
+      total.first += terms.first;
+      total.second += terms.second;
     });
   }
   if (!plan.groups.empty()) Rule::estimate(plan.groups[0].hypers, total, clock.distance);
@@ -309,7 +367,7 @@ void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& 
   const std::vector<double> before = weights_of(tensor);
   with_types(spec.dtypes, [&]<class Param, class State>() {
     update_tensor<Param, State>(tensor, plan.rule, hypers, factor_of(plan, spec.group),
-                                plan.clock.as<Clock>()->distance, noise);
+                                plan.options.update, plan.clock.as<Clock>()->distance, noise);
   });
   const std::vector<double> after = weights_of(tensor);
   for (size_t i = 0; i < after.size(); ++i) {

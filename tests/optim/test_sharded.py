@@ -133,6 +133,25 @@ def test_master_bits_of_a_shard(master: Any, other: Any, mesh: Any) -> None:
     assert torch.equal(taken[0].master_params()[part].to_local(), taken[1].master_params()[plain])
 
 
+@pytest.mark.parametrize("option", [{"cautious": True}, {"clipping_threshold": 1.0}])
+def test_sums_over_shards_of_a_tensor_are_refused(mesh: Any, option: dict[str, Any]) -> None:
+    """At once, and of a parameter that comes later; what needs no sum is an option of shards."""
+    whole, part = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(shard(mesh, torch.ones(4)))
+    message = f"{next(iter(option))} must be .* for sharded parameters"
+    with pytest.raises(ValueError, match=message):
+        lrfast.AdamW([part], **option)
+    optimizer = lrfast.AdamW([whole], **option)
+    optimizer.add_param_group({"params": [part]})
+    whole.grad, part.grad = torch.ones(4), shard(mesh, torch.ones(4))
+    with pytest.raises(ValueError, match=rf"{message}, as in param_groups\[1\]"):
+        optimizer.step()
+    assert bool((whole == 1).all()) and not optimizer.state.get(part)
+    optimizer = lrfast.AdamW([part], lr=1.0, weight_decay=0.5, cautious_weight_decay=True)
+    part.grad = shard(mesh, -torch.ones(4))
+    optimizer.step()
+    assert part.to_local().tolist() == pytest.approx([2.0] * 4)
+
+
 def test_parameters_on_two_meshes_are_refused(mesh: Any) -> None:
     other = torch.distributed.init_device_mesh("cpu", (2,), mesh_dim_names=("other",))
     params = [torch.nn.Parameter(shard(each, torch.ones(4))) for each in (mesh, other)]
