@@ -24,6 +24,8 @@ rules: list[str]
 rule_states: dict[str, list[list[str]]]
 coded_states: dict[str, dict[str, bool]]
 cuda_codes: list[str]
+master_rules: list[str]
+update_options: dict[str, list[str]]
 min_coded: int
 code_block: int
 curve_state_size: int
@@ -54,6 +56,11 @@ def layout_strides(param: Tensor) -> list[int]: ...
 def encode_state(values: Tensor, positive: bool) -> tuple[Tensor, Tensor]: ...
 def decode_state(codes: Tensor, scales: Tensor, positive: bool) -> Tensor: ...
 
+class UpdateOptions:
+    def __init__(
+        self, clipping: float, cautious: bool, cautious_decay: bool, unscheduled_decay: bool
+    ) -> None: ...
+
 class EngineOptions:
     def __init__(
         self,
@@ -66,7 +73,9 @@ class EngineOptions:
         stochastic_rounding: bool,
         seed: int,
         codes: bool,
+        master_bytes: int,
         telemetry: int,
+        update: UpdateOptions,
     ) -> None: ...
 
 class MissingStates:

@@ -260,7 +260,7 @@ MissingStates Engine::missing_states(const Parameter& param) const {
 
 // Brings the plans' groups and totals up to date.
 void Engine::update_tables() {
-  if (settings_.wants_norms()) {
+  if (settings_.wants_norms() || settings_.wants_terms()) {
     // Records hold norms of updates and weights, which are not added up.
     const bool keeps_records = settings_.options.telemetry > 0;
     TORCH_CHECK_VALUE(!keeps_records || plans_.size() <= 1,
@@ -268,6 +268,9 @@ void Engine::update_tables() {
                       plans_.size(), " devices");
     TORCH_CHECK_VALUE(!keeps_records || shards_.is_none(),
                       "telemetry needs whole parameters, got some that processes share");
+    TORCH_CHECK_VALUE(!settings_.wants_terms() || shards_.is_none(),
+                      "cautious and clipping_threshold need whole parameters, got some that "
+                      "processes share");
     for (DevicePlan& plan : plans_) plan.make_totals(settings_);
   }
   const bool is_changed = groups_.take_change();

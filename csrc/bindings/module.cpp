@@ -67,6 +67,22 @@ std::vector<std::string> rules_with_cuda_codes() {
   return found;
 }
 
+std::vector<std::string> rules_with_masters() {
+  std::vector<std::string> found;
+  for (const char* name : lrfast::Rules::kNames) {
+    if (lrfast::bindings::find_rule(name).keeps_masters) found.emplace_back(name);
+  }
+  return found;
+}
+
+std::map<std::string, std::vector<std::string>> update_options() {
+  std::map<std::string, std::vector<std::string>> found;
+  for (const char* name : lrfast::Rules::kNames) {
+    found[name] = lrfast::bindings::find_rule(name).options;
+  }
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -79,6 +95,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("rule_states") = rule_states();
   m.attr("coded_states") = coded_states();
   m.attr("cuda_codes") = rules_with_cuda_codes();
+  m.attr("master_rules") = rules_with_masters();
+  m.attr("update_options") = update_options();
   m.attr("min_coded") = lrfast::kMinCoded;
   m.attr("code_block") = lrfast::kCodeBlock;
   m.attr("curve_state_size") = lrfast::kCurveStateDoubles;
@@ -98,11 +116,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("encode_state", &encode_state, arg("values"), arg("positive"));
   m.def("decode_state", &decode_state, arg("codes"), arg("scales"), arg("positive"));
 
+  py::class_<lrfast::UpdateOptions>(m, "UpdateOptions")
+      .def(py::init<double, bool, bool, bool>(), arg("clipping"), arg("cautious"),
+           arg("cautious_decay"), arg("unscheduled_decay"));
+
   py::class_<EngineOptions>(m, "EngineOptions")
-      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, bool, int64_t>(),
+      .def(py::init<double, bool, bool, double, int64_t, bool, bool, uint64_t, bool, int64_t,
+                    int64_t, lrfast::UpdateOptions>(),
            arg("max_grad_norm"), arg("skip_nonfinite"), arg("zero_grads"), arg("ema_decay"),
            arg("ema_start"), arg("ema_warmup"), arg("stochastic_rounding"), arg("seed"),
-           arg("codes"), arg("telemetry"));
+           arg("codes"), arg("master_bytes"), arg("telemetry"), arg("update"));
 
   py::class_<MissingStates>(m, "MissingStates")
       .def_readonly("group", &MissingStates::group)

@@ -12,6 +12,7 @@ namespace lrfast::bindings {
 namespace {
 
 constexpr const char* kAverageName = "ema";  // in optimizer.state, beside torch's
+constexpr const char* kMasterName = "master_bits";
 // Behind the name of a state in 8 bits; torch's own optimizers find none of that name then.
 constexpr const char* kCodes = "_codes";
 constexpr const char* kScales = "_scales";
@@ -257,6 +258,15 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
       return Binding::kUnusable;
     }
   }
+  at::Tensor found_master;
+  if (options.master_bytes > 0 && param_type == at::kBFloat16) {
+    found_master = find_state(dict, kMasterName);
+    const at::ScalarType type = options.master_bytes == 1 ? at::kChar : at::kShort;
+    if (!rule.keeps_masters || !found_master.defined() || found_master.scalar_type() != type ||
+        !is_usable_state(found_master, *this)) {
+      return Binding::kUnusable;
+    }
+  }
   const bool has_count = rule.count_name != nullptr;
   at::Tensor found_count = has_count ? find_state(dict, rule.count_name) : make_count(*this);
   if (!is_usable_scalar(found_count, *this, at::kFloat) &&
@@ -276,6 +286,7 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
   scales = std::move(found_scales);
   is_coded = !scales.empty();
   average = std::move(found_average);
+  master_bits = std::move(found_master);
   count = std::move(found_count);
   product = std::move(found_product);
   largest = std::move(found_largest);
@@ -288,8 +299,10 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
   note(count);
   note(product);
   note(largest);
-  scale_keys.clear();
-  for (const at::Tensor& each : scales) scale_keys.emplace_back(each);
+  rare_keys.clear();
+  for (const at::Tensor& each : scales) rare_keys.emplace_back(each);
+  if (master_bits.defined()) rare_keys.emplace_back(master_bits);
+  has_rare_keys = !rare_keys.empty();
   state_dict = py::reinterpret_borrow<py::object>(dict);
   state_version = dict ? version_of(dict.ptr()) : 0;
   form = wanted_form;
@@ -304,6 +317,10 @@ TensorRow Parameter::make_row(const EngineOptions& options) const {
   for (size_t k = 0; k < states.size(); ++k) row.states[k] = states[k].mutable_data_ptr();
   for (size_t k = 0; k < scales.size(); ++k) row.scales[k] = scales[k].mutable_data_ptr<uint8_t>();
   row.coded = is_coded;
+  if (master_bits.defined()) {
+    row.master = static_cast<uint8_t>(master_bits.element_size());
+    row.master_bits = master_bits.mutable_data_ptr();
+  }
   if (direction.defined()) row.direction = direction.mutable_data_ptr();
   if (average.defined()) row.average = average.mutable_data_ptr();
   if (count.defined()) {

@@ -46,8 +46,10 @@ struct EngineOptions {
   bool ema_warmup = false;           // whether the decay grows from then on
   bool stochastic_rounding = false;  // of bfloat16 parameters and their bfloat16 states
   uint64_t seed = 0;
-  bool codes = false;     // whether states may be in 8 bits
-  int64_t telemetry = 0;  // steps that the ring of records holds; 0: none
+  bool codes = false;        // whether states may be in 8 bits
+  int64_t master_bytes = 0;  // of master bits beside each element of a bfloat16 parameter; 0: none
+  int64_t telemetry = 0;     // steps that the ring of records holds; 0: none
+  UpdateOptions update{};
 };
 
 // Whether a parameter's states are there, in the dtype, layout and device that the kernels need.
@@ -96,7 +98,8 @@ struct Parameter {
   bool starts_fresh = false;  // its states were absent when it got its first gradient
   bool uses_staged_grad = false;
   uint8_t form = 0;
-  bool is_coded = false;  // its states are in 8 bits
+  bool is_coded = false;       // its states are in 8 bits
+  bool has_rare_keys = false;  // see rare_keys
   // Of states, average, count, product and largest, those that there are.
   StorageKey state_keys[kMaxStates + 4];
 
@@ -109,9 +112,10 @@ struct Parameter {
   at::Tensor direction;  // its place in a stack; see Directions
   std::vector<at::Tensor> states;
   std::vector<at::Tensor> scales;  // of states in 8 bits; otherwise empty
-  std::vector<StorageKey> scale_keys;
-  int32_t index = 0;    // in the group
-  uint32_t number = 0;  // among all parameters
+  at::Tensor master_bits;
+  std::vector<StorageKey> rare_keys;  // of scales and master_bits, those that there are
+  int32_t index = 0;                  // in the group
+  uint32_t number = 0;                // among all parameters
 
   // Whether it still lies in memory as inspect() found it.
   bool is_unchanged() const {
@@ -129,8 +133,8 @@ struct Parameter {
     for (int32_t k = 0; k < num_state_keys; ++k) {
       if (!state_keys[k].is_current()) return false;
     }
-    return !is_coded || std::all_of(scale_keys.begin(), scale_keys.end(),
-                                    [](const StorageKey& key) { return key.is_current(); });
+    return !has_rare_keys || std::all_of(rare_keys.begin(), rare_keys.end(),
+                                         [](const StorageKey& key) { return key.is_current(); });
   }
 
   // If it is_unchanged(): its gradient's memory, or null for none, if the kernels can take it as it

@@ -47,11 +47,13 @@ void DevicePlan::cut_chunks(int64_t groups) {
   for (size_t row = 0; row < tensors_.rows().size(); ++row) {
     const TensorRow& tensor = tensors_.rows()[row];
     begin_group(tensor.group);
+    tensor_chunks_.edit().push_back(static_cast<int64_t>(chunks_.rows().size()));
     for (int64_t c = 0; c * chunk_size_ < tensor.numel; ++c) {
       chunks_.edit().push_back({static_cast<int32_t>(row), static_cast<int32_t>(c)});
     }
   }
   begin_group(groups);
+  tensor_chunks_.edit().push_back(static_cast<int64_t>(chunks_.rows().size()));
 }
 
 void DevicePlan::finish(int64_t groups, bool measures) {
@@ -101,15 +103,21 @@ void DevicePlan::set_distance(const Distance& value) {
 
 void DevicePlan::make_totals(const StepSettings& settings) {
   const int64_t telemetry = settings.options.telemetry;
+  const bool lacks_norms = settings.wants_norms() && !norms.defined();
   const bool lacks_records = telemetry > 0 && !records.defined();
-  if (norms.defined() && !lacks_records) return;
+  const bool lacks_terms = settings.wants_terms() && !tensor_terms_.defined();
+  if (!lacks_norms && !lacks_records && !lacks_terms) return;
   TORCH_CHECK(!is_capturing(device),
-              "clipping, skip_nonfinite or telemetry have no memory yet, and cannot get it while a "
-              "CUDA graph is captured: make a step before, or use lrfast.capture");
+              "clipping, skip_nonfinite, telemetry or cautious have no memory yet, and cannot get "
+              "it while a CUDA graph is captured: make a step before, or use lrfast.capture");
   const auto numbers = at::TensorOptions().dtype(at::kDouble).device(device);
   const int64_t chunks = static_cast<int64_t>(chunks_.rows().size());
   const int64_t groups = rates.numel();
-  if (!norms.defined()) {
+  if (lacks_terms) {
+    chunk_terms_ = at::zeros({chunks + 1, 2}, numbers);
+    tensor_terms_ = at::zeros({static_cast<int64_t>(tensors_.rows().size()) + 1, 2}, numbers);
+  }
+  if (lacks_norms) {
     chunk_squares_ = at::zeros({chunks + 1}, numbers);  // never empty: null means none
     squares = at::zeros({groups}, numbers);
     norms = at::zeros({groups + 2}, numbers);
@@ -132,13 +140,14 @@ void DevicePlan::visit_arrays(StepTables& tables, const Visit& visit) {
   visit(groups_, tables.groups);
   visit(chunks_, tables.chunks);
   visit(group_chunks_, tables.group_chunks);
+  visit(tensor_chunks_, tables.tensor_chunks);
   visit(inputs_, tables.inputs);
 }
 
 // Of the tensors whose addresses are in every launch.
-std::array<at::Tensor*, 10> DevicePlan::memory() {
-  return {&clock, &rates,          &values_, &chunk_squares_, &squares,
-          &norms, &chunk_changes_, &records, &chunk_terms_,   &terms};
+std::array<at::Tensor*, 11> DevicePlan::memory() {
+  return {&clock,          &rates,   &values_,      &chunk_squares_, &squares,      &norms,
+          &chunk_changes_, &records, &chunk_terms_, &terms,          &tensor_terms_};
 }
 
 // What does not depend on the tables' contents.
@@ -150,10 +159,12 @@ StepTables DevicePlan::fixed_tables(const StepSettings& settings) const {
   tables.rates = rates.mutable_data_ptr<double>();
   tables.gradients.skip_nonfinite = options.skip_nonfinite;
   tables.gradients.zero = options.zero_grads;
+  tables.update = options.update;
   tables.average_weight = 1.0 - options.ema_decay;
   tables.average_start = options.ema_start;
   tables.average_warms_up = options.ema_warmup;
   tables.has_codes = options.codes;
+  tables.has_masters = options.master_bytes > 0;
   tables.has_averages = options.ema_decay >= 0.0;
   tables.seed = options.seed;
   tables.num_chunks = static_cast<int64_t>(chunks_.rows().size());
@@ -173,6 +184,10 @@ StepTables DevicePlan::fixed_tables(const StepSettings& settings) const {
   if (settings.measures) {
     tables.totals.chunk_terms = chunk_terms_.mutable_data_ptr<double>();
     tables.totals.terms = terms.mutable_data_ptr<double>();
+  }
+  if (settings.wants_terms()) {
+    tables.totals.chunk_terms = chunk_terms_.mutable_data_ptr<double>();
+    tables.totals.tensor_terms = tensor_terms_.mutable_data_ptr<double>();
   }
   return tables;
 }

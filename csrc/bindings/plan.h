@@ -24,6 +24,7 @@ struct StepSettings {
     return options.max_grad_norm > 0.0 || options.skip_nonfinite || options.telemetry > 0 ||
            groups_clip;
   }
+  bool wants_terms() const { return options.update.cautious || options.update.clipping > 0.0; }
 };
 
 class DevicePlan {
@@ -82,7 +83,7 @@ class DevicePlan {
   // visit(array, address) for each table and its address in a launch.
   template <class Visit>
   void visit_arrays(StepTables& tables, const Visit& visit);
-  std::array<at::Tensor*, 10> memory();
+  std::array<at::Tensor*, 11> memory();
   StepTables fixed_tables(const StepSettings& settings) const;
 
   TorchArray<TensorRow> tensors_;
@@ -90,6 +91,7 @@ class DevicePlan {
   TorchArray<GroupRow> groups_;
   TorchArray<ChunkRow> chunks_;
   TorchArray<int64_t> group_chunks_;    // [groups + 1]
+  TorchArray<int64_t> tensor_chunks_;   // [tensors + 1]
   TorchArray<SwappableInputs> inputs_;  // [1]
   at::Tensor stop_here_;                // the stop flag and the scale of the learning rates, if
   at::Tensor rate_scale_here_;          // they are on another device
@@ -97,7 +99,8 @@ class DevicePlan {
   bool has_values_ = false;             // whether they have been left there
   at::Tensor chunk_squares_;            // [chunks] float64, as squares
   at::Tensor chunk_changes_;            // [chunks, 2] float64, as records
-  at::Tensor chunk_terms_;              // [chunks, 2] float64, as terms
+  at::Tensor chunk_terms_;              // [chunks, 2] float64, as terms or tensor_terms_
+  at::Tensor tensor_terms_;             // [tensors, 2] float64; undefined while not wanted
   int64_t elements_ = 0;                // of all its parameters
   int64_t chunk_size_ = 0;              // elements, decided when the last parameter is there
   std::optional<c10::Stream> stream_;   // that all memory is noted for; on a GPU

@@ -87,6 +87,14 @@ std::string GraphRecording::change_in(const StepSettings& settings,
   if (now.stochastic_rounding != options.stochastic_rounding) return name("stochastic_rounding");
   if (now.seed != options.seed) return name("seed");
   if (now.telemetry != options.telemetry) return name("telemetry");
+  if (now.update.cautious != options.update.cautious) return name("cautious");
+  if (now.update.clipping != options.update.clipping) return name("clipping_threshold");
+  if (now.update.cautious_decay != options.update.cautious_decay) {
+    return name("cautious_weight_decay");
+  }
+  if (now.update.unscheduled_decay != options.update.unscheduled_decay) {
+    return name("scheduled_weight_decay");
+  }
   if (settings.wants_norms() != has_norms) {
     return std::string("clipping has been switched ") + (has_norms ? "off" : "on");
   }

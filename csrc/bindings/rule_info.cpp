@@ -28,6 +28,16 @@ constexpr std::pair<int, int> kind_places() {
   return {-1, -1};
 }
 
+template <class Rule>
+std::vector<std::string> options_of() {
+  std::vector<std::string> names;
+  if (kTakesCaution<Rule>) names.push_back("cautious");
+  if (kDecouples<Rule>) names.push_back("cautious_weight_decay");
+  if (kTakesClipping<Rule>) names.push_back("clipping_threshold");
+  if (kDecouples<Rule> && !Measures<Rule>) names.push_back("scheduled_weight_decay");
+  return names;
+}
+
 // Of a tensor between two steps.
 template <class Rule>
 constexpr int num_forms() {
@@ -52,8 +62,10 @@ RuleInfo find_rule(const std::string& name) {
               Rule::kProductName,
               Rule::kLargestName,
               kCodesOnCuda<Rule>,
+              kKeepsMasters<Rule>,
               Rule::kAlwaysProduct,
               Measures<Rule>,
+              options_of<Rule>(),
               &Rule::form,
               &Rule::product_after};
     });

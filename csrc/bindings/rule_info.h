@@ -21,12 +21,14 @@ struct RuleInfo {
   int kind_hyper;      // hyperparameter that holds the number of a group's kind, or -1
   int direction_form;  // form of tensors that have a direction, or -1
   std::vector<StateNames> forms;
-  const char* count_name;    // state that holds the tensor's update count, or null
-  const char* product_name;  // state that holds the product of the momenta used, or null
-  const char* largest_name;  // state that holds the largest learning rate so far, or null
-  bool codes_on_cuda;        // whether a GPU can keep its states in 8 bits
-  bool always_product;       // keeps it even while no schedule cycles the momentum
-  bool measures;             // a distance, in a pass before the update
+  const char* count_name;            // state that holds the tensor's update count, or null
+  const char* product_name;          // state that holds the product of the momenta used, or null
+  const char* largest_name;          // state that holds the largest learning rate so far, or null
+  bool codes_on_cuda;                // whether a GPU can keep its states in 8 bits
+  bool keeps_masters;                // whether bfloat16 parameters may have master bits
+  bool always_product;               // keeps it even while no schedule cycles the momentum
+  bool measures;                     // a distance, in a pass before the update
+  std::vector<std::string> options;  // of an update, by Python's names, that it can have
   uint8_t (*form)(const double* hypers, bool cycles_momentum);
   double (*product_after)(const double* hypers, int64_t count);
 

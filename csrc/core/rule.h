@@ -30,7 +30,7 @@ struct StateNames {
 };
 
 // A rule that measures a distance in a pass of its own, before its update. So many of its last
-// states are the pass's, and apply() sees the others; the first of them is a running sum, which
+// states are the pass's, and step() sees the others; the first of them is a running sum, which
 // measure() updates. kSeen is, for each form, the place of the state that measure() sees besides.
 template <class Rule>
 concept Measures = requires { Rule::kMeasuredStates; };
@@ -44,11 +44,12 @@ constexpr int applied_states() {
   }
 }
 
-// What an element, or many together, add to the distance.
+// What an element, or many together, add to the two sums of a pass before the update: numerator and
+// denominator of a distance, or those of foresee_element over a tensor.
 template <class T>
-struct DistanceTerms {
-  T numerator;
-  T denominator;
+struct Terms {
+  T first;
+  T second;
 };
 
 // Whether a GPU, too, can keep a rule's states in 8 bits.
@@ -126,6 +127,56 @@ struct Beta1Product : NoLargest {
 // them: rules/muon.h. kWithDirection is their form in the first pass, kMoved in the second one.
 template <class Rule>
 constexpr bool kHasDirections = requires { Rule::kMoved; };
+
+// Whether bfloat16 parameters may have master bits: not where other passes read them, too, or the
+// optimizer writes them between steps, as the schedule-free ones do, which keep a largest rate.
+template <class Rule>
+constexpr bool kKeepsMasters =
+    !Measures<Rule> && !kHasDirections<Rule> && Rule::kLargestName == nullptr;
+
+// By how much an element moves against its gradient, decay apart: a fraction, of which the sign is
+// the numerator's.
+template <class T>
+struct Step {
+  T numerator;
+  T denominator = T(1);
+};
+
+// A rule whose update is a step, before which a decoupled decay, if it has one, has shrunk the
+// parameter. step() turns the gradient into what its moments have seen. Other forms have an apply()
+// that moves the parameter as it likes.
+template <class Rule, uint8_t form>
+concept Steps = requires(float value, const typename Rule::template Scalars<float>& s) {
+  Rule::template step<form>(value, value, &value, s);
+};
+template <class Rule>
+constexpr bool kSteps = Steps<Rule, Rule::kNumForms - 1>;
+
+// Whether some groups' decay is decoupled.
+template <class Rule>
+constexpr bool kDecouples =
+    kSteps<Rule> && requires(typename Rule::template Scalars<float> s) { s.shrink; };
+
+// Options of an update that need sums over each tensor before it: a rule that has its own pass
+// before the update takes none. Without momentum every step goes along its gradient anyway.
+template <class Rule>
+constexpr bool kHasOwnPass = Measures<Rule> || kHasDirections<Rule>;
+template <class Rule>
+constexpr bool kTakesCaution = kSteps<Rule> && Rule::kMomentum >= 0 && !kHasOwnPass<Rule>;
+template <class Rule>
+constexpr bool kTakesClipping =
+    !kHasOwnPass<Rule> && requires(float value, const typename Rule::template Scalars<float>& s) {
+      Rule::ratio(value, &value, s);
+    };
+
+// The learning rate that decoupled decay goes by, behind a group's hyperparameters at a step.
+constexpr int kDecayRate = kMaxHypers;
+constexpr int kHyperSlots = kMaxHypers + 1;
+
+// What a decoupled weight decay leaves of a parameter.
+LRFAST_HD double decay_factor(double rate, double weight_decay) {
+  return 1.0 - rate * weight_decay;
+}
 
 // The gradient as torch's rules see it first: its sign turned to maximize, then the L2 penalty. No
 // penalty is no operation, so that an infinite weight does not turn into NaN.

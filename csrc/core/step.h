@@ -110,17 +110,51 @@ LRFAST_HD decltype(auto) row_now(const StepTables& t, int32_t tensor) {
 
 // ---- hyperparameters and scalars -------------------------------------------------------------
 
-// The group's hyperparameters with its schedule's values at this step in place.
+// The group's hyperparameters with its schedule's values at this step in place; [kHyperSlots].
 template <class Rule>
 LRFAST_HD void resolve_hypers(const StepTables& t, int32_t group, const ScheduleValues& values,
                               double* hypers) {
   for (int i = 0; i < Rule::kNumHypers; ++i) hypers[i] = t.groups[group].hypers[i];
   hypers[Rule::kRate] *= values.rate;
   if (const double* scale = t.inputs->rate_scale) hypers[Rule::kRate] *= *scale;
+  hypers[kDecayRate] =
+      t.update.unscheduled_decay ? t.groups[group].hypers[Rule::kRate] : hypers[Rule::kRate];
   if constexpr (Rule::kMomentum >= 0) {
     if (values.cycles_momentum) hypers[Rule::kMomentum] = values.momentum;
   }
   hypers[Rule::kWeightDecay] *= values.weight_decay;
+}
+
+// Update clipping: the root mean square of a tensor's gradient, in units of former ones, divides
+// its learning rate if it is above the threshold.
+template <class Rule>
+LRFAST_HD void clip_rate(const StepTables& t, int32_t tensor, double* hypers) {
+  if (t.update.clipping <= 0.0) return;
+  const double numel = static_cast<double>(t.tensors[tensor].numel);
+  const double excess =
+      std::sqrt(t.totals.tensor_terms[2 * tensor + 1] / numel) / t.update.clipping;
+  if (excess <= 1.0) return;  // NaN goes on, as torch.clamp hands it on
+  hypers[Rule::kRate] /= excess;
+  hypers[kDecayRate] /= excess;
+}
+
+// The steps that are made are divided by their share, and so at most 1000 times as large.
+template <class Rule, class T>
+LRFAST_HD Caution<T> caution_of(const StepTables& t, int32_t tensor,
+                                const typename Rule::template Scalars<T>& s) {
+  Caution<T> caution{T(1), T(1), T(1)};
+  if constexpr (kTakesCaution<Rule>) {
+    if (t.update.cautious) {
+      const double share =
+          t.totals.tensor_terms[2 * tensor] / static_cast<double>(t.tensors[tensor].numel);
+      caution.agreeing = static_cast<T>(1.0 / (share > 1e-3 ? share : 1e-3));
+      caution.opposed = T(0);
+    }
+  }
+  if constexpr (kDecouples<Rule>) {
+    if (!t.update.cautious_decay) caution.spared = s.shrink;
+  }
+  return caution;
 }
 
 // What multiplies a gradient before its rule sees it. The scaler's inverse is rounded to float, as
@@ -171,26 +205,35 @@ LRFAST_HD auto prepare_scalars(const StepTables& t, const double* hypers, const 
   }
 }
 
-template <class Rule, class T, class Powers>
-LRFAST_HD Update<Rule, T> prepare(const StepTables& t, const TensorRow& row, const double* hypers,
+// altered: whether the update's options are to be looked at.
+template <class Rule, class T, bool altered, class Powers>
+LRFAST_HD Update<Rule, T> prepare(const StepTables& t, int32_t tensor, const double* hypers,
                                   const Noise& noise, Powers&& powers) {
+  const TensorRow& row = t.tensors[tensor];
   double factor = gradient_factor(t, row.group);
   if constexpr (kHasDirections<Rule>) {
     if (is_moved(t, row)) factor = 1.0;  // its direction has been made of scaled gradients
   }
-  return {prepare_scalars<Rule, T>(t, hypers, clock_of(row), powers), static_cast<T>(factor), noise,
-          static_cast<T>(t.has_averages ? average_weight(t) : 0.0)};
+  Update<Rule, T> update{prepare_scalars<Rule, T>(t, hypers, clock_of(row), powers),
+                         static_cast<T>(factor),
+                         noise,
+                         static_cast<T>(t.has_averages ? average_weight(t) : 0.0),
+                         {}};
+  if constexpr (altered && kSteps<Rule>) {
+    if (t.update.is_altered()) update.caution = caution_of<Rule, T>(t, tensor, update.scalars);
+  }
+  return update;
 }
 
 // ---- sums ------------------------------------------------------------------------------------
 
-// Chunks' sums of one group, from first on in strides. Their order is fixed, so that a norm does
-// not depend on the number of threads.
-LRFAST_HD double sum_chunks(const StepTables& t, const double* chunks, int width, int32_t group,
+// Chunks' sums of one group or tensor, from first on in strides; begins: where chunks of each
+// begin. Their order is fixed, so that a norm does not depend on the number of threads.
+LRFAST_HD double sum_chunks(const int64_t* begins, const double* chunks, int width, int32_t which,
                             int64_t first, int64_t stride) {
   double sum = 0.0;
-  const int64_t end = t.group_chunks[group + 1];
-  for (int64_t c = t.group_chunks[group] + first; c < end; c += stride) sum += chunks[c * width];
+  const int64_t end = begins[which + 1];
+  for (int64_t c = begins[which] + first; c < end; c += stride) sum += chunks[c * width];
   return sum;
 }
 
@@ -223,12 +266,31 @@ LRFAST_HD void finish_norms(const StepTables& t) {
 }
 
 // The terms of one chunk, from the sums over its elements.
-template <class Scalars>
-LRFAST_HD void write_terms(const StepTables& t, int64_t c, double numerator, double denominator,
-                           const Scalars& scalars) {
-  const bool counts = t.tensors[t.chunks[c].tensor].counted != 0 && scalars.numerator_weight > 0;
-  t.totals.chunk_terms[2 * c] = counts ? numerator * scalars.numerator_weight : 0.0;
-  t.totals.chunk_terms[2 * c + 1] = counts ? denominator : 0.0;
+template <class Rule, class T>
+LRFAST_HD void write_terms(const StepTables& t, int64_t c, Terms<double> sums,
+                           const typename Rule::template Scalars<T>& scalars) {
+  const ChunkRow chunk = t.chunks[c];
+  int64_t place = c;
+  if constexpr (Measures<Rule>) {
+    const bool counts = t.tensors[chunk.tensor].counted != 0 && scalars.numerator_weight > 0;
+    sums.first *= scalars.numerator_weight;
+    if (!counts) sums = {};
+  } else {
+    place = t.tensor_chunks[chunk.tensor] + chunk.index;
+  }
+  t.totals.chunk_terms[2 * place] = sums.first;
+  t.totals.chunk_terms[2 * place + 1] = sums.second;
+}
+
+// Calls visit.template operator()<squares>() if options need sums over each tensor, of which the
+// driver then takes the terms.
+template <class Rule, class Visitor>
+void with_terms(const StepTables& t, Visitor&& visit) {
+  if (t.totals.tensor_terms == nullptr) return;
+  if constexpr (kTakesClipping<Rule>) {
+    if (t.update.clipping > 0.0) return visit.template operator()<true>();
+  }
+  if constexpr (kTakesCaution<Rule>) visit.template operator()<false>();
 }
 
 // From the terms to the distance. The hyperparameters are the first group's, which no schedule

@@ -29,9 +29,11 @@ struct TensorRow {
   uint8_t counted;  // 0: its squares are counted elsewhere, where the same elements lie too
   uint8_t counts_in_double;
   uint8_t coded;                // whether its states are in 8 bits
+  uint8_t master;               // bytes of master bits beside each element: 0, 1 or 2
   uint8_t* scales[kMaxStates];  // [numel / kCodeBlock] of those, each
-  void* direction;  // [numel] of the parameter's type, from the first of two passes for the
-                    // second one; null: the tensor has one pass
+  void* direction;    // [numel] of the parameter's type, from the first of two passes for the
+                      // second one; null: the tensor has one pass
+  void* master_bits;  // [numel] of a bfloat16 parameter, int8 or int16, as master says
 };
 
 struct GroupRow {
@@ -104,9 +106,22 @@ struct Totals {
   double* chunk_changes;  // [num_chunks][2] squares of updates and of updated weights; may be null
   double* records;        // [capacity][num_groups][kRecordFields] ring of past steps
   int64_t capacity;
-  double* chunk_terms;  // [num_chunks][2] numerators and denominators of the distance; null for a
-                        // rule that measures none
-  double* terms;        // [2] their sums, also over other devices
+  double* chunk_terms;   // [num_chunks][2] of a pass before the update; null: there is none
+  double* terms;         // [2] numerator and denominator of the distance, also over other devices;
+                         // null for a rule that measures none
+  double* tensor_terms;  // [num_tensors][2] sums over each tensor; null: no option needs them
+};
+
+// How the update itself differs from its rule's.
+struct UpdateOptions {
+  double clipping;         // a tensor's learning rate is divided by its gradient's size in units of
+                           // former ones if that is above this; 0: it is not
+  bool cautious;           // no step goes against its gradient
+  bool cautious_decay;     // decoupled decay only of what the step does not take away from 0
+  bool unscheduled_decay;  // decoupled decay goes by the learning rate without its schedule
+
+  LRFAST_HD bool is_cautious() const { return cautious || cautious_decay; }
+  LRFAST_HD bool is_altered() const { return is_cautious() || clipping > 0.0; }
 };
 
 enum RecordField { kRecordRate, kRecordGradNorm, kRecordUpdateNorm, kRecordWeightNorm };
@@ -132,18 +147,21 @@ struct StepTables {
   const GroupRow* groups;
   const ChunkRow* chunks;
   const int64_t* group_chunks;    // [num_groups + 1] where each group's chunks begin
+  const int64_t* tensor_chunks;   // [num_tensors + 1] where each tensor's terms begin
   const SwappableInputs* inputs;  // []
   ScheduleValues* values;  // [num_groups] CUDA: the schedules' values at the coming step, which
                            // the step before has left here
   Clock* clock;
   double* rates;  // [num_groups] out: the rates that this step used
   GradientOptions gradients;
+  UpdateOptions update;
   Totals totals;
   double average_weight;  // 1 - decay of the weights' moving average
   int64_t average_start;  // steps in all before which the average is the weights
   bool average_warms_up;  // whether the decay grows from then on
   bool has_averages;      // whether any tensor keeps one
   bool has_codes;         // whether any tensor's states are in 8 bits
+  bool has_masters;       // whether any tensor has master bits
   uint64_t seed;          // of stochastic rounding
   int64_t num_chunks;
   int64_t chunk_size;

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "core/kernel.h"
+#include "cpu/masters.h"
 #include "cpu/norms.h"
 #include "cpu/tasks.h"
 
@@ -28,6 +29,13 @@ void zero_chunks(const StepTables& t, int64_t begin, int64_t end) {
 }
 
 LRFAST_CLONES void average_tile(const TensorRow& row, double weight, int64_t begin, int64_t end) {
+  if (row.master != 0) {
+    float weights[kTile];
+    join_masters(row, begin, end, weights);
+    average_range(static_cast<float*>(row.average) + begin, weights, static_cast<float>(weight),
+                  end - begin);
+    return;
+  }
   with_types(row.dtypes, [&]<class Param, class State>() {
     using T = compute_t<Param>;
     average_range(static_cast<T*>(row.average) + begin,
@@ -43,6 +51,12 @@ void zero_tile(DtypePair dtypes, void* grads, int64_t begin, int64_t end) {
 }
 
 LRFAST_CLONES void widen_tile(const TensorRow& row, int64_t begin, int64_t end, double* before) {
+  if (row.master != 0) {
+    float weights[kTile];
+    join_masters(row, begin, end, weights);
+    for (int64_t i = 0; i < end - begin; ++i) before[i] = weights[i];
+    return;
+  }
   with_types(row.dtypes, [&]<class Param, class State>() {
     const Param* params = static_cast<const Param*>(row.param) + begin;
     for (int64_t i = 0; i < end - begin; ++i) before[i] = to_compute(params[i]);

@@ -52,28 +52,39 @@ class PowerCache {
 // early, so that the loop over elements waits neither for the divisions nor for the stores: with
 // 465 groups of 64 elements that was half of the update's time. Tensors of one group mostly share
 // their count, and then their scalars.
-template <class Rule>
+// altered: whether the update's options are to be looked at.
+template <class Rule, bool altered>
 class PreparedScalars {
  public:
   // Has them made for a tensor, unless they are those of the last one; returns their place.
-  int prepare(const StepTables& t, const TensorRow& row, const Hypers* hypers) {
+  int prepare(const StepTables& t, int32_t tensor, const Hypers* hypers) {
+    const TensorRow& row = t.tensors[tensor];
     const TensorClock clock = clock_of(row);
     const bool is_double = row.dtypes == DtypePair::kFloat64;
-    if (row.group == group_ && clock == clock_ && is_double == is_double_) {
+    if (row.group == group_ && clock == clock_ && is_double == is_double_ &&
+        (t.totals.tensor_terms == nullptr || tensor == tensor_)) {
       return place_;
     }
     group_ = row.group;
+    tensor_ = tensor;
     clock_ = clock;
     is_double_ = is_double;
     place_ = 1 - place_;
     const double* values = hypers[row.group].values;
+    if constexpr (altered && kTakesClipping<Rule>) {
+      if (t.update.clipping > 0.0) {
+        clipped_ = hypers[row.group];
+        clip_rate<Rule>(t, tensor, clipped_.values);
+        values = clipped_.values;
+      }
+    }
     // In place: a copy would be read while its parts are still being stored.
     if (is_double) {
-      new (&doubles_[place_])
-          Update<Rule, double>(lrfast::prepare<Rule, double>(t, row, values, Noise{}, powers_));
+      new (&doubles_[place_]) Update<Rule, double>(
+          lrfast::prepare<Rule, double, altered>(t, tensor, values, Noise{}, powers_));
     } else {
-      new (&floats_[place_])
-          Update<Rule, float>(lrfast::prepare<Rule, float>(t, row, values, Noise{}, powers_));
+      new (&floats_[place_]) Update<Rule, float>(
+          lrfast::prepare<Rule, float, altered>(t, tensor, values, Noise{}, powers_));
     }
     return place_;
   }
@@ -92,6 +103,8 @@ class PreparedScalars {
   Update<Rule, double> doubles_[2]{};
   PowerCache powers_;
   TensorClock clock_{};
+  Hypers clipped_;
+  int32_t tensor_ = -1;
   int32_t group_ = -1;
   int place_ = 0;
   bool is_double_ = false;
@@ -99,12 +112,12 @@ class PreparedScalars {
 
 // ---- elements --------------------------------------------------------------------------------
 
-template <class Rule, uint8_t form, class T>
+template <class Rule, uint8_t form, bool cautious, class T>
 LRFAST_HD void update_range(T* params, const T* grads, T* const* states,
                             const Update<Rule, T>& update, int64_t first, int64_t count) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    update_element<Rule, form>(
+    update_element<Rule, form, cautious>(
         params[i], grads[i], [&](int k) -> T& { return states[k][i]; }, update, first + i);
   }
 }
@@ -137,7 +150,7 @@ class Passes {
 };
 
 // Parameters, gradients and states of the one type that their rule runs in.
-template <class Rule, uint8_t form, class T>
+template <class Rule, uint8_t form, bool cautious, class T>
 LRFAST_HD void update_chunk(const StepTables& t, int64_t c, const TensorRow& row, void* grads,
                             const Update<Rule, T>& given) {
   const Range range = range_of(t, t.chunks[c]);
@@ -151,9 +164,9 @@ LRFAST_HD void update_chunk(const StepTables& t, int64_t c, const TensorRow& row
     for (int k = 0; k < applied_states<Rule, form>(); ++k) {
       states[k] = static_cast<T*>(row.states[k]) + begin;
     }
-    update_range<Rule, form>(static_cast<T*>(row.param) + begin,
-                             static_cast<const T*>(grads) + begin, states, update, begin,
-                             end - begin);
+    update_range<Rule, form, cautious>(static_cast<T*>(row.param) + begin,
+                                       static_cast<const T*>(grads) + begin, states, update, begin,
+                                       end - begin);
     passes.after(begin, end);
   }
 }
@@ -204,7 +217,7 @@ LRFAST_HD int64_t update_runs(const TensorRow& row, void* grads, const Update<Ru
   const auto with = [&]<class Param, class State>() {
     return update_runs<Rule, form, Param, State>(row, grads, update, noise, begin, end);
   };
-  if (row.coded) return begin;
+  if (row.coded != 0 || row.master != 0) return begin;
   switch (row.dtypes) {
     case DtypePair::kBFloat16:
       return with.template operator()<BFloat16, BFloat16>();
@@ -219,12 +232,23 @@ LRFAST_HD int64_t update_runs(const TensorRow& row, void* grads, const Update<Ru
   }
 }
 
-// All others, through floats. A function of its own, so that the loops of small float32 tensors
-// stay as short as they are.
-template <class Rule, uint8_t form>
-LRFAST_CLONES __attribute__((noinline)) void update_wide_chunk(const StepTables& t, int64_t c,
-                                                               const TensorRow& row, void* grads,
-                                                               const Update<Rule, float>& given) {
+// widen_block() for loops that floats as they lie in memory go through, too: without its
+// prefetches, which make large float32 tensors slower.
+LRFAST_HD WideBlock block_of(const TensorRow& row, const void* grads, const StateNames& names,
+                             Arrays arrays, int64_t begin, int64_t end, WideCopies& copies) {
+  if (!is_plain(row)) return widen_block(row, grads, names, arrays, begin, end, copies);
+  WideBlock block{
+      static_cast<float*>(row.param) + begin, static_cast<const float*>(grads) + begin, {}};
+  for (int k = 0; k < names.count; ++k) {
+    block.states[k] = static_cast<float*>(row.states[k]) + begin;
+  }
+  return block;
+}
+
+// All others, through floats.
+template <class Rule, uint8_t form, bool cautious>
+LRFAST_HD void update_blocks(const StepTables& t, int64_t c, const TensorRow& row, void* grads,
+                             const Update<Rule, float>& given) {
   constexpr int kStates = applied_states<Rule, form>();
   const Range range = range_of(t, t.chunks[c]);
   const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
@@ -235,14 +259,35 @@ LRFAST_CLONES __attribute__((noinline)) void update_wide_chunk(const StepTables&
   for (int64_t begin = range.begin; begin < range.end; begin += kWide) {
     const int64_t end = std::min(begin + kWide, range.end);
     passes.before(begin, end);
-    const int64_t rest = update_runs<Rule, form>(row, grads, update, noise, begin, end);
+    int64_t rest = begin;
+    if constexpr (!cautious) rest = update_runs<Rule, form>(row, grads, update, noise, begin, end);
     if (rest < end) {
-      const WideBlock block =
-          widen_block(row, grads, names, first_states(kStates), rest, end, copies);
-      update_range<Rule, form>(block.param, block.grad, block.states, update, rest, end - rest);
-      narrow_block(row, names, first_states(kStates) | kParam, block, noise, rest, end);
+      const WideBlock block = block_of(row, grads, names, first_states(kStates), rest, end, copies);
+      update_range<Rule, form, cautious>(block.param, block.grad, block.states, update, rest,
+                                         end - rest);
+      if (!is_plain(row)) {
+        narrow_block(row, names, first_states(kStates) | kParam, block, noise, rest, end);
+      }
     }
     passes.after(begin, end);
+  }
+}
+
+// Functions of their own, so that the loops of small float32 tensors stay as short as they are.
+template <class Rule, uint8_t form>
+LRFAST_CLONES __attribute__((noinline)) void update_wide_chunk(const StepTables& t, int64_t c,
+                                                               const TensorRow& row, void* grads,
+                                                               const Update<Rule, float>& update) {
+  update_blocks<Rule, form, false>(t, c, row, grads, update);
+}
+template <class Rule, uint8_t form>
+LRFAST_CLONES __attribute__((noinline)) void update_cautious_chunk(
+    const StepTables& t, int64_t c, const TensorRow& row, void* grads,
+    const PreparedScalars<Rule, true>& scalars, int place) {
+  if (row.dtypes == DtypePair::kFloat64) {
+    update_chunk<Rule, form, true>(t, c, row, grads, scalars.template at<double>(place));
+  } else {
+    update_blocks<Rule, form, true>(t, c, row, grads, scalars.template at<float>(place));
   }
 }
 
@@ -264,10 +309,10 @@ constexpr int kNone = -1;  // stands for the scalars of a chunk that is not upda
 template <class Rule>
 LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int64_t begin,
                                  int64_t end) {
-  PreparedScalars<Rule> scalars;
+  PreparedScalars<Rule, true> scalars;
   const auto prepare = [&](int64_t c) {
     const int32_t tensor = t.chunks[c].tensor;
-    return is_updated_now<Rule>(t, tensor) ? scalars.prepare(t, t.tensors[tensor], hypers) : kNone;
+    return is_updated_now<Rule>(t, tensor) ? scalars.prepare(t, tensor, hypers) : kNone;
   };
   int next = begin < end ? prepare(begin) : kNone;
   for (int64_t c = begin; c < end; ++c) {
@@ -284,10 +329,15 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
     const auto& row = row_now<Rule>(t, tensor);
     void* grads = grad_now<Rule>(t, tensor);
     with_form<Rule>(form_now<Rule>(t, tensor), [&]<uint8_t form>() {
+      if constexpr (kTakesCaution<Rule> || kDecouples<Rule>) {
+        if (t.update.is_cautious()) {
+          return update_cautious_chunk<Rule, form>(t, c, row, grads, scalars, place);
+        }
+      }
       if (row.dtypes == DtypePair::kFloat64) {
-        update_chunk<Rule, form>(t, c, row, grads, scalars.template at<double>(place));
+        update_chunk<Rule, form, false>(t, c, row, grads, scalars.template at<double>(place));
       } else if (is_plain(row)) {
-        update_chunk<Rule, form>(t, c, row, grads, scalars.template at<float>(place));
+        update_chunk<Rule, form, false>(t, c, row, grads, scalars.template at<float>(place));
       } else {
         update_wide_chunk<Rule, form>(t, c, row, grads, scalars.template at<float>(place));
       }
@@ -295,59 +345,82 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
   }
 }
 
-// ---- distance --------------------------------------------------------------------------------
+// ---- the pass before
+// --------------------------------------------------------------------------------
 
 // Sums of the pass that measures, in an order that is the same everywhere: one for each place in a
 // row of so many elements. Compilers unroll a loop over fewer of them, and convert one by one then.
 struct TermSums {
   static constexpr int64_t kPlaces = 64;
-  alignas(64) double numerators[kPlaces] = {};
-  alignas(64) double denominators[kPlaces] = {};
+  alignas(64) double firsts[kPlaces] = {};
+  alignas(64) double seconds[kPlaces] = {};
 
   template <class T>
-  LRFAST_HD void add(const T* numerator, const T* denominator) {  // [kPlaces] each
-    for (int64_t i = 0; i < kPlaces; ++i) numerators[i] += static_cast<double>(numerator[i]);
-    for (int64_t i = 0; i < kPlaces; ++i) denominators[i] += static_cast<double>(denominator[i]);
+  LRFAST_HD void add(const T* first, const T* second) {  // [kPlaces] each
+    for (int64_t i = 0; i < kPlaces; ++i) firsts[i] += static_cast<double>(first[i]);
+    for (int64_t i = 0; i < kPlaces; ++i) seconds[i] += static_cast<double>(second[i]);
   }
-  LRFAST_HD DistanceTerms<double> total() {
+  LRFAST_HD Terms<double> total() {
     for (int64_t half = kPlaces / 2; half > 0; half /= 2) {
       for (int64_t i = 0; i < half; ++i) {
-        numerators[i] += numerators[i + half];
-        denominators[i] += denominators[i + half];
+        firsts[i] += firsts[i + half];
+        seconds[i] += seconds[i + half];
       }
     }
-    return {numerators[0], denominators[0]};
+    return {firsts[0], seconds[0]};
   }
 };
 
-template <class Rule, uint8_t form, class T>
-LRFAST_HD void measure_range(const T* params, const T* grads, T* running, const T* seen,
-                             const Update<Rule, T>& update, int64_t first, int64_t count,
-                             TermSums& sums) {
-  alignas(64) T numerator[TermSums::kPlaces];
-  alignas(64) T denominator[TermSums::kPlaces];
-  for (int64_t i = 0; i < count; i += TermSums::kPlaces) {
-    const int64_t places = std::min(TermSums::kPlaces, count - i);
-    if (places < TermSums::kPlaces) {
-      std::fill_n(numerator, TermSums::kPlaces, T(0));
-      std::fill_n(denominator, TermSums::kPlaces, T(0));
-    }
-#pragma GCC ivdep
-    for (int64_t j = 0; j < places; ++j) {
-      const int64_t e = i + j;
-      const auto terms =
-          measure_element<Rule, form>(params[e], grads[e], running[e], seen[e], update, first + e);
-      numerator[j] = terms.numerator;
-      denominator[j] = terms.denominator;
-    }
-    sums.add(numerator, denominator);
+// Those of the element at e; start: the place of the first one in the tensor.
+template <class Rule, uint8_t form, bool squares, class T>
+LRFAST_HD Terms<T> terms_of(const T* params, const T* grads, T* const* states,
+                            const Update<Rule, T>& update, int64_t start, int64_t e) {
+  if constexpr (Measures<Rule>) {
+    return measure_element<Rule, form>(params[e], grads[e], states[applied_states<Rule, form>()][e],
+                                       states[Rule::kSeen[form]][e], update, start + e);
+  } else {
+    return foresee_element<Rule, form, squares>(
+        params[e], grads[e], [&](int k) { return states[k][e]; }, update);
   }
 }
 
-template <class Rule, uint8_t form, class T>
+template <class Rule, uint8_t form, bool squares, class T>
+LRFAST_HD void measure_range(const T* params, const T* grads, T* const* states,
+                             const Update<Rule, T>& update, int64_t start, int64_t count,
+                             TermSums& sums) {
+  alignas(64) T first[TermSums::kPlaces];
+  alignas(64) T second[TermSums::kPlaces];
+  for (int64_t i = 0; i < count; i += TermSums::kPlaces) {
+    const int64_t places = std::min(TermSums::kPlaces, count - i);
+    if (places < TermSums::kPlaces) {
+      std::fill_n(first, TermSums::kPlaces, T(0));
+      std::fill_n(second, TermSums::kPlaces, T(0));
+    }
+#pragma GCC ivdep
+    for (int64_t j = 0; j < places; ++j) {
+      const auto terms = terms_of<Rule, form, squares>(params, grads, states, update, start, i + j);
+      first[j] = terms.first;
+      second[j] = terms.second;
+    }
+    sums.add(first, second);
+  }
+}
+
+// States that this pass reads, and those that it brings up to date.
+template <class Rule, uint8_t form>
+constexpr Arrays states_read() {
+  if constexpr (Measures<Rule>) {
+    return state_at(applied_states<Rule, form>()) | state_at(Rule::kSeen[form]);
+  } else {
+    return first_states(Rule::kStates[form].count);
+  }
+}
+template <class Rule, uint8_t form>
+constexpr Arrays kStatesWritten = Measures<Rule> ? state_at(applied_states<Rule, form>()) : 0;
+
+template <class Rule, uint8_t form, bool squares, class T>
 LRFAST_HD void measure_chunk(const StepTables& t, int64_t c, const TensorRow& row,
                              const Update<Rule, T>& given) {
-  constexpr int kRunning = applied_states<Rule, form>();
   const Range range = range_of(t, t.chunks[c]);
   const void* grads = t.grads[t.chunks[c].tensor];
   const Update<Rule, T> update = given;
@@ -355,25 +428,27 @@ LRFAST_HD void measure_chunk(const StepTables& t, int64_t c, const TensorRow& ro
   if constexpr (std::is_same_v<T, float>) {
     const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
     const StateNames& names = Rule::kStates[form];
-    constexpr int kSeen = Rule::kSeen[form];
     WideCopies copies;
     for (int64_t begin = range.begin; begin < range.end; begin += kWide) {
       const int64_t end = std::min(begin + kWide, range.end);
       const WideBlock block =
-          widen_block(row, grads, names, state_at(kRunning) | state_at(kSeen), begin, end, copies);
-      measure_range<Rule, form>(block.param, block.grad, block.states[kRunning],
-                                block.states[kSeen], update, begin, end - begin, sums);
-      narrow_block(row, names, state_at(kRunning), block, noise, begin, end);
+          block_of(row, grads, names, states_read<Rule, form>(), begin, end, copies);
+      measure_range<Rule, form, squares>(block.param, block.grad, block.states, update, begin,
+                                         end - begin, sums);
+      if constexpr (Measures<Rule>) {
+        narrow_block(row, names, kStatesWritten<Rule, form>, block, noise, begin, end);
+      }
     }
   } else {
-    measure_range<Rule, form>(static_cast<const T*>(row.param) + range.begin,
-                              static_cast<const T*>(grads) + range.begin,
-                              static_cast<T*>(row.states[kRunning]) + range.begin,
-                              static_cast<const T*>(row.states[Rule::kSeen[form]]) + range.begin,
-                              update, range.begin, range.end - range.begin, sums);
+    T* states[kMaxStates];
+    for (int k = 0; k < Rule::kStates[form].count; ++k) {
+      states[k] = static_cast<T*>(row.states[k]) + range.begin;
+    }
+    measure_range<Rule, form, squares>(static_cast<const T*>(row.param) + range.begin,
+                                       static_cast<const T*>(grads) + range.begin, states, update,
+                                       range.begin, range.end - range.begin, sums);
   }
-  const DistanceTerms<double> total = sums.total();
-  write_terms(t, c, total.numerator, total.denominator, update.scalars);
+  write_terms<Rule, T>(t, c, sums.total(), update.scalars);
 }
 
 // ---- step ------------------------------------------------------------------------------------
@@ -398,49 +473,57 @@ void take_squares(const StepTables& t, const Scratch& scratch, ParallelFor paral
   run_tasks(scratch.begins, parallel_for,
             [&](int64_t begin, int64_t end) { square_chunks(t, begin, end); });
   for (int32_t g = 0; g < t.num_groups; ++g) {
-    t.totals.group_squares[g] = sum_chunks(t, t.totals.chunk_squares, 1, g, 0, 1);
+    t.totals.group_squares[g] = sum_chunks(t.group_chunks, t.totals.chunk_squares, 1, g, 0, 1);
   }
 }
 
-template <class Rule>
+template <class Rule, bool squares>
 LRFAST_CLONES void measure_chunks(const StepTables& t, const Hypers* hypers, int64_t begin,
                                   int64_t end) {
-  PreparedScalars<Rule> scalars;
+  PreparedScalars<Rule, false> scalars;
   for (int64_t c = begin; c < end; ++c) {
     const int32_t tensor = t.chunks[c].tensor;
     const TensorRow& row = t.tensors[tensor];
-    t.totals.chunk_terms[2 * c] = t.totals.chunk_terms[2 * c + 1] = 0.0;
+    if constexpr (Measures<Rule>) {
+      t.totals.chunk_terms[2 * c] = t.totals.chunk_terms[2 * c + 1] = 0.0;
+    }
     if (c + kAhead < end) prefetch_chunk(t, t.chunks[c + kAhead]);
     if (!is_updated(t, tensor)) continue;
-    const int place = scalars.prepare(t, row, hypers);
+    const int place = scalars.prepare(t, tensor, hypers);
     with_form<Rule>(row.form, [&]<uint8_t form>() {
       if (row.dtypes == DtypePair::kFloat64) {
-        measure_chunk<Rule, form>(t, c, row, scalars.template at<double>(place));
+        measure_chunk<Rule, form, squares>(t, c, row, scalars.template at<double>(place));
       } else {
-        measure_chunk<Rule, form>(t, c, row, scalars.template at<float>(place));
+        measure_chunk<Rule, form, squares>(t, c, row, scalars.template at<float>(place));
       }
     });
   }
 }
 
-template <class Rule>
+template <class Rule, bool squares>
 void take_terms(const StepTables& t, const Scratch& scratch, ParallelFor parallel_for) {
   run_tasks(scratch.begins, parallel_for, [&](int64_t begin, int64_t end) {
-    measure_chunks<Rule>(t, scratch.hypers.data(), begin, end);
+    measure_chunks<Rule, squares>(t, scratch.hypers.data(), begin, end);
   });
-  double* terms = t.totals.terms;
-  terms[0] = terms[1] = 0.0;
-  for (int64_t c = 0; c < t.num_chunks; ++c) {
-    terms[0] += t.totals.chunk_terms[2 * c];
-    terms[1] += t.totals.chunk_terms[2 * c + 1];
+  const double* chunks = t.totals.chunk_terms;
+  for (int which = 0; which < 2; ++which) {
+    if constexpr (Measures<Rule>) {
+      t.totals.terms[which] = 0.0;
+      for (int64_t c = 0; c < t.num_chunks; ++c) t.totals.terms[which] += chunks[2 * c + which];
+    } else {
+      for (int32_t i = 0; i < t.num_tensors; ++i) {
+        t.totals.tensor_terms[2 * i + which] =
+            sum_chunks(t.tensor_chunks, chunks + which, 2, i, 0, 1);
+      }
+    }
   }
 }
 
 void write_records(const StepTables& t) {
   for (int32_t g = 0; g < t.num_groups; ++g) {
     const double* changes = t.totals.chunk_changes;
-    write_record(t, g, kRecordUpdateNorm, sum_chunks(t, changes, 2, g, 0, 1));
-    write_record(t, g, kRecordWeightNorm, sum_chunks(t, changes + 1, 2, g, 0, 1));
+    write_record(t, g, kRecordUpdateNorm, sum_chunks(t.group_chunks, changes, 2, g, 0, 1));
+    write_record(t, g, kRecordWeightNorm, sum_chunks(t.group_chunks, changes + 1, 2, g, 0, 1));
   }
 }
 
@@ -458,10 +541,11 @@ void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scrat
   }
   resolve_groups<Rule>(t, scratch.hypers);
   if constexpr (Measures<Rule>) {
-    if (t.phase != Phase::kUpdate) take_terms<Rule>(t, scratch, parallel_for);
+    if (t.phase != Phase::kUpdate) take_terms<Rule, false>(t, scratch, parallel_for);
     if (t.phase == Phase::kMeasure) return;
     finish_distance<Rule>(t);
   }
+  with_terms<Rule>(t, [&]<bool squares>() { take_terms<Rule, squares>(t, scratch, parallel_for); });
   run_tasks(scratch.begins, parallel_for, [&](int64_t begin, int64_t end) {
     update_chunks<Rule>(t, scratch.hypers.data(), begin, end);
   });

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/rule.h"
 #include "core/tables.h"
 
 namespace lrfast::cpu {
@@ -15,7 +16,7 @@ using RunTasks = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t tasks, RunTasks run, void* context);
 
 struct Hypers {
-  double values[kMaxHypers];
+  double values[kHyperSlots];
 };
 
 // Memory that one step after another uses, so that only the first one allocates.

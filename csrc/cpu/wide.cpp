@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cpu/codes.h"
+#include "cpu/masters.h"
 #include "cpu/tasks.h"
 
 namespace lrfast::cpu {
@@ -48,8 +49,19 @@ LRFAST_CLONES WideBlock widen_block(const TensorRow& row, const void* grads,
   WideBlock block{};
   with_float_types(row.dtypes, [&]<class Param, class State>() {
     const auto* own = static_cast<const Param*>(grads) + begin;
-    block.param =
-        floats_of(static_cast<Param*>(row.param) + begin, count, left, copies.arrays[kMaxStates]);
+    Param* params = static_cast<Param*>(row.param) + begin;
+    if (row.master != 0) {
+      prefetch_block<kWide>(params, left);
+      if (row.master == sizeof(int8_t)) {
+        prefetch_block<kWide>(static_cast<const int8_t*>(row.master_bits) + begin, left);
+      } else {
+        prefetch_block<kWide>(static_cast<const int16_t*>(row.master_bits) + begin, left);
+      }
+      block.param = copies.arrays[kMaxStates];
+      join_masters(row, begin, end, block.param);
+    } else {
+      block.param = floats_of(params, count, left, copies.arrays[kMaxStates]);
+    }
     block.grad = floats_of(own, count, left, copies.arrays[kMaxStates + 1]);
     for (int k = 0; k < names.count; ++k) {
       if (!has(arrays, k)) continue;
@@ -75,8 +87,11 @@ LRFAST_CLONES void narrow_block(const TensorRow& row, const StateNames& names, A
   BlockNoise<kWide> bits;
   with_float_types(row.dtypes, [&]<class Param, class State>() {
     if (row.coded || std::is_same_v<Param, StochasticBFloat16>) bits.fill(noise, begin);
-    if (arrays & kParam)
+    if ((arrays & kParam) && row.master != 0) {
+      split_masters(row, begin, end, block.param);
+    } else if (arrays & kParam) {
       store_floats(block.param, count, static_cast<Param*>(row.param) + begin, bits, 0);
+    }
     for (int k = 0; k < names.count; ++k) {
       if (!has(arrays, k)) continue;
       if (row.coded) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/kernel.h"
+#include "core/masters.h"
 #include "core/rule.h"
 #include "core/step.h"
 #include "cuda/block.cuh"
@@ -38,10 +39,28 @@ struct ChunkAddresses {
   void* states[kMaxStates];
   uint8_t* scales[kMaxStates];  // of states in 8 bits
   void* average;
-  int64_t begin;  // its first element's index in the tensor
-  int count;      // elements
+  void* master_bits;
+  int64_t begin;   // its first element's index in the tensor
+  int count;       // elements
+  uint8_t master;  // bytes of master bits beside each of a MasterBFloat16
   bool aligned;
 };
+
+// A weight as a thread holds it, and the gradient of its parameter.
+template <class Param>
+struct ElementTypes {
+  using Weight = Param;
+  using Grad = Param;
+};
+template <>
+struct ElementTypes<MasterBFloat16> {
+  using Weight = float;
+  using Grad = BFloat16;
+};
+template <class Param>
+using weight_t = typename ElementTypes<Param>::Weight;
+template <class Param>
+using grad_t = typename ElementTypes<Param>::Grad;
 
 // Lets the arithmetic on next begin only when done is known. Elements of a vector are independent,
 // and the compiler would work on all at once, with registers that it has not: RMSprop on bfloat16
@@ -49,7 +68,9 @@ struct ChunkAddresses {
 template <class Done, class Next>
 LRFAST_HD void serialize([[maybe_unused]] Done& done, [[maybe_unused]] Next& next) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (sizeof(Next) == sizeof(uint16_t)) {
+  if constexpr (sizeof(Next) == sizeof(uint16_t) && sizeof(Done) == sizeof(float)) {
+    asm volatile("" : "+f"(done), "+h"(next.bits));
+  } else if constexpr (sizeof(Next) == sizeof(uint16_t)) {
     asm volatile("" : "+h"(done.bits), "+h"(next.bits));
   } else if constexpr (sizeof(Done) == sizeof(uint16_t)) {
     asm volatile("" : "+f"(next) : "h"(done.bits));
@@ -85,6 +106,11 @@ LRFAST_HD ChunkAddresses locate_chunk(const TensorRow& row, void* grads, int64_t
   for (int k = 0; k < Rule::kStates[form].count; ++k) {
     at.states[k] = static_cast<State*>(row.states[k]) + begin;
     at.aligned = at.aligned && is_aligned(at.states[k]);
+  }
+  if constexpr (std::is_same_v<Param, MasterBFloat16>) {
+    at.master = row.master;
+    at.master_bits = static_cast<char*>(row.master_bits) + begin * row.master;
+    at.aligned = at.aligned && is_aligned(at.master_bits);
   }
   return at;
 }
@@ -132,6 +158,55 @@ LRFAST_HD void save(const Element* values, void* array, int first) {
   }
 }
 
+template <class Rest, int length>
+LRFAST_HD void load_masters(const ChunkAddresses& at, int first, float* out) {
+  alignas(kVectorBytes) MasterBFloat16 halves[length];
+  alignas(kVectorBytes) Rest rests[length];
+  load<length>(at.param, first, halves);
+  load<length>(at.master_bits, first, rests);
+  LRFAST_UNROLL
+  for (int e = 0; e < length; ++e) out[e] = join_master(halves[e].bits, rests[e]);
+}
+template <class Rest, int length>
+LRFAST_HD void save_masters(float* weights, const ChunkAddresses& at, int first) {
+  alignas(kVectorBytes) MasterBFloat16 halves[length];
+  alignas(kVectorBytes) Rest rests[length];
+  LRFAST_UNROLL
+  for (int e = 0; e < length; ++e) split_master(weights[e], halves[e].bits, rests[e]);
+  save<length>(halves, at.param, first);
+  save<length>(rests, at.master_bits, first);
+}
+
+// The same for weights, which may lie in two arrays. What is saved becomes what is kept of it.
+template <int length, class Param>
+LRFAST_HD void load_weights(const ChunkAddresses& at, int first, weight_t<Param>* out) {
+  if constexpr (!std::is_same_v<Param, MasterBFloat16>) {
+    load<length>(at.param, first, out);
+  } else if (at.master == sizeof(int8_t)) {
+    load_masters<int8_t, length>(at, first, out);
+  } else {
+    load_masters<int16_t, length>(at, first, out);
+  }
+}
+template <int length, class Param>
+LRFAST_HD void save_weights(weight_t<Param>* weights, const ChunkAddresses& at, int first) {
+  if constexpr (!std::is_same_v<Param, MasterBFloat16>) {
+    save<length>(weights, at.param, first);
+  } else if (at.master == sizeof(int8_t)) {
+    save_masters<int8_t, length>(weights, at, first);
+  } else {
+    save_masters<int16_t, length>(weights, at, first);
+  }
+}
+
+template <class Param>
+LRFAST_HD weight_t<Param> kept_weight(const ChunkAddresses& at, weight_t<Param> weight) {
+  if constexpr (std::is_same_v<Param, MasterBFloat16>) {
+    if (at.master == sizeof(int8_t)) return round_master<int8_t>(weight);
+  }
+  return weight;
+}
+
 // What a thread adds up for telemetry.
 struct Changes {
   double updates = 0.0;
@@ -139,8 +214,8 @@ struct Changes {
 };
 
 // An element's change, as telemetry counts it.
-template <class Param>
-LRFAST_HD void count_change(const Param& before, const Param& after, Changes& changes) {
+template <class Weight>
+LRFAST_HD void count_change(const Weight& before, const Weight& after, Changes& changes) {
   const double weight = to_compute(after);
   add_square(changes.updates, change_of(to_compute(before), weight));
   add_square(changes.weights, weight);
@@ -150,7 +225,7 @@ LRFAST_HD void count_change(const Param& before, const Param& after, Changes& ch
 template <int length, class Param>
 LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at,
                                const compute_t<Param>& average_weight, int first,
-                               const Param* after) {
+                               const weight_t<Param>* after) {
   using T = compute_t<Param>;
   if (at.average) {
     alignas(kVectorBytes) T average[length];
@@ -162,7 +237,7 @@ LRFAST_HD void finish_elements(const StepTables& t, const ChunkAddresses& at,
     save<length>(average, at.average, first);
   }
   if (t.gradients.zero) {
-    alignas(kVectorBytes) const Param zeros[length] = {};
+    alignas(kVectorBytes) const grad_t<Param> zeros[length] = {};
     save<length>(zeros, at.grad, first);
   }
 }
@@ -180,7 +255,7 @@ constexpr int vector_length() {
 }
 
 // Two neighbours whose values are rounded at random: one hash and one conversion serve both.
-template <class Rule, uint8_t form, int length, class Param, class State>
+template <class Rule, uint8_t form, bool cautious, int length, class Param, class State>
 LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length], int e,
                            const Update<Rule, float>& update, uint32_t pair) {
   constexpr int kStates = applied_states<Rule, form>();
@@ -197,7 +272,7 @@ LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length
     for (int k = 0; k < kStates; ++k) {
       states[k][i] = i == 0 ? to_compute(held[k][e]) : second_to_compute(&held[k][e]);
     }
-    update_element<Rule, form>(
+    update_element<Rule, form, cautious>(
         values[i], grads[i], [&](int k) -> float& { return states[k][i]; }, update, 0);
   }
   const uint32_t common = update.noise.of_pair(pair);
@@ -213,7 +288,7 @@ LRFAST_HD void update_pair(Param* param, const Param* grad, State (*held)[length
 }
 
 // This thread's part of a chunk. Indices are ints.
-template <class Rule, bool passes, uint8_t form, class Param, class State>
+template <class Rule, bool passes, bool cautious, uint8_t form, class Param, class State>
 LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
                                const Update<Rule, compute_t<Param>>& update, int thread,
                                int threads) {
@@ -221,12 +296,12 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
   Changes changes;
   constexpr int kLength = vector_length<passes, kStates, Param, State>();
   walk_chunk<kLength>(at, thread, threads, [&]<int length>(int first) {
-    alignas(kVectorBytes) Param param[length];
-    alignas(kVectorBytes) Param grad[length];
-    [[maybe_unused]] alignas(kVectorBytes) Param before[length];
+    alignas(kVectorBytes) weight_t<Param> param[length];
+    alignas(kVectorBytes) grad_t<Param> grad[length];
+    [[maybe_unused]] alignas(kVectorBytes) weight_t<Param> before[length];
     alignas(kVectorBytes) State held[kStates > 0 ? kStates : 1][length];
     reload_barrier();
-    load<length>(at.param, first, param);
+    load_weights<length, Param>(at, first, param);
     load<length>(at.grad, first, grad);
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) load<length>(at.states[k], first, held[k]);
@@ -240,16 +315,16 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
       if constexpr (kInPairs) {
         const uint32_t pair =
             static_cast<uint32_t>(at.begin >> 1) + static_cast<uint32_t>(first + e) / 2;
-        update_pair<Rule, form, length>(param, grad, held, e, update, pair);
+        update_pair<Rule, form, cautious, length>(param, grad, held, e, update, pair);
       } else {
-        update_element<Rule, form>(
+        update_element<Rule, form, cautious>(
             param[e], grad[e], [&](int k) -> State& { return held[k][e]; }, update,
             at.begin + first + e);
         if constexpr (length > 1) serialize(param[e], grad[e + 1 < length ? e + 1 : e]);
       }
     }
     reload_barrier();
-    save<length>(param, at.param, first);
+    save_weights<length, Param>(param, at, first);
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) save<length>(held[k], at.states[k], first);
     if constexpr (passes) {
@@ -258,48 +333,11 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
         LRFAST_UNROLL
         for (int e = 0; e < length; ++e) count_change(before[e], param[e], changes);
       }
-      finish_elements<length>(t, at, update.average_weight, first, param);
+      finish_elements<length, Param>(t, at, update.average_weight, first, param);
     }
   });
   return changes;
 }
-
-// This thread's part of a chunk in the pass that measures a distance. Terms are added up as those
-// of square_vectors are.
-template <class Rule, uint8_t form, class Param, class State>
-LRFAST_HD DistanceTerms<double> measure_chunk(const ChunkAddresses& at,
-                                              const Update<Rule, compute_t<Param>>& update,
-                                              int thread, int threads) {
-  using T = compute_t<Param>;
-  constexpr int kRunning = applied_states<Rule, form>();
-  DistanceTerms<double> total{};
-  walk_chunk<vector_length<false, 2, Param, State>()>(
-      at, thread, threads, [&]<int length>(int first) {
-        alignas(kVectorBytes) Param param[length];
-        alignas(kVectorBytes) Param grad[length];
-        alignas(kVectorBytes) State running[length];
-        alignas(kVectorBytes) State seen[length];
-        reload_barrier();
-        load<length>(at.param, first, param);
-        load<length>(at.grad, first, grad);
-        load<length>(at.states[kRunning], first, running);
-        load<length>(at.states[Rule::kSeen[form]], first, seen);
-        DistanceTerms<T> sums{};
-        LRFAST_UNROLL
-        for (int e = 0; e < length; ++e) {
-          const auto terms = measure_element<Rule, form>(param[e], grad[e], running[e], seen[e],
-                                                         update, at.begin + first + e);
-          sums.numerator += terms.numerator;
-          sums.denominator += terms.denominator;
-        }
-        save<length>(running, at.states[kRunning], first);
-        total.numerator += sums.numerator;
-        total.denominator += sums.denominator;
-      });
-  return total;
-}
-
-// ---- states in 8 bits ------------------------------------------------------------------------
 
 // A warp holds a block of codes, each lane a vector of neighbours in each part of the block.
 constexpr int kLaneVector = 4;  // elements: 16 bytes of floats
@@ -320,6 +358,94 @@ constexpr uint32_t positive_states() {
   }
   return found;
 }
+
+// One of an element's states from its code.
+template <class Rule, uint8_t form>
+LRFAST_HD float decode_state(int k, uint8_t code, uint32_t scale) {
+  const bool is_positive = (positive_states<Rule, form>() >> k & 1u) != 0u;
+  return is_positive ? decode<StateKind::kPositive>(code, scale)
+                     : decode<StateKind::kSigned>(code, scale);
+}
+
+// This thread's part of a chunk in the pass that measures a distance. Terms are added up as those
+// of square_vectors are.
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD Terms<double> measure_chunk(const ChunkAddresses& at,
+                                      const Update<Rule, compute_t<Param>>& update, int thread,
+                                      int threads) {
+  using T = compute_t<Param>;
+  constexpr int kRunning = applied_states<Rule, form>();
+  Terms<double> total{};
+  walk_chunk<vector_length<false, 2, Param, State>()>(
+      at, thread, threads, [&]<int length>(int first) {
+        alignas(kVectorBytes) Param param[length];
+        alignas(kVectorBytes) Param grad[length];
+        alignas(kVectorBytes) State running[length];
+        alignas(kVectorBytes) State seen[length];
+        reload_barrier();
+        load<length>(at.param, first, param);
+        load<length>(at.grad, first, grad);
+        load<length>(at.states[kRunning], first, running);
+        load<length>(at.states[Rule::kSeen[form]], first, seen);
+        Terms<T> sums{};
+        LRFAST_UNROLL
+        for (int e = 0; e < length; ++e) {
+          const auto terms = measure_element<Rule, form>(param[e], grad[e], running[e], seen[e],
+                                                         update, at.begin + first + e);
+          sums.first += terms.first;
+          sums.second += terms.second;
+        }
+        save<length>(running, at.states[kRunning], first);
+        total.first += sums.first;
+        total.second += sums.second;
+      });
+  return total;
+}
+
+// The same in the pass before an update with options that need sums over a tensor. State: uint8_t
+// for states in 8 bits.
+template <class Rule, uint8_t form, bool squares, class Param, class State>
+LRFAST_HD Terms<double> foresee_chunk(const ChunkAddresses& at,
+                                      const Update<Rule, compute_t<Param>>& update, int thread,
+                                      int threads) {
+  using T = compute_t<Param>;
+  constexpr int kStates = Rule::kStates[form].count;
+  constexpr bool kCoded = std::is_same_v<State, uint8_t>;
+  constexpr int kLength = kCoded ? kLaneVector : vector_length<false, kStates, Param, State>();
+  Terms<double> total{};
+  walk_chunk<kLength>(at, thread, threads, [&]<int length>(int first) {
+    alignas(kVectorBytes) Param param[length];
+    alignas(kVectorBytes) Param grad[length];
+    alignas(kVectorBytes) State held[kStates > 0 ? kStates : 1][length];
+    reload_barrier();
+    load<length>(at.param, first, param);
+    load<length>(at.grad, first, grad);
+    LRFAST_UNROLL
+    for (int k = 0; k < kStates; ++k) load<length>(at.states[k], first, held[k]);
+    Terms<T> sums{};
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) {
+      const auto terms = foresee_element<Rule, form, squares>(
+          param[e], grad[e],
+          [&](int k) {
+            if constexpr (kCoded) {
+              return decode_state<Rule, form>(k, held[k][e], at.scales[k][first / kCodeBlock]);
+            } else {
+              return held[k][e];
+            }
+          },
+          update);
+      sums.first += terms.first;
+      sums.second += terms.second;
+      if constexpr (length > 1) serialize(param[e], grad[e + 1 < length ? e + 1 : e]);
+    }
+    total.first += sums.first;
+    total.second += sums.second;
+  });
+  return total;
+}
+
+// ---- states in 8 bits ------------------------------------------------------------------------
 
 template <int states>
 struct HeldStates {
@@ -347,16 +473,23 @@ LRFAST_HD void save_part(const Element* values, void* array, int first, int coun
 
 // A vector of neighbours: decoded, updated and left in held. What is missing is all zeros, and so
 // are its states afterwards, or no numbers.
-template <class Rule, uint8_t form, class Param, class Count>
+template <class Rule, uint8_t form, bool cautious, class Param, class Count>
 LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
                             const Update<Rule, float>& update, int first, bool is_whole,
                             float (*held)[kLaneVector], Count&& count) {
   constexpr int kStates = Rule::kStates[form].count;
-  constexpr uint32_t kPositive = positive_states<Rule, form>();
-  alignas(kVectorBytes) Param param[kLaneVector];
-  alignas(kVectorBytes) Param grad[kLaneVector];
+  alignas(kVectorBytes) weight_t<Param> param[kLaneVector];
+  alignas(kVectorBytes) grad_t<Param> grad[kLaneVector];
   reload_barrier();
-  load_part(at.param, first, at.count, is_whole, param);
+  if (is_whole) {
+    load_weights<kLaneVector, Param>(at, first, param);
+  } else {
+    LRFAST_UNROLL
+    for (int e = 0; e < kLaneVector; ++e) {
+      param[e] = {};
+      if (first + e < at.count) load_weights<1, Param>(at, first + e, &param[e]);
+    }
+  }
   load_part(at.grad, first, at.count, is_whole, grad);
   alignas(kLaneVector) uint8_t codes[kStates][kLaneVector];
   LRFAST_UNROLL
@@ -365,41 +498,43 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) {
       const uint32_t scale = first < at.count ? at.scales[k][first / kCodeBlock] : 0u;
-      held[k][e] = (kPositive >> k & 1u) != 0u ? decode<StateKind::kPositive>(codes[k][e], scale)
-                                               : decode<StateKind::kSigned>(codes[k][e], scale);
+      held[k][e] = decode_state<Rule, form>(k, codes[k][e], scale);
     }
   };
   constexpr bool kInPairs = std::is_same_v<Param, StochasticBFloat16>;
   LRFAST_UNROLL
   for (int e = 0; e < kLaneVector; e += kInPairs ? 2 : 1) {
-    const Param before[2] = {param[e], param[kInPairs ? e + 1 : e]};
+    const weight_t<Param> before[2] = {param[e], param[kInPairs ? e + 1 : e]};
     decode_element(e);
     if constexpr (kInPairs) {
       decode_element(e + 1);
       const uint32_t pair =
           static_cast<uint32_t>(at.begin >> 1) + static_cast<uint32_t>(first + e) / 2;
-      update_pair<Rule, form, kLaneVector>(param, grad, held, e, update, pair);
+      update_pair<Rule, form, cautious, kLaneVector>(param, grad, held, e, update, pair);
     } else {
-      update_element<Rule, form>(
+      update_element<Rule, form, cautious>(
           param[e], grad[e], [&](int k) -> float& { return held[k][e]; }, update,
           at.begin + first + e);
       serialize(param[e], grad[e + 1 < kLaneVector ? e + 1 : e]);
     }
     if (t.totals.chunk_changes) {
       for (int i = 0; i < (kInPairs ? 2 : 1); ++i) {
-        if (first + e + i < at.count) count(before[i], param[e + i]);
+        if (first + e + i < at.count) {
+          count(before[i], kept_weight<Param>(at, param[e + i]));
+        }
       }
     }
   }
   reload_barrier();
-  save_part(param, at.param, first, at.count, is_whole);
   if (is_whole) {
-    finish_elements<kLaneVector>(t, at, update.average_weight, first, param);
+    save_weights<kLaneVector, Param>(param, at, first);
+    finish_elements<kLaneVector, Param>(t, at, update.average_weight, first, param);
   } else {
     LRFAST_UNROLL
     for (int e = 0; e < kLaneVector; ++e) {
       if (first + e < at.count) {
-        finish_elements<1>(t, at, update.average_weight, first + e, &param[e]);
+        save_weights<1, Param>(&param[e], at, first + e);
+        finish_elements<1, Param>(t, at, update.average_weight, first + e, &param[e]);
       }
     }
   }
@@ -424,7 +559,7 @@ LRFAST_HD void save_codes(const ChunkAddresses& at, const Noise& noise, int k, i
 
 // A warp's part of a chunk whose states are in 8 bits, a block of codes at a time, whose scale its
 // lanes find together. count(lane, before, after) takes what telemetry counts.
-template <class Rule, uint8_t form, class Param, class Warp, class Count>
+template <class Rule, uint8_t form, bool cautious, class Param, class Warp, class Count>
 LRFAST_HD void update_coded_blocks(const StepTables& t, const ChunkAddresses& at,
                                    const Update<Rule, float>& update, Warp& warp, int number,
                                    int warps, Count&& count) {
@@ -440,9 +575,9 @@ LRFAST_HD void update_coded_blocks(const StepTables& t, const ChunkAddresses& at
     for (int part = 0; part < kBlockParts; ++part) {
       warp.for_each_lane([&](int lane) {
         const int first = block + part * kBlockPart + lane * kLaneVector;
-        update_coded<Rule, form, Param>(
+        update_coded<Rule, form, cautious, Param>(
             t, at, update, first, is_whole, held.of(lane).values[part],
-            [&](const Param& before, const Param& after) { count(lane, before, after); });
+            [&](const auto& before, const auto& after) { count(lane, before, after); });
       });
     }
     LRFAST_UNROLL

@@ -1,6 +1,6 @@
 // The optimizer step on a GPU: one launch for all parameter groups, one more where gradients are
-// clipped, one more where a rule measures a distance, and a small one for the first step of a
-// schedule.
+// clipped, one more where a rule measures a distance or an option a tensor, and a small one for the
+// first step of a schedule.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -42,7 +42,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) measure_kernel(
     const StepTables t) {
   __shared__ StepMemory<Rule> shared;
   CudaBlock block;
-  measure_body<Rule>(t, in_register(shared), block);
+  measure_body<Rule, false>(t, in_register(shared), block);
+}
+
+// The sums over each tensor that options need.
+template <class Rule, bool squares>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) foresee_kernel(
+    const StepTables t) {
+  __shared__ StepMemory<Rule> shared;
+  CudaBlock block;
+  measure_body<Rule, squares>(t, in_register(shared), block);
 }
 
 template <class Rule>
@@ -56,7 +65,15 @@ template <class Rule, bool passes>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) step_kernel(const StepTables t) {
   __shared__ StepMemory<Rule> shared;
   CudaBlock block;
-  step_body<Rule, passes>(t, in_register(shared), block);
+  step_body<Rule, passes, false>(t, in_register(shared), block);
+}
+
+template <class Rule>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) altered_kernel(
+    const StepTables t) {
+  __shared__ StepMemory<Rule> shared;
+  CudaBlock block;
+  step_body<Rule, true, true>(t, in_register(shared), block);
 }
 
 // ---- kernel launchers ------------------------------------------------------------------------
@@ -125,8 +142,18 @@ cudaError_t launch_update(const StepTables& t, cudaStream_t stream) {
     if (cudaError_t error = launch_distance<Rule>(t, stream)) return error;
     if (t.phase == Phase::kMeasure) return cudaSuccess;
   }
-  return has_passes(t) ? launch<&step_kernel<Rule, true>>(t, stream)
-                       : launch<&step_kernel<Rule, false>>(t, stream);
+  cudaError_t error = cudaSuccess;
+  with_terms<Rule>(
+      t, [&]<bool squares>() { error = launch<&foresee_kernel<Rule, squares>>(t, stream); });
+  if (error != cudaSuccess) return error;
+  with_step<Rule>(t, has_passes(t), [&]<bool passes, bool altered>() {
+    if constexpr (altered) {
+      error = launch<&altered_kernel<Rule>>(t, stream);
+    } else {
+      error = launch<&step_kernel<Rule, passes>>(t, stream);
+    }
+  });
+  return error;
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ template <class Rule>
 struct StepMemory {  // shared by the block
   Update<Rule, float> floats;
   Update<Rule, double> doubles;
-  double hypers[kMaxHypers];
+  double hypers[kHyperSlots];
   BlockSums updates;
   BlockSums weights;
   ChunkAddresses at;
@@ -64,22 +64,23 @@ struct StepMemory {  // shared by the block
   }
 };
 
-// Adds up the chunks of all groups with the whole block: several threads to a group where there are
-// few groups. done(group, sum) runs once per group.
+// Adds up the chunks of all groups, or of all tensors, with the whole block: several threads to
+// each where there are few. begins: where chunks of each begin; done(group, sum) runs once per
+// group.
 template <class Block, class Done>
-LRFAST_HD void sum_groups(const StepTables& t, const double* chunks, int width, BlockSums& sums,
-                          Block& block, Done&& done) {
-  const int groups_at_once = t.num_groups < block.threads() ? t.num_groups : block.threads();
+LRFAST_HD void sum_groups(const int64_t* begins, int32_t count, const double* chunks, int width,
+                          BlockSums& sums, Block& block, Done&& done) {
+  const int groups_at_once = count < block.threads() ? count : block.threads();
   const int lanes = groups_at_once > 0 ? block.threads() / groups_at_once : 1;
-  for (int32_t first = 0; first < t.num_groups; first += groups_at_once) {
+  for (int32_t first = 0; first < count; first += groups_at_once) {
     block.for_each_thread([&](int thread) {
       const int32_t group = first + thread / lanes;
-      if (thread / lanes >= groups_at_once || group >= t.num_groups) return;
-      sums.values[thread] = sum_chunks(t, chunks, width, group, thread % lanes, lanes);
+      if (thread / lanes >= groups_at_once || group >= count) return;
+      sums.values[thread] = sum_chunks(begins, chunks, width, group, thread % lanes, lanes);
     });
     block.for_each_thread([&](int thread) {
       const int32_t group = first + thread;
-      if (thread >= groups_at_once || group >= t.num_groups) return;
+      if (thread >= groups_at_once || group >= count) return;
       double sum = 0.0;
       for (int lane = 0; lane < lanes; ++lane) sum += sums.values[thread * lanes + lane];
       done(group, sum);
@@ -104,12 +105,13 @@ LRFAST_HD int32_t decide_begin(const StepTables& t, Block& block) {
   return block.decide(&t.clock->decision, own);
 }
 
-// A step does what the kernel did that measured its distance.
-template <class Rule, class Block>
+// A step does what the kernel did that measured before it.
+template <class Rule, bool altered, class Block>
 LRFAST_HD int32_t decide_step(const StepTables& t, Block& block) {
   if constexpr (Measures<Rule>) {
     return t.clock->measured;
   } else {
+    if (altered && t.totals.tensor_terms != nullptr) return t.clock->measured;
     return decide_begin<Rule>(t, block);
   }
 }
@@ -167,7 +169,7 @@ LRFAST_HD void norm_body(const StepTables& t, NormMemory& shared, Block& block) 
   block.thread_zero(
       [&] { shared.is_last = block.arrive(&t.clock->blocks_done) == block.count() - 1; });
   if (!shared.is_last) return;
-  sum_groups(t, t.totals.chunk_squares, 1, shared.sums, block,
+  sum_groups(t.group_chunks, t.num_groups, t.totals.chunk_squares, 1, shared.sums, block,
              [&](int32_t group, double sum) { t.totals.group_squares[group] = sum; });
   if (t.phase != Phase::kSquares) finish_norms(t, shared, block);
   block.thread_zero([&] {
@@ -203,7 +205,7 @@ LRFAST_HD void resolve_group(const StepTables& t, int32_t g, double* hypers) {
 template <class Rule, bool passes, class Block>
 LRFAST_HD void finish(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
   block.for_each_thread([&](int thread) {
-    double hypers[kMaxHypers] = {};
+    double hypers[kHyperSlots] = {};
     for (int32_t i = thread; i < t.num_tensors; i += block.threads()) {
       if (!is_updated(t, i)) continue;
       const TensorRow& row = t.tensors[i];
@@ -218,12 +220,12 @@ LRFAST_HD void finish(const StepTables& t, StepMemory<Rule>& shared, Block& bloc
   if constexpr (passes) {
     if (t.totals.chunk_changes) {
       const double* changes = t.totals.chunk_changes;
-      sum_groups(t, changes, 2, shared.updates, block, [&](int32_t group, double sum) {
-        write_record(t, group, kRecordUpdateNorm, sum);
-      });
-      sum_groups(t, changes + 1, 2, shared.weights, block, [&](int32_t group, double sum) {
-        write_record(t, group, kRecordWeightNorm, sum);
-      });
+      sum_groups(
+          t.group_chunks, t.num_groups, changes, 2, shared.updates, block,
+          [&](int32_t group, double sum) { write_record(t, group, kRecordUpdateNorm, sum); });
+      sum_groups(
+          t.group_chunks, t.num_groups, changes + 1, 2, shared.weights, block,
+          [&](int32_t group, double sum) { write_record(t, group, kRecordWeightNorm, sum); });
     }
   }
   block.thread_zero([&] {
@@ -234,7 +236,7 @@ LRFAST_HD void finish(const StepTables& t, StepMemory<Rule>& shared, Block& bloc
 }
 
 // The scalars of a chunk's tensor, unless they are there from the chunk before.
-template <class Rule, class Block>
+template <bool altered, class Rule, class Block>
 LRFAST_HD void prepare_tensor(const StepTables& t, int32_t tensor, StepMemory<Rule>& shared,
                               Block& block) {
   if (shared.tensor == tensor) return;
@@ -242,20 +244,47 @@ LRFAST_HD void prepare_tensor(const StepTables& t, int32_t tensor, StepMemory<Ru
   block.thread_zero([&] {
     const TensorRow& row = t.tensors[tensor];
     resolve_group<Rule>(t, row.group, shared.hypers);
+    if constexpr (altered && kTakesClipping<Rule>) clip_rate<Rule>(t, tensor, shared.hypers);
     reload_barrier();
     const Noise noise = Noise::at(t.seed, row.number, t.clock->steps);
     if (row.dtypes == DtypePair::kFloat64) {
-      shared.doubles = prepare<Rule, double>(t, row, shared.hypers, noise, PlainPowers());
+      shared.doubles =
+          prepare<Rule, double, altered>(t, tensor, shared.hypers, noise, PlainPowers());
     } else {
-      shared.floats = prepare<Rule, float>(t, row, shared.hypers, noise, PlainPowers());
+      shared.floats = prepare<Rule, float, altered>(t, tensor, shared.hypers, noise, PlainPowers());
     }
     shared.tensor = tensor;
   });
 }
 
-// Of the kernel that measures a distance: the terms of all chunks, in a fixed order.
+// A chunk's addresses, with those of scales if its states are in 8 bits.
+template <class Rule, uint8_t form, class Param, class State>
+LRFAST_HD void locate_any(const StepTables& t, const ChunkRow& chunk, const TensorRow& row,
+                          ChunkAddresses& at) {
+  const int64_t begin = chunk.index * t.chunk_size;
+  void* grads = t.grads[chunk.tensor];
+  if (!kMayBeCoded<Rule, form, State> || !row.coded) {
+    at = locate_chunk<Rule, form, Param, State>(row, grads, begin, t.chunk_size);
+    return;
+  }
+  at = locate_chunk<Rule, form, Param, uint8_t>(row, grads, begin, t.chunk_size);
+  for (int k = 0; k < Rule::kStates[form].count; ++k) {
+    at.scales[k] = row.scales[k] + begin / kCodeBlock;
+  }
+}
+
+// Of the kernel before the update: the terms of each tensor, or, for a distance, of all chunks, in
+// a fixed order.
 template <class Rule, class Block>
 LRFAST_HD void sum_terms(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
+  if constexpr (!Measures<Rule>) {
+    for (int which = 0; which < 2; ++which) {
+      sum_groups(
+          t.tensor_chunks, t.num_tensors, t.totals.chunk_terms + which, 2, shared.updates, block,
+          [&](int32_t tensor, double sum) { t.totals.tensor_terms[2 * tensor + which] = sum; });
+    }
+    return;
+  }
   block.for_each_thread([&](int thread) {
     double numerator = 0.0;
     double denominator = 0.0;
@@ -274,9 +303,28 @@ LRFAST_HD void sum_terms(const StepTables& t, StepMemory<Rule>& shared, Block& b
   });
 }
 
-// The kernel before the update of a rule that measures a distance. Blocks are counted in also where
-// the step is stopped or skipped.
-template <class Rule, class Block>
+// This thread's terms of a chunk in that kernel.
+template <class Rule, bool squares, uint8_t form, class Param, class State>
+LRFAST_HD Terms<double> terms_of(const TensorRow& row, StepMemory<Rule>& shared, int thread,
+                                 int threads) {
+  const auto& update = shared.template update<compute_t<Param>>();
+  if constexpr (Measures<Rule>) {
+    return measure_chunk<Rule, form, Param, State>(shared.at, update, thread, threads);
+  } else {
+    if constexpr (kMayBeCoded<Rule, form, State>) {
+      if (row.coded) {
+        return foresee_chunk<Rule, form, squares, Param, uint8_t>(shared.at, update, thread,
+                                                                  threads);
+      }
+    }
+    return foresee_chunk<Rule, form, squares, Param, State>(shared.at, update, thread, threads);
+  }
+}
+
+// The kernel before the update of a rule that measures a distance, or with options that need sums
+// over each tensor; squares: of ratios, too. Blocks are counted in also where the step is stopped
+// or skipped.
+template <class Rule, bool squares, class Block>
 LRFAST_HD void measure_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
   block.thread_zero([&] {
     shared.decision = decide_begin<Rule>(t, block);
@@ -286,31 +334,30 @@ LRFAST_HD void measure_body(const StepTables& t, StepMemory<Rule>& shared, Block
   for (int64_t c = block.index(); runs && c < t.num_chunks; c += block.count()) {
     const ChunkRow chunk = t.chunks[c];
     if (!is_updated(t, chunk.tensor)) {
-      block.thread_zero(
-          [&] { t.totals.chunk_terms[2 * c] = t.totals.chunk_terms[2 * c + 1] = 0.0; });
+      if constexpr (Measures<Rule>) {
+        block.thread_zero(
+            [&] { t.totals.chunk_terms[2 * c] = t.totals.chunk_terms[2 * c + 1] = 0.0; });
+      }
       continue;
     }
     const TensorRow& row = t.tensors[chunk.tensor];
-    prepare_tensor(t, chunk.tensor, shared, block);
+    prepare_tensor<false>(t, chunk.tensor, shared, block);
     with_types(row.dtypes, [&]<class Param, class State>() {
       using T = compute_t<Param>;
       with_form<Rule>(row.form, [&]<uint8_t form>() {
-        block.thread_zero([&] {
-          shared.at = locate_chunk<Rule, form, Param, State>(
-              row, t.grads[chunk.tensor], chunk.index * t.chunk_size, t.chunk_size);
-        });
+        block.thread_zero([&] { locate_any<Rule, form, Param, State>(t, chunk, row, shared.at); });
         block.for_each_thread([&](int thread) {
-          const DistanceTerms<double> terms = measure_chunk<Rule, form, Param, State>(
-              shared.at, shared.template update<T>(), thread, block.threads());
-          shared.updates.values[thread] = terms.numerator;
-          shared.weights.values[thread] = terms.denominator;
+          const Terms<double> terms =
+              terms_of<Rule, squares, form, Param, State>(row, shared, thread, block.threads());
+          shared.updates.values[thread] = terms.first;
+          shared.weights.values[thread] = terms.second;
         });
       });
       shared.updates.add_parts(block);
       shared.weights.add_parts(block);
       block.thread_zero([&] {
-        write_terms(t, c, shared.updates.total(), shared.weights.total(),
-                    shared.template update<T>().scalars);
+        write_terms<Rule, T>(t, c, {shared.updates.total(), shared.weights.total()},
+                             shared.template update<T>().scalars);
       });
     });
   }
@@ -319,7 +366,9 @@ LRFAST_HD void measure_body(const StepTables& t, StepMemory<Rule>& shared, Block
   if (!shared.is_last) return;
   if (runs) sum_terms(t, shared, block);
   block.thread_zero([&] {
-    if (runs && t.phase == Phase::kWhole) finish_distance<Rule>(t);
+    if constexpr (Measures<Rule>) {
+      if (runs && t.phase == Phase::kWhole) finish_distance<Rule>(t);
+    }
     clear_blocks(*t.clock);
     t.clock->measured = shared.decision;
   });
@@ -354,41 +403,61 @@ LRFAST_HD void skip_chunk(const StepTables& t, int64_t c, StepMemory<Rule>& shar
 }
 
 // A chunk whose states are in 8 bits.
-template <class Rule, uint8_t form, class Param, class Block>
+template <class Rule, bool cautious, uint8_t form, class Param, class Block>
 LRFAST_HD void update_coded_chunk(const StepTables& t, const ChunkRow& chunk, const TensorRow& row,
                                   StepMemory<Rule>& shared, Block& block) {
-  block.thread_zero([&] {
-    shared.at = locate_chunk<Rule, form, Param, uint8_t>(row, t.grads[chunk.tensor],
-                                                         chunk.index * t.chunk_size, t.chunk_size);
-    for (int k = 0; k < Rule::kStates[form].count; ++k) {
-      shared.at.scales[k] = row.scales[k] + shared.at.begin / kCodeBlock;
-    }
-  });
+  block.thread_zero([&] { locate_any<Rule, form, Param, float>(t, chunk, row, shared.at); });
   block.for_each_thread(
       [&](int thread) { shared.updates.values[thread] = shared.weights.values[thread] = 0.0; });
   block.for_each_warp([&](auto& warp, int number, int warps) {
     const int lanes = block.threads() / warps;  // fewer than a warp's on the host alone
-    const auto count = [&](int lane, const Param& before, const Param& after) {
+    const auto count = [&](int lane, const auto& before, const auto& after) {
       const int thread = number * lanes + lane % lanes;
       Changes changes;
       count_change(before, after, changes);
       shared.updates.values[thread] += changes.updates;
       shared.weights.values[thread] += changes.weights;
     };
-    update_coded_blocks<Rule, form, Param>(t, shared.at, shared.floats, warp, number, warps, count);
+    update_coded_blocks<Rule, form, cautious, Param>(t, shared.at, shared.floats, warp, number,
+                                                     warps, count);
   });
 }
 
-// Whether averages, zeroing, telemetry or states in 8 bits are wanted; they cost registers.
+// Whether averages, zeroing, telemetry, states in 8 bits or master bits are wanted; they cost
+// registers.
 LRFAST_HD bool has_passes(const StepTables& t) {
-  return t.has_averages || t.has_codes || t.gradients.zero || t.totals.chunk_changes != nullptr;
+  return t.has_averages || t.has_codes || t.has_masters || t.gradients.zero ||
+         t.totals.chunk_changes != nullptr;
 }
 
-// passes: as has_passes() says.
-template <class Rule, bool passes, class Block>
+// with_types(), and MasterBFloat16 for a parameter with master bits, in the kernel that knows them.
+template <class Rule, bool passes, class Visitor>
+LRFAST_HD void with_weights(const TensorRow& row, Visitor&& visit) {
+  with_types(row.dtypes, [&]<class Param, class State>() {
+    if constexpr (passes && kKeepsMasters<Rule> && std::is_same_v<Param, BFloat16>) {
+      if (row.master != 0) return visit.template operator()<MasterBFloat16, State>();
+    }
+    visit.template operator()<Param, State>();
+  });
+}
+
+// Calls visit.template operator()<passes, altered>() as a step's kernel has to be, for those who
+// launch it. Options of the update have a kernel of their own, so that plain ones keep their
+// registers.
+template <class Rule, class Visitor>
+void with_step(const StepTables& t, bool passes, Visitor&& visit) {
+  if constexpr (kTakesCaution<Rule> || kDecouples<Rule>) {
+    if (t.update.is_altered()) return visit.template operator()<true, true>();
+  }
+  if (passes) return visit.template operator()<true, false>();
+  visit.template operator()<false, false>();
+}
+
+// passes: as has_passes() says, or altered. altered: as the update's options say.
+template <class Rule, bool passes, bool altered, class Block>
 LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& block) {
   block.thread_zero([&] {
-    shared.decision = decide_step<Rule>(t, block);
+    shared.decision = decide_step<Rule, altered>(t, block);
     shared.tensor = -1;
   });
   const int64_t num_chunks = shared.decision == kIsStopped ? 0 : t.num_chunks;
@@ -400,12 +469,12 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
       continue;
     }
     const TensorRow& row = t.tensors[chunk.tensor];
-    prepare_tensor(t, chunk.tensor, shared, block);
-    with_types(row.dtypes, [&]<class Param, class State>() {
+    prepare_tensor<altered>(t, chunk.tensor, shared, block);
+    with_weights<Rule, passes>(row, [&]<class Param, class State>() {
       with_form<Rule>(form_now<Rule>(t, chunk.tensor), [&]<uint8_t form>() {
         if constexpr (passes && kMayBeCoded<Rule, form, State>) {
           if (row.coded != 0) {
-            update_coded_chunk<Rule, form, Param>(t, chunk, row, shared, block);
+            update_coded_chunk<Rule, altered, form, Param>(t, chunk, row, shared, block);
             return;
           }
         }
@@ -415,7 +484,7 @@ LRFAST_HD void step_body(const StepTables& t, StepMemory<Rule>& shared, Block& b
               chunk.index * t.chunk_size, t.chunk_size);
         });
         block.for_each_thread([&](int thread) {
-          const Changes changes = update_chunk<Rule, passes, form, Param, State>(
+          const Changes changes = update_chunk<Rule, passes, altered, form, Param, State>(
               t, shared.at, shared.template update<compute_t<Param>>(), thread, block.threads());
           if constexpr (passes) {
             shared.updates.values[thread] = changes.updates;

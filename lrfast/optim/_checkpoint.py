@@ -16,6 +16,7 @@ from torch import Tensor
 from lrfast._utils.extension import extension
 from lrfast._utils.validation import (
     MAX_STEPS,
+    check_choice,
     check_dict,
     check_finite,
     check_int,
@@ -26,9 +27,9 @@ from lrfast._utils.validation import (
 )
 from lrfast.optim._buffer_averages import saved_averages
 from lrfast.optim._loss_schedules import check_saved
-from lrfast.optim._options import check_group, check_saved_groups
+from lrfast.optim._options import MASTERS, check_group, check_saved_groups
 from lrfast.optim._scheduling import SchedulingMixin, saved_schedules
-from lrfast.optim._state import CODES, SCALARS, SCALES, base_name, count_scales
+from lrfast.optim._state import CODES, MASTER, SCALARS, SCALES, base_name, count_scales
 
 ENGINE_ENTRY = "lrfast"  # key of lrfast's entry in a state dict; torch.optim ignores it
 
@@ -121,6 +122,7 @@ def check_entry(optimizer: SchedulingMixin, entry: Any) -> None:
                 f"{len(saved)}"
             )
     check_int("steps", entry.get("steps", 0))
+    check_choice("master", entry.get("master", "24bit"), tuple(MASTERS))
     check_saved(optimizer, entry.get("loss_schedule"))
     averages = saved_averages(entry)
     if optimizer._buffer_averages is not None:
@@ -183,6 +185,8 @@ def _check_states(
                 )
             if name in SCALARS:
                 _check_scalar(name, where, value)
+            elif name == MASTER:
+                _check_master(where, value, param)
             elif (base := base_name(name)) != name and base in moments:
                 if base not in coded or base in state[place]:
                     raise ValueError(f"{where} must be a state in 8 bits, of a rule that has some")
@@ -211,6 +215,15 @@ def _check_codes(where: str, name: str, state: dict[str, Any], param: Tensor) ->
             )
     if hasattr(codes, "_local_tensor") != hasattr(param, "_local_tensor"):
         raise ValueError(f"{where} must be a DTensor if its parameter is one, got {type(codes)}")
+
+
+def _check_master(where: str, value: Any, param: Tensor) -> None:
+    """Check the master bits of a parameter."""
+    is_bits = isinstance(value, Tensor) and value.dtype in (torch.int8, torch.int16)
+    if not is_bits or check_tensor(where, value).shape != param.shape:
+        raise ValueError(
+            f"{where} must be int8 or int16 {list(param.shape)}, got {short_repr(value)}"
+        )
 
 
 def _may_train(param: Tensor) -> bool:

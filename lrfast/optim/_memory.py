@@ -13,7 +13,15 @@ from torch import Tensor
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
 from lrfast.optim._options import Options, StateDtype, check_state_dtypes, state_dtype_of
-from lrfast.optim._state import CODES, SCALARS, SCALES, average_dtype, base_name, count_scales
+from lrfast.optim._state import (
+    CODES,
+    MASTER,
+    SCALARS,
+    SCALES,
+    average_dtype,
+    base_name,
+    count_scales,
+)
 
 # Of parameters, if they are in one of them or in half, and of states.
 _WIDTHS = (torch.float32, torch.bfloat16)
@@ -128,6 +136,9 @@ def _in_other_dtypes(
             continue
         if name in SCALARS:
             found[name] = like(value, value.dtype)
+        elif name == MASTER:
+            if twin.dtype is torch.bfloat16:
+                found[name] = like(value, value.dtype)
         elif name == "ema":
             found[name] = like(twin, average_dtype(twin))
         elif dtype is torch.uint8:

@@ -36,7 +36,9 @@ from lrfast.optim._options import (
     StateDtype,
     StepOptions,
     check_group,
+    check_masters,
     check_state_dtypes,
+    check_update,
     state_dtype_of,
 )
 from lrfast.optim._scheduling import ScheduleSnapshot, SchedulingMixin, saved_schedules
@@ -98,9 +100,13 @@ class FusedOptimizer(SchedulingMixin):
         self._clock_at_start = (0, 0)
         for index, group in enumerate(self.param_groups):
             check_group(index, group)
-        self._check_state_dtypes()
+        self._check_options()
         self._choose_dtypes()
         self.set_schedule(schedule)
+
+    def _check_options(self) -> None:
+        check_update(self._rule, self._options, self.param_groups)
+        self._check_state_dtypes()
 
     def _adopt(self) -> None:
         """Turn groups and states of the optimizer that is taken over into one's own."""
@@ -214,6 +220,35 @@ class FusedOptimizer(SchedulingMixin):
         """
         return memory_of(self.param_groups, self.state)
 
+    def master_params(self) -> dict[Tensor, Tensor]:
+        """Return copies of the weights by parameter: float32 where ``master`` keeps their bits.
+
+        Others are in their parameter's dtype. A parameter that was never updated is its weight.
+
+        Example:
+            >>> import torch, lrfast
+            >>> layer = torch.nn.Linear(2, 1).bfloat16()
+            >>> optimizer = lrfast.AdamW(layer.parameters(), master="32bit")
+            >>> layer(torch.ones(1, 2).bfloat16()).sum().backward()
+            >>> optimizer.step()
+            >>> masters = optimizer.master_params()
+            >>> weights = {name: masters[param] for name, param in layer.named_parameters()}
+            >>> weights["bias"].dtype
+            torch.float32
+        """
+        return {
+            param: self._master_param(param)
+            for group in self.param_groups
+            for param in group["params"]
+        }
+
+    def _master_param(self, param: Tensor) -> Tensor:
+        """Return a copy of a parameter's weight."""
+        if self._options._master_dtype_of(param) is None:
+            return param.detach().clone()
+        bits = self.state.get(param, {}).get(_state.MASTER)
+        return param.detach().float() if bits is None else _state.master_weight(param, bits)
+
     def average_buffers(self, model: nn.Module) -> None:
         """Keep an EMA of a model's buffers, too, such as the statistics of batch norm.
 
@@ -295,7 +330,9 @@ class FusedOptimizer(SchedulingMixin):
             return super().state_dict()
 
     def float32_state_dict(self) -> dict[str, Any]:
-        """Return the state dict with states in 8 bits as float32, which torch.optim can load.
+        """Return the state dict that torch.optim can load: states in 8 bits are float32.
+
+        Master bits are left out; see :meth:`master_params`.
 
         Example:
             >>> import torch, lrfast
@@ -312,7 +349,8 @@ class FusedOptimizer(SchedulingMixin):
         for place, state in state_dict["state"].items():
             names = {name for name in coded if name + _state.CODES in state}
             wide = {name: _state.decoded(state, name, coded[name]) for name in names}
-            kept = {key: value for key, value in state.items() if _state.base_name(key) not in wide}
+            gone = {_state.MASTER, *wide}
+            kept = {key: value for key, value in state.items() if _state.base_name(key) not in gone}
             state_dict["state"][place] = kept | wide
         return state_dict
 
@@ -388,6 +426,8 @@ class FusedOptimizer(SchedulingMixin):
         rounds = options.stochastic_rounding or options._has_codes(self.param_groups)
         if rounds or options.telemetry or averages_by_step:
             entry["steps"] = self._clock()[1]
+        if options.master is not None:
+            entry["master"] = options.master
         averages = self._buffer_averages
         if buffers := self._saved_averages if averages is None else averages.state_dict():
             entry["ema_buffers"] = buffers
@@ -488,7 +528,7 @@ class FusedOptimizer(SchedulingMixin):
 
     def _prepare_states(self, engine: _C.Engine, missing: list[_C.MissingStates]) -> None:
         """Make the states that the engine misses, or convert loaded ones to the form it needs."""
-        self._check_state_dtypes()  # parameters may have been added, or have moved
+        self._check_options()  # parameters may have been added, or have moved
         if self._options._has_codes(self.param_groups):
             engine.set_options(self._encoded_options())
         for names in missing:
@@ -512,6 +552,12 @@ class FusedOptimizer(SchedulingMixin):
             average = param.detach() if state.get("ema") is None else state["ema"]
             kept_in = _state.average_dtype(param)
             state["ema"] = _state.as_engine_state("ema", average, param, kept_in)
+        if (bits := self._options._master_dtype_of(param)) is not None:
+            kept = state.get(_state.MASTER)
+            kept = _state.zeros_like(param, bits) if kept is None else kept
+            state[_state.MASTER] = _state.as_engine_state(
+                _state.MASTER, _state.as_master_bits(kept, bits), param, bits
+            )
         is_new = count not in state
         if count is not None:
             kept = state.get(count, 0.0)
@@ -540,6 +586,9 @@ class FusedOptimizer(SchedulingMixin):
     def _choose_dtype(self, param: Tensor, asked: StateDtype) -> None:
         state = self.state.get(param, {})
         coded = extension().coded_states.get(self._rule, {})
+        bits, kept = self._options._master_dtype_of(param), state.pop(_state.MASTER, None)
+        if bits is not None and kept is not None:
+            state[_state.MASTER] = _state.as_master_bits(kept, bits)
         dtype = state_dtype_of(asked, param, self._moments(param))
         to_codes = dtype is torch.uint8
         for name in {*map(_state.base_name, state)} - {*_state.NOT_MOMENTS}:
@@ -554,6 +603,8 @@ class FusedOptimizer(SchedulingMixin):
     def _check_state_dtypes(self) -> None:
         """Check that states can be kept as options and param groups ask for."""
         check_state_dtypes(self._rule, self._options, self.param_groups)
+        if self._options.master is not None:
+            check_masters(self._rule, self.param_groups, self._options.master)
 
     def _moments(self, param: Tensor) -> list[Tensor]:
         """Return the tensors of a parameter's moments that there are."""

@@ -30,6 +30,15 @@ _TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "am
 _ADAMS = {"amsgrad", "fused"}
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16, "8bit")
 _HALF = (torch.bfloat16, torch.float16)
+# What is kept beside each element of a bfloat16 parameter.
+MASTERS = {"24bit": torch.int8, "32bit": torch.int16}
+# Options that change the update itself, and their defaults.
+_UPDATE = {
+    "cautious": False,
+    "cautious_weight_decay": False,
+    "scheduled_weight_decay": True,
+    "clipping_threshold": None,
+}
 
 # "8bit" stands for codes.
 StateDtype: TypeAlias = torch.dtype | Literal["8bit"] | None
@@ -50,12 +59,19 @@ class StepOptions(TypedDict, total=False):
     telemetry: int
     ema_start: int
     ema_warmup: bool
+    master: Literal["24bit", "32bit"] | None
+    cautious: bool
+    cautious_weight_decay: bool
+    scheduled_weight_decay: bool
+    clipping_threshold: float | None
 
 
 @public_in("lrfast.optim")
 @dataclass(frozen=True)
 class Options:
-    """Options of a step besides the update itself, done in the same pass over memory.
+    """Options of a step besides its rule, done in the same pass over memory.
+
+    The last four change the update itself; two of them go without ``master``.
 
     Args:
         max_grad_norm: Norm, above 0, to which gradients are scaled down if their norm over all
@@ -84,9 +100,33 @@ class Options:
             themselves; default 0.
         ema_warmup: Whether the decay warms up: it is ``min(ema_decay, (1 + n) / (10 + n))`` after
             ``n`` averaged steps, as in TensorFlow and diffusers; default False.
+        master: Precision of the weights behind bfloat16 parameters, whose lost bits are kept beside
+            them as a state: "24bit" (one byte per element), "32bit" (two; the weights are exact
+            float32) or None, the default, for the parameters' own 16. Updates that bfloat16 would
+            lose then count. Parameters of other dtypes stay as they are; float16 is refused, and
+            so is ``stochastic_rounding``.
+        cautious: Whether to leave out the steps whose sign is against their gradient's, and to
+            divide those of a tensor that are left by their share, 0.001 at least (C-AdamW,
+            C-Lion); a second pass over memory counts them. For rules with momentum; default False.
+        cautious_weight_decay: Whether decoupled weight decay spares the elements that the step
+            moves away from 0; default False.
+        scheduled_weight_decay: Whether decoupled weight decay follows the schedule of the learning
+            rate. If not, a step shrinks weights by ``group["lr"] * weight_decay``, whatever the
+            schedule or a loss schedule makes of the learning rate, 0 included; a schedule of the
+            weight decay still counts. Default True.
+        clipping_threshold: Threshold, above 0, of StableAdamW's update clipping: the root mean
+            square of ``gradient / max(sqrt(exp_avg_sq), eps)`` of a tensor, bias-corrected, divides
+            the tensor's learning rate if it is larger, in units of the threshold. A second pass
+            over memory takes it. For rules with a mean of squares; 1 is the paper's. None, the
+            default: no clipping.
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Reference:
+        Liang et al., "Cautious Optimizers", arXiv:2411.16085. Chen et al., "Cautious Weight Decay",
+        arXiv:2510.12402. Wortsman et al., "Stable and low-precision training for large-scale
+        vision-language models", arXiv:2304.13013.
     """
 
     max_grad_norm: float | None = None
@@ -99,20 +139,43 @@ class Options:
     telemetry: int = 0
     ema_start: int = 0
     ema_warmup: bool = False
+    master: Literal["24bit", "32bit"] | None = None
+    cautious: bool = False
+    cautious_weight_decay: bool = False
+    scheduled_weight_decay: bool = True
+    clipping_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        norm, decay = self.max_grad_norm, self.ema_decay
-        if norm is not None and not (math.isfinite(norm) and norm > 0):
-            raise ValueError(f"max_grad_norm must be finite and above 0, or None, got {norm}")
+        decay = self.ema_decay
+        for name in ("max_grad_norm", "clipping_threshold"):
+            limit = getattr(self, name)
+            if limit is not None and not (math.isfinite(limit) and limit > 0):
+                raise ValueError(f"{name} must be finite and above 0, or None, got {limit}")
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"ema_decay must be within [0, 1), or None, got {decay}")
         _check_state_dtype("state_dtype", self.state_dtype)
+        if self.master not in (None, *MASTERS):
+            raise ValueError(
+                f'master must be "24bit", "32bit" or None, got {short_repr(self.master)}'
+            )
+        if self.master is not None and self.stochastic_rounding:
+            raise ValueError(
+                f"stochastic_rounding must be False with master={self.master!r}, which keeps what "
+                "rounding loses, got True"
+            )
         for name in ("seed", "telemetry"):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 0, 2**63 - 1))
         object.__setattr__(
             self, "ema_start", check_count("ema_start", self.ema_start, 0, MAX_STEPS)
         )
-        check_bool("ema_warmup", self.ema_warmup)
+        for name in ("ema_warmup", "cautious", "cautious_weight_decay", "scheduled_weight_decay"):
+            check_bool(name, getattr(self, name))
+        if self.master is not None and (self.cautious or self.clipping_threshold is not None):
+            name = "cautious" if self.cautious else "clipping_threshold"
+            raise ValueError(
+                f"master must be None with {name}, whose first pass does not know it, got "
+                f"{self.master!r}"
+            )
         if decay is None and (self.ema_start or self.ema_warmup):
             raise ValueError("ema_decay must be set for ema_start and ema_warmup, got None")
 
@@ -126,10 +189,24 @@ class Options:
         decay = -1.0 if self.ema_decay is None else self.ema_decay
         average = (decay, self.ema_start, self.ema_warmup)
         flags = (self.skip_nonfinite, self.zero_grads, *average, self.stochastic_rounding)
+        master_bytes = 0 if self.master is None else MASTERS[self.master].itemsize
+        update = extension().UpdateOptions(
+            self.clipping_threshold or 0.0,
+            self.cautious,
+            self.cautious_weight_decay,
+            not self.scheduled_weight_decay,
+        )
+        kept = (has_codes, master_bytes, self.telemetry, update)
         options: _C.EngineOptions = extension().EngineOptions(
-            self.max_grad_norm or 0.0, *flags, self.seed, has_codes, self.telemetry
+            self.max_grad_norm or 0.0, *flags, self.seed, *kept
         )
         return options
+
+    def _master_dtype_of(self, param: torch.Tensor) -> torch.dtype | None:
+        """Return the dtype of a parameter's master bits, None for none."""
+        if self.master is None or param.dtype is not torch.bfloat16:
+            return None
+        return MASTERS[self.master]
 
     def _asked_of(self, group: dict[str, Any]) -> StateDtype:
         """Return what a param group asks of its states: its own ``state_dtype``, or this one."""
@@ -139,6 +216,35 @@ class Options:
     def _has_codes(self, param_groups: list[dict[str, Any]]) -> bool:
         """Return whether any state may be in 8 bits."""
         return "8bit" in (self.state_dtype, *(group.get("state_dtype") for group in param_groups))
+
+
+def check_update(rule: str, options: Options, param_groups: list[dict[str, Any]]) -> None:
+    """Check that an update rule can have the options of its update."""
+    for name, default in _UPDATE.items():
+        if (value := getattr(options, name)) == default:
+            continue
+        known = extension().update_options
+        if name not in known[rule]:
+            others = ", ".join(other for other, names in known.items() if name in names)
+            raise ValueError(
+                f"{name} must be {default} for the rule {rule!r}, got {value}: it is for {others}"
+            )
+        for index, group in enumerate(param_groups):
+            is_decoupled = group.get("decoupled_weight_decay", group.get("decouple", True))
+            if name.endswith("weight_decay") and not is_decoupled:
+                raise ValueError(
+                    f"{name} must be {default} if weight decay is not decoupled, as in "
+                    f"param_groups[{index}], got {value}: use AdamW or decoupled_weight_decay=True"
+                )
+            if not name.endswith("weight_decay") and any(map(_is_sharded, group["params"])):
+                raise ValueError(
+                    f"{name} must be {default} for sharded parameters, as in param_groups[{index}],"
+                    f" got {value}: its sums are over whole tensors"
+                )
+
+
+def _is_sharded(param: Any) -> bool:
+    return any(placement.is_shard() for placement in getattr(param, "placements", ()))
 
 
 def state_dtype_of(asked: StateDtype, param: torch.Tensor, states: list[Any]) -> torch.dtype:
@@ -189,6 +295,23 @@ def _check_state_dtype(name: str, value: Any) -> None:
         raise ValueError(
             f'{name} must be torch.float32, torch.bfloat16, "8bit" or None, got {short_repr(value)}'
         )
+
+
+def check_masters(rule: str, param_groups: list[dict[str, Any]], master: str) -> None:
+    """Check that an update rule can keep master bits of these parameters."""
+    known = extension().master_rules
+    if rule not in known:
+        raise ValueError(
+            f"master must be None for the rule {rule!r}, got {master!r}, which is for "
+            f"{', '.join(known)}"
+        )
+    for index, group in enumerate(param_groups):
+        if any(param.dtype is torch.float16 for param in group["params"]):
+            raise ValueError(
+                f"master must be None for float16, as in param_groups[{index}], got {master!r}: "
+                "float16 ends at 65504 and is even below 6e-5, so that bits beside it make no "
+                "float32; use bfloat16"
+            )
 
 
 def check_group(index: int, group: dict[str, Any]) -> None:

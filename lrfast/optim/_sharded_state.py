@@ -81,14 +81,20 @@ class ShardedState:
             state_dict: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If an entry is missing or broken, or the saved schedule is of another kind
-                than the attached one and ``schedule`` is None; nothing has changed then.
+            ValueError: If an entry is missing or broken, the optimizers' ``master`` differ, or the
+                saved schedule is of another kind than the attached one and ``schedule`` is None;
+                nothing has changed then.
         """
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         check_dict("state_dict", state_dict, ["model", "optimizer", "lrfast"])
         entry = load_untrusted("lrfast", io.BytesIO(check_bytes("lrfast", state_dict["lrfast"])))
         check_entry(self._optimizer, entry)
+        saved, own = entry.get("master"), self._optimizer._options.master
+        if saved is not None and own not in (None, saved):
+            raise ValueError(
+                f"master must be {saved!r} or None, as its bits were read unconverted, got {own!r}"
+            )
         keeps_own, note = self._optimizer._keeps_own(entry, self._schedule)
         model, states = state_dict["model"], state_dict["optimizer"]
         set_state_dict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,9 @@ from lrfast._utils.extension import extension
 # States that have a dtype of their own; all others are moments of the gradient.
 SCALARS = ("step", "beta1_product", "mu_product", "weight_sum", "lr_max")
 ROWS = "second_momentum_buffer"  # of a matrix, [outputs, 1]: NorMuon's
-NOT_MOMENTS = (*SCALARS, "ema", ROWS)
+# What a bfloat16 parameter lacks of its weight; csrc/core/masters.h has the arithmetic.
+MASTER = "master_bits"
+NOT_MOMENTS = (*SCALARS, "ema", ROWS, MASTER)
 # Behind the name of a state in 8 bits, which takes two tensors; csrc/bindings/parameter.cpp has
 # them, too. torch's optimizers miss the plain name, and raise.
 CODES, SCALES = "_codes", "_scales"
@@ -163,6 +165,47 @@ def make_codes(state: dict[str, Any], name: str, param: Tensor) -> None:
     state[name + SCALES] = torch.zeros(blocks, dtype=torch.uint8, device=param.device)
 
 
+def master_weight(param: Tensor, bits: Tensor) -> Tensor:
+    """Return the float32 weight of a bfloat16 parameter and its master bits."""
+    note_use(bits)
+
+    def join(param: Tensor, bits: Tensor) -> Tensor:
+        half = param.detach().view(torch.int16).to(torch.int32)
+        magnitude = (((half & 0x7FFF) << 16) + _converted(bits, torch.int16)).clamp_(min=0)
+        weight: Tensor = (magnitude | ((half >> 15) << 31)).view(torch.float32)
+        return weight
+
+    return _by_shards(join, param, bits)
+
+
+def as_master_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return master bits of either precision: 8 more zeros, or rounded to 8 fewer."""
+    return _by_shards(lambda local: _converted(local, dtype), bits)
+
+
+def _converted(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    if bits.dtype is dtype:
+        return bits
+    if dtype is torch.int16:
+        return bits.to(dtype) * 256
+    rest = bits.to(torch.int32)
+    rounded = (rest + 127 + (rest >> 8 & 1)) >> 8  # ties to even
+    return rounded.clamp_(max=127).to(dtype)  # beyond it the parameter would be another one
+
+
+def _by_shards(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
+    """Call a function with tensors, or with the local parts of DTensors, which shift otherwise."""
+    first = tensors[0]
+    if not hasattr(first, "_local_tensor"):
+        return function(*tensors)
+    from torch.distributed.tensor import DTensor
+
+    local = function(*(tensor._local_tensor for tensor in tensors))
+    return DTensor.from_local(
+        local, first.device_mesh, first.placements, shape=first.shape, stride=first.stride()
+    )
+
+
 def count_scales(param: Tensor) -> int:
     """Return the number of blocks that a parameter's states in 8 bits have on this process."""
     return -(-_local(param).numel() // int(extension().code_block))
@@ -203,8 +246,9 @@ def restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
         for name, value in state_dict["state"].get(saved_id, {}).items():
             if not isinstance(value, Tensor) or not isinstance(loaded.get(name), Tensor):
                 continue
-            # A code is a number to torch.
-            if value.dtype is torch.uint8 or value.dtype.itemsize > loaded[name].dtype.itemsize:
+            # Codes and master bits are numbers to torch.
+            is_bits = value.dtype in (torch.uint8, torch.int8, torch.int16)
+            if is_bits or value.dtype.itemsize > loaded[name].dtype.itemsize:
                 loaded[name] = value.to(param.device, copy=True)
 
 

@@ -43,6 +43,8 @@ TensorRow make_row(Tensor& tensor, uint32_t number) {
   for (size_t k = 0; k < tensor.states.size(); ++k) row.states[k] = tensor.states[k].data();
   for (size_t k = 0; k < tensor.scales.size(); ++k) row.scales[k] = tensor.scales[k].data();
   row.coded = !tensor.scales.empty();
+  row.master = tensor.spec.master;
+  if (row.master != 0) row.master_bits = tensor.master_bits.data();
   if (tensor.spec.has_average) row.average = tensor.average.data();
   row.count = tensor.count.as<float>();
   if (tensor.spec.has_product) row.product = tensor.product.as<double>();
@@ -84,7 +86,8 @@ Plan::Plan(int rule, const std::vector<TensorSpec>& specs, const std::vector<Gro
       chunk_size_(chunk_size),
       chunk_squares_(0),
       chunk_changes_(0),
-      chunk_terms_(0) {
+      chunk_terms_(0),
+      tensor_terms_(2 * specs.size() * sizeof(double)) {
   for (const ScheduleSpec& spec : schedules) add_schedule(spec);
   for (const TensorSpec& spec : specs) add_tensor(spec);
   add_chunks();
@@ -132,6 +135,7 @@ void Plan::add_tensor(const TensorSpec& given) {
                kinds[0] != StateKind::kWide;
   with_types(spec.dtypes, [&]<class Param, class State>() {
     spec.coded = spec.coded && std::is_same_v<State, float>;
+    if (!std::is_same_v<Param, BFloat16> || !info.keeps_masters) spec.master = 0;
     const auto& s = spec;
     Tensor tensor{
         s,
@@ -139,7 +143,11 @@ void Plan::add_tensor(const TensorSpec& given) {
         make_array<Param>(s.numel, s.grad_offset, -1.0, 1.0),
         make_array<compute_t<Param>>(s.has_average ? s.numel : 0, s.average_offset, -2.0, 2.0),
         {},
-        {}};
+        {},
+        GuardedBytes(s.numel * s.master, s.master * s.state_offset)};
+    for (int64_t i = 0; i < s.numel * s.master; ++i) {
+      tensor.master_bits.data()[i] = static_cast<uint8_t>(uniform(filled_++) * 256.0);
+    }
     if (options.exact_grads) {
       for (int64_t i = 0; i < s.numel; ++i) {
         put(std::floor(uniform(filled_++) * 17.0 - 8.0) / 4.0, tensor.grad.as<Param>()[i]);
@@ -161,6 +169,11 @@ void Plan::add_tensor(const TensorSpec& given) {
 
 // Group after group: the drivers find a group's sums by where its chunks begin.
 void Plan::add_chunks() {
+  tensor_chunks.assign(1, 0);
+  for (const Tensor& tensor : tensors) {
+    tensor_chunks.push_back(tensor_chunks.back() +
+                            (tensor.spec.numel + chunk_size_ - 1) / chunk_size_);
+  }
   group_chunks.assign(1, 0);
   for (size_t g = 0; g < groups.size(); ++g) {
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -197,12 +210,14 @@ StepTables Plan::tables() {
     grads_.push_back(tensor.spec.has_grad ? tensor.grad.data() : nullptr);
     t.has_averages = t.has_averages || tensor.spec.has_average;
     t.has_codes = t.has_codes || tensor.spec.coded;
+    t.has_masters = t.has_masters || tensor.spec.master != 0;
   }
   t.tensors = rows_.data();
   t.grads = grads_.data();
   t.groups = groups.data();
   t.chunks = chunks.data();
   t.group_chunks = group_chunks.data();
+  t.tensor_chunks = tensor_chunks.data();
   inputs_ = {{segments_.data(), nullptr, tables_.data(), tracks_.data(), schedules_.data()},
              has_rate_scale ? &rate_scale : nullptr,
              has_stop ? &stop : nullptr,
@@ -214,12 +229,18 @@ StepTables Plan::tables() {
   t.gradients = {options.scale != 0 ? &options.scale : nullptr,
                  options.has_found_inf ? &options.found_inf : nullptr, options.skip_nonfinite,
                  options.zero};
-  for (GuardedBytes* sums : {&norms, &chunk_squares_, &chunk_changes_, &chunk_terms_, &terms_}) {
+  for (GuardedBytes* sums :
+       {&norms, &chunk_squares_, &chunk_changes_, &chunk_terms_, &terms_, &tensor_terms_}) {
     fill(*sums, NAN);
   }
   if (rule_info(rule).measures) {
     t.totals.chunk_terms = chunk_terms_.as<double>();
     t.totals.terms = terms_.as<double>();
+  }
+  t.update = options.update;
+  if (t.update.cautious || t.update.clipping > 0.0) {
+    t.totals.chunk_terms = chunk_terms_.as<double>();
+    t.totals.tensor_terms = tensor_terms_.as<double>();
   }
   if (has_norms()) {
     t.totals.chunk_squares = chunk_squares_.as<double>();
@@ -245,11 +266,12 @@ StepTables Plan::tables() {
 bool Plan::is_intact() const {
   bool intact = true;
   for (const GuardedBytes* own : {&clock, &rates, &norms, &records, &chunk_squares_,
-                                  &chunk_changes_, &chunk_terms_, &terms_}) {
+                                  &chunk_changes_, &chunk_terms_, &terms_, &tensor_terms_}) {
     intact = intact && own->is_intact();
   }
   for (const Tensor& t : tensors) {
-    for (const GuardedBytes* array : {&t.param, &t.grad, &t.average, &t.count, &t.product}) {
+    for (const GuardedBytes* array :
+         {&t.param, &t.grad, &t.average, &t.count, &t.product, &t.master_bits}) {
       intact = intact && array->is_intact();
     }
     for (const GuardedBytes& state : t.states) intact = intact && state.is_intact();
@@ -266,7 +288,8 @@ std::string Plan::difference(const Plan& other) const {
                         byte_difference("grad", a.grad, b.grad) +
                         byte_difference("average", a.average, b.average) +
                         byte_difference("count", a.count, b.count) +
-                        byte_difference("product", a.product, b.product);
+                        byte_difference("product", a.product, b.product) +
+                        byte_difference("master bits", a.master_bits, b.master_bits);
     for (size_t k = 0; k < a.states.size(); ++k) {
       found += byte_difference(text("state ", k), a.states[k], b.states[k]);
       if (a.spec.coded) found += byte_difference(text("scales ", k), a.scales[k], b.scales[k]);

@@ -42,6 +42,7 @@ struct TensorSpec {
   bool has_average = false;
   bool counted = true;  // in the norms
   bool coded = false;   // states in 8 bits, if the rule and the dtypes allow it
+  uint8_t master = 0;   // bytes of master bits, likewise
   float count = 0;
   double product = 0.5;
 };
@@ -67,6 +68,7 @@ struct Options {
   bool average_warms_up = false;
   uint64_t seed = 42;
   int64_t steps = 6;  // before the plan's first; its schedules begin at 0 all the same
+  UpdateOptions update{};
   // Of a rule that measures one. At a growth rate of 1 the estimate does not follow its terms,
   // whose last digits depend on the order of summands.
   Distance distance{0.5, 0.5, 1e9, 0.25, 2.0, 3.0};
@@ -92,6 +94,7 @@ struct Tensor {
   GuardedBytes average;
   std::deque<GuardedBytes> states;
   std::deque<GuardedBytes> scales;  // of states in 8 bits; otherwise empty
+  GuardedBytes master_bits{0};      // empty: none
   GuardedBytes count{sizeof(float)};
   GuardedBytes product{sizeof(double)};
 };
@@ -124,6 +127,7 @@ class Plan {
   std::vector<GroupRow> groups;
   std::vector<ChunkRow> chunks;
   std::vector<int64_t> group_chunks;
+  std::vector<int64_t> tensor_chunks;
   Options options;
   GuardedBytes clock{sizeof(Clock)};
   GuardedBytes rates;
@@ -150,6 +154,7 @@ class Plan {
   GuardedBytes chunk_changes_;
   GuardedBytes chunk_terms_;
   GuardedBytes terms_{2 * sizeof(double)};
+  GuardedBytes tensor_terms_;
   std::vector<Segment> segments_;
   std::vector<Table> tables_;
   std::vector<Track> tracks_;

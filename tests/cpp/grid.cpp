@@ -15,9 +15,9 @@ std::shared_ptr<void> make_memory() {
   return memory;
 }
 
-template <class Rule, bool passes>
+template <class Rule, bool passes, bool altered>
 LRFAST_NOINLINE void run_body(const StepTables& t, void* memory, cuda::HostBlock block) {
-  cuda::step_body<Rule, passes>(t, *static_cast<cuda::StepMemory<Rule>*>(memory), block);
+  cuda::step_body<Rule, passes, altered>(t, *static_cast<cuda::StepMemory<Rule>*>(memory), block);
 }
 
 }  // namespace
@@ -39,18 +39,23 @@ void Grid::run_norm_block(const StepTables& t, int64_t index) {
 
 void Grid::run_step_block(const StepTables& t, int64_t index) {
   const cuda::HostBlock block{index, blocks, threads};
-  const bool passes = forces_passes || cuda::has_passes(t);
+  const bool has_passes = forces_passes || cuda::has_passes(t);
   Rules::visit(rule_, [&]<class Rule>() {
-    passes ? run_body<Rule, true>(t, step_memory_.get(), block)
-           : run_body<Rule, false>(t, step_memory_.get(), block);
+    cuda::with_step<Rule>(t, has_passes, [&]<bool passes, bool altered>() {
+      run_body<Rule, passes, altered>(t, step_memory_.get(), block);
+    });
   });
 }
 
 void Grid::run_measure_block(const StepTables& t, int64_t index) {
   cuda::HostBlock block{index, blocks, threads};
   Rules::visit(rule_, [&]<class Rule>() {
+    auto& memory = *static_cast<cuda::StepMemory<Rule>*>(step_memory_.get());
     if constexpr (Measures<Rule>) {
-      cuda::measure_body<Rule>(t, *static_cast<cuda::StepMemory<Rule>*>(step_memory_.get()), block);
+      cuda::measure_body<Rule, false>(t, memory, block);
+    } else {
+      with_terms<Rule>(
+          t, [&]<bool squares>() { cuda::measure_body<Rule, squares>(t, memory, block); });
     }
   });
 }
@@ -64,7 +69,8 @@ void Grid::finish_distance(const StepTables& t) {
 
 void Grid::step(const StepTables& t) {
   const auto at = [&](int64_t i) { return order.empty() ? i : order[i]; };
-  const bool measures = t.totals.terms != nullptr;
+  const bool has_distance = t.totals.terms != nullptr;
+  const bool measures = t.totals.tensor_terms || (has_distance && t.phase != Phase::kUpdate);
   for (int64_t i = 0; takes_squares(t) && i < blocks; ++i) run_norm_block(t, at(i));
   if (finishes_squares(t)) {
     cuda::HostBlock block{0, 1, threads};
@@ -72,11 +78,9 @@ void Grid::step(const StepTables& t) {
   }
   if (!updates(t)) return;
   if (lacks_values(t)) run_schedule_block(t);
-  for (int64_t i = 0; measures && t.phase != Phase::kUpdate && i < blocks; ++i) {
-    run_measure_block(t, at(i));
-  }
+  for (int64_t i = 0; measures && i < blocks; ++i) run_measure_block(t, at(i));
   if (t.phase == Phase::kMeasure) return;
-  if (measures && t.phase == Phase::kUpdate) finish_distance(t);
+  if (has_distance && t.phase == Phase::kUpdate) finish_distance(t);
   for (int64_t i = 0; i < blocks; ++i) run_step_block(t, at(i));
 }
 

@@ -19,7 +19,7 @@ class Grid {
   void step(const StepTables& t);
   void run_schedule_block(const StepTables& t);
   void run_norm_block(const StepTables& t, int64_t index);
-  // Of a rule that measures a distance; of others nothing.
+  // Of a rule that measures a distance, or of options that need sums over tensors; else nothing.
   void run_measure_block(const StepTables& t, int64_t index);
   void finish_distance(const StepTables& t);
   void run_step_block(const StepTables& t, int64_t index);

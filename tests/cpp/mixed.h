@@ -39,6 +39,7 @@ LRFAST_NOINLINE inline std::vector<TensorSpec> coded_specs(int rule) {
         spec.count = static_cast<float>(specs.size() % 4);
         spec.has_average = specs.size() % 5 == 3;
         spec.coded = true;
+        spec.master = static_cast<uint8_t>(specs.size() / 2 % 3);
         specs.push_back(spec);
       }
     }
@@ -46,12 +47,13 @@ LRFAST_NOINLINE inline std::vector<TensorSpec> coded_specs(int rule) {
   return specs;
 }
 
-// The same with averages in most tensors, and some without a gradient.
+// The same with averages in most tensors, and master bits in some; some have no gradient.
 LRFAST_NOINLINE inline std::vector<TensorSpec> passes_specs(int rule) {
   std::vector<TensorSpec> specs = mixed_specs(rule);
   for (size_t i = 0; i < specs.size(); ++i) {
     specs[i].has_average = i % 4 != 3;
     specs[i].has_grad = i % 11 != 10;
+    specs[i].master = static_cast<uint8_t>(i / 2 % 3);
   }
   return specs;
 }

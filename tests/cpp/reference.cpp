@@ -5,6 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/masters.h"
+
 namespace lrfast::test {
 namespace {
 
@@ -37,6 +39,33 @@ void save(const std::vector<compute_t<Element>>& values, GuardedBytes& bytes,
       from_compute(values[i], bytes.as<Element>()[i]);
     }
   }
+}
+
+// Weights of a tensor, with their master bits if it has some.
+template <class Param>
+auto load_weights(const Tensor& tensor) {
+  auto values = load<Param>(tensor.param);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint16_t half = tensor.spec.master != 0 ? tensor.param.as<uint16_t>()[i] : uint16_t{0};
+    if (tensor.spec.master == 1) values[i] = join_master(half, tensor.master_bits.as<int8_t>()[i]);
+    if (tensor.spec.master == 2) values[i] = join_master(half, tensor.master_bits.as<int16_t>()[i]);
+  }
+  return values;
+}
+
+template <class Param>
+void save_weights(std::vector<compute_t<Param>> values, Tensor& tensor, const Noise& noise) {
+  if constexpr (std::is_same_v<Param, BFloat16>) {
+    uint16_t* halves = tensor.param.as<uint16_t>();
+    for (size_t i = 0; tensor.spec.master != 0 && i < values.size(); ++i) {
+      if (tensor.spec.master == 1) {
+        split_master(values[i], halves[i], tensor.master_bits.as<int8_t>()[i]);
+      } else {
+        split_master(values[i], halves[i], tensor.master_bits.as<int16_t>()[i]);
+      }
+    }
+  }
+  if (tensor.spec.master == 0) save<Param>(values, tensor.param, noise, 0);
 }
 
 template <class Rule, class T>
@@ -81,28 +110,84 @@ void save_codes(const std::vector<float>& values, GuardedBytes& codes, GuardedBy
   }
 }
 
+// One tensor's learning rates, by the mean square of its ratios.
+template <class Rule, uint8_t form, class T>
+void clip_rates(const Values<T>& values, T factor, double clipping, const TensorClock& clock,
+                double* hypers) {
+  const auto scalars = scalars_of<Rule, T>(hypers, clock, {});
+  double squares = 0.0;
+  for (size_t i = 0; i < values.param.size(); ++i) {
+    T states[kMaxStates] = {};
+    for (int k = 0; k < kMaxStates; ++k) {
+      if (!values.states[k].empty()) states[k] = values.states[k][i];
+    }
+    T grad = values.grad[i] * factor;
+    Rule::template step<form>(values.param[i], grad, states, scalars);
+    const T ratio = Rule::ratio(grad, states, scalars);
+    squares += ratio * ratio;
+  }
+  const double size = std::sqrt(squares / static_cast<double>(values.param.size()));
+  for (const int rate : {0, kDecayRate}) hypers[rate] /= std::max(1.0, size / clipping);
+}
+
+// Steps of a whole tensor, and then which of them are made: a signed zero has no sign.
 template <class T>
-LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* hypers, T factor,
-                                const Distance& distance, Values<T>& values) {
+void move_by_steps(const UpdateOptions& update, const std::vector<T>& moves,
+                   const std::vector<T>& grads, T shrink, std::vector<T>& params) {
+  double agreeing = 0.0;
+  const auto sign = [](T value) { return (value > 0) - (value < 0); };
+  for (size_t i = 0; i < moves.size(); ++i) agreeing += sign(moves[i]) * sign(grads[i]) > 0;
+  const double share = agreeing / static_cast<double>(moves.size());
+  const T scale = static_cast<T>(update.cautious ? 1.0 / std::max(share, 1e-3) : 1.0);
+  for (size_t i = 0; i < moves.size(); ++i) {
+    const bool is_made = !update.cautious || sign(moves[i]) * sign(grads[i]) > 0;
+    const T move = is_made ? moves[i] * scale : T(0);
+    const bool decays = !update.cautious_decay || sign(move) * sign(params[i]) >= 0;
+    params[i] = (decays ? params[i] * shrink : params[i]) - move;
+  }
+}
+
+template <class T>
+LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* given, T factor,
+                                const UpdateOptions& update, const Distance& distance,
+                                Values<T>& values) {
+  std::vector<double> hypers(given, given + kHyperSlots);
   Rules::visit(rule, [&]<class Rule>() {
-    const auto scalars = scalars_of<Rule, T>(hypers, clock_of(tensor), distance);
     with_form<Rule>(tensor.spec.form, [&]<uint8_t form>() {
+      if constexpr (kTakesClipping<Rule>) {
+        if (update.clipping > 0.0) {
+          clip_rates<Rule, form>(values, factor, update.clipping, clock_of(tensor), hypers.data());
+        }
+      }
+      const auto scalars = scalars_of<Rule, T>(hypers.data(), clock_of(tensor), distance);
+      std::vector<T> moves;
+      std::vector<T> grads;
       for (size_t i = 0; i < values.param.size(); ++i) {
         T states[kMaxStates] = {};
         for (size_t k = 0; k < tensor.states.size(); ++k) states[k] = values.states[k][i];
-        const T grad = values.grad[i] * factor;
-        Rule::template apply<form>(values.param[i], grad, states, scalars);
+        T grad = values.grad[i] * factor;
+        if constexpr (Steps<Rule, form>) {
+          const auto step = Rule::template step<form>(values.param[i], grad, states, scalars);
+          moves.push_back(step.numerator / step.denominator);
+          grads.push_back(grad);
+        } else {
+          Rule::template apply<form>(values.param[i], grad, states, scalars);
+        }
         for (size_t k = 0; k < tensor.states.size(); ++k) values.states[k][i] = states[k];
       }
+      T shrink = T(1);
+      if constexpr (kDecouples<Rule>) shrink = scalars.shrink;
+      move_by_steps(update, moves, grads, shrink, values.param);
     });
   });
 }
 
 template <class Param, class State>
 LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hypers, double factor,
-                                   const Distance& distance, const Noise& noise) {
+                                   const UpdateOptions& update, const Distance& distance,
+                                   const Noise& noise) {
   using T = compute_t<Param>;
-  Values<T> values{load<Param>(tensor.param), load<Param>(tensor.grad), {}};
+  Values<T> values{load_weights<Param>(tensor), load<Param>(tensor.grad), {}};
   const RuleInfo info = rule_info(rule);
   const StateKind* kinds = info.kinds[tensor.spec.form];
   for (size_t k = 0; k < tensor.states.size(); ++k) {
@@ -116,8 +201,8 @@ LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hyper
     }
     values.states[k] = load<State>(tensor.states[k]);
   }
-  apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), distance, values);
-  save<Param>(values.param, tensor.param, noise, 0);
+  apply_rule<T>(tensor, rule, hypers, static_cast<T>(factor), update, distance, values);
+  save_weights<Param>(values.param, tensor, noise);
   for (int k = 0; k < info.applied_states[tensor.spec.form]; ++k) {
     const int which = k + 1;
     if constexpr (std::is_same_v<State, float>) {
@@ -134,8 +219,8 @@ LRFAST_NOINLINE void update_tensor(Tensor& tensor, int rule, const double* hyper
 
 // A tensor's running sum and terms. The driver rounds only what it stores.
 template <class Rule, class Param, class State>
-DistanceTerms<double> measure_tensor(Tensor& tensor, const double* hypers, double factor,
-                                     const Distance& distance, const Noise& noise) {
+Terms<double> measure_tensor(Tensor& tensor, const double* hypers, double factor,
+                             const Distance& distance, const Noise& noise) {
   using T = compute_t<Param>;
   const int running = rule_info(kPlace<Rule>).applied_states[tensor.spec.form];
   const auto scalars = scalars_of<Rule, T>(hypers, clock_of(tensor), distance);
@@ -143,16 +228,16 @@ DistanceTerms<double> measure_tensor(Tensor& tensor, const double* hypers, doubl
   const std::vector<T> seen = load<State>(tensor.states[Rule::kSeen[tensor.spec.form]]);
   const std::vector<T> params = load<Param>(tensor.param);
   const std::vector<T> grads = load<Param>(tensor.grad);
-  DistanceTerms<double> total{};
+  Terms<double> total{};
   for (size_t i = 0; i < sums.size(); ++i) {
     const T grad = grads[i] * static_cast<T>(factor);
     const auto terms = Rule::measure(params[i], grad, sums[i], seen[i], scalars);
     if (!(scalars.numerator_weight > 0)) continue;
-    total.numerator += static_cast<double>(terms.numerator) * scalars.numerator_weight;
-    total.denominator += static_cast<double>(terms.denominator);
+    total.first += static_cast<double>(terms.first) * scalars.numerator_weight;
+    total.second += static_cast<double>(terms.second);
   }
   save<State>(sums, tensor.states[running], noise, running + 1);
-  return tensor.spec.counted ? total : DistanceTerms<double>{};
+  return tensor.spec.counted ? total : Terms<double>{};
 }
 
 std::vector<double> doubles(DtypePair dtypes, const GuardedBytes& bytes) {
@@ -163,10 +248,18 @@ std::vector<double> doubles(DtypePair dtypes, const GuardedBytes& bytes) {
   return values;
 }
 
+std::vector<double> weights_of(const Tensor& tensor) {
+  std::vector<double> values;
+  with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
+    for (const auto value : load_weights<Param>(tensor)) values.push_back(value);
+  });
+  return values;
+}
+
 void average_tensor(Tensor& tensor, double weight) {
   with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
     using T = compute_t<Param>;
-    const std::vector<T> params = load<Param>(tensor.param);
+    const std::vector<T> params = load_weights<Param>(tensor);
     for (size_t i = 0; i < params.size(); ++i) {
       T& average = tensor.average.as<T>()[i];
       if (weight == 1.0)
@@ -232,8 +325,10 @@ HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
     const GroupRow& group = plan.groups[g];
     const ScheduleValues values = evaluate_schedule(t.inputs->schedules, group.schedule, step);
     rows.emplace_back(group.hypers, group.hypers + kMaxHypers);
+    rows[g].push_back(group.hypers[0]);
     rows[g][0] = group.hypers[0] * values.rate;
     if (t.inputs->rate_scale) rows[g][0] *= *t.inputs->rate_scale;
+    if (!plan.options.update.unscheduled_decay) rows[g][kDecayRate] = rows[g][0];
     if (values.cycles_momentum && info.momentum >= 0) rows[g][info.momentum] = values.momentum;
     rows[g][info.weight_decay] *= values.weight_decay;
     plan.rates.as<double>()[g] = rows[g][0];
@@ -244,7 +339,7 @@ HyperRows resolve(Plan& plan, const StepTables& t, int64_t step) {
 template <class Rule>
 void measure(Plan& plan, const StepTables& t, const HyperRows& hypers) {
   Clock& clock = *plan.clock.as<Clock>();
-  DistanceTerms<double> total{};
+  Terms<double> total{};
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
     Tensor& tensor = plan.tensors[i];
     if (!is_updated(plan, tensor)) continue;
@@ -253,8 +348,8 @@ void measure(Plan& plan, const StepTables& t, const HyperRows& hypers) {
     with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
       const auto terms = measure_tensor<Rule, Param, State>(
           tensor, hypers[group].data(), factor_of(plan, group), clock.distance, noise);
-      total.numerator += terms.numerator;
-      total.denominator += terms.denominator;
+      total.first += terms.first;
+      total.second += terms.second;
     });
   }
   if (!plan.groups.empty()) Rule::estimate(plan.groups[0].hypers, total, clock.distance);
@@ -269,12 +364,12 @@ void advance_distance(Distance& distance) {
 void step_tensor(Plan& plan, Tensor& tensor, const double* hypers, const Noise& noise,
                  double* sums) {
   const TensorSpec& spec = tensor.spec;
-  const std::vector<double> before = doubles(spec.dtypes, tensor.param);
+  const std::vector<double> before = weights_of(tensor);
   with_types(spec.dtypes, [&]<class Param, class State>() {
     update_tensor<Param, State>(tensor, plan.rule, hypers, factor_of(plan, spec.group),
-                                plan.clock.as<Clock>()->distance, noise);
+                                plan.options.update, plan.clock.as<Clock>()->distance, noise);
   });
-  const std::vector<double> after = doubles(spec.dtypes, tensor.param);
+  const std::vector<double> after = weights_of(tensor);
   for (size_t i = 0; i < after.size(); ++i) {
     sums[0] += (after[i] - before[i]) * (after[i] - before[i]);
     sums[1] += after[i] * after[i];

@@ -25,6 +25,10 @@ struct RuleInfo {
   bool measures;  // a distance
   int applied_states[kMaxForms];
   bool codes_on_cuda;
+  bool keeps_masters;
+  bool decouples;  // its weight decay, in some groups
+  bool takes_caution;
+  bool takes_clipping;
 };
 
 LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
@@ -40,7 +44,11 @@ LRFAST_NOINLINE inline RuleInfo rule_info(int rule) {
             Rule::kAlwaysProduct,
             Measures<Rule>,
             {},
-            kCodesOnCuda<Rule>};
+            kCodesOnCuda<Rule>,
+            kKeepsMasters<Rule>,
+            kDecouples<Rule>,
+            kTakesCaution<Rule>,
+            kTakesClipping<Rule>};
     for (int form = 0; form < Rule::kNumForms; ++form) {
       info.num_states[form] = info.applied_states[form] = Rule::kStates[form].count;
       if constexpr (Measures<Rule>) info.applied_states[form] -= Rule::kMeasuredStates;

@@ -289,6 +289,109 @@ void test_sums_of_blocks(int rule) {
   }
 }
 
+// Each option of the update with and without each other one: counts of steps that go along their
+// gradients are exact in any order.
+void test_update_options(int rule) {
+  const RuleInfo info = rule_info(rule);
+  for (int bits = 1; bits < 8; ++bits) {
+    Options options;
+    options.update.cautious = (bits & 1) != 0;
+    options.update.cautious_decay = (bits & 2) != 0;
+    options.update.unscheduled_decay = (bits & 4) != 0;
+    if (options.update.cautious && !info.takes_caution) continue;
+    if ((bits & 6) != 0 && !info.decouples) continue;
+    options.telemetry = bits % 4 == 3 ? 2 : 0;
+    options.max_norm = bits % 4 == 1 ? 7.0 : 0.0;
+    options.exact_grads = true;
+    const std::vector<TensorSpec> coded = coded_specs(rule);
+    std::vector<TensorSpec> specs = bits % 3 == 0 ? passes_specs(rule) : mixed_specs(rule);
+    if (info.codes_on_cuda) specs.insert(specs.end(), coded.begin(), coded.end());
+    for (TensorSpec& spec : specs) {
+      spec.coded = spec.coded && info.num_states[spec.form] <= kMostCodedOnCuda;
+      if (options.update.cautious) spec.master = 0;  // which go without sums over tensors
+    }
+    std::vector<GroupRow> groups = scheduled_groups(rule);
+    groups[bits % 3].frozen = bits % 5 == 4;
+    for (const int64_t chunk : {256, 1024}) {
+      const Context context("update's options ", bits, ", chunk ", chunk);
+      const auto make = [&] {
+        Plan plan(rule, specs, groups, chunk, options, two_schedules());
+        plan.shuffle_chunks(bits);
+        return plan;
+      };
+      expect_two_steps(make, Grid(rule, 7, 32));
+    }
+  }
+}
+
+// The first update of a state from zero, where the ratio of every gradient but 0 to the root of its
+// mean of squares is exact: 1, or 2 without bias correction.
+void test_update_clipping(int rule) {
+  if (!rule_info(rule).takes_clipping) return;
+  std::vector<GroupRow> groups = scheduled_groups(rule);
+  for (GroupRow& group : groups) {
+    Rules::visit(rule, [&]<class Rule>() {
+      for (int i = 0; i < Rule::kNumHypers; ++i) {
+        const HyperName& name = Rule::kHypers[i];
+        const std::string_view key = name.key;
+        if (key == "alpha" || (key == "betas" && name.index == 1)) group.hypers[i] = 0.75;
+      }
+    });
+  }
+  std::vector<TensorSpec> specs = passes_specs(rule);
+  for (TensorSpec& spec : specs) spec.count = 0, spec.master = 0;
+  for (const bool cautious : {false, true}) {
+    for (const double threshold : {0.25, 0.9, 4.0}) {
+      const Context context("update clipping at ", threshold, ", cautious ", cautious);
+      Options options;
+      options.exact_grads = true;
+      options.update.clipping = threshold;
+      options.update.cautious = cautious;
+      Trio trio([&] {
+        Plan plan(rule, specs, groups, 700, options, two_schedules());
+        for (Tensor& tensor : plan.tensors) {
+          for (GuardedBytes& state : tensor.states) std::memset(state.data(), 0, state.size());
+        }
+        return plan;
+      });
+      Grid grid(rule, 5, 32);
+      trio.step(grid);
+      expect_agreement(trio);
+      EXPECT_EQ(trio.plain.rates.as<double>()[2], 0.5);  // the group's, of no tensor
+    }
+  }
+}
+
+// A step that is stopped between the kernels of its sums and of its update.
+void test_stops_before_a_cautious_update(int rule) {
+  if (!rule_info(rule).takes_caution) return;
+  for (const double first : {0.0, 1.0}) {
+    const Context context("cautious, first block's stop ", first);
+    Options options;
+    options.update.cautious = true;
+    Plan plan(rule, mixed_specs(rule), three_groups(rule), 512, options);
+    Plan plain(rule, mixed_specs(rule), three_groups(rule), 512, options);
+    plan.has_stop = true;
+    Grid grid(rule, 3, 32);
+    for (const bool again : {false, true}) {
+      const StepTables t = plan.tables();
+      if (lacks_values(t)) grid.run_schedule_block(t);
+      for (int64_t i = 0; i < 3; ++i) {
+        plan.stop = again || i != 0 ? 0.0 : first;
+        grid.run_measure_block(t, i);
+      }
+      for (int64_t i = 0; i < 3; ++i) {
+        plan.stop = again ? 0.0 : 1.0 - first;
+        grid.run_step_block(t, i);
+      }
+      EXPECT_EQ(t.clock->blocks_done, 0);
+      EXPECT_EQ(t.clock->measured, kUndecided);
+      if (again || first == 0.0) reference_step(plain);
+      EXPECT_SAME(plan, plain);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lrfast::test
 
@@ -304,6 +407,9 @@ int main() {
     test_skips(rule);
     test_ring(rule);
     test_sums_of_blocks(rule);
+    test_update_options(rule);
+    test_update_clipping(rule);
+    test_stops_before_a_cautious_update(rule);
   });
   return report("test_passes");
 }

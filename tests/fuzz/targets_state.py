@@ -42,6 +42,9 @@ OPTIMIZERS: dict[str, Make] = {
     "8bit": lambda g: lrfast.AdamW(
         [g[0], g[1] | {"params": [nn.Parameter(torch.ones(4096))]}], 0.1, state_dtype="8bit"
     ),
+    "master": lambda g: lrfast.AdamW(
+        [g[0], g[1] | {"params": [nn.Parameter(torch.ones(5).bfloat16())]}], 0.1, master="24bit"
+    ),
 }
 LOSS_SCHEDULES: tuple[Callable[[Any], Any], ...] = (
     lambda optimizer: lrfast.Plateau(optimizer, factor=0.5, patience=1, window=3),

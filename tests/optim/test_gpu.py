@@ -158,6 +158,40 @@ def test_one_launch(case: OptimizerCase, options: dict[str, Any], scheduled: boo
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"cautious_weight_decay": True}, ["altered_kernel"]),
+        ({"scheduled_weight_decay": False}, ["step_kernel"]),
+        ({"cautious": True}, ["foresee_kernel", "altered_kernel"]),
+        ({"clipping_threshold": 0.5}, ["foresee_kernel", "altered_kernel"]),
+        (
+            {"cautious": True, "clipping_threshold": 0.5, "max_grad_norm": 1.0},
+            ["norm_kernel", "foresee_kernel", "altered_kernel"],
+        ),
+    ],
+    ids=str,
+)
+def test_sums_over_tensors_are_one_more_launch(options: dict[str, Any], wanted: list[str]) -> None:
+    """For 40 groups of four dtypes, and without a synchronisation."""
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    params = [nn.Parameter(torch.randn(33, device=cuda, dtype=dtypes[i % 4])) for i in range(40)]
+    groups = [{"params": [param], "lr": 1e-3 * (i + 1)} for i, param in enumerate(params)]
+    optimizer = lrfast.AdamW(groups, schedule=schedules.one_cycle(20), **options)
+    for param in params:
+        param.grad = random_grad(param)
+    for _ in range(3):
+        optimizer.step()
+    names = kernels_of(optimizer.step)
+    assert len(names) == len(wanted), names
+    for name, part in zip(names, wanted, strict=True):
+        assert part in name
+    torch.cuda.synchronize()
+    with no_waits(cuda):
+        optimizer.step()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_muon_launches_each_of_its_passes_once(options: dict[str, Any]) -> None:
     """For 24 matrices of two shapes and AdamW's tensors; the products between are torch's."""

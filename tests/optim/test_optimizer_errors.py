@@ -24,7 +24,7 @@ class ErrorCase:
 
     name: str
     call: Callable[[], Any]
-    error: type[Exception]
+    error: type[Exception] | tuple[type[Exception], ...]
     message: str
 
 
@@ -208,6 +208,54 @@ OPTIMIZER_ERRORS = (
         lambda: step(max_grad_norm=0.0),
         ValueError,
         r"\['max_grad_norm'\] must be above 0, got 0",
+    ),
+    ErrorCase(
+        "no clipping",
+        lambda: adamw(clipping_threshold=0.0),
+        ValueError,
+        "clipping_threshold must be finite and above 0, or None, got 0.0",
+    ),
+    ErrorCase(
+        "cautious without a word",
+        lambda: adamw(cautious="yes"),
+        (TypeError, ValueError),
+        "cautious must be .*, got 'yes'",
+    ),
+    ErrorCase(
+        "cautious master bits",
+        lambda: adamw(cautious=True, master="24bit"),
+        ValueError,
+        "master must be None with cautious, whose first pass does not know it, got '24bit'",
+    ),
+    ErrorCase(
+        "clipping without squares",
+        lambda: sgd(clipping_threshold=1.0),
+        ValueError,
+        "clipping_threshold must be None for the rule 'sgd', got 1.0: it is for adam, ",
+    ),
+    ErrorCase(
+        "cautious without momentum",
+        lambda: lrfast.Adagrad([parameter()], cautious=True),
+        ValueError,
+        "cautious must be False for the rule 'adagrad', got True: it is for adam, ",
+    ),
+    ErrorCase(
+        "cautious Prodigy",
+        lambda: lrfast.Prodigy([parameter()], cautious=True),
+        ValueError,
+        "cautious must be False for the rule 'prodigy', got True",
+    ),
+    ErrorCase(
+        "cautious decay of SGD",
+        lambda: sgd(cautious_weight_decay=True),
+        ValueError,
+        "cautious_weight_decay must be False for the rule 'sgd', got True: it is for adam, ",
+    ),
+    ErrorCase(
+        "unscheduled decay of Adam",
+        lambda: lrfast.Adam([parameter()], scheduled_weight_decay=False),
+        ValueError,
+        r"scheduled_weight_decay must be True if .* not decoupled.*\[0\], got False: use",
     ),
     ErrorCase("ema", lambda: sgd(ema_decay=1.0), ValueError, r"ema_decay must be within \[0, 1\)"),
     ErrorCase(

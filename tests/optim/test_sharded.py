@@ -110,6 +110,48 @@ def test_states_of_shards_in_8_bits(mesh: Any) -> None:
         one.load_state_dict(broken)
 
 
+@pytest.mark.parametrize(("master", "other"), [("24bit", "32bit"), ("32bit", "24bit")])
+def test_master_bits_of_a_shard(master: Any, other: Any, mesh: Any) -> None:
+    """A DTensor, too, as the weights are; an optimizer of the other precision takes them."""
+    local, grads = torch.randn(6, 4).bfloat16(), [torch.randn(6, 4).bfloat16() for _ in range(3)]
+    part, plain = (torch.nn.Parameter(t) for t in (shard(mesh, local.clone()), local.clone()))
+    options: dict[str, Any] = {"lr": 0.01, "state_dtype": torch.float32}
+    both = [lrfast.AdamW([param], **options, master=master) for param in (part, plain)]
+    for grad in grads:
+        part.grad, plain.grad = shard(mesh, grad.clone()), grad
+        for optimizer in both:
+            optimizer.step()
+    bits = both[0].state[part]["master_bits"]
+    assert torch.equal(bits.to_local(), both[1].state[plain]["master_bits"]) and bits.any()
+    weights = [optimizer.master_params() for optimizer in both]
+    assert weights[0][part].shape == part.shape == (12, 4)
+    assert torch.equal(weights[0][part].to_local(), weights[1][plain])
+    taken = [lrfast.AdamW([param], **options, master=other) for param in (part, plain)]
+    for own, source in zip(taken, both, strict=True):
+        own.load_state_dict(source.state_dict())
+        own.step()
+    assert torch.equal(taken[0].master_params()[part].to_local(), taken[1].master_params()[plain])
+
+
+@pytest.mark.parametrize("option", [{"cautious": True}, {"clipping_threshold": 1.0}])
+def test_sums_over_shards_of_a_tensor_are_refused(mesh: Any, option: dict[str, Any]) -> None:
+    """At once, and of a parameter that comes later; what needs no sum is an option of shards."""
+    whole, part = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(shard(mesh, torch.ones(4)))
+    message = f"{next(iter(option))} must be .* for sharded parameters"
+    with pytest.raises(ValueError, match=message):
+        lrfast.AdamW([part], **option)
+    optimizer = lrfast.AdamW([whole], **option)
+    optimizer.add_param_group({"params": [part]})
+    whole.grad, part.grad = torch.ones(4), shard(mesh, torch.ones(4))
+    with pytest.raises(ValueError, match=rf"{message}, as in param_groups\[1\]"):
+        optimizer.step()
+    assert bool((whole == 1).all()) and not optimizer.state.get(part)
+    optimizer = lrfast.AdamW([part], lr=1.0, weight_decay=0.5, cautious_weight_decay=True)
+    part.grad = shard(mesh, -torch.ones(4))
+    optimizer.step()
+    assert part.to_local().tolist() == pytest.approx([2.0] * 4)
+
+
 def test_parameters_on_two_meshes_are_refused(mesh: Any) -> None:
     other = torch.distributed.init_device_mesh("cpu", (2,), mesh_dim_names=("other",))
     params = [torch.nn.Parameter(shard(each, torch.ones(4))) for each in (mesh, other)]

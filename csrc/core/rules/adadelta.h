@@ -49,7 +49,7 @@ struct Adadelta : NoProduct {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     grad = add_penalty(grad, s.sign, param, s.weight_decay);
     T& square = states[0];
     T& moved = states[1];
@@ -57,7 +57,7 @@ struct Adadelta : NoProduct {
     // One root instead of torch's two: it leaves a GPU the time to round at random, too.
     const T delta = std::sqrt((moved + s.eps) / (square + s.eps)) * grad;
     moved = moved * s.rho + delta * delta * s.square_weight;
-    param = param - s.rate * delta;
+    return {s.rate * delta};
   }
 };
 

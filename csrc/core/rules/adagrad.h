@@ -45,11 +45,11 @@ struct Adagrad : NoProduct {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     grad = add_penalty(grad, s.sign, param, s.weight_decay);
     T& sum = states[0];
     sum = sum + grad * grad;
-    param = param - s.step_size * grad / (std::sqrt(sum) + s.eps);
+    return {s.step_size * grad, std::sqrt(sum) + s.eps};
   }
 };
 

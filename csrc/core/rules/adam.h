@@ -50,17 +50,17 @@ struct Adam : AdamMoments, Beta1Product<Adam> {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     T& mean = states[0];
     T& square = states[1];
-    update_moments<T>(param, grad, mean, square, s);
+    grad = update_moments<T>(param, grad, mean, square, s);
     T largest = square;
     if constexpr (form == kWithAmsgrad) {
       largest = states[2] > square ? states[2] : square;
       states[2] = largest;
     }
     const T denominator = std::sqrt(largest) * s.root_weight + s.eps;
-    param = param * s.shrink - s.step_size * mean / denominator;
+    return {s.step_size * mean, denominator};
   }
 };
 

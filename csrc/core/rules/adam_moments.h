@@ -55,7 +55,9 @@ struct AdamMoments {
     s.root_weight = static_cast<T>(powers.root_weight(hypers[kBeta2], t));
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
     s.penalty = decoupled ? T(0) : static_cast<T>(hypers[kWeightDecay]);
-    s.shrink = decoupled ? static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]) : T(1);
+    s.shrink = T(1);
+    if (decoupled)
+      s.shrink = static_cast<T>(decay_factor(hypers[kDecayRate], hypers[kWeightDecay]));
     s.mean_weight = static_cast<T>(1.0 - hypers[kMomentum]);
     s.beta2 = static_cast<T>(hypers[kBeta2]);
     s.square_weight = static_cast<T>(1.0 - hypers[kBeta2]);
@@ -69,6 +71,14 @@ struct AdamMoments {
     mean = mean + (grad - mean) * s.mean_weight;
     square = square * s.beta2 + grad * grad * s.square_weight;
     return grad;
+  }
+
+  // The gradient by the root of its mean of squares, which is 1 where gradients are as they were:
+  // update clipping goes by it.
+  template <class T>
+  LRFAST_HD static T ratio(T grad, const T* states, const Scalars<T>& s) {
+    const T root = std::sqrt(states[1]) * s.root_weight;
+    return grad / (root > s.eps ? root : s.eps);
   }
 };
 

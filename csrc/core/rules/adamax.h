@@ -49,13 +49,13 @@ struct Adamax : Beta1Product<Adamax> {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     grad = add_penalty(grad, s.sign, param, s.weight_decay);
     T& mean = states[0];
     T& largest = states[1];
     mean = mean + (grad - mean) * s.mean_weight;
     largest = larger(largest * s.beta2, std::abs(grad) + s.eps);
-    param = param - s.step_size * mean / largest;
+    return {s.step_size * mean, largest};
   }
 
  private:

@@ -55,11 +55,7 @@ struct DAdaptAdam : EstimatedRate<DAdaptAdam> {
   static uint8_t form(const double*, bool) { return kPlain; }
 
   template <class T>
-  struct Scalars {
-    T penalty;  // the weight decay that is not decoupled
-    T shrink;   // 1 - r * weight_decay that is
-    T beta1, mean_weight;
-    T beta2, square_weight;
+  struct Scalars : MomentScalars<T> {
     T eps;
     T step;                   // 1, or 0 at a learning rate of 0
     T sum_decay, sum_weight;  // of s
@@ -72,17 +68,10 @@ struct DAdaptAdam : EstimatedRate<DAdaptAdam> {
                                       const Distance& distance, Powers&& powers) {
     const bool moves = hypers[kRate] > 0.0;
     const double rate = estimated_rate(hypers, clock, distance, powers);
-    const bool decoupled = hypers[kDecoupled] != 0.0;
-    const double decay = hypers[kWeightDecay];
     const double scale = hypers[kLayerScale];
     const double root = std::sqrt(hypers[kBeta2]);
     Scalars<T> s;
-    s.penalty = static_cast<T>(decoupled ? 0.0 : decay);
-    s.shrink = static_cast<T>(decoupled && distance.denominator > 0.0 ? 1.0 - rate * decay : 1.0);
-    s.beta1 = static_cast<T>(moves ? hypers[kMomentum] : 1.0);
-    s.mean_weight = static_cast<T>(scale * rate * (1.0 - hypers[kMomentum]));
-    s.beta2 = static_cast<T>(moves ? hypers[kBeta2] : 1.0);
-    s.square_weight = static_cast<T>(moves ? 1.0 - hypers[kBeta2] : 0.0);
+    prepare_moments<T>(hypers, distance, rate, scale * rate, 1.0, s);
     s.eps = static_cast<T>(hypers[kEps]);
     s.step = moves ? T(1) : T(0);
     s.sum_decay = static_cast<T>(moves ? root : 1.0);
@@ -93,8 +82,7 @@ struct DAdaptAdam : EstimatedRate<DAdaptAdam> {
   }
 
   template <class T>
-  LRFAST_HD static DistanceTerms<T> measure(T param, T grad, T& sum, T square,
-                                            const Scalars<T>& s) {
+  LRFAST_HD static Terms<T> measure(T param, T grad, T& sum, T square, const Scalars<T>& s) {
     grad = add_penalty(grad, T(1), param, s.penalty);
     const T numerator = grad * (sum / (std::sqrt(square) + s.eps));
     sum = sum * s.sum_decay + grad * s.sum_weight;
@@ -102,26 +90,23 @@ struct DAdaptAdam : EstimatedRate<DAdaptAdam> {
   }
 
   // A NaN raises no estimate.
-  LRFAST_HD static void estimate(const double* hypers, const DistanceTerms<double>& terms,
+  LRFAST_HD static void estimate(const double* hypers, const Terms<double>& terms,
                                  Distance& distance) {
-    distance.denominator = terms.denominator;
-    if (!(terms.denominator > 0.0)) return;
+    distance.denominator = terms.second;
+    if (!(terms.second > 0.0)) return;
     const double root = std::sqrt(hypers[kBeta2]);
-    distance.numerator = root * distance.numerator + (1.0 - root) * terms.numerator;
-    double d = distance.numerator / ((1.0 - root) * terms.denominator);
+    distance.numerator = root * distance.numerator + (1.0 - root) * terms.first;
+    double d = distance.numerator / ((1.0 - root) * terms.second);
     const double grown = distance.estimate * hypers[kGrowthRate];
     if (grown < d) d = grown;
     if (d > distance.estimate) distance.estimate = d;
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
-    T& mean = states[0];
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     T& square = states[1];
-    grad = add_penalty(grad, T(1), param, s.penalty);
-    mean = mean * s.beta1 + grad * s.mean_weight;
-    square = square * s.beta2 + grad * grad * s.square_weight;
-    param = param * s.shrink - s.step * mean / (std::sqrt(square) + s.eps);
+    grad = update_moments<T>(param, grad, states, square, s);
+    return {s.step * states[0], std::sqrt(square) + s.eps};
   }
 };
 

@@ -39,7 +39,7 @@ struct Lion : NoProduct {
   LRFAST_HD static Scalars<T> prepare(const double* hypers, const TensorClock&, Powers&&) {
     Scalars<T> s;
     s.rate = static_cast<T>(hypers[kRate]);
-    s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);
+    s.shrink = static_cast<T>(decay_factor(hypers[kDecayRate], hypers[kWeightDecay]));
     s.sign = hypers[kMaximize] != 0.0 ? T(-1) : T(1);
     s.beta1 = static_cast<T>(hypers[kMomentum]);
     s.beta2 = static_cast<T>(hypers[kBeta2]);
@@ -49,13 +49,13 @@ struct Lion : NoProduct {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T, T& grad, T* states, const Scalars<T>& s) {
     grad = s.sign * grad;
     T& mean = states[0];
     const T step = mean * s.beta1 + grad * s.step_weight;
     const T direction = step > T(0) ? T(1) : step < T(0) ? T(-1) : step;  // NaN stays NaN
-    param = param * s.shrink - s.rate * direction;
     mean = mean * s.beta2 + grad * s.mean_weight;
+    return {s.rate * direction};
   }
 };
 

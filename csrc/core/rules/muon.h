@@ -67,23 +67,29 @@ struct Muon : Adam {
     static_cast<Adam::Scalars<T>&>(s) = Adam::prepare<T>(hypers, clock, powers);
     if (hypers[kKind] == kMatrices) {  // without bias correction, and decoupled, too
       s.step_size = static_cast<T>(hypers[kRate]);
-      s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);
+      s.shrink = static_cast<T>(decay_factor(hypers[kDecayRate], hypers[kWeightDecay]));
     }
     s.look_ahead = hypers[kNesterov] != 0.0 ? s.mean_weight : T(0);
     return s;
   }
 
-  // In kWithDirection param is the direction, in kMoved grad is what the products made of it.
+  // param is the direction.
   template <uint8_t form, class T>
+    requires(form == kWithDirection)
   LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
-    if constexpr (form == kWithDirection) {
-      T& buffer = states[0];
-      buffer = buffer + (grad - buffer) * s.mean_weight;
-      param = buffer + (grad - buffer) * s.look_ahead;
-    } else if constexpr (form == kMoved) {
-      param = param * s.shrink - s.step_size * grad;
+    T& buffer = states[0];
+    buffer = buffer + (grad - buffer) * s.mean_weight;
+    param = buffer + (grad - buffer) * s.look_ahead;
+  }
+
+  // In kMoved grad is what the products made of the direction.
+  template <uint8_t form, class T>
+    requires(form != kWithDirection)
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
+    if constexpr (form == kMoved) {
+      return {s.step_size * grad};
     } else {
-      Adam::apply<form>(param, grad, states, s);
+      return Adam::step<form>(param, grad, states, s);
     }
   }
 };

@@ -71,12 +71,12 @@ struct NAdam : AdamMoments, NoLargest {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     T& mean = states[0];
     T& square = states[1];
     grad = update_moments<T>(param, grad, mean, square, s);
     const T denominator = std::sqrt(square) * s.root_weight + s.eps;
-    param = param * s.shrink - (s.grad_step * grad + s.mean_step * mean) / denominator;
+    return {s.grad_step * grad + s.mean_step * mean, denominator};
   }
 };
 

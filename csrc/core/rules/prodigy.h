@@ -66,11 +66,7 @@ struct Prodigy : EstimatedRate<Prodigy> {
   }
 
   template <class T>
-  struct Scalars {
-    T penalty;             // the weight decay that is not decoupled
-    T shrink;              // 1 - r * weight_decay that is
-    T beta1, mean_weight;  // mean_weight: (1 - beta1) * d
-    T beta2, square_weight;
+  struct Scalars : MomentScalars<T> {
     T eps;          // times d'
     T step;         // r
     T direct_step;  // r * d', of a gradient
@@ -88,16 +84,9 @@ struct Prodigy : EstimatedRate<Prodigy> {
     const double d = distance.used;
     const bool moves = hypers[kRate] > 0.0;
     const double rate = estimated_rate(hypers, clock, distance, powers);
-    const bool decoupled = hypers[kDecoupled] != 0.0;
-    const double decay = hypers[kWeightDecay];
     const double scaled = d / hypers[kD0];
     Scalars<T> s;
-    s.penalty = static_cast<T>(decoupled ? 0.0 : decay);
-    s.shrink = static_cast<T>(decoupled && distance.denominator > 0.0 ? 1.0 - rate * decay : 1.0);
-    s.beta1 = static_cast<T>(moves ? hypers[kMomentum] : 1.0);
-    s.mean_weight = static_cast<T>(moves ? d * (1.0 - hypers[kMomentum]) : 0.0);
-    s.beta2 = static_cast<T>(moves ? hypers[kBeta2] : 1.0);
-    s.square_weight = static_cast<T>(moves ? d * d * (1.0 - hypers[kBeta2]) : 0.0);
+    prepare_moments<T>(hypers, distance, rate, d, d * d, s);
     s.eps = static_cast<T>(distance.estimate * hypers[kEps]);
     s.step = static_cast<T>(rate);
     s.direct_step = static_cast<T>(rate * distance.estimate);
@@ -108,19 +97,19 @@ struct Prodigy : EstimatedRate<Prodigy> {
   }
 
   template <class T>
-  LRFAST_HD static DistanceTerms<T> measure(T param, T grad, T& sum, T first, const Scalars<T>& s) {
+  LRFAST_HD static Terms<T> measure(T param, T grad, T& sum, T first, const Scalars<T>& s) {
     grad = add_penalty(grad, T(1), param, s.penalty);
     sum = sum * s.beta3 + grad * s.sum_weight;
     return {grad * (first - param), std::fabs(sum)};
   }
 
   // A NaN raises no estimate.
-  LRFAST_HD static void estimate(const double* hypers, const DistanceTerms<double>& terms,
+  LRFAST_HD static void estimate(const double* hypers, const Terms<double>& terms,
                                  Distance& distance) {
-    distance.denominator = terms.denominator;
-    if (!(terms.denominator > 0.0)) return;
-    distance.numerator = beta3(hypers) * distance.numerator + terms.numerator;
-    const double measured = hypers[kDCoef] * distance.numerator / terms.denominator;
+    distance.denominator = terms.second;
+    if (!(terms.second > 0.0)) return;
+    distance.numerator = beta3(hypers) * distance.numerator + terms.first;
+    const double measured = hypers[kDCoef] * distance.numerator / terms.second;
     double d = distance.estimate;
     if (d == hypers[kD0] && measured > d) d = measured;
     if (measured > distance.largest) distance.largest = measured;
@@ -129,16 +118,12 @@ struct Prodigy : EstimatedRate<Prodigy> {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
-    grad = add_penalty(grad, T(1), param, s.penalty);
-    T step = grad * s.direct_step;
-    if constexpr (form == kPlain) {
-      states[0] = states[0] * s.beta1 + grad * s.mean_weight;
-      step = s.step * states[0];
-    }
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
+    T* mean = form == kPlain ? states : nullptr;
     T& square = states[form == kPlain ? 1 : 0];
-    square = square * s.beta2 + grad * grad * s.square_weight;
-    param = param * s.shrink - step / (std::sqrt(square) + s.eps);
+    grad = update_moments<T>(param, grad, mean, square, s);
+    const T step = form == kPlain ? s.step * states[0] : grad * s.direct_step;
+    return {step, std::sqrt(square) + s.eps};
   }
 };
 

@@ -58,12 +58,12 @@ struct RAdam : AdamMoments, Beta1Product<RAdam> {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     T& mean = states[0];
     T& square = states[1];
-    update_moments<T>(param, grad, mean, square, s);
+    grad = update_moments<T>(param, grad, mean, square, s);
     const T denominator = s.rectified ? std::sqrt(square) + s.eps : T(1);
-    param = param * s.shrink - s.step_size * mean / denominator;
+    return {s.step_size * mean, denominator};
   }
 };
 

@@ -65,7 +65,7 @@ struct RmsProp : NoProduct {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     grad = add_penalty(grad, s.sign, param, s.weight_decay);
     T& square = states[0];
     square = square * s.alpha + grad * grad * s.square_weight;
@@ -82,7 +82,14 @@ struct RmsProp : NoProduct {
       buffer = buffer * s.momentum + direction;
       direction = buffer;
     }
-    param = param - s.rate * direction;
+    return {s.rate * direction};
+  }
+
+  // See AdamMoments::ratio.
+  template <class T>
+  LRFAST_HD static T ratio(T grad, const T* states, const Scalars<T>& s) {
+    const T root = std::sqrt(states[0]);
+    return grad / (root > s.eps ? root : s.eps);
   }
 };
 

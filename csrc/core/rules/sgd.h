@@ -51,7 +51,7 @@ struct Sgd : NoProduct {
   }
 
   template <uint8_t form, class T>
-  LRFAST_HD static void apply(T& param, T grad, T* states, const Scalars<T>& s) {
+  LRFAST_HD static Step<T> step(T param, T& grad, T* states, const Scalars<T>& s) {
     grad = add_penalty(grad, s.sign, param, s.weight_decay);
     T direction = grad;
     if constexpr (form == kWithMomentum) {
@@ -59,7 +59,7 @@ struct Sgd : NoProduct {
       buffer = s.buffer_decay * buffer + s.gradient_weight * grad;
       direction = s.nesterov ? grad + s.momentum * buffer : buffer;
     }
-    param = param - s.rate * direction;
+    return {s.rate * direction};
   }
 };
 

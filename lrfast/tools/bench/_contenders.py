@@ -118,10 +118,11 @@ class Subject:
             )
         options = optimizer._options
         groups = optimizer.param_groups
-        if options.stochastic_rounding or {*map(options._asked_of, groups)} != {None}:
+        keeps = {options.master, *map(options._asked_of, groups)}
+        if options.stochastic_rounding or keeps != {None}:
             raise ValueError(
-                "optimizer must do what torch can do, got one with stochastic_rounding or "
-                "state_dtype"
+                "optimizer must do what torch can do, got one with stochastic_rounding, "
+                "state_dtype or master"
             )
         if rules := {group.get("rule", "muon") for group in groups} - {"muon"}:
             raise ValueError(

@@ -83,10 +83,10 @@ RULES = [
         program("test_rules"),
     ),
     Fault(
-        "lion-decay-with-the-wrong-sign",
-        "csrc/core/rules/lion.h",
-        "s.shrink = static_cast<T>(1.0 - hypers[kRate] * hypers[kWeightDecay]);",
-        "s.shrink = static_cast<T>(1.0 + hypers[kRate] * hypers[kWeightDecay]);",
+        "decay-with-the-wrong-sign",
+        "csrc/core/rule.h",
+        "return 1.0 - rate * weight_decay;",
+        "return 1.0 + rate * weight_decay;",
         steps_of("lion"),
     ),
     Fault(
@@ -176,8 +176,8 @@ RULES = [
     Fault(
         "dadapt-estimate-is-of-the-last-step-alone",
         "csrc/core/rules",
-        "root * distance.numerator + (1.0 - root) * terms.numerator;",
-        "(1.0 - root) * terms.numerator;",
+        "root * distance.numerator + (1.0 - root) * terms.first;",
+        "(1.0 - root) * terms.first;",
         program("test_rules"),
     ),
     Fault(
@@ -193,6 +193,62 @@ RULES = [
         "    t.clock->measured = shared.decision;",
         "    t.clock->measured = kRuns;",
         program("test_step_body"),
+    ),
+    Fault(
+        "cautious-steps-are-not-scaled",
+        "csrc/core/step.h",
+        "static_cast<T>(1.0 / (share > 1e-3 ? share : 1e-3));",
+        "static_cast<T>(share > 1.0 ? share : 1.0);",
+        program("test_passes"),
+    ),
+    Fault(
+        "cautious-steps-go-against-gradients",
+        "csrc/core/step.h",
+        "caution.opposed = T(0);",
+        "caution.opposed = caution.agreeing;",
+        "test_update_options.py -k no_weight_moves",
+    ),
+    Fault(
+        "cautious-decay-spares-every-weight",
+        "csrc/core/kernel.h",
+        "have_same_sign(moved, -value) ? c.spared : s.shrink",
+        "c.spared",
+        program("test_passes"),
+    ),
+    Fault(
+        "update-clipping-leaves-the-decay",
+        "csrc/core/step.h",
+        "  hypers[kDecayRate] /= excess;\n",
+        "",
+        "test_update_options.py -k stable_adamws",
+    ),
+    Fault(
+        "update-clipping-forgets-the-bias",
+        "csrc/core/rules/adam_moments.h",
+        "const T root = std::sqrt(states[1]) * s.root_weight;",
+        "const T root = std::sqrt(states[1]);",
+        program("test_passes"),
+    ),
+    Fault(
+        "unscheduled-decay-follows-the-schedule",
+        "csrc/core/step.h",
+        "t.update.unscheduled_decay ? t.groups[group]",
+        "false ? t.groups[group]",
+        "test_update_options.py -k warm_up_at_zero",
+    ),
+    Fault(
+        "terms-lie-where-their-chunks-do",
+        "csrc/core/step.h",
+        "place = t.tensor_chunks[chunk.tensor] + chunk.index;",
+        "static_cast<void>(chunk.index);",
+        program("test_passes"),
+    ),
+    Fault(
+        "scalars-of-another-tensor-are-taken",
+        "csrc/cpu/step.cpp",
+        "(t.totals.tensor_terms == nullptr || tensor == tensor_)",
+        "true",
+        program("test_passes"),
     ),
     Fault(
         "muon-looks-ahead-without-nesterov",
@@ -470,6 +526,50 @@ STEP = [
         program("test_codes"),
     ),
     Fault(
+        "master-half-is-cut",
+        "csrc/core/masters.h",
+        "(bits + 0x8000u) >> 16",
+        "bits >> 16",
+        program("test_masters"),
+    ),
+    Fault(
+        "master-ties-go-up",
+        "csrc/core/masters.h",
+        " + (bits >> kCut & 1u)",
+        " + 1u",
+        program("test_masters"),
+    ),
+    Fault(
+        "master-nan-becomes-a-number",
+        "csrc/core/masters.h",
+        "x != x ? (bits & 0x80000000u) | 0x7fc00000u : kept",
+        "kept",
+        program("test_masters"),
+    ),
+    Fault(
+        "master-of-zero-is-no-number",
+        "csrc/core/masters.h",
+        "magnitude > 0 ? magnitude : 0",
+        "magnitude",
+        program("test_masters"),
+    ),
+    Fault(
+        "master-of-a-gpu-is-not-what-is-stored",
+        "csrc/core/masters.h",
+        "  x = round_master<Rest>(x);\n  const uint32_t bits = bits_as<uint32_t>(x);",
+        "  const uint32_t bits = bits_as<uint32_t>(round_master<Rest>(x));",
+        program("test_masters"),
+    ),
+    Fault(
+        "average-is-of-the-parameter",
+        "csrc/cpu/post_update.cpp",
+        "if (row.master != 0) {\n    float weights[kTile];\n"
+        "    join_masters(row, begin, end, weights);\n    average_range",
+        "if (false) {\n    float weights[kTile];\n"
+        "    join_masters(row, begin, end, weights);\n    average_range",
+        program("test_passes"),
+    ),
+    Fault(
         "codes-of-a-gpu-share-their-noise",
         "csrc/cuda/elements.cuh",
         "Noise::of_value(noise.of_pair(pair), k + 1);",
@@ -492,9 +592,9 @@ STEP = [
     ),
     Fault(
         "elements-far-apart-share-their-noise",
-        "csrc/cpu/step.cpp",
-        "static_cast<uint32_t>(first >> 1) + i",
-        "(static_cast<uint32_t>(first) >> 1) + i",
+        "csrc/cpu/wide.h",
+        "static_cast<uint32_t>(first >> 1);",
+        "static_cast<uint32_t>(first) >> 1;",
         program("test_large_index"),
     ),
     Fault(
@@ -545,8 +645,8 @@ DRIVER = [
     Fault(
         "the-element-behind-the-blocks-is-left-out",
         "csrc/cpu/step.cpp",
-        "for (int64_t e = i; e < at.count; ++e) {",
-        "for (int64_t e = i > 0 ? i + 1 : i; e < at.count; ++e) {",
+        "if (rest < end) {",
+        "if (rest + 1 < end || rest == begin) {",
         program("test_step_body"),
     ),
     Fault(

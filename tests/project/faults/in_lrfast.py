@@ -8,9 +8,30 @@ OPTIM = [
     Fault(
         "codes-are-cast-on-load",
         "lrfast/optim/_state.py",
-        "if value.dtype is torch.uint8 or value.dtype",
+        "if is_bits or value.dtype",
         "if value.dtype",
         "test_8bit_states.py",
+    ),
+    Fault(
+        "master-bits-are-cast-on-load",
+        "lrfast/optim/_state.py",
+        "(torch.uint8, torch.int8, torch.int16)",
+        "(torch.uint8,)",
+        "test_masters.py -k go_on",
+    ),
+    Fault(
+        "master-bits-outlive-the-option",
+        "lrfast/optim/_optimizer.py",
+        "state.pop(_state.MASTER, None)",
+        "state.get(_state.MASTER)",
+        "test_masters.py -k conversions",
+    ),
+    Fault(
+        "master-bits-are-cut-not-rounded",
+        "lrfast/optim/_state.py",
+        "(rest + 127 + (rest >> 8 & 1)) >> 8",
+        "rest >> 8",
+        "test_masters.py -k conversions",
     ),
     Fault(
         "codes-of-another-layout-are-kept",
@@ -85,8 +106,8 @@ OPTIM = [
     Fault(
         "products-of-one-stack-have-one-groups-settings",
         "lrfast/optim/_newton_schulz.py",
-        "groupby(groups, key=_settings)",
-        "[(_settings(groups[0]), groups)]",
+        "            (_settings(group), group.get",
+        "            (_settings(groups[0]), group.get",
         "test_muon.py",
     ),
     Fault(

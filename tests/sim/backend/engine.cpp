@@ -95,25 +95,29 @@ void run_norm(const StepTables& tables) {
   in_any_order(blocks_of(tables), [&](auto& block) { cuda::norm_body(tables, *shared, block); });
 }
 
-template <class Rule>
+template <class Rule, bool squares>
 void run_measure(const StepTables& tables) {
   const auto shared = shared_memory<cuda::StepMemory<Rule>>();
   in_any_order(blocks_of(tables),
-               [&](auto& block) { cuda::measure_body<Rule>(tables, *shared, block); });
+               [&](auto& block) { cuda::measure_body<Rule, squares>(tables, *shared, block); });
 }
 
-// The launches of a rule that measures a distance, before its update.
+// The launches before an update, of a rule that measures a distance or for sums over tensors.
 void measure(int rule, const StepTables& tables, at::Device device) {
   Rules::visit(rule, [&]<class Rule>() {
     if constexpr (Measures<Rule>) {
       if (tables.phase != Phase::kUpdate) {
-        launch(device, "measure_kernel", tables, [tables] { run_measure<Rule>(tables); });
+        launch(device, "measure_kernel", tables, [tables] { run_measure<Rule, false>(tables); });
       } else {
         launch(device, "finish_distance_kernel", tables, [tables] {
           cuda::HostBlock block{0, 1, kThreads};
           cuda::finish_distance_body<Rule>(tables, block);
         });
       }
+    } else {
+      with_terms<Rule>(tables, [&]<bool squares>() {
+        launch(device, "foresee_kernel", tables, [tables] { run_measure<Rule, squares>(tables); });
+      });
     }
   });
 }
@@ -121,12 +125,10 @@ void measure(int rule, const StepTables& tables, at::Device device) {
 void run_step(int rule, const StepTables& tables) {
   Rules::visit(rule, [&]<class Rule>() {
     const auto shared = shared_memory<cuda::StepMemory<Rule>>();
-    in_any_order(blocks_of(tables), [&](auto& block) {
-      if (cuda::has_passes(tables)) {
-        cuda::step_body<Rule, true>(tables, *shared, block);
-      } else {
-        cuda::step_body<Rule, false>(tables, *shared, block);
-      }
+    cuda::with_step<Rule>(tables, cuda::has_passes(tables), [&]<bool passes, bool altered>() {
+      in_any_order(blocks_of(tables), [&](auto& block) {
+        cuda::step_body<Rule, passes, altered>(tables, *shared, block);
+      });
     });
   });
 }
@@ -146,7 +148,8 @@ void step(int rule, const StepTables& tables, at::Device device) {
   if (!updates(tables)) return;
   measure(rule, tables, device);
   if (tables.phase == Phase::kMeasure) return;
-  launch(device, "step_kernel", tables, [rule, tables] { run_step(rule, tables); });
+  const char* name = tables.update.is_altered() ? "altered_kernel" : "step_kernel";
+  launch(device, name, tables, [rule, tables] { run_step(rule, tables); });
 }
 
 void schedule(const StepTables& tables, at::Device device) {
