@@ -168,6 +168,8 @@ constexpr bool kTakesClipping =
     !kHasOwnPass<Rule> && requires(float value, const typename Rule::template Scalars<float>& s) {
       Rule::ratio(value, &value, s);
     };
+template <class Rule>
+constexpr bool kTakesOptions = kTakesCaution<Rule> || kTakesClipping<Rule> || kDecouples<Rule>;
 
 // The learning rate that decoupled decay goes by, behind a group's hyperparameters at a step.
 constexpr int kDecayRate = kMaxHypers;

@@ -281,7 +281,7 @@ LRFAST_CLONES __attribute__((noinline)) void update_wide_chunk(const StepTables&
   update_blocks<Rule, form, false>(t, c, row, grads, update);
 }
 template <class Rule, uint8_t form>
-LRFAST_CLONES __attribute__((noinline)) void update_cautious_chunk(
+LRFAST_CLONES __attribute__((noinline)) void update_altered_chunk(
     const StepTables& t, int64_t c, const TensorRow& row, void* grads,
     const PreparedScalars<Rule, true>& scalars, int place) {
   if (row.dtypes == DtypePair::kFloat64) {
@@ -306,10 +306,11 @@ void prefetch_chunk(const StepTables& t, ChunkRow chunk) {
 
 constexpr int kNone = -1;  // stands for the scalars of a chunk that is not updated
 
-template <class Rule>
+// altered: by options of the update.
+template <class Rule, bool altered>
 LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int64_t begin,
                                  int64_t end) {
-  PreparedScalars<Rule, true> scalars;
+  PreparedScalars<Rule, altered> scalars;
   const auto prepare = [&](int64_t c) {
     const int32_t tensor = t.chunks[c].tensor;
     return is_updated_now<Rule>(t, tensor) ? scalars.prepare(t, tensor, hypers) : kNone;
@@ -329,12 +330,9 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
     const auto& row = row_now<Rule>(t, tensor);
     void* grads = grad_now<Rule>(t, tensor);
     with_form<Rule>(form_now<Rule>(t, tensor), [&]<uint8_t form>() {
-      if constexpr (kTakesCaution<Rule> || kDecouples<Rule>) {
-        if (t.update.is_cautious()) {
-          return update_cautious_chunk<Rule, form>(t, c, row, grads, scalars, place);
-        }
-      }
-      if (row.dtypes == DtypePair::kFloat64) {
+      if constexpr (altered) {
+        update_altered_chunk<Rule, form>(t, c, row, grads, scalars, place);
+      } else if (row.dtypes == DtypePair::kFloat64) {
         update_chunk<Rule, form, false>(t, c, row, grads, scalars.template at<double>(place));
       } else if (is_plain(row)) {
         update_chunk<Rule, form, false>(t, c, row, grads, scalars.template at<float>(place));
@@ -345,8 +343,7 @@ LRFAST_CLONES void update_chunks(const StepTables& t, const Hypers* hypers, int6
   }
 }
 
-// ---- the pass before
-// --------------------------------------------------------------------------------
+// ---- pass before the update ------------------------------------------------------------------
 
 // Sums of the pass that measures, in an order that is the same everywhere: one for each place in a
 // row of so many elements. Compilers unroll a loop over fewer of them, and convert one by one then.
@@ -547,7 +544,12 @@ void step_with(const StepTables& t, int threads, ParallelFor parallel_for, Scrat
   }
   with_terms<Rule>(t, [&]<bool squares>() { take_terms<Rule, squares>(t, scratch, parallel_for); });
   run_tasks(scratch.begins, parallel_for, [&](int64_t begin, int64_t end) {
-    update_chunks<Rule>(t, scratch.hypers.data(), begin, end);
+    if constexpr (kTakesOptions<Rule>) {
+      if (t.update.is_altered()) {
+        return update_chunks<Rule, true>(t, scratch.hypers.data(), begin, end);
+      }
+    }
+    update_chunks<Rule, false>(t, scratch.hypers.data(), begin, end);
   });
   if (t.phase == Phase::kDirections) return;
   if (t.totals.chunk_changes) write_records(t);

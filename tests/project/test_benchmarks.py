@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 import torch
 
+import lrfast
 from benchmarks import memory, provenance
 from benchmarks.report import headlines, page, plots, readme, results, small_states, tables
 from benchmarks.research.in_warmup import report as in_warmup
 from benchmarks.research.small_states import masters
 from benchmarks.research.small_states import report as small_study
 from benchmarks.research.small_states import tasks as small_tasks
-from benchmarks.research.suggestions import plot, report, train, why
+from benchmarks.research.suggestions import plot, rate_free, report, train, why
 from benchmarks.research.suggestions.measure import ALL
 from benchmarks.research.suggestions.store import Store
+from benchmarks.research.suggestions.tasks import Task
 from benchmarks.speed import counting, implementations, timing
 from benchmarks.speed import small_states as small
 from benchmarks.speed.implementations import Contender, Start
@@ -214,6 +216,59 @@ def test_the_page_of_the_suggestions_is_what_its_result_file_says() -> None:
     figure = plot.libraries(changed)
     lengths = [bar.get_width() for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
     assert lengths.count(0.625) == 1 and max(lengths) == plot.LONGEST
+
+
+def test_a_method_of_the_study_is_told_the_loss_before_each_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By losses that fall by a known factor; the judge's loss is not told, and 0 / 0 diverges."""
+    told: list[tuple[float, float]] = []
+
+    class Told(torch.optim.SGD):
+        def step_func(self, loss: float) -> None:
+            told.append((loss, self.param_groups[0]["lr"]))
+            1 / float(loss > stops)
+            super().step()
+
+    def make(seed: int) -> train.Problem:
+        model = torch.nn.Linear(1, 1, bias=False).double()
+        torch.nn.init.constant_(model.weight, 2.0 + seed)
+        rows = (torch.ones(4, 1).double(), torch.zeros(4, 1).double())
+        return train.Problem(model, rows, rows, torch.nn.functional.mse_loss)
+
+    monkeypatch.setattr(train, "STEPS", 5)
+    monkeypatch.setattr(rate_free, "GRID_SEEDS", range(1))
+    method = rate_free.Method(
+        lambda model, _: Told(model.parameters(), lr=0.25), falls=False, warm_up=2
+    )
+    monkeypatch.setattr(rate_free, "METHODS", {"told": method})
+    stops, losses, store = 0.0, [4.0], Store(tmp_path)
+    for lr in (lrs := [0.125, 0.25, 0.25, 0.25, 0.25]):
+        losses.append(losses[-1] * (1 - 2 * lr) ** 2)
+    task = Task("weight", make, lrfast.SGD, 4)
+    rate_free.fill_rate_free(task, store)
+    assert told == list(zip(losses[:-1], lrs, strict=True))
+    stops = 0.5
+    rate_free.fill_rate_free(dataclasses.replace(task, name="stopped"), store)
+    found = [
+        store.records(each, "rate-free")[0]["valid_loss"]
+        for each in (task, dataclasses.replace(task, name="stopped"))
+    ]
+    assert found == [losses[-1], math.inf]
+
+
+def test_the_reference_of_schedule_free_plus_is_that_of_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = b"class AdamCScheduleFreePlusPaper: ...\n"
+    (path := tmp_path / "reference.py").write_bytes(code)
+    for value in ("", str(tmp_path / "missing.py"), str(path)):
+        monkeypatch.setenv(rate_free.PLUS, value)
+        with pytest.raises(ImportError, match=r"must be the path of https://.*, got '"):
+            rate_free.reference()
+    # `git hash-object` of these bytes.
+    monkeypatch.setattr(rate_free, "PLUS_BLOB", "d470c301b632360cd3da6acbea0e6a404a324ac3")
+    assert "AdamCScheduleFreePlusPaper" in rate_free.reference()
 
 
 def test_the_page_of_small_states_is_what_its_result_file_says() -> None:

@@ -158,8 +158,8 @@ def test_docstring_examples_give_what_they_say(name: str) -> None:
     ("name", "rows"),
     [
         ("benchmarks", 5),
-        ("suggestions", 18),
-        ("why_not_just", 22),
+        ("suggestions", 20),
+        ("why_not_just", 24),
         ("performance", 5),
         ("claims", 12),
         ("recipe", 2),

@@ -7,18 +7,27 @@ that its authors advise: Prodigy and D-Adaptation a factor of 1 that falls as a 
 its default learning rate, warm-up, and batch norm measured anew before it is judged; Muon 0.02 for
 hidden matrices and 3e-4 for all else, which AdamW trains, falling as a cosine. Prodigy and Muon are
 there without the cosine, too; ScheduleFree has none by its definition.
+
+ScheduleFree+ (arXiv 2605.19095) is its authors' reference, which no package has: the environment
+variable `SCHEDULE_FREE_PLUS` must be the path of the file that `PLUS_SOURCE` names. It has its
+defaults, among them no weight decay, because its decay is multiplied by the square of the learning
+rate. With a warm-up its average begins after twice as many steps, as its authors advise.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lrfast
 from benchmarks.research.suggestions import train
@@ -30,6 +39,13 @@ from benchmarks.research.suggestions.train import Problem, Result
 WARM_UP: Final = 12
 REFRESHED: Final = 20  # batches that batch norm is measured on
 
+PLUS: Final = "SCHEDULE_FREE_PLUS"
+PLUS_BLOB: Final = "6d4e4639e71a555b05d85e7778fc24fbff3ea09e"
+PLUS_SOURCE: Final = (
+    "https://github.com/facebookresearch/schedule_free/blob/"
+    "70785b53e778d0e872c0bbb75ff4ee54ee10c291/schedulefree/adamc_schedulefree_plus_paper.py"
+)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -38,10 +54,17 @@ class Method:
     Args:
         make: Builds it for a model, with a weight decay.
         falls: Whether its learning rates fall as a cosine.
+        warm_up: Steps in which its learning rates rise to their values, beside its own warm-up.
     """
 
     make: Callable[[nn.Module, float], Any]
     falls: bool = True
+    warm_up: int = 0
+
+    def factor(self, step: int) -> float:
+        """Returns what the learning rates of a step are multiplied by."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / train.STEPS)) if self.falls else 1.0
+        return cosine * min((step + 1) / max(self.warm_up, 1), 1.0)
 
 
 def _prodigy(model: nn.Module, weight_decay: float) -> Any:
@@ -64,6 +87,27 @@ def _schedule_free(model: nn.Module, weight_decay: float) -> Any:
     return AdamWScheduleFree(_trained(model), lr=2.5e-3, **settings)
 
 
+def _schedule_free_plus(model: nn.Module, weight_decay: float, c_warmup: int = 0) -> Any:
+    return reference()["AdamCScheduleFreePlusPaper"](_trained(model), c_warmup=c_warmup)
+
+
+def reference() -> dict[str, Any]:
+    """Returns what the reference of ScheduleFree+ defines.
+
+    Raises:
+        ImportError: The file is not there, or another version.
+    """
+    path = os.environ.get(PLUS, "")
+    code = Path(path).read_bytes() if Path(path).is_file() else b""
+    if hashlib.sha1(b"blob %d\0" % len(code) + code).hexdigest() != PLUS_BLOB:
+        raise ImportError(
+            f"the environment variable {PLUS} must be the path of {PLUS_SOURCE}, got {path!r}"
+        )
+    names: dict[str, Any] = {}
+    exec(compile(code, path, "exec"), names)
+    return names
+
+
 def _muon(model: nn.Module, weight_decay: float) -> Any:
     groups = lrfast.muon_groups(model, lr=0.02, adamw_lr=3e-4)
     return lrfast.Muon(groups, weight_decay=weight_decay)
@@ -79,6 +123,10 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         "Prodigy, no schedule": Method(_prodigy, falls=False),
         "ScheduleFree-AdamW": Method(_schedule_free, falls=False),
         "D-Adaptation": Method(_d_adaptation),
+        "ScheduleFree+": Method(_schedule_free_plus, falls=False),
+        "ScheduleFree+, warm-up": Method(
+            partial(_schedule_free_plus, c_warmup=2 * WARM_UP), falls=False, warm_up=WARM_UP
+        ),
         "Muon with AdamW": Method(_muon),
         "Muon with AdamW, no schedule": Method(_muon, falls=False),
     }
@@ -109,19 +157,33 @@ def _run(task: Task, method: Method, seed: int) -> Result | None:
     if averages:
         optimizer.train()
     problem.model.train()
+    trained = _told(problem, optimizer) if hasattr(optimizer, "step_func") else problem
     peaks = [group["lr"] for group in optimizer.param_groups]
     stream = train.batches(problem.train, task.batch_size, seed)
     for step in range(train.STEPS):
-        if method.falls:
-            factor = 0.5 * (1 + math.cos(math.pi * step / train.STEPS))
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-        if not train.update(problem, optimizer, next(stream)):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * method.factor(step)
+        try:
+            goes_on = train.update(trained, optimizer, next(stream))
+        except ZeroDivisionError:  # the reference of ScheduleFree+, where all gradients are 0
+            goes_on = False
+        if not goes_on:
             return Result(math.inf, math.inf, None)
     if averages:
         optimizer.eval()
         _refresh(problem, task.batch_size, seed)
     return train.judge(problem)
+
+
+def _told(problem: Problem, optimizer: Any) -> Problem:
+    """The problem with each of its losses handed to the step of the optimizer that follows."""
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = problem.loss_fn(outputs, targets)
+        optimizer.step = partial(optimizer.step_func, loss.item())
+        return loss
+
+    return replace(problem, loss_fn=loss_fn)
 
 
 def _weight_decay(task: Task) -> float:

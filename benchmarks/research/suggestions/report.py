@@ -20,6 +20,7 @@ from benchmarks.research.suggestions.broad import BROAD, SEALED
 from benchmarks.research.suggestions.crossvalidate import CHOICES, cross_validate
 from benchmarks.research.suggestions.fresh import FRESH
 from benchmarks.research.suggestions.held_out import HELD_OUT
+from benchmarks.research.suggestions.rate_free import PLUS_SOURCE, WARM_UP
 from benchmarks.research.suggestions.regret import Landscape, Rule, Sweep
 from benchmarks.research.suggestions.store import Store
 from benchmarks.research.suggestions.sweeps import NUM_ITER, suggestions_from_curve
@@ -97,12 +98,17 @@ Optuna 5.0.0, with its default sampler TPE, take the best of full runs at log-un
 random searches and 20 of Optuna. Tasks of {len(BROAD) + len(SEALED)} further kinds have 17 rates
 instead of 27, one of them 9.
 
-Prodigy, ScheduleFree-AdamW, D-Adaptation and Muon have the same {STEPS} steps and 3 seeds. They
-take the place of the task's own optimizer, with its weight decay. Prodigy's and D-Adaptation's
-factor falls from 1 as a cosine; so do Muon's learning rates, 0.02 for hidden matrices and 3e-4 for
-all else, which AdamW trains. "No schedule" leaves the cosine out. ScheduleFree has warm-up alone,
-by its definition. Models without hidden matrices have no row of Muon, and neither has
-`mnist-widest-adamw`, the largest one, for its time.
+Prodigy, ScheduleFree-AdamW, ScheduleFree+, D-Adaptation and Muon have the same {STEPS} steps and 3
+seeds. They take the place of the task's own optimizer, with its weight decay. Prodigy's and
+D-Adaptation's factor falls from 1 as a cosine; so do Muon's learning rates, 0.02 for hidden
+matrices and 3e-4 for all else, which AdamW trains. "No schedule" leaves the cosine out.
+ScheduleFree has warm-up alone, by its definition. Models without hidden matrices have no row of
+Muon, and neither has `mnist-widest-adamw`, the largest one, for its time.
+
+ScheduleFree+ (arXiv 2605.19095) is its [authors' reference code]({PLUS_SOURCE})
+at its defaults, without weight decay, and is told each loss before its update. In the row with
+warm-up its learning rate rises over {WARM_UP} steps and its average begins after {2 * WARM_UP}, as
+its authors advise. Where all gradients are 0 it divides by 0, and the training counts as diverged.
 
 A race is `lr_find(verify={STEPS})` with a DataLoader that shuffles, three times per task. What it
 answers is trained with, as the learning rates of the grid are, and a mean that beats the grid's
@@ -168,6 +174,7 @@ def summarise(store: Store, kept: Mapping[str, Any]) -> dict[str, Any]:
     seen = [landscape for name in CHOSEN for landscape in sets[name]]
     return provenance.facts() | {
         "steps": STEPS,
+        "schedule_free_plus": PLUS_SOURCE,
         "cap": regret.CAP,
         **{
             name: _tasks(landscapes, seen, store, kept.get(name, {}))
