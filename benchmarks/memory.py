@@ -2,8 +2,9 @@
 
 Each combination of parameters, optimizer and states takes two steps in a process of its own. What
 its peak exceeds that of plain SGD by, which has no states, are the states and all that a step needs
-for a moment. `--keep` writes a result file; `python -m benchmarks.report` makes the table of
-docs/states_in_8_bits.md of it. Runs for some minutes.
+for a moment; what it exceeds that of gradients alone by are the parameters, too. `--keep` writes a
+result file; `python -m benchmarks.report` makes the tables of docs/states_in_8_bits.md of it. Runs
+for some minutes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def _lrfast(rule: str, **options: Any) -> Callable[[Any], torch.optim.Optimizer]
 
 # By optimizer and states. SGD has no state, and is what the others are compared with.
 PLAIN = "SGD"
+GRADIENTS = "gradients alone"  # SGD again, of one weight, beside gradients that nothing reads
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     PLAIN: _lrfast("SGD"),
     "torch.optim.AdamW": lambda params: torch.optim.AdamW(params, lr=1e-3, fused=True),
@@ -41,6 +43,11 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "AdamW, bfloat16": _lrfast("AdamW", state_dtype=torch.bfloat16),
     "AdamW, 8bit": _lrfast("AdamW", state_dtype="8bit"),
     "Lion, 8bit": _lrfast("Lion", state_dtype="8bit"),
+}
+MASTERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {  # of bfloat16 parameters
+    "AdamW, float32, 32bit master": _lrfast("AdamW", state_dtype=torch.float32, master="32bit"),
+    "AdamW, 8bit, 32bit master": _lrfast("AdamW", state_dtype="8bit", master="32bit"),
+    "AdamW, 8bit, 24bit master": _lrfast("AdamW", state_dtype="8bit", master="24bit"),
 }
 
 
@@ -59,10 +66,12 @@ def run(name: str, model: str, width: str) -> int:
     torch.set_num_threads(1)
     dtype = getattr(torch, width)
     shapes = [shape for layer in getattr(model_sets, model)() for shape in layer]
-    params = [torch.nn.Parameter(torch.empty(shape, dtype=dtype).fill_(0.5)) for shape in shapes]
-    for param in params:
-        param.grad = torch.empty_like(param).fill_(0.25)
-    optimizer = OPTIMIZERS[name](params)
+    grads = [torch.empty(shape, dtype=dtype).fill_(0.25) for shape in shapes]
+    stepped = grads if name != GRADIENTS else [torch.ones(1, dtype=dtype)]
+    params = [torch.nn.Parameter(torch.empty_like(grad).fill_(0.5)) for grad in stepped]
+    for param, grad in zip(params, stepped, strict=True):
+        param.grad = grad
+    optimizer = (OPTIMIZERS | MASTERS).get(name, OPTIMIZERS[PLAIN])(params)
     for _ in range(STEPS):
         optimizer.step()
     return peak()
@@ -77,11 +86,21 @@ def peak_of(name: str, model: str, width: str) -> int:
 
 def states_of(names: Iterable[str], model: str, width: str, runs: int = 1) -> dict[str, float]:
     """Returns the measured bytes of state for each parameter, by the least peaks of some runs."""
-    least = {
-        name: min(peak_of(name, model, width) for _ in range(runs)) for name in (PLAIN, *names)
+    return _above(PLAIN, least_peaks((PLAIN, *names), model, width, runs), model)
+
+
+def least_peaks(names: Iterable[str], model: str, width: str, runs: int) -> dict[str, int]:
+    """Returns the least peak of some runs of each."""
+    return {name: min(peak_of(name, model, width) for _ in range(runs)) for name in names}
+
+
+def _above(base: str, peaks: dict[str, int], model: str) -> dict[str, float]:
+    """Returns the bytes for each parameter by which the optimizers' peaks exceed another."""
+    return {
+        name: round((found - peaks[base]) / elements(model), 3)
+        for name, found in peaks.items()
+        if name not in (PLAIN, GRADIENTS)
     }
-    plain = least.pop(PLAIN)
-    return {name: (found - plain) / elements(model) for name, found in least.items()}
 
 
 def elements(model: str) -> int:
@@ -99,16 +118,19 @@ def main() -> int:
     if arguments.run:
         sys.stdout.write(f"{run(*arguments.run)}\n")
         return 0
-    names = [name for name in OPTIMIZERS if name != PLAIN]
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    states: dict[str, dict[str, dict[str, float]]] = {model: {} for model in MODELS}
+    together: dict[str, dict[str, dict[str, float]]] = {model: {} for model in MODELS}
     for model in MODELS:
-        found[model] = {}
         for width in WIDTHS:
-            states = states_of(names, model, width, RUNS)
-            found[model][width] = {name: round(each, 3) for name, each in states.items()}
-            sys.stdout.write(f"{model} {width} {found[model][width]}\n")
+            masters = MASTERS if width == "bfloat16" else {}
+            names = (GRADIENTS, *OPTIMIZERS, *masters)
+            peaks = least_peaks(names, model, width, RUNS)
+            states[model][width] = _above(PLAIN, peaks, model)
+            together[model][width] = _above(GRADIENTS, peaks, model)
+            sys.stdout.write(f"{model} {width} {states[model][width]} {together[model][width]}\n")
             sys.stdout.flush()
-    result = {**provenance.facts(), "runs": RUNS, "bytes_per_parameter": found}
+    facts = {**provenance.facts(), "runs": RUNS}
+    result = facts | {"bytes_per_parameter": states, "with_parameters": together}
     if arguments.keep:
         provenance.write(result, RESULTS)
     return 0

@@ -15,7 +15,8 @@ PAGE = provenance.ROOT / "docs" / "states_in_8_bits.md"
 
 def blocks(results: Mapping[str, Result]) -> dict[str, str]:
     """Returns each block's text by its name between the markers."""
-    found = {"memory": memory_table(provenance.newest(memory.RESULTS))}
+    measured = provenance.newest(memory.RESULTS)
+    found = {"memory": memory_table(measured), "masters memory": masters_table(measured)}
     timed = next((each for each in results.values() if rows_of(each, "small states")), None)
     return found if timed is None else found | {"speed": speed_table(timed)}
 
@@ -24,10 +25,20 @@ def memory_table(result: dict[str, Any]) -> str:
     """Returns the bytes of state for each parameter, by model and the parameters' dtype."""
     found = result["bytes_per_parameter"]
     columns = [(model, width) for model in found for width in found[model]]
-    names = found[columns[0][0]][columns[0][1]]
+    names = [name for name in memory.OPTIMIZERS if name != memory.PLAIN]
     rows = [[name, *(f"{found[m][width][name]:.2f}" for m, width in columns)] for name in names]
     header = ["optimizer, states", *(f"{model}, {width}" for model, width in columns)]
     return "\n".join([*provenance.table(header, rows, 1), "", provenance.sentence(result)])
+
+
+def masters_table(result: dict[str, Any]) -> str:
+    """Returns the bytes of weights and states together, by how both are kept."""
+    found = result["with_parameters"]
+    kept = [("float32", name) for name in ("AdamW, float32", "AdamW, 8bit")]
+    kept += [("bfloat16", name) for name in (*memory.MASTERS, "AdamW, 8bit")]
+    rows = [[width, name, *(f"{found[m][width][name]:.2f}" for m in found)] for width, name in kept]
+    header = ["parameters", "optimizer, states", *found]
+    return "\n".join([*provenance.table(header, rows, 2), "", provenance.sentence(result)])
 
 
 def speed_table(result: Result) -> str:

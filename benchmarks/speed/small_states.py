@@ -1,7 +1,8 @@
 """Who takes part in the benchmark of small optimizer states, and the check that their steps agree.
 
-AdamW all: states in float32, bfloat16, 8 and 4 bits, of float32 and of bfloat16 parameters. Their
-weights differ by roundings, so that what is compared is how far three steps have moved them.
+AdamW all: states in float32, bfloat16, 8 and 4 bits, of float32 and of bfloat16 parameters, with
+and without the bits that make wider weights of these. Their weights differ by roundings, so that
+what is compared is how far three steps have moved them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ CODE = 1 + 1 / 256  # bytes of a state in 8 bits
 
 @dataclass(frozen=True)
 class Implementation:
-    """An AdamW, the dtype of its parameters, and the bytes of its states for each of them."""
+    """An AdamW, the dtype of its parameters, and the bytes of its states for each of them.
+
+    Bits beside a bfloat16 weight are states, too: one byte for 24 bits in all, two for 32.
+    """
 
     make: Callable[..., torch.optim.Optimizer]
     states: float
@@ -70,6 +74,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "torch-fused, bf16 weights": Implementation(_TORCH, 4, BF16),
     "lrfast, bf16 weights": Implementation(lrfast.AdamW, 4, BF16),
     "lrfast, bf16 weights, 8bit": Implementation(_CODED, 2 * CODE, BF16),
+    "lrfast, bf16 weights, 24bit master, 8bit": Implementation(
+        partial(_CODED, master="24bit"), 1 + 2 * CODE, BF16
+    ),
+    "lrfast, bf16 weights, 32bit master": Implementation(
+        partial(lrfast.AdamW, master="32bit", state_dtype=FLOAT), 2 + 8, BF16
+    ),
     "optimi, bf16 weights, Kahan": Implementation(
         _of("optimi", "AdamW", **_KAHAN), 6, BF16, slow=True
     ),

@@ -553,11 +553,10 @@ class FusedOptimizer(SchedulingMixin):
             kept_in = _state.average_dtype(param)
             state["ema"] = _state.as_engine_state("ema", average, param, kept_in)
         if (bits := self._options._master_dtype_of(param)) is not None:
-            kept = state.get(_state.MASTER)
-            kept = _state.zeros_like(param, bits) if kept is None else kept
-            state[_state.MASTER] = _state.as_engine_state(
-                _state.MASTER, _state.as_master_bits(kept, bits), param, bits
-            )
+            if (kept := state.get(_state.MASTER)) is not None:
+                kept = _state.as_master_bits(kept, bits)
+                kept = _state.as_engine_state(_state.MASTER, kept, param, bits)
+            state[_state.MASTER] = _state.zeros_like(param, bits) if kept is None else kept
         is_new = count not in state
         if count is not None:
             kept = state.get(count, 0.0)

@@ -20,9 +20,11 @@ import lrfast
 from benchmarks import memory, provenance
 from benchmarks.report import headlines, page, plots, readme, results, small_states, tables
 from benchmarks.research.in_warmup import report as in_warmup
+from benchmarks.research.small_states import masters
 from benchmarks.research.small_states import report as small_study
 from benchmarks.research.small_states import tasks as small_tasks
 from benchmarks.research.suggestions import plot, rate_free, report, train, why
+from benchmarks.research.suggestions.measure import ALL
 from benchmarks.research.suggestions.store import Store
 from benchmarks.research.suggestions.tasks import Task
 from benchmarks.speed import counting, implementations, timing
@@ -144,6 +146,12 @@ def test_small_states_do_equal_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused["missing"] == "No module named 'no_such_package'"
     coded = found["lrfast, 8bit"].optimizer.state[found["lrfast, 8bit"].params[0]]
     assert "exp_avg_codes" in coded and round(entries["lrfast, 8bit"].moved, 2) == 16.02
+    masters = {"24bit master, 8bit": (torch.int8, 12.02), "32bit master": (torch.int16, 26)}
+    for name, (dtype, moved) in masters.items():
+        full = f"lrfast, bf16 weights, {name}"
+        (state, _) = (found[full].optimizer.state[param] for param in found[full].params)
+        assert state["master_bits"].dtype == dtype and round(entries[full].moved, 2) == moved
+        assert ("exp_avg_codes" in state) == ("8bit" in name)
     row = {
         "table": "small states", "parameters": "two", "elements": 100, "floor": 1.25,
         "turns_us": {"torch-fused": [1, 3000, 3], "lrfast, 8bit": [1, 2000, 3],
@@ -165,11 +173,16 @@ def test_small_states_do_equal_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel is not Linux")
-def test_states_in_8_bits_take_two_bytes_of_resident_memory() -> None:
+@pytest.mark.parametrize(
+    ("name", "width", "wanted"),
+    [("AdamW, 8bit", "float32", 2), ("AdamW, 8bit, 24bit master", "bfloat16", 3)],
+)
+def test_states_take_the_resident_memory_that_they_say(name: str, width: str, wanted: int) -> None:
     """Over 100 million parameters; 4 MB are the pages that two processes differ by."""
     model = "hundred_million"
-    measured = memory.states_of(["AdamW, 8bit"], model, "float32")["AdamW, 8bit"]
-    assert 2.0 < measured + 4e6 / memory.elements(model) < 2.1 + 8e6 / memory.elements(model)
+    measured = memory.states_of([name], model, width)[name]
+    pages = 4e6 / memory.elements(model)
+    assert wanted < measured + pages < wanted + 0.1 + 2 * pages
 
 
 # Pages.
@@ -260,15 +273,54 @@ def test_the_reference_of_schedule_free_plus_is_that_of_its_commit(
 
 def test_the_page_of_small_states_is_what_its_result_file_says() -> None:
     text, result = small_study.PAGE.read_text(), report.newest(small_study.RESULTS)
-    assert text == small_study.page(text, result), (
+    wider = provenance.newest(small_study.MASTERS)
+    assert text == small_study.page(text, result, wider), (
         "run `python -m benchmarks.research.small_states --page`"
     )
-    changed = copy.deepcopy(result)
-    name = next(task for task, each in changed["tasks"].items() if "ratios" in each)
-    changed["tasks"][name]["ratios"]["8bit"] = [1.25, 1.125, 1.5]
-    rows = small_study.page(text, changed).splitlines()
-    (row,) = [line for line in rows if line.startswith(f"| {name} ")]
-    assert "| worse | 1.250 (1.125 to 1.500) |" in row
+    changed = copy.deepcopy([result, wider])
+    sides = ("8bit", "24bit, 8bit")
+    names = [next(n for n, e in each["tasks"].items() if "ratios" in e) for each in changed]
+    for each, name, side in zip(changed, names, sides, strict=True):
+        each["tasks"][name]["ratios"][side] = [1.25, 1.125, 1.5]
+    refused = changed[1]["tasks"]["no task"] = {"seconds": None, "why": "no kernel"}
+    found = small_study.page(text, *changed)
+    rows = {line.split(" ")[1]: line for line in found.splitlines() if line.startswith("| ")}
+    assert "| worse | 1.250 (1.125 to 1.500) |" in rows[names[0]]
+    assert " | 1.250 (1.125 to 1.500) | " in rows[names[1]]
+    assert f"Not trained in bfloat16: no task ({refused['why']})." in found
+
+
+def test_sides_of_the_study_of_masters_keep_what_their_names_say(tmp_path: Path) -> None:
+    """The models are bfloat16; one that cannot begin is listed with the reason."""
+    task = dataclasses.replace(ALL["digits-mlp-sgd"], name="masters")
+    found = {}
+    for side in masters.SIDES:
+        problem, optimizer = masters._begin(task, task.make(3), 0.1, 3, side)
+        assert {each.dtype for each in problem.model.parameters()} == {torch.bfloat16}
+        assert problem.model(problem.train[0][:2]).dtype == torch.float32
+        assert train.update(problem, optimizer, next(train.batches(problem.train, 64, 3)))
+        (state, *_) = optimizer.state_dict()["state"].values()
+        bits = state["master_bits"].dtype if "master_bits" in state else None
+        wide = state.get("momentum_buffer", state.get("momentum_buffer_codes")).dtype
+        found[side] = [bits, wide]
+    assert found == {
+        "32bit, float32": [torch.int16, torch.float32],
+        "24bit, float32": [torch.int8, torch.float32],
+        "24bit, 8bit": [torch.int8, torch.uint8],
+        "bfloat16, float32": [None, torch.float32],
+    }
+    store = Store(tmp_path, masters.fingerprint)
+    refusing = dataclasses.replace(task, name="refusing", options={"stochastic_rounding": True})
+    for each in (task, refusing):
+        store.add(each, {"kind": "cost"} | masters._cost(each))
+    for seed in range(masters.TURN):
+        for side in masters.SIDES:
+            record = {"side": side, "seed": seed, "rate": 0.1, "bytes": 1.0}
+            record["valid_loss"] = (1 + 0.001 * seed) * (1.5 if side == "24bit, 8bit" else 1.0)
+            store.add(task, {"kind": "masters"} | record)
+    entry = masters._entry(task, store)
+    assert entry["ratios"]["24bit, 8bit"] == pytest.approx([1.5] * 3)
+    assert "master" in masters._entry(refusing, store)["why"]
 
 
 def test_a_ratio_is_equal_where_two_one_sided_tests_say_so() -> None:

@@ -1,16 +1,21 @@
-"""Compares trainings with states in 8 bits and in float32; `--help` has the options."""
+"""Compares trainings with states in 8 bits and in float32; `--help` has the options.
+
+`--only masters` compares bfloat16 weights with master bits and without, in a result file of their
+own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks import provenance
-from benchmarks.research.small_states import language, tasks
-from benchmarks.research.small_states.report import PAGE, RESULTS, collect, page
+from benchmarks.research.small_states import language, masters, tasks
+from benchmarks.research.small_states.report import MASTERS, PAGE, RESULTS, collect, page
 from benchmarks.research.suggestions.measure import ALL
 from benchmarks.research.suggestions.store import Store
 
@@ -20,9 +25,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.research.small_states", description=__doc__
     )
-    parser.add_argument("--only", choices=("tasks", "language", "report"), help="one part")
+    parser.add_argument(
+        "--only", choices=("tasks", "language", "masters", "report"), help="one part"
+    )
     parser.add_argument("--tasks", nargs="+", choices=list(ALL), default=list(ALL), metavar="NAME")
     parser.add_argument("--store", type=Path, default=Path("build/small_states"))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="the longest for masters")
     parser.add_argument("--keep", action="store_true", help=f"write a result file to {RESULTS}")
     parser.add_argument("--page", action="store_true", help=f"only write {PAGE.name}")
     chosen = parser.parse_args()
@@ -32,10 +40,18 @@ def main() -> int:
             tasks.fill(ALL[name], Store(chosen.store / "tasks", tasks.fingerprint))
     if not chosen.page and chosen.only in (None, "language"):
         language.fill(Store(chosen.store / "language", language.fingerprint))
-    if chosen.keep:
+    if chosen.only == "masters":
+        store = Store(chosen.store / "masters", masters.fingerprint)
+        names = [n for n in masters.coded(provenance.newest(RESULTS)) if n in chosen.tasks]
+        if not chosen.page:
+            masters.fill(names, store, chosen.seconds)
+        if chosen.keep:
+            provenance.write(masters.collect(names, store), MASTERS)
+    elif chosen.keep:
         provenance.write(collect(chosen.store), RESULTS)
     if chosen.keep or chosen.page:
-        PAGE.write_text(page(PAGE.read_text(), provenance.newest(RESULTS)))
+        newest = (provenance.newest(folder) for folder in (RESULTS, MASTERS))
+        PAGE.write_text(page(PAGE.read_text(), *newest))
     return 0
 
 

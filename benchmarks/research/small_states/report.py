@@ -1,4 +1,4 @@
-"""docs/states_in_8_bits.md: its blocks, from the newest result file."""
+"""docs/states_in_8_bits.md: its blocks, from the newest result files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any, Final
 
 from benchmarks import provenance
 from benchmarks.provenance import table
-from benchmarks.research.small_states import language, tasks
-from benchmarks.research.small_states.tasks import CODED, FLOAT32, NUDGED, verdict
+from benchmarks.research.intervals import t_interval
+from benchmarks.research.small_states import language, masters, tasks
+from benchmarks.research.small_states.tasks import CODED, CONFIDENCE, FLOAT32, NUDGED, verdict
 from benchmarks.research.suggestions.store import Store
 from benchmarks.research.suggestions.train import STEPS
 
 # In a folder of its own: benchmarks.report takes every file beside it for timings.
 RESULTS: Final = provenance.RESULTS / "small_states"
+MASTERS: Final = provenance.RESULTS / "masters"
 PAGE: Final = provenance.ROOT / "docs" / "states_in_8_bits.md"
 SHOWN: Final = (1000, 5000, 10_000, 20_000)  # steps of the language model
 
@@ -38,9 +40,10 @@ def collect(folder: Path) -> dict[str, Any]:
     }
 
 
-def page(text: str, result: dict[str, Any]) -> str:
-    """Returns the page with a result file's blocks in place of those that it has."""
+def page(text: str, result: dict[str, Any], wider: dict[str, Any]) -> str:
+    """Returns the page with the blocks of both result files in place of those that it has."""
     blocks = {"tasks": _tasks(result), "source": provenance.sentence(result)}
+    blocks["masters"] = _masters(wider)
     if result["language"]:
         blocks["language"] = _language(result["language"])
     return provenance.with_blocks(text, blocks)
@@ -83,6 +86,56 @@ def _scatter(losses: dict[str, list[float | None]]) -> list[str]:
     pairs = [(a, b) for a, b in zip(coded, wide, strict=True) if a is not None and b is not None]
     ratios, alone = ([math.log(a / b) for a, b in pairs], [math.log(b) for _, b in pairs])
     return [f"{100 * statistics.stdev(logs):.0f} %" for logs in (ratios, alone)]
+
+
+def _masters(result: dict[str, Any]) -> str:
+    """Returns the counts by weights and states, and the tasks where master bits are not enough."""
+    entries = result["tasks"]
+    trained = {name: each for name, each in entries.items() if "ratios" in each}
+    sides = [side for side in masters.SIDES if side != masters.EXACT]
+    found = {
+        side: {name: verdict(each["ratios"][side]) for name, each in trained.items()}
+        for side in sides
+    }
+    rows = [
+        [f"{name}: {text}", *(str([*found[side].values()].count(name)) for side in sides)]
+        for name, text in VERDICTS.items()
+    ]
+    rows.append(["geometric mean of the tasks", *(_pooled(trained, side) for side in sides)])
+    heads = [side.replace(", ", ", states in ") for side in sides]
+    lines = table([f"{len(trained)} tasks, weights:", *heads], rows)
+    doubtful = [
+        name
+        for name in trained
+        if any(found[side][name] in ("undecided", "worse") for side in sides if "bit," in side)
+    ]
+    if doubtful:
+        cells = [
+            [
+                name,
+                str(len(trained[name]["losses"][masters.EXACT])),
+                *(_interval(trained[name]["ratios"][side]) for side in sides),
+            ]
+            for name in doubtful
+        ]
+        lines += ["", *table(["task, weights:", "seeds", *heads], cells, texts=5)]
+    seeds = [len(each["losses"][masters.EXACT]) for each in trained.values()]
+    span = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+    text = f"{span} seeds. {provenance.sentence(result)}"
+    if unreached := sum("why" not in each for each in entries.values()) - len(trained):
+        text += f" {unreached} other tasks were not reached."
+    refused = [f"{name} ({each['why']})" for name, each in entries.items() if "why" in each]
+    if refused:
+        text += f" Not trained in bfloat16: {', '.join(refused)}."
+    return "\n".join([*lines, "", text])
+
+
+def _pooled(entries: dict[str, dict[str, Any]], side: str) -> str:
+    """Returns the mean over the tasks of a side's ratios, and its interval."""
+    ratios = [each["ratios"][side] for each in entries.values()]
+    logs = [math.log(found[0]) for found in ratios if found is not None]
+    middle, low, high = (math.exp(each) for each in t_interval(logs, CONFIDENCE))
+    return _interval([middle, low, high])
 
 
 def _language(entry: dict[str, Any]) -> str:
