@@ -28,11 +28,11 @@ from typing import Any
 from kernel_loops import (
     ISSUED,
     NORM,
-    WITHOUT_PASSES,
     Loop,
     bytes_of_element,
     element_loops,
     find_nvdisasm,
+    is_plain_step,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +115,7 @@ def incomplete(loops: list[Loop], kernels: set[str]) -> list[str]:
     found: dict[str, set[tuple[str, str]]] = {}
     for loop in loops:
         found.setdefault(loop.function, set()).add((loop.param, loop.state))
-    wanted = {name: PAIRS for name in kernels if WITHOUT_PASSES in name}
+    wanted = {name: PAIRS for name in kernels if is_plain_step(name)}
     wanted |= {name: NORM_TYPES for name in kernels if NORM in name}
     return readable([name for name, count in wanted.items() if len(found.get(name, ())) < count])
 

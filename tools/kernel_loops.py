@@ -34,8 +34,7 @@ HASH = re.compile(r"0x85ebca6b|-0x7a143595")
 SIZES = {"float64": 8, "float32": 4}  # bytes; all others: 2
 WIDEST = 16  # bytes of an access
 ISSUED = 4 * 32  # instructions of single threads that a multiprocessor issues in a cycle
-# In the mangled names of the kernels: of a step's without passes, and of the norm's.
-WITHOUT_PASSES, NORM = "ELb0EEEv", "11norm_kernel"
+NORM = "11norm_kernel"  # in the mangled name of the norm's
 FROM_HALF = re.compile(r"HADD2\.F32|F2F\S*\.F16")
 
 
@@ -175,12 +174,17 @@ def types_of(loop: list[str], is_norm: bool, widths: list[int], grad: int) -> tu
     return (half, half) if is_half else ("float32", "float32")
 
 
+def is_plain_step(name: str) -> bool:
+    """Return whether a mangled name is that of a step's kernel without passes."""
+    return "11step_kernel" in name and "ELb0EEEv" in name
+
+
 def element_loops(nvdisasm: str, cubin: Path) -> list[Loop]:
     """Return the loops of all kernels; of several for the same types, the one that costs most."""
     found: dict[tuple[str, str, str, int], Loop] = {}
     for code in disassemble(nvdisasm, cubin):
         is_norm = NORM in code.name
-        if not is_norm and WITHOUT_PASSES not in code.name:
+        if not is_norm and not is_plain_step(code.name):
             continue
         for begin, body in code.loops():
             grad = element_width(body, is_norm)
