@@ -27,6 +27,7 @@ class Moved {
         shift<compute_t<Param>>(row.average, before);
         for (void*& state : row.states) shift<State>(state, before);
       });
+      shift<uint8_t>(row.master_bits, before * row.master);
     }
     for (ChunkRow& chunk : chunks_) {
       chunk.index += static_cast<int32_t>(before / tables_.chunk_size);

@@ -127,7 +127,7 @@ void run_grid(int64_t blocks, int block_threads, OtherStream& other, const Body&
 template <class Rule, bool passes>
 LRFAST_NOINLINE void run_step(const StepTables& t, cuda::StepMemory<Rule>& shared,
                               ThreadBlock block) {
-  cuda::step_body<Rule, passes>(t, shared, block);
+  cuda::step_body<Rule, passes, false>(t, shared, block);
 }
 
 LRFAST_NOINLINE void run_norms(const StepTables& t, cuda::NormMemory& shared, ThreadBlock block) {
@@ -148,7 +148,7 @@ void step(Plan& plan, int64_t blocks, int threads, OtherStream& other) {
   std::vector<cuda::StepMemory<Rule>> memory(blocks);
   if constexpr (Measures<Rule>) {
     run_grid(blocks, threads, other,
-             [&](ThreadBlock b) { cuda::measure_body<Rule>(t, memory[b.block], b); });
+             [&](ThreadBlock b) { cuda::measure_body<Rule, false>(t, memory[b.block], b); });
   }
   const bool passes = cuda::has_passes(t);
   run_grid(blocks, threads, other, [&](ThreadBlock b) {
