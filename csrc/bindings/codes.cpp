@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "cpu/codes.h"
+#include "cpu/masters.h"
 
 namespace lrfast::bindings {
 namespace {
@@ -39,6 +40,21 @@ at::Tensor decode_state(const at::Tensor& codes, const at::Tensor& scales, bool 
                     scales.const_data_ptr<uint8_t>(), codes.numel(),
                     values.mutable_data_ptr<float>());
   return values;
+}
+
+at::Tensor join_masters(const at::Tensor& param, const at::Tensor& bits) {
+  check_dense(param, "param", at::kBFloat16);
+  check_dense(bits, "bits", bits.scalar_type() == at::kChar ? at::kChar : at::kShort);
+  TORCH_CHECK_VALUE(bits.sizes() == param.sizes() && bits.strides() == param.strides(),
+                    "bits must be laid out as param, ", param.sizes(), " with strides ",
+                    param.strides(), ", got ", bits.sizes(), " with ", bits.strides());
+  at::Tensor weights = at::empty_like(param, param.options().dtype(at::kFloat));
+  TensorRow row{};
+  row.param = param.data_ptr();
+  row.master = static_cast<uint8_t>(bits.element_size());
+  row.master_bits = bits.data_ptr();
+  cpu::join_masters(row, 0, param.numel(), weights.mutable_data_ptr<float>());
+  return weights;
 }
 
 }  // namespace lrfast::bindings

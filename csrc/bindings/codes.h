@@ -1,5 +1,5 @@
-// States in 8 bits as Python converts them: when they are loaded, or taken over from another
-// optimizer. Steps do it in their own pass.
+// States in 8 bits and master weights as Python converts them: when they are loaded, or taken over
+// from another optimizer. Steps do it in their own pass.
 #pragma once
 
 #include <torch/csrc/autograd/python_variable.h>
@@ -13,5 +13,7 @@ namespace lrfast::bindings {
 std::pair<at::Tensor, at::Tensor> encode_state(const at::Tensor& values, bool positive);
 // float32, laid out as the codes.
 at::Tensor decode_state(const at::Tensor& codes, const at::Tensor& scales, bool positive);
+// The float32 weights of a bfloat16 parameter with its master bits, int8 or int16 in its layout.
+at::Tensor join_masters(const at::Tensor& param, const at::Tensor& bits);
 
 }  // namespace lrfast::bindings

@@ -115,6 +115,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("layout_strides", &layout_strides, arg("param"));
   m.def("encode_state", &encode_state, arg("values"), arg("positive"));
   m.def("decode_state", &decode_state, arg("codes"), arg("scales"), arg("positive"));
+  m.def("join_masters", &join_masters, arg("param"), arg("bits"));
 
   py::class_<lrfast::UpdateOptions>(m, "UpdateOptions")
       .def(py::init<double, bool, bool, bool>(), arg("clipping"), arg("cautious"),

@@ -62,7 +62,7 @@ class PreparedScalars {
     const TensorClock clock = clock_of(row);
     const bool is_double = row.dtypes == DtypePair::kFloat64;
     if (row.group == group_ && clock == clock_ && is_double == is_double_ &&
-        (t.totals.tensor_terms == nullptr || tensor == tensor_)) {
+        (!altered || t.totals.tensor_terms == nullptr || tensor == tensor_)) {
       return place_;
     }
     group_ = row.group;

@@ -446,7 +446,7 @@ LRFAST_HD void with_weights(const TensorRow& row, Visitor&& visit) {
 // registers.
 template <class Rule, class Visitor>
 void with_step(const StepTables& t, bool passes, Visitor&& visit) {
-  if constexpr (kTakesCaution<Rule> || kDecouples<Rule>) {
+  if constexpr (kTakesOptions<Rule>) {
     if (t.update.is_altered()) return visit.template operator()<true, true>();
   }
   if (passes) return visit.template operator()<true, false>();

@@ -219,6 +219,7 @@ class FineTuner:
         self.history = History()
         self.range_test: RangeTest | None = None
         self._loop: Loop | None = None
+        self._has_statistics = False  # of batch norm, at the averaged weights as they are
         self._interrupted: Run | None = None
         self._partial: Stage | None = None  # the interrupted stage's record in the history
         self._check()
@@ -723,6 +724,7 @@ class FineTuner:
             outcome = "interrupted"
             try:
                 set_training(self.optimizer, True)
+                self._has_statistics = False
                 self._callback("on_fit_begin")
                 with loop:
                     outcome = self._train_epochs(loop, data, interrupts)
@@ -783,6 +785,7 @@ class FineTuner:
             self.freeze_to(run.timetable[run.epoch])
             self._check_trains()
         set_norm_mode(self.model.train(), self.optimizer, self.norm_mode)
+        self._has_statistics = False
         self._callback("on_epoch_begin", run.epoch)
 
     def _validate_epoch(self, data: StageData) -> dict[str, float]:
@@ -800,12 +803,14 @@ class FineTuner:
     def _end_with_average(self, data: StageData) -> None:
         """Leave the averaged weights of a schedule-free optimizer in the model."""
         set_training(self.optimizer, False)
-        self._refresh_statistics(data)
+        if not self._has_statistics:  # of the last validation
+            self._refresh_statistics(data)
 
     def _refresh_statistics(self, data: StageData) -> None:
         """Give averaged weights of a schedule-free optimizer statistics of batch norm."""
         if is_schedule_free(self.optimizer):
             refresh_statistics(data.model, data.train_loader, self._compute_loss())
+            self._has_statistics = True
 
     def _validate(self, model: nn.Module, val_loader: Iterable[Any]) -> dict[str, float]:
         compute_loss = make_compute_loss(self.loss_fn, self.compute_loss)

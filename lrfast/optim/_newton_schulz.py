@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrfast._utils.extension import extension
-from lrfast.optim._state import ROWS
+from lrfast.optim._state import ROWS, local_part
 
 _CACHED = 2**19  # elements; larger stacks are up to 10 % slower than one matrix after another
 _TINY = 1e-10  # added to what divides, as NorMuon's authors do
@@ -70,7 +70,7 @@ class NewtonSchulz:
 
 def make_rows(param: Tensor) -> Tensor:
     """Return the first averages of a matrix's rows, [outputs, 1]; none has half the digits."""
-    local: Tensor = getattr(param, "_local_tensor", param)
+    local = local_part(param)
     dtype = torch.float64 if local.dtype is torch.float64 else torch.float32
     return torch.zeros(local.shape[:1].numel(), 1, dtype=dtype, device=local.device)
 
@@ -95,7 +95,7 @@ def _is_across(group: dict[str, Any], param: Tensor) -> bool:
     """Return whether a parameter's first dimension is the last of its matrix, if that matters."""
     if group.get("beta2") is None or param.shape[0] == 1:
         return False
-    local: Tensor = getattr(param, "_local_tensor", param)
+    local = local_part(param)
     strides = extension().layout_strides(local)
     return bool(strides[0] != local.numel() // local.shape[0])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -48,7 +48,7 @@ def base_name(name: Any) -> str:
     return str(name).removesuffix(CODES).removesuffix(SCALES)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """Return this process's part of a DTensor, or an ordinary tensor."""
     part: Tensor = getattr(tensor, "_local_tensor", tensor)
     return part
@@ -76,7 +76,7 @@ def decoded(state: dict[str, Any], name: str, positive: bool) -> Tensor:
     """Return a state in 8 bits as float32, in the layout of its codes."""
     state = dict(state)
     _gather_scales(state, name, positive)
-    codes, scales = _local(state[name + CODES]), state[name + SCALES]
+    codes, scales = local_part(state[name + CODES]), state[name + SCALES]
     for tensor in (codes, scales):
         note_use(tensor)
     wide: Tensor = extension().decode_state(codes.cpu(), scales.cpu(), positive)
@@ -96,7 +96,7 @@ def with_spread_scales(state: dict[str, Any], always: bool) -> dict[str, Any]:
         if not isinstance(codes, Tensor) or not isinstance(scales, Tensor):
             continue
         if (always or hasattr(codes, "_local_tensor")) and scales.shape == (count_scales(codes),):
-            own = torch.empty_like(_local(codes))
+            own = torch.empty_like(local_part(codes))
             _in_memory(own).copy_(scales.repeat_interleave(block)[: own.numel()])
             spread[name] = _placed(own, codes)
     return state | spread if spread else state
@@ -110,9 +110,9 @@ def _gather_scales(state: dict[str, Any], name: str, positive: bool) -> None:
     codes, each = state[name + CODES], state[name + SCALES]
     if each.shape != codes.shape:
         return
-    engine, own = extension(), _local(codes).cpu().clone()  # dense
+    engine, own = extension(), local_part(codes).cpu().clone()  # dense
     block, count = int(engine.code_block), own.numel()
-    scales = torch.empty_like(own).copy_(_local(each))
+    scales = torch.empty_like(own).copy_(local_part(each))
     old, of_each = _in_memory(own), _in_memory(scales)
     firsts = of_each[::block].clone()
     mixed = of_each != firsts.repeat_interleave(block)[:count]
@@ -142,13 +142,16 @@ def convert(
     is_coded = name + CODES in state
     if dtype is torch.uint8 and is_coded:
         _gather_scales(state, name, positive)
-        codes, layout = _local(state[name + CODES]), extension().layout_strides(_local(param))
+        codes, layout = (
+            local_part(state[name + CODES]),
+            extension().layout_strides(local_part(param)),
+        )
         if codes.device == param.device and list(codes.stride()) == layout:
             return
     value = decoded(state, name, positive) if is_coded else state.get(name)
     if dtype is torch.uint8:
         wide = as_engine_state(name, value, param, torch.float32)
-        codes, scales = extension().encode_state(_local(wide).cpu(), positive)
+        codes, scales = extension().encode_state(local_part(wide).cpu(), positive)
         state[name + CODES] = _placed(codes.to(param.device), param)
         state[name + SCALES] = scales.to(param.device)
         state.pop(name, None)
@@ -167,20 +170,18 @@ def make_codes(state: dict[str, Any], name: str, param: Tensor) -> None:
 
 def master_weight(param: Tensor, bits: Tensor) -> Tensor:
     """Return the float32 weight of a bfloat16 parameter and its master bits."""
-    note_use(bits)
-
-    def join(param: Tensor, bits: Tensor) -> Tensor:
-        half = param.detach().view(torch.int16).to(torch.int32)
-        magnitude = (((half & 0x7FFF) << 16) + _converted(bits, torch.int16)).clamp_(min=0)
-        weight: Tensor = (magnitude | ((half >> 15) << 31)).view(torch.float32)
-        return weight
-
-    return _by_shards(join, param, bits)
+    for tensor in (param, bits):
+        note_use(tensor)
+    own = local_part(param.detach())
+    half = torch.empty_like(own, device="cpu").copy_(own)  # dense
+    placed = torch.empty_like(half, dtype=bits.dtype).copy_(local_part(bits))
+    weight: Tensor = extension().join_masters(half, placed)
+    return _placed(weight.to(param.device), param)
 
 
 def as_master_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Return master bits of either precision: 8 more zeros, or rounded to 8 fewer."""
-    return _by_shards(lambda local: _converted(local, dtype), bits)
+    return _placed(_converted(local_part(bits), dtype), bits)
 
 
 def _converted(bits: Tensor, dtype: torch.dtype) -> Tensor:
@@ -193,22 +194,9 @@ def _converted(bits: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded.clamp_(max=127).to(dtype)  # beyond it the parameter would be another one
 
 
-def _by_shards(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
-    """Call a function with tensors, or with the local parts of DTensors, which shift otherwise."""
-    first = tensors[0]
-    if not hasattr(first, "_local_tensor"):
-        return function(*tensors)
-    from torch.distributed.tensor import DTensor
-
-    local = function(*(tensor._local_tensor for tensor in tensors))
-    return DTensor.from_local(
-        local, first.device_mesh, first.placements, shape=first.shape, stride=first.stride()
-    )
-
-
 def count_scales(param: Tensor) -> int:
     """Return the number of blocks that a parameter's states in 8 bits have on this process."""
-    return -(-_local(param).numel() // int(extension().code_block))
+    return -(-local_part(param).numel() // int(extension().code_block))
 
 
 def as_scalar(value: Any, param: Tensor, dtype: torch.dtype) -> Tensor:

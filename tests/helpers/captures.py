@@ -175,3 +175,22 @@ def train_both(
         assert torch.equal(step(batch), wanted[index]), f"the loss of step {index}"
     assert_same(captured.memory(), eager.memory())
     return eager, captured, step
+
+
+def trained(inputs: Tensor, captures: bool, **options: Any) -> Any:
+    """Return AdamW with options after four steps of a layer."""
+    torch.manual_seed(6)
+    model = nn.Linear(100, 50).to(inputs)
+    optimizer = lrfast.AdamW(model.parameters(), lr=0.05, **options)
+
+    def train_step(batch: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = model(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step = lrfast.capture(train_step, optimizer, inputs) if captures else train_step
+    for _ in range(4):
+        step(inputs)
+    return optimizer

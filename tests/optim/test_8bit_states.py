@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captures import trained
 from cases import OPTIMIZERS, OptimizerCase, by_name, random_grad, twins
+from optimizer_bits import bits
 from reference import codes as reference
 from torch import Tensor
 
@@ -57,14 +59,6 @@ def moments(case: OptimizerCase, optimizer: Any, param: Tensor) -> dict[str, Any
         if name in ("step", "mu_product") and isinstance(value, Tensor):
             found[name] = int(value) if name == "step" else float(value)
     return found
-
-
-def bits(optimizer: Any) -> list[bytes]:
-    """All of the parameters and of the states."""
-    tensors = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [optimizer.state[p] for p in tensors]
-    tensors += [s[k] for s in states for k in sorted(s) if isinstance(s[k], Tensor)]
-    return [t.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for t in tensors]
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
@@ -168,29 +162,11 @@ def test_cuda_is_the_cpu_to_the_bit(case: OptimizerCase, dtype: torch.dtype, pas
             optimizer.load_state_dict(other)
 
 
-def trained(inputs: Tensor, captures: bool) -> list[bytes]:
-    """All of a model and its states after four steps."""
-    torch.manual_seed(6)
-    model = torch.nn.Linear(100, 50).to(inputs.device)
-    optimizer = lrfast.AdamW(model.parameters(), lr=0.05, state_dtype="8bit")
-
-    def train_step(batch: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss: Tensor = model(batch).square().mean()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    step = lrfast.capture(train_step, optimizer, inputs) if captures else train_step
-    for _ in range(4):
-        step(inputs)
-    return bits(optimizer)
-
-
 def test_captured_steps_are_eager_ones(device: torch.device) -> None:
     """The graph is recorded before there are states, and knows that they will be codes."""
     inputs = torch.randn(8, 100, device=device)
-    assert trained(inputs, captures=True) == trained(inputs, captures=False)
+    options: dict[str, Any] = {"state_dtype": "8bit"}
+    assert bits(trained(inputs, True, **options)) == bits(trained(inputs, False, **options))
 
 
 @pytest.mark.gpu

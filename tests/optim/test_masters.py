@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from captures import trained
 from cases import OPTIMIZERS, OptimizerCase, by_name, random_grad
+from optimizer_bits import bits
 from torch import Tensor
 
 import lrfast
@@ -51,16 +53,6 @@ def expect_split(optimizer: Any, param: Any, weight: Tensor, master: str) -> Non
     kept = cut(weight, 16 if master == "24bit" else 24, even=True)
     assert own.dtype == torch.float32 and torch.equal(own.double(), kept)
     assert torch.equal(param.detach().double(), cut(own, 8, even=False))
-
-
-def bits(optimizer: Any) -> list[bytes]:
-    """All of the parameters and of the states."""
-    tensors = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [optimizer.state[p] for p in tensors]
-    tensors += [s[k] for s in states for k in sorted(s) if isinstance(s[k], Tensor)]
-    return [
-        t.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes() for t in tensors
-    ]
 
 
 def run(optimizer: Any, steps: int, seed: int = 0) -> None:
@@ -277,28 +269,10 @@ def test_range_tests_leave_no_trace_and_sharded_states_go_back() -> None:
     assert bits(optimizer) == before and not other.state
 
 
-def trained(inputs: Tensor, captures: bool) -> list[bytes]:
-    """All of a model and its states after four steps."""
-    torch.manual_seed(6)
-    model = torch.nn.Linear(100, 50).to(inputs)
-    optimizer = lrfast.AdamW(model.parameters(), lr=0.05, master="24bit", state_dtype="8bit")
-
-    def train_step(batch: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss: Tensor = model(batch).square().mean()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    step = lrfast.capture(train_step, optimizer, inputs) if captures else train_step
-    for _ in range(4):
-        step(inputs)
-    return bits(optimizer)
-
-
 def test_captured_steps_are_eager_ones(device: torch.device) -> None:
     inputs = torch.randn(8, 100, device=device, dtype=torch.bfloat16)
-    assert trained(inputs, captures=True) == trained(inputs, captures=False)
+    options: dict[str, Any] = {"master": "24bit", "state_dtype": "8bit"}
+    assert bits(trained(inputs, True, **options)) == bits(trained(inputs, False, **options))
 
 
 @pytest.mark.gpu

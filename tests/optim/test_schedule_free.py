@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import lrfast
 from lrfast import schedules
+from lrfast.finetune import _tuner
 
 OPTIONS: dict[str, Any] = {"weight_decay": 0.07, "warmup_steps": 30, "r": 0.6}
 KINDS: dict[str, tuple[type[Any], Callable[..., Any], dict[str, Any]]] = {
@@ -425,6 +426,22 @@ def test_the_fine_tuner_takes_statistics_at_the_averaged_weights(kind: str) -> N
     tuner.freeze_to(-1)
     tuner.fit(1, schedules.constant(0.8))
     assert torch.equal(layer.running_mean, kept)
+
+
+@EACH
+@pytest.mark.parametrize("validates", [True, False])
+def test_statistics_are_taken_once_for_each_average_that_is_looked_at(
+    kind: str, validates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end leaves the weights of the last validation; without one it takes its own."""
+    tuner, _ = with_batch_norm(kind)
+    if not validates:
+        tuner.val_loader = None
+    taken: list[Any] = []
+    monkeypatch.setattr(_tuner, "refresh_statistics", lambda *given: taken.append(given))
+    for fits in (1, 2):
+        tuner.fit(3, schedules.constant(0.8))
+        assert len(taken) == fits * (3 if validates else 1)
 
 
 @EACH

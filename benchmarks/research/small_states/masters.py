@@ -11,7 +11,6 @@ Which tasks are trained is settled before any is: those that take the shortest s
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 import time
 from collections.abc import Collection
@@ -21,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import provenance
-from benchmarks.research.small_states.tasks import best_rate, ratio
+from benchmarks.research.small_states.tasks import best_rate, outcome, ratio
 from benchmarks.research.suggestions.measure import ALL
 from benchmarks.research.suggestions.report import RESULTS as LANDSCAPES
 from benchmarks.research.suggestions.report import newest
 from benchmarks.research.suggestions.store import Store, hashed
 from benchmarks.research.suggestions.tasks import Task
-from benchmarks.research.suggestions.train import STEPS, Problem, batches, fit, judge, update
+from benchmarks.research.suggestions.train import STEPS, Problem, batches, update
 
 EXACT: Final = "32bit, float32"
 SIDES: Final[dict[str, dict[str, Any]]] = {  # weights and states
@@ -110,14 +109,7 @@ def _run(task: Task, rate: float, seed: int, side: str) -> dict[str, Any]:
     """Returns the validation loss after a training, and the bytes of state for each parameter."""
     torch.manual_seed(seed)
     problem, optimizer = _begin(task, task.make(seed), rate, seed, side)
-    torch.manual_seed(seed)
-    finite = fit(problem, optimizer, task.batch_size, seed, STEPS)
-    memory = optimizer.memory()
-    loss = judge(problem).valid_loss if finite else math.inf
-    return {
-        "valid_loss": loss if math.isfinite(loss) else None,
-        "bytes": memory.states / memory.numel,
-    }
+    return outcome(task, problem, optimizer, seed)
 
 
 def _begin(task: Task, problem: Problem, rate: float, seed: int, side: str) -> tuple[Problem, Any]:

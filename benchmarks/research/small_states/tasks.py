@@ -82,7 +82,11 @@ def _run(task: Task, rate: float, seed: int, side: str) -> dict[str, Any]:
     problem = task.make(seed)
     if side == NUDGED:
         nudge(problem.model.parameters())
-    optimizer = _optimizer(task, problem, rate, seed, side)
+    return outcome(task, problem, _optimizer(task, problem, rate, seed, side), seed)
+
+
+def outcome(task: Task, problem: Problem, optimizer: Any, seed: int) -> dict[str, Any]:
+    """Trains, and returns the validation loss and the bytes of state for each parameter."""
     torch.manual_seed(seed)
     finite = fit(problem, optimizer, task.batch_size, seed, STEPS)
     memory = optimizer.memory()
