@@ -62,43 +62,53 @@ LRFAST_HD uint32_t scale_of(uint32_t largest) {
 // zero are then as far from each other as those behind them, and no case needs a branch.
 LRFAST_HD uint32_t shift_bits(uint32_t scale) { return (scale + 1u) << 23; }
 
+// The code of infinity, which stands for NaN too where numbers have signs.
+template <StateKind kind>
+constexpr uint32_t kLastCode = kind == StateKind::kPositive ? 255u : 127u;
+
 template <StateKind kind>
 LRFAST_HD float decode(uint32_t code, uint32_t scale) {
   if constexpr (kind == StateKind::kPositive) {
     const uint32_t bits = (code << kCutDigits) + (scale << 23);
     const uint32_t number = code == 0u ? 0u : bits;
-    return bits_as<float>(code == 255u ? uint32_t{kInfinityBits} : number);
+    return bits_as<float>(code == kLastCode<kind> ? uint32_t{kInfinityBits} : number);
   } else {
     const uint32_t digits = (code & 0x7fu) << kCutDigits;
     const uint32_t shifted =
-        digits == 0x7fu << kCutDigits ? 0x7fc00000u : digits + shift_bits(scale);
+        digits == kLastCode<kind> << kCutDigits ? 0x7fc00000u : digits + shift_bits(scale);
     const float magnitude = bits_as<float>(shifted) - bits_as<float>(shift_bits(scale));
     return bits_as<float>(bits_as<uint32_t>(magnitude) | (code & 0x80u) << 24);
   }
 }
 
+// The magnitude of 2^127. Some of the numbers from there on are rounded to infinity.
+constexpr uint32_t kBelowLast = 254u << 23;
+
 // noise: 16 random bits. A number that a code stands for is not rounded. Infinity and NaN come out
-// above the last code at every scale that there is, and become it.
-template <StateKind kind>
+// above the last code at every scale that there is, and become it. below_last: x is known not to,
+// as with the scale of its block no number below kBelowLast does.
+template <StateKind kind, bool below_last = false>
 LRFAST_HD uint32_t encode(float x, uint32_t scale, uint32_t noise) {
   constexpr int32_t kHalf = 8;  // of the digits that no noise reaches
+  constexpr int32_t kLast = kLastCode<kind>;
   const uint32_t magnitude = magnitude_of(x);
   if constexpr (kind == StateKind::kPositive) {
+    const uint32_t number =
+        below_last || magnitude < kInfinityBits ? magnitude : uint32_t{kInfinityBits};
     // Below the block's range the difference is negative.
-    const uint32_t number = magnitude < kInfinityBits ? magnitude : uint32_t{kInfinityBits};
     const int32_t offset = static_cast<int32_t>(scale << 23) - kHalf;
     const int32_t digits = static_cast<int32_t>(number) - offset;
     const int32_t rounded = (digits + static_cast<int32_t>(noise << 4)) >> kCutDigits;
-    const int32_t raised = rounded > 1 ? rounded : 1;
-    const int32_t code = raised < 255 ? raised : 255;
-    return static_cast<uint32_t>(magnitude == 0u ? 0 : code);
+    const int32_t least = static_cast<int32_t>((magnitude + 0x7fffffffu) >> 31);  // 0 for 0, else 1
+    const int32_t raised = rounded > least ? rounded : least;
+    return static_cast<uint32_t>(below_last || raised < kLast ? raised : kLast);
   } else {
     const uint32_t shift = shift_bits(scale);
     const float shifted = bits_as<float>(magnitude) + bits_as<float>(shift);
     const int32_t digits = bits_as<int32_t>(shifted) - (static_cast<int32_t>(shift) - kHalf);
     const int32_t rounded = (digits + static_cast<int32_t>(noise << 4)) >> kCutDigits;
-    const uint32_t code = static_cast<uint32_t>(rounded < 127 ? rounded : 127);
-    return code | (bits_as<uint32_t>(x) >> 24 & 0x80u);
+    const int32_t code = below_last || rounded < kLast ? rounded : kLast;
+    return static_cast<uint32_t>(code) | (bits_as<uint32_t>(x) >> 24 & 0x80u);
   }
 }
 

@@ -6,9 +6,9 @@
 namespace lrfast::cpu {
 
 // A block, or the rest of a tensor behind its last whole one. encode_block() returns the scale;
-// noise: [kCodeBlock].
+// noise: [kCodeBlock / 2], 16 bits of two elements each, those of the first in the low half.
 void decode_block(StateKind kind, const uint8_t* codes, uint8_t scale, int64_t count, float* to);
-uint8_t encode_block(StateKind kind, const float* from, const uint16_t* noise, int64_t count,
+uint8_t encode_block(StateKind kind, const float* from, const uint32_t* noise, int64_t count,
                      uint8_t* codes);
 
 // All elements of one state; encoded to nearest.

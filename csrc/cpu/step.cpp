@@ -266,6 +266,7 @@ LRFAST_HD void update_blocks(const StepTables& t, int64_t c, const TensorRow& ro
       update_range<Rule, form, cautious>(block.param, block.grad, block.states, update, rest,
                                          end - rest);
       if (!is_plain(row)) {
+        prefetch_grads(row, grads, rest);
         narrow_block(row, names, first_states(kStates) | kParam, block, noise, rest, end);
       }
     }
@@ -293,6 +294,10 @@ LRFAST_CLONES __attribute__((noinline)) void update_altered_chunk(
 
 void prefetch_chunk(const StepTables& t, ChunkRow chunk) {
   const TensorRow& row = t.tensors[chunk.tensor];
+  if (row.coded != 0) {  // a chunk's scales are a line of the cache
+    const int64_t block = chunk.index * t.chunk_size / kCodeBlock;
+    for (int k = 0; k < kMaxStates; ++k) __builtin_prefetch(row.scales[k] + block, 1);
+  }
   if (chunk.index > 0) return;  // the memory behind the chunk before
   const char* arrays[] = {
       static_cast<const char*>(row.param), static_cast<const char*>(t.grads[chunk.tensor]),
@@ -432,6 +437,7 @@ LRFAST_HD void measure_chunk(const StepTables& t, int64_t c, const TensorRow& ro
           block_of(row, grads, names, states_read<Rule, form>(), begin, end, copies);
       measure_range<Rule, form, squares>(block.param, block.grad, block.states, update, begin,
                                          end - begin, sums);
+      if (!is_plain(row)) prefetch_grads(row, grads, begin);
       if constexpr (Measures<Rule>) {
         narrow_block(row, names, kStatesWritten<Rule, form>, block, noise, begin, end);
       }

@@ -11,8 +11,7 @@ namespace {
 
 // Returns where the floats are.
 template <class Element>
-LRFAST_HD auto floats_of(Element* from, int64_t count, int64_t left, float* copy) {
-  prefetch_block<kWide>(from, left);
+LRFAST_HD auto floats_of(Element* from, int64_t count, float* copy) {
   if constexpr (std::is_same_v<std::remove_const_t<Element>, float>) {
     return from;
   } else {
@@ -50,8 +49,8 @@ LRFAST_CLONES WideBlock widen_block(const TensorRow& row, const void* grads,
   with_float_types(row.dtypes, [&]<class Param, class State>() {
     const auto* own = static_cast<const Param*>(grads) + begin;
     Param* params = static_cast<Param*>(row.param) + begin;
+    prefetch_block<kWide>(params, left);
     if (row.master != 0) {
-      prefetch_block<kWide>(params, left);
       if (row.master == sizeof(int8_t)) {
         prefetch_block<kWide>(static_cast<const int8_t*>(row.master_bits) + begin, left);
       } else {
@@ -60,9 +59,9 @@ LRFAST_CLONES WideBlock widen_block(const TensorRow& row, const void* grads,
       block.param = copies.arrays[kMaxStates];
       join_masters(row, begin, end, block.param);
     } else {
-      block.param = floats_of(params, count, left, copies.arrays[kMaxStates]);
+      block.param = floats_of(params, count, copies.arrays[kMaxStates]);
     }
-    block.grad = floats_of(own, count, left, copies.arrays[kMaxStates + 1]);
+    block.grad = floats_of(own, count, copies.arrays[kMaxStates + 1]);
     for (int k = 0; k < names.count; ++k) {
       if (!has(arrays, k)) continue;
       if (row.coded) {
@@ -73,11 +72,18 @@ LRFAST_CLONES WideBlock widen_block(const TensorRow& row, const void* grads,
         block.states[k] = copies.arrays[k];
       } else {
         State* states = static_cast<State*>(row.states[k]) + begin;
-        block.states[k] = floats_of(states, count, left, copies.arrays[k]);
+        prefetch_block<kWide>(states, left);
+        block.states[k] = floats_of(states, count, copies.arrays[k]);
       }
     }
   });
   return block;
+}
+
+void prefetch_grads(const TensorRow& row, const void* grads, int64_t begin) {
+  with_float_types(row.dtypes, [&]<class Param, class State>() {
+    prefetch_block<kWide>(static_cast<const Param*>(grads) + begin, row.numel - begin);
+  });
 }
 
 LRFAST_CLONES void narrow_block(const TensorRow& row, const StateNames& names, Arrays arrays,
@@ -97,7 +103,7 @@ LRFAST_CLONES void narrow_block(const TensorRow& row, const StateNames& names, A
       if (row.coded) {
         uint8_t* codes = static_cast<uint8_t*>(row.states[k]) + begin;
         row.scales[k][begin / kCodeBlock] =
-            encode_block(names.kinds[k], block.states[k], bits.of_value(k + 1), count, codes);
+            encode_block(names.kinds[k], block.states[k], bits.of_pairs(k + 1), count, codes);
       } else {
         State* states = static_cast<State*>(row.states[k]) + begin;
         store_floats(block.states[k], count, states, bits, k + 1);

@@ -16,7 +16,7 @@ namespace lrfast::cpu {
 
 // A block computes for longer than the processor looks ahead, so memory is asked for this many
 // elements early: AdamW on 22 million bfloat16 then takes 7.3 ms instead of 9.
-constexpr int64_t kBlockAhead = 1024;
+constexpr int64_t kBlockAhead = 512;
 
 // left: elements of the tensor from array on.
 template <int64_t length, class Element>
@@ -33,27 +33,37 @@ template <int64_t length>
 class BlockNoise {
  public:
   LRFAST_HD void fill(const Noise& noise, int64_t first) {
-    skipped_ = first & 1;
     const uint32_t begin = static_cast<uint32_t>(first >> 1);
-    for (uint32_t i = 0; i < kPairs; ++i) pairs_[i] = noise.of_pair(begin + i);
+    for (uint32_t i = 0; i < kPairs; ++i) common_[i] = noise.of_pair(begin + i);
+    is_cut_ = (first & 1) != 0;
+    if (is_cut_) common_[kPairs] = noise.of_pair(begin + kPairs);
   }
 
-  // Those of the values number which: one for each element. A pair's lie in memory as its elements
-  // take them, low half first.
-  LRFAST_HD const uint16_t* of_value(int which) {
+  // Bits of the values number which, if the first element is even: [length / 2], those of a pair's
+  // first element in the low half.
+  LRFAST_HD const uint32_t* of_pairs(int which) {
+    for (int64_t i = 0; i < kPairs; ++i) pairs_[i] = Noise::of_value(common_[i], which);
+    return pairs_;
+  }
+
+  // The same for each element. A pair's lie in memory as its elements take them.
+  LRFAST_HD const uint16_t* of_elements(int which) {
     static_assert(std::endian::native == std::endian::little);
-    uint32_t values[kPairs];
-    for (int64_t i = 0; i < kPairs; ++i) values[i] = Noise::of_value(pairs_[i], which);
-    std::memcpy(bits_, values, sizeof(values));
-    return bits_ + skipped_;
+    std::memcpy(elements_, of_pairs(which), sizeof(pairs_));
+    if (!is_cut_) return elements_;
+    const uint32_t last = Noise::of_value(common_[kPairs], which);
+    std::memcpy(elements_ + length, &last, sizeof(last));
+    return elements_ + 1;
   }
 
  private:
+  static_assert(length % 2 == 0);
+  static constexpr int64_t kPairs = length / 2;
   // One more for a block that begins with the second of a pair.
-  static constexpr int64_t kPairs = length / 2 + 1;
-  uint32_t pairs_[kPairs];
-  uint16_t bits_[2 * kPairs];
-  int64_t skipped_;
+  alignas(64) uint32_t common_[kPairs + 1];
+  alignas(64) uint32_t pairs_[kPairs];
+  alignas(64) uint16_t elements_[length + 2];
+  bool is_cut_;
 };
 
 template <class Element>
@@ -65,7 +75,7 @@ template <class Element, int64_t length>
 LRFAST_HD void narrow(const float* from, int64_t count, Element* __restrict to,
                       BlockNoise<length>& noise, int which) {
   if constexpr (std::is_same_v<Element, StochasticBFloat16>) {
-    const uint16_t* bits = noise.of_value(which);
+    const uint16_t* bits = noise.of_elements(which);
     for (int64_t i = 0; i < count; ++i) from_compute(from[i], to[i], bits[i]);
   } else {
     for (int64_t i = 0; i < count; ++i) from_compute(from[i], to[i]);
@@ -103,6 +113,11 @@ struct WideBlock {
 // kWide, and a whole block of codes or the rest behind the last one if states are in 8 bits.
 WideBlock widen_block(const TensorRow& row, const void* grads, const StateNames& names,
                       Arrays arrays, int64_t begin, int64_t end, WideCopies& copies);
+
+// Asks for the gradients that widen_block() will read some blocks later, as it asks for all else
+// itself. Behind the rule's loop, for the processor waits for only so many lines at a time: AdamW
+// on 22 million elements in 8 bits takes 0.49 ns for each, and 0.53 if it asks for all at once.
+void prefetch_grads(const TensorRow& row, const void* grads, int64_t begin);
 
 // Back from copies to memory, rounded.
 void narrow_block(const TensorRow& row, const StateNames& names, Arrays arrays,

@@ -88,6 +88,10 @@ void test_scales() {
     const uint32_t down = encode<kind>(x, scale, 0);
     const uint32_t up = encode<kind>(x, scale, 0xffff);
     EXPECT(up < kCodes<kind> - 1 && up - down <= 1);
+    if (bits < kBelowLast) {
+      EXPECT_EQ((encode<kind, true>(x, scale, 0)), down);
+      EXPECT_EQ((encode<kind, true>(x, scale, 0xffff)), up);
+    }
     if (scale > 0) EXPECT(down >= kCodes<kind> - 11);
     // What was rounded is not rounded again at the scale that it makes.
     const float stored = decode<kind>(up, scale);
@@ -126,9 +130,10 @@ void test_special_values() {
   for (const float x : {kInfinity, -kInfinity, nan, gpu_nan}) EXPECT_EQ(finite_magnitude(x), 0u);
 }
 
-// Whole states: outliers, zeros, infinities and denormals in blocks, the last of them cut off.
+// Whole states: outliers, zeros, infinities, denormals and the largest numbers in blocks, the last
+// of them cut off.
 void test_blocks() {
-  constexpr int64_t kNumel = 5 * kCodeBlock + 3;
+  constexpr int64_t kNumel = 6 * kCodeBlock + 3;
   for (const StateKind kind : {StateKind::kSigned, StateKind::kPositive}) {
     const bool positive = kind == StateKind::kPositive;
     std::vector<float> values(kNumel);
@@ -140,9 +145,10 @@ void test_blocks() {
     values[2 * kCodeBlock + 7] = 1e30f;      // an outlier
     values[3 * kCodeBlock + 7] = kInfinity;  // harms no neighbour
     for (int64_t i = 4 * kCodeBlock; i < 5 * kCodeBlock; ++i) values[i] *= 1e-42f;
+    for (int64_t i = 5 * kCodeBlock; i < 6 * kCodeBlock; ++i) values[i] *= 0x1.fap127f;
     std::vector<uint8_t> codes(kNumel + 1, 0xab);
     std::vector<uint8_t> scales(count_scales(kNumel) + 1, 0xab);
-    EXPECT_EQ(scales.size(), 7u);
+    EXPECT_EQ(scales.size(), 8u);
     cpu::encode_state(kind, values.data(), kNumel, codes.data(), scales.data());
     EXPECT(codes.back() == 0xab && scales.back() == 0xab);
     std::vector<float> back(kNumel + 1, -7.0f);
@@ -151,8 +157,11 @@ void test_blocks() {
     for (int64_t i = 0; i < kNumel; ++i) {
       const Context context(positive ? "positive " : "signed ", i);
       const int64_t block = i / kCodeBlock;
+      EXPECT_EQ(codes[i], positive
+                              ? encode<StateKind::kPositive>(values[i], scales[block], kNearest)
+                              : encode<StateKind::kSigned>(values[i], scales[block], kNearest));
       if (block == 1) EXPECT_EQ(back[i], 0.0f);
-      if (block == 0 || block == 3 || block == 5) {
+      if (block == 0 || block == 3 || block == 6) {
         if (values[i] == kInfinity) {
           EXPECT(!std::isfinite(back[i]));
         } else {
