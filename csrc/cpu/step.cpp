@@ -296,7 +296,9 @@ void prefetch_chunk(const StepTables& t, ChunkRow chunk) {
   const TensorRow& row = t.tensors[chunk.tensor];
   if (row.coded != 0) {  // a chunk's scales are a line of the cache
     const int64_t block = chunk.index * t.chunk_size / kCodeBlock;
-    for (int k = 0; k < kMaxStates; ++k) __builtin_prefetch(row.scales[k] + block, 1);
+    for (const uint8_t* scales : row.scales) {
+      if (scales != nullptr) __builtin_prefetch(scales + block, 1);
+    }
   }
   if (chunk.index > 0) return;  // the memory behind the chunk before
   const char* arrays[] = {

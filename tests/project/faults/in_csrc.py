@@ -507,8 +507,15 @@ STEP = [
     Fault(
         "positive-square-becomes-zero",
         "csrc/core/codes.h",
-        "rounded > 1 ? rounded : 1",
-        "rounded > 0 ? rounded : 0",
+        "(magnitude + 0x7fffffffu) >> 31",
+        "magnitude >> 31",
+        program("test_codes"),
+    ),
+    Fault(
+        "largest-numbers-are-taken-for-smaller-ones",
+        "csrc/cpu/codes.cpp",
+        "largest < kBelowLast",
+        "largest < kInfinityBits",
         program("test_codes"),
     ),
     Fault(
