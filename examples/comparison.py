@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,14 +62,14 @@ class Run:
         task: Task,
         plan: Plan,
         seed: int,
-        suffix: str = "",  # to the names of its stages
+        way: str = "one rate",  # a variant's name stands behind those of its stages
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         sampler = RandomSampler(
             task.train, num_samples=plan.steps * plan.batch, generator=generator
         )
         self.plan = plan
-        self.suffix = suffix
+        self.suffix = "" if way in WAYS else f", {way}"
         self.tests: list[RangeTest] = []
         self.rules: list[str] = []  # whose rates were taken
         self.stages: list[tuple[str, Scores, str, float]] = []
@@ -77,7 +78,9 @@ class Run:
             DataLoader(task.train, plan.batch, sampler=sampler),
             DataLoader(task.valid, 100),
             loss_fn=nn.functional.cross_entropy,
-            optimizer=lrfast.AdamW,
+            optimizer=functools.partial(lrfast.AdamW, state_dtype="8bit")
+            if way == SMALL_STATES
+            else lrfast.AdamW,
             metrics={"accuracy": accuracy},
             groups=groups,
             progress=False,
@@ -141,27 +144,29 @@ def one_rate(run: Run) -> None:
 
 
 Way = Callable[[Run], None]
-WAYS: Mapping[str, Way] = {
+WAYS: dict[str, Way] = {
     "not trained": untrained,
     "two stages": two_stages,
     "head only": head_only,
     "one rate": one_rate,
 }
+SMALL_STATES = "states in 8 bits"
+VARIANTS: dict[str, Way] = {SMALL_STATES: one_rate}
 
 
 def compare(
     make_run: Callable[[int, str], Run],
     plan: Plan,
-    ways: Mapping[str, Way] = WAYS,
+    variants: dict[str, Way] = VARIANTS,
     *,
     console: Console,
 ) -> tuple[list[Row], dict[str, Run]]:
-    """Trains every way with every seed.
+    """Trains every way, and its variants, with every seed.
 
     Args:
         make_run: Makes the run of a seed, for the way of that name.
         plan: The seeds.
-        ways: The ways, by name.
+        variants: What is trained besides `WAYS`, by name.
         console: Where progress goes.
 
     Returns:
@@ -170,7 +175,7 @@ def compare(
     rows: dict[str, Row] = {}
     runs: dict[str, Run] = {}
     for seed in plan.seeds:
-        for name, way in ways.items():
+        for name, way in (WAYS | variants).items():
             run = make_run(seed, name)
             way(run)
             runs.setdefault(name, run)

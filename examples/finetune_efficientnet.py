@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from comparison import WAYS, Plan, Run, compare, few_labels, plot, two_stages
+from comparison import VARIANTS, Plan, Run, compare, few_labels, plot, two_stages
 from pretrained import efficientnet
 from report import options, show, write
 from rich.console import Console
@@ -74,11 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if way != BATCH_STATISTICS:
             keep_statistics(model)
         task = few_labels(images, classes, LABELS, judged, seed)
-        suffix = f", {way}" if way == BATCH_STATISTICS else ""
-        return Run(model, model.children(), task, plan, seed, suffix)
+        return Run(model, model.children(), task, plan, seed, way)
 
-    ways = {**WAYS, BATCH_STATISTICS: two_stages}
-    rows, runs = compare(make_run, plan, ways, console=console)
+    variants = VARIANTS | {BATCH_STATISTICS: two_stages}
+    rows, runs = compare(make_run, plan, variants, console=console)
     show(rows, TITLE, console)
     plots = plot(runs["two stages"], chosen.plots, "finetune_efficientnet")
     if chosen.report is not None:

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = RNet()
         images, classes = load_faces(NOISE, seed)
         task = few_labels(images, classes, LABELS, len(classes), seed)
-        return Run(model, model.children(), task, plan, seed)
+        return Run(model, model.children(), task, plan, seed, way)
 
     rows, runs = compare(make_run, plan, console=console)
     show(rows, TITLE, console)

@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.manual_seed(seed)
         model = MiniLM(2)
         groups = [model.embeddings, *model.layers, model.head]
-        return Run(model, groups, few_labels(tokens, classes, LABELS, judged, seed), plan, seed)
+        return Run(
+            model, groups, few_labels(tokens, classes, LABELS, judged, seed), plan, seed, way
+        )
 
     rows, runs = compare(make_run, plan, console=console)
     show(rows, TITLE, console)

