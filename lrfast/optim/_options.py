@@ -33,7 +33,7 @@ _HALF = (torch.bfloat16, torch.float16)
 # What is kept beside each element of a bfloat16 parameter.
 MASTERS = {"24bit": torch.int8, "32bit": torch.int16}
 # Options that change the update itself, and their defaults.
-_UPDATE = {
+UPDATE = {
     "cautious": False,
     "cautious_weight_decay": False,
     "scheduled_weight_decay": True,
@@ -220,7 +220,7 @@ class Options:
 
 def check_update(rule: str, options: Options, param_groups: list[dict[str, Any]]) -> None:
     """Check that an update rule can have the options of its update."""
-    for name, default in _UPDATE.items():
+    for name, default in UPDATE.items():
         if (value := getattr(options, name)) == default:
             continue
         known = extension().update_options
