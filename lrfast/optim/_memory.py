@@ -15,7 +15,7 @@ from lrfast._utils.tables import Table
 from lrfast.optim._options import (
     Options,
     StateDtype,
-    check_masters,
+    check_master,
     check_state_dtypes,
     state_dtype_of,
 )
@@ -115,8 +115,7 @@ def combinations(
         try:
             chosen = replace(options, state_dtype=asked, master=master)
             check_state_dtypes(rule, chosen, param_groups)
-            if master is not None:
-                check_masters(rule, [], master)  # float16 is bfloat16 here
+            check_master(rule, master)
         except ValueError:
             continue
         params: list[Tensor] = []
