@@ -273,7 +273,7 @@ def test_the_reference_of_schedule_free_plus_is_that_of_its_commit(
 
 def test_the_page_of_small_states_is_what_its_result_file_says() -> None:
     text, result = small_study.PAGE.read_text(), report.newest(small_study.RESULTS)
-    wider = {"bfloat16": provenance.newest(small_study.MASTERS["bfloat16"])}
+    wider = {half: provenance.newest(folder) for half, folder in small_study.MASTERS.items()}
     assert text == small_study.page(text, result, wider), (
         "run `python -m benchmarks.research.small_states --page`"
     )

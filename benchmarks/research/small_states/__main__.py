@@ -50,7 +50,7 @@ def main() -> int:
     elif chosen.keep:
         provenance.write(collect(chosen.store), RESULTS)
     if chosen.keep or chosen.page:
-        wider = {"bfloat16": provenance.newest(MASTERS["bfloat16"])}
+        wider = {half: provenance.newest(folder) for half, folder in MASTERS.items()}
         PAGE.write_text(page(PAGE.read_text(), provenance.newest(RESULTS), wider))
     return 0
 
