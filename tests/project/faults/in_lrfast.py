@@ -85,8 +85,8 @@ OPTIM = [
     Fault(
         "states-of-a-group-are-as-all-others",
         "lrfast/optim/_options.py",
-        "return self.state_dtype if own is None else own",
-        "return self.state_dtype",
+        "asked = self.state_dtype if own is None else own",
+        "asked = self.state_dtype",
         "test_8bit_states.py",
     ),
     Fault(
