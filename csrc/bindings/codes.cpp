@@ -43,7 +43,8 @@ at::Tensor decode_state(const at::Tensor& codes, const at::Tensor& scales, bool 
 }
 
 at::Tensor join_masters(const at::Tensor& param, const at::Tensor& bits) {
-  check_dense(param, "param", at::kBFloat16);
+  const bool is_float16 = param.scalar_type() == at::kHalf;
+  check_dense(param, "param", is_float16 ? at::kHalf : at::kBFloat16);
   check_dense(bits, "bits", bits.scalar_type() == at::kChar ? at::kChar : at::kShort);
   TORCH_CHECK_VALUE(bits.sizes() == param.sizes() && bits.strides() == param.strides(),
                     "bits must be laid out as param, ", param.sizes(), " with strides ",
@@ -51,6 +52,7 @@ at::Tensor join_masters(const at::Tensor& param, const at::Tensor& bits) {
   at::Tensor weights = at::empty_like(param, param.options().dtype(at::kFloat));
   TensorRow row{};
   row.param = param.data_ptr();
+  row.dtypes = is_float16 ? DtypePair::kFloat16 : DtypePair::kBFloat16;
   row.master = static_cast<uint8_t>(bits.element_size());
   row.master_bits = bits.data_ptr();
   cpu::join_masters(row, 0, param.numel(), weights.mutable_data_ptr<float>());

@@ -13,7 +13,7 @@ namespace lrfast::bindings {
 std::pair<at::Tensor, at::Tensor> encode_state(const at::Tensor& values, bool positive);
 // float32, laid out as the codes.
 at::Tensor decode_state(const at::Tensor& codes, const at::Tensor& scales, bool positive);
-// The float32 weights of a bfloat16 parameter with its master bits, int8 or int16 in its layout.
+// The float32 weights of a half parameter with its master bits, int8 or int16 in its layout.
 at::Tensor join_masters(const at::Tensor& param, const at::Tensor& bits);
 
 }  // namespace lrfast::bindings

@@ -233,6 +233,7 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
     if (!state.defined()) return Binding::kAbsent;
     if (!is_usable_state(state, *this) || !is_state_type(real_type(state), param_type) ||
         is_coded != (state.scalar_type() == at::kByte) ||
+        (options.master_bytes > 0 && real_type(state) == at::kHalf) ||
         (k > 0 && state.scalar_type() != found[0].scalar_type())) {
       return Binding::kUnusable;
     }
@@ -259,7 +260,7 @@ Binding Parameter::bind_states(const RuleInfo& rule, uint8_t wanted_form, bool n
     }
   }
   at::Tensor found_master;
-  if (options.master_bytes > 0 && param_type == at::kBFloat16) {
+  if (options.master_bytes > 0 && is_half(param_type)) {
     found_master = find_state(dict, kMasterName);
     const at::ScalarType type = options.master_bytes == 1 ? at::kChar : at::kShort;
     if (!rule.keeps_masters || !found_master.defined() || found_master.scalar_type() != type ||

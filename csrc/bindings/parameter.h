@@ -47,7 +47,7 @@ struct EngineOptions {
   bool stochastic_rounding = false;  // of bfloat16 parameters and their bfloat16 states
   uint64_t seed = 0;
   bool codes = false;        // whether states may be in 8 bits
-  int64_t master_bytes = 0;  // of master bits beside each element of a bfloat16 parameter; 0: none
+  int64_t master_bytes = 0;  // of master bits beside each element of a half parameter; 0: none
   int64_t telemetry = 0;     // steps that the ring of records holds; 0: none
   UpdateOptions update{};
 };

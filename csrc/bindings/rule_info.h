@@ -25,7 +25,7 @@ struct RuleInfo {
   const char* product_name;          // state that holds the product of the momenta used, or null
   const char* largest_name;          // state that holds the largest learning rate so far, or null
   bool codes_on_cuda;                // whether a GPU can keep its states in 8 bits
-  bool keeps_masters;                // whether bfloat16 parameters may have master bits
+  bool keeps_masters;                // whether half parameters may have master bits
   bool always_product;               // keeps it even while no schedule cycles the momentum
   bool measures;                     // a distance, in a pass before the update
   std::vector<std::string> options;  // of an update, by Python's names, that it can have

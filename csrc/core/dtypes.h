@@ -41,6 +41,11 @@ enum class DtypePair : uint8_t {
   kStochasticBFloat16StatesFloat32,
 };
 
+// Whether parameters are float16.
+LRFAST_HD bool is_float16(DtypePair dtypes) {
+  return dtypes == DtypePair::kFloat16 || dtypes == DtypePair::kFloat16StatesFloat32;
+}
+
 template <class Element>
 struct ComputeType {
   using type = float;

@@ -128,7 +128,7 @@ struct Beta1Product : NoLargest {
 template <class Rule>
 constexpr bool kHasDirections = requires { Rule::kMoved; };
 
-// Whether bfloat16 parameters may have master bits: not where other passes read them, too, or the
+// Whether half parameters may have master bits: not where other passes read them, too, or the
 // optimizer writes them between steps, as the schedule-free ones do, which keep a largest rate.
 template <class Rule>
 constexpr bool kKeepsMasters =

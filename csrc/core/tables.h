@@ -33,7 +33,7 @@ struct TensorRow {
   uint8_t* scales[kMaxStates];  // [numel / kCodeBlock] of those, each
   void* direction;    // [numel] of the parameter's type, from the first of two passes for the
                       // second one; null: the tensor has one pass
-  void* master_bits;  // [numel] of a bfloat16 parameter, int8 or int16, as master says
+  void* master_bits;  // [numel] of a half parameter, int8 or int16, as master says
 };
 
 struct GroupRow {

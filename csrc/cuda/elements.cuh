@@ -32,6 +32,12 @@ LRFAST_HD bool is_aligned(const void* address) {
 // registers over the loop. Without it AdamW needs up to 83 registers, and at 64 it spills.
 LRFAST_HD void reload_barrier() { asm volatile("" ::: "memory"); }
 
+// A parameter with master bits: a bfloat16, or a float16 if its chunk says so, because a type for
+// each would be another copy of every rule.
+struct MasterHalf {
+  uint16_t bits;
+};
+
 // Where the chunk at hand begins in each array; in shared memory.
 struct ChunkAddresses {
   void* param;
@@ -40,9 +46,9 @@ struct ChunkAddresses {
   uint8_t* scales[kMaxStates];  // of states in 8 bits
   void* average;
   void* master_bits;
-  int64_t begin;   // its first element's index in the tensor
-  int count;       // elements
-  uint8_t master;  // bytes of master bits beside each of a MasterBFloat16
+  int64_t begin;      // its first element's index in the tensor
+  int count;          // elements
+  MasterKind master;  // of a MasterHalf
   bool aligned;
 };
 
@@ -53,9 +59,9 @@ struct ElementTypes {
   using Grad = Param;
 };
 template <>
-struct ElementTypes<MasterBFloat16> {
+struct ElementTypes<MasterHalf> {
   using Weight = float;
-  using Grad = BFloat16;
+  using Grad = MasterHalf;
 };
 template <class Param>
 using weight_t = typename ElementTypes<Param>::Weight;
@@ -107,8 +113,8 @@ LRFAST_HD ChunkAddresses locate_chunk(const TensorRow& row, void* grads, int64_t
     at.states[k] = static_cast<State*>(row.states[k]) + begin;
     at.aligned = at.aligned && is_aligned(at.states[k]);
   }
-  if constexpr (std::is_same_v<Param, MasterBFloat16>) {
-    at.master = row.master;
+  if constexpr (std::is_same_v<Param, MasterHalf>) {
+    at.master = {is_float16(row.dtypes), row.master == sizeof(int8_t)};
     at.master_bits = static_cast<char*>(row.master_bits) + begin * row.master;
     at.aligned = at.aligned && is_aligned(at.master_bits);
   }
@@ -158,53 +164,96 @@ LRFAST_HD void save(const Element* values, void* array, int first) {
   }
 }
 
-template <class Rest, int length>
-LRFAST_HD void load_masters(const ChunkAddresses& at, int first, float* out) {
-  alignas(kVectorBytes) MasterBFloat16 halves[length];
-  alignas(kVectorBytes) Rest rests[length];
-  load<length>(at.param, first, halves);
-  load<length>(at.master_bits, first, rests);
+// The same of a vector of which some elements, or an aligned address, may be missing.
+template <int length, class Element>
+LRFAST_HD void load_part(const void* array, int first, int count, bool is_whole, Element* out) {
+  if (is_whole) return load<length>(array, first, out);
   LRFAST_UNROLL
-  for (int e = 0; e < length; ++e) out[e] = join_master(halves[e].bits, rests[e]);
+  for (int e = 0; e < length; ++e) {
+    out[e] = Element{};
+    if (first + e < count) load<1>(array, first + e, &out[e]);
+  }
 }
-template <class Rest, int length>
-LRFAST_HD void save_masters(float* weights, const ChunkAddresses& at, int first) {
-  alignas(kVectorBytes) MasterBFloat16 halves[length];
-  alignas(kVectorBytes) Rest rests[length];
+template <int length, class Element>
+LRFAST_HD void save_part(const Element* values, void* array, int first, int count, bool is_whole) {
+  if (is_whole) return save<length>(values, array, first);
   LRFAST_UNROLL
-  for (int e = 0; e < length; ++e) split_master(weights[e], halves[e].bits, rests[e]);
-  save<length>(halves, at.param, first);
-  save<length>(rests, at.master_bits, first);
+  for (int e = 0; e < length; ++e) {
+    if (first + e < count) save<1>(&values[e], array, first + e);
+  }
 }
 
-// The same for weights, which may lie in two arrays. What is saved becomes what is kept of it.
+// What parameters lack, in one byte or two for each.
+template <class Rest, int length>
+LRFAST_HD void load_rests(const ChunkAddresses& at, int first, bool is_whole, int32_t* out) {
+  alignas(kVectorBytes) Rest rests[length];
+  load_part<length>(at.master_bits, first, at.count, is_whole, rests);
+  LRFAST_UNROLL
+  for (int e = 0; e < length; ++e) out[e] = wide_rest(rests[e]);
+}
+template <class Rest, int length>
+LRFAST_HD void save_rests(const int32_t* values, const ChunkAddresses& at, int first,
+                          bool is_whole) {
+  alignas(kVectorBytes) Rest rests[length];
+  LRFAST_UNROLL
+  for (int e = 0; e < length; ++e) narrow_rest(values[e], rests[e]);
+  save_part<length>(rests, at.master_bits, first, at.count, is_whole);
+}
+
+// The same of weights, which may lie in two arrays. What is saved becomes what is kept of it.
 template <int length, class Param>
-LRFAST_HD void load_weights(const ChunkAddresses& at, int first, weight_t<Param>* out) {
-  if constexpr (!std::is_same_v<Param, MasterBFloat16>) {
-    load<length>(at.param, first, out);
-  } else if (at.master == sizeof(int8_t)) {
-    load_masters<int8_t, length>(at, first, out);
+LRFAST_HD void load_weights(const ChunkAddresses& at, int first, bool is_whole,
+                            weight_t<Param>* out) {
+  if constexpr (!std::is_same_v<Param, MasterHalf>) {
+    load_part<length>(at.param, first, at.count, is_whole, out);
   } else {
-    load_masters<int16_t, length>(at, first, out);
+    alignas(kVectorBytes) MasterHalf halves[length];
+    int32_t rests[length];
+    load_part<length>(at.param, first, at.count, is_whole, halves);
+    if (at.master.is_short) {
+      load_rests<int8_t, length>(at, first, is_whole, rests);
+    } else {
+      load_rests<int16_t, length>(at, first, is_whole, rests);
+    }
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) out[e] = join_master(halves[e].bits, rests[e], at.master);
   }
 }
 template <int length, class Param>
-LRFAST_HD void save_weights(weight_t<Param>* weights, const ChunkAddresses& at, int first) {
-  if constexpr (!std::is_same_v<Param, MasterBFloat16>) {
-    save<length>(weights, at.param, first);
-  } else if (at.master == sizeof(int8_t)) {
-    save_masters<int8_t, length>(weights, at, first);
+LRFAST_HD void save_weights(weight_t<Param>* weights, const ChunkAddresses& at, int first,
+                            bool is_whole) {
+  if constexpr (!std::is_same_v<Param, MasterHalf>) {
+    save_part<length>(weights, at.param, first, at.count, is_whole);
   } else {
-    save_masters<int16_t, length>(weights, at, first);
+    alignas(kVectorBytes) MasterHalf halves[length];
+    int32_t rests[length];
+    LRFAST_UNROLL
+    for (int e = 0; e < length; ++e) {
+      rests[e] = split_master(weights[e], halves[e].bits, at.master);
+    }
+    save_part<length>(halves, at.param, first, at.count, is_whole);
+    if (at.master.is_short) {
+      save_rests<int8_t, length>(rests, at, first, is_whole);
+    } else {
+      save_rests<int16_t, length>(rests, at, first, is_whole);
+    }
   }
 }
 
 template <class Param>
 LRFAST_HD weight_t<Param> kept_weight(const ChunkAddresses& at, weight_t<Param> weight) {
-  if constexpr (std::is_same_v<Param, MasterBFloat16>) {
-    if (at.master == sizeof(int8_t)) return round_master<int8_t>(weight);
-  }
+  if constexpr (std::is_same_v<Param, MasterHalf>) return round_master(weight, at.master);
   return weight;
+}
+
+// A gradient as the arithmetic takes it.
+template <class Param>
+LRFAST_HD auto widened_grad([[maybe_unused]] const ChunkAddresses& at, const grad_t<Param>& grad) {
+  if constexpr (std::is_same_v<Param, MasterHalf>) {
+    return at.master.is_float16 ? to_compute(Float16{grad.bits}) : to_compute(BFloat16{grad.bits});
+  } else {
+    return grad;
+  }
 }
 
 // What a thread adds up for telemetry.
@@ -301,7 +350,7 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
     [[maybe_unused]] alignas(kVectorBytes) weight_t<Param> before[length];
     alignas(kVectorBytes) State held[kStates > 0 ? kStates : 1][length];
     reload_barrier();
-    load_weights<length, Param>(at, first, param);
+    load_weights<length, Param>(at, first, true, param);
     load<length>(at.grad, first, grad);
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) load<length>(at.states[k], first, held[k]);
@@ -318,13 +367,13 @@ LRFAST_HD Changes update_chunk(const StepTables& t, const ChunkAddresses& at,
         update_pair<Rule, form, cautious, length>(param, grad, held, e, update, pair);
       } else {
         update_element<Rule, form, cautious>(
-            param[e], grad[e], [&](int k) -> State& { return held[k][e]; }, update,
-            at.begin + first + e);
+            param[e], widened_grad<Param>(at, grad[e]), [&](int k) -> State& { return held[k][e]; },
+            update, at.begin + first + e);
         if constexpr (length > 1) serialize(param[e], grad[e + 1 < length ? e + 1 : e]);
       }
     }
     reload_barrier();
-    save_weights<length, Param>(param, at, first);
+    save_weights<length, Param>(param, at, first, true);
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) save<length>(held[k], at.states[k], first);
     if constexpr (passes) {
@@ -452,25 +501,6 @@ struct HeldStates {
   float values[kBlockParts][states][kLaneVector];
 };
 
-// Loads and stores of a vector of which some elements, or an aligned address, may be missing.
-template <class Element>
-LRFAST_HD void load_part(const void* array, int first, int count, bool is_whole, Element* out) {
-  if (is_whole) return load<kLaneVector>(array, first, out);
-  LRFAST_UNROLL
-  for (int e = 0; e < kLaneVector; ++e) {
-    out[e] = Element{};
-    if (first + e < count) load<1>(array, first + e, &out[e]);
-  }
-}
-template <class Element>
-LRFAST_HD void save_part(const Element* values, void* array, int first, int count, bool is_whole) {
-  if (is_whole) return save<kLaneVector>(values, array, first);
-  LRFAST_UNROLL
-  for (int e = 0; e < kLaneVector; ++e) {
-    if (first + e < count) save<1>(&values[e], array, first + e);
-  }
-}
-
 // A vector of neighbours: decoded, updated and left in held. What is missing is all zeros, and so
 // are its states afterwards, or no numbers.
 template <class Rule, uint8_t form, bool cautious, class Param, class Count>
@@ -481,19 +511,13 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
   alignas(kVectorBytes) weight_t<Param> param[kLaneVector];
   alignas(kVectorBytes) grad_t<Param> grad[kLaneVector];
   reload_barrier();
-  if (is_whole) {
-    load_weights<kLaneVector, Param>(at, first, param);
-  } else {
-    LRFAST_UNROLL
-    for (int e = 0; e < kLaneVector; ++e) {
-      param[e] = {};
-      if (first + e < at.count) load_weights<1, Param>(at, first + e, &param[e]);
-    }
-  }
-  load_part(at.grad, first, at.count, is_whole, grad);
+  load_weights<kLaneVector, Param>(at, first, is_whole, param);
+  load_part<kLaneVector>(at.grad, first, at.count, is_whole, grad);
   alignas(kLaneVector) uint8_t codes[kStates][kLaneVector];
   LRFAST_UNROLL
-  for (int k = 0; k < kStates; ++k) load_part(at.states[k], first, at.count, is_whole, codes[k]);
+  for (int k = 0; k < kStates; ++k) {
+    load_part<kLaneVector>(at.states[k], first, at.count, is_whole, codes[k]);
+  }
   const auto decode_element = [&](int e) {
     LRFAST_UNROLL
     for (int k = 0; k < kStates; ++k) {
@@ -513,8 +537,8 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
       update_pair<Rule, form, cautious, kLaneVector>(param, grad, held, e, update, pair);
     } else {
       update_element<Rule, form, cautious>(
-          param[e], grad[e], [&](int k) -> float& { return held[k][e]; }, update,
-          at.begin + first + e);
+          param[e], widened_grad<Param>(at, grad[e]), [&](int k) -> float& { return held[k][e]; },
+          update, at.begin + first + e);
       serialize(param[e], grad[e + 1 < kLaneVector ? e + 1 : e]);
     }
     if (t.totals.chunk_changes) {
@@ -526,14 +550,13 @@ LRFAST_HD void update_coded(const StepTables& t, const ChunkAddresses& at,
     }
   }
   reload_barrier();
+  save_weights<kLaneVector, Param>(param, at, first, is_whole);
   if (is_whole) {
-    save_weights<kLaneVector, Param>(param, at, first);
     finish_elements<kLaneVector, Param>(t, at, update.average_weight, first, param);
   } else {
     LRFAST_UNROLL
     for (int e = 0; e < kLaneVector; ++e) {
       if (first + e < at.count) {
-        save_weights<1, Param>(&param[e], at, first + e);
         finish_elements<1, Param>(t, at, update.average_weight, first + e, &param[e]);
       }
     }
@@ -554,7 +577,7 @@ LRFAST_HD void save_codes(const ChunkAddresses& at, const Noise& noise, int k, i
     codes[e] = static_cast<uint8_t>(encode<kind>(held[e], scale, both & 0xffffu));
     codes[e + 1] = static_cast<uint8_t>(encode<kind>(held[e + 1], scale, both >> 16));
   }
-  save_part(codes, at.states[k], first, at.count, is_whole);
+  save_part<kLaneVector>(codes, at.states[k], first, at.count, is_whole);
 }
 
 // A warp's part of a chunk whose states are in 8 bits, a block of codes at a time, whose scale its

@@ -430,15 +430,18 @@ LRFAST_HD bool has_passes(const StepTables& t) {
          t.totals.chunk_changes != nullptr;
 }
 
-// with_types(), and MasterBFloat16 for a parameter with master bits, in the kernel that knows them.
+// with_types(), and MasterHalf for a parameter with master bits, in the kernel that knows them.
 template <class Rule, bool passes, class Visitor>
 LRFAST_HD void with_weights(const TensorRow& row, Visitor&& visit) {
-  with_types(row.dtypes, [&]<class Param, class State>() {
-    if constexpr (passes && kKeepsMasters<Rule> && std::is_same_v<Param, BFloat16>) {
-      if (row.master != 0) return visit.template operator()<MasterBFloat16, State>();
+  if constexpr (passes && kKeepsMasters<Rule>) {
+    if (row.master != 0) {
+      if (row.dtypes == DtypePair::kBFloat16) {
+        return visit.template operator()<MasterHalf, BFloat16>();
+      }
+      return visit.template operator()<MasterHalf, float>();
     }
-    visit.template operator()<Param, State>();
-  });
+  }
+  with_types(row.dtypes, visit);
 }
 
 // Calls visit.template operator()<passes, altered>() as a step's kernel has to be, for those who

@@ -51,6 +51,7 @@ def check_state_dict(
     torch checks the number of parameters.
     """
     check_dict("state_dict", state_dict, ["state", "param_groups"])
+    check_dict("state", state_dict["state"])
     groups = [
         check_dict(f"param_groups[{index}]", group, ["params"])
         for index, group in enumerate(check_list("param_groups", state_dict["param_groups"]))
@@ -66,7 +67,7 @@ def check_state_dict(
     state_dict = optimizer._as_own(state_dict)
     groups = _with_own_dtypes(optimizer, state_dict["param_groups"])
     state_dict = {**state_dict, "param_groups": groups}
-    _check_states(optimizer, rule, groups, check_dict("state", state_dict["state"]))
+    _check_states(optimizer, rule, groups, state_dict["state"])
     check_entry(optimizer, state_dict.get(ENGINE_ENTRY, {}))
     return state_dict
 

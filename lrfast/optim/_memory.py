@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lrfast._utils.public import public_in
 from lrfast._utils.tables import Table
-from lrfast.optim._options import Options, StateDtype, check_state_dtypes, state_dtype_of
+from lrfast.optim._options import (
+    Options,
+    StateDtype,
+    check_master,
+    check_state_dtypes,
+    state_dtype_of,
+)
 from lrfast.optim._state import (
     CODES,
     MASTER,
@@ -23,9 +29,14 @@ from lrfast.optim._state import (
     count_scales,
 )
 
-# Of parameters, if they are in one of them or in half, and of states.
-_WIDTHS = (torch.float32, torch.bfloat16)
-_STATE_WIDTHS: tuple[StateDtype, ...] = (*_WIDTHS, "8bit")
+# Dtypes of parameters, if they are in one of these or in half, with master bits; and of states.
+_WIDTHS: tuple[tuple[torch.dtype, Literal["24bit", "32bit"] | None], ...] = (
+    (torch.float32, None),
+    (torch.bfloat16, None),
+    (torch.bfloat16, "24bit"),
+    (torch.bfloat16, "32bit"),
+)
+_STATE_WIDTHS: tuple[StateDtype, ...] = (torch.float32, torch.bfloat16, "8bit")
 OWN = ("parameters", "gradients")
 
 
@@ -96,13 +107,15 @@ def combinations(
 ) -> dict[tuple[str, str], Memory]:
     """Return the bytes that an optimizer would take, by dtype of parameters and of states.
 
-    Its states have to be there; what its rule refuses is left out.
+    Its gradients and states have to be there. What its rule refuses is left out, and so are masters
+    if it has no parameter that could be bfloat16.
     """
     found: dict[tuple[str, str], Memory] = {}
-    for width, asked in product(_WIDTHS, _STATE_WIDTHS):
-        chosen = replace(options, state_dtype=asked)
+    for (width, master), asked in product(_WIDTHS, _STATE_WIDTHS):
         try:
+            chosen = replace(options, state_dtype=asked, master=master)
             check_state_dtypes(rule, chosen, param_groups)
+            check_master(rule, master)
         except ValueError:
             continue
         params: list[Tensor] = []
@@ -111,10 +124,15 @@ def combinations(
             kept = chosen._asked_of(group)
             for param in group["params"]:
                 twin, state = _in_other_dtypes(param, states.get(param, {}), width, kept)
+                bits = chosen._master_dtype_of(twin)
+                if bits is not None and twin.grad is not None:
+                    state[MASTER] = torch.empty(twin.shape, dtype=bits, device="meta")
                 params.append(twin)
                 planned[twin] = state
-        names = (str(dtype).removeprefix("torch.") for dtype in (width, asked))
-        found[next(names), next(names)] = memory_of([{"params": params}], planned)
+        if master is None or any(MASTER in state for state in planned.values()):
+            weights, moments = (str(dtype).removeprefix("torch.") for dtype in (width, asked))
+            weights += "" if master is None else f", {master} master"
+            found[weights, moments] = memory_of([{"params": params}], planned)
     return found
 
 
@@ -128,7 +146,7 @@ def _in_other_dtypes(
 
     is_plain = param.dtype in (torch.float32, torch.bfloat16, torch.float16)
     twin = like(param, width if is_plain else param.dtype)
-    twin.grad = like(twin, twin.dtype) if param.requires_grad else None
+    twin.grad = None if param.grad is None else like(twin, twin.dtype)
     dtype = state_dtype_of(asked, twin, [])
     found = {}
     for name, value in state.items():
@@ -136,9 +154,6 @@ def _in_other_dtypes(
             continue
         if name in SCALARS:
             found[name] = like(value, value.dtype)
-        elif name == MASTER:
-            if twin.dtype is torch.bfloat16:
-                found[name] = like(value, value.dtype)
         elif name == "ema":
             found[name] = like(twin, average_dtype(twin))
         elif dtype is torch.uint8:

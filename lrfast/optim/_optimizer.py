@@ -36,7 +36,7 @@ from lrfast.optim._options import (
     StateDtype,
     StepOptions,
     check_group,
-    check_masters,
+    check_master,
     check_state_dtypes,
     check_update,
     state_dtype_of,
@@ -537,7 +537,7 @@ class FusedOptimizer(SchedulingMixin):
     def _prepare_state(self, engine: _C.Engine, names: _C.MissingStates) -> None:
         param, count, product = names.param, names.count, names.product
         state = self.state[param]
-        asked = self._options._asked_of(self.param_groups[names.group])
+        asked = self._options._asked_of(self.param_groups[names.group], param)
         dtype = state_dtype_of(asked, param, self._moments(param))
         coded = extension().coded_states.get(self._rule, {})
         for name in names.tensors:
@@ -602,8 +602,7 @@ class FusedOptimizer(SchedulingMixin):
     def _check_state_dtypes(self) -> None:
         """Check that states can be kept as options and param groups ask for."""
         check_state_dtypes(self._rule, self._options, self.param_groups)
-        if self._options.master is not None:
-            check_masters(self._rule, self.param_groups, self._options.master)
+        check_master(self._rule, self._options.master)
 
     def _moments(self, param: Tensor) -> list[Tensor]:
         """Return the tensors of a parameter's moments that there are."""

@@ -30,10 +30,10 @@ _TELLING = _ALWAYS_SAVED | {"momentum", "dampening", "nesterov", "centered", "am
 _ADAMS = {"amsgrad", "fused"}
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16, "8bit")
 _HALF = (torch.bfloat16, torch.float16)
-# What is kept beside each element of a bfloat16 parameter.
+# What is kept beside each element of a half parameter.
 MASTERS = {"24bit": torch.int8, "32bit": torch.int16}
 # Options that change the update itself, and their defaults.
-_UPDATE = {
+UPDATE = {
     "cautious": False,
     "cautious_weight_decay": False,
     "scheduled_weight_decay": True,
@@ -100,11 +100,13 @@ class Options:
             themselves; default 0.
         ema_warmup: Whether the decay warms up: it is ``min(ema_decay, (1 + n) / (10 + n))`` after
             ``n`` averaged steps, as in TensorFlow and diffusers; default False.
-        master: Precision of the weights behind bfloat16 parameters, whose lost bits are kept beside
-            them as a state: "24bit" (one byte per element), "32bit" (two; the weights are exact
-            float32) or None, the default, for the parameters' own 16. Updates that bfloat16 would
-            lose then count. Parameters of other dtypes stay as they are; float16 is refused, and
-            so is ``stochastic_rounding``.
+        master: Precision of the weights behind half parameters, whose lost bits are kept beside
+            them as a state: "24bit" (one byte per element), "32bit" (two; behind bfloat16 the
+            weights are exact float32) or None, the default, for the parameters' own 16. Updates
+            that a half would lose then count. float16 limits its weights: 65,536 and more are
+            infinite, 32 bits are exact from 2**-17 on, and digits below 2**-40 (2**-32 with 24
+            bits) are lost; states that are not in 8 bits are float32. Parameters of other dtypes
+            stay as they are; ``stochastic_rounding`` is refused.
         cautious: Whether to leave out the steps whose sign is against their gradient's, and to
             divide those of a tensor that are left by their share, 0.001 at least (C-AdamW,
             C-Lion); a second pass over memory counts them. For rules with momentum; default False.
@@ -204,14 +206,17 @@ class Options:
 
     def _master_dtype_of(self, param: torch.Tensor) -> torch.dtype | None:
         """Return the dtype of a parameter's master bits, None for none."""
-        if self.master is None or param.dtype is not torch.bfloat16:
+        if self.master is None or param.dtype not in _HALF:
             return None
         return MASTERS[self.master]
 
-    def _asked_of(self, group: dict[str, Any]) -> StateDtype:
+    def _asked_of(self, group: dict[str, Any], param: torch.Tensor | None = None) -> StateDtype:
         """Return what a param group asks of its states: its own ``state_dtype``, or this one."""
         own: StateDtype = group.get("state_dtype")
-        return self.state_dtype if own is None else own
+        asked = self.state_dtype if own is None else own
+        if self.master is None or param is None or param.dtype is not torch.float16:
+            return asked
+        return asked if asked == "8bit" else torch.float32  # of squares float16 loses most
 
     def _has_codes(self, param_groups: list[dict[str, Any]]) -> bool:
         """Return whether any state may be in 8 bits."""
@@ -220,7 +225,7 @@ class Options:
 
 def check_update(rule: str, options: Options, param_groups: list[dict[str, Any]]) -> None:
     """Check that an update rule can have the options of its update."""
-    for name, default in _UPDATE.items():
+    for name, default in UPDATE.items():
         if (value := getattr(options, name)) == default:
             continue
         known = extension().update_options
@@ -297,21 +302,14 @@ def _check_state_dtype(name: str, value: Any) -> None:
         )
 
 
-def check_masters(rule: str, param_groups: list[dict[str, Any]], master: str) -> None:
-    """Check that an update rule can keep master bits of these parameters."""
-    known = extension().master_rules
-    if rule not in known:
+def check_master(rule: str, master: str | None) -> None:
+    """Check that an update rule can keep master bits, if they are wanted."""
+    known = extension().master_rules if master else ()
+    if master and rule not in known:
         raise ValueError(
             f"master must be None for the rule {rule!r}, got {master!r}, which is for "
             f"{', '.join(known)}"
         )
-    for index, group in enumerate(param_groups):
-        if any(param.dtype is torch.float16 for param in group["params"]):
-            raise ValueError(
-                f"master must be None for float16, as in param_groups[{index}], got {master!r}: "
-                "float16 ends at 65504 and is even below 6e-5, so that bits beside it make no "
-                "float32; use bfloat16"
-            )
 
 
 def check_group(index: int, group: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from lrfast._utils.extension import extension
 # States that have a dtype of their own; all others are moments of the gradient.
 SCALARS = ("step", "beta1_product", "mu_product", "weight_sum", "lr_max")
 ROWS = "second_momentum_buffer"  # of a matrix, [outputs, 1]: NorMuon's
-# What a bfloat16 parameter lacks of its weight; csrc/core/masters.h has the arithmetic.
+# What a half parameter lacks of its weight; csrc/core/masters.h has the arithmetic.
 MASTER = "master_bits"
 NOT_MOMENTS = (*SCALARS, "ema", ROWS, MASTER)
 # Behind the name of a state in 8 bits, which takes two tensors; csrc/bindings/parameter.cpp has
@@ -169,7 +169,7 @@ def make_codes(state: dict[str, Any], name: str, param: Tensor) -> None:
 
 
 def master_weight(param: Tensor, bits: Tensor) -> Tensor:
-    """Return the float32 weight of a bfloat16 parameter and its master bits."""
+    """Return the float32 weight of a half parameter and its master bits."""
     for tensor in (param, bits):
         note_use(tensor)
     own = local_part(param.detach())

@@ -186,6 +186,7 @@ def _print_bench(result: BenchResult) -> None:
     from rich.console import Console
 
     from lrfast._utils.tables import Table
+    from lrfast.tools.bench._result import MEMORY_NUMBERS
 
     titles, *rows = result.rows()
     update = [row[0] for row in rows].index("update")
@@ -195,7 +196,7 @@ def _print_bench(result: BenchResult) -> None:
     console.print(table.rich())
     console.print(*result.summary(), sep="\n", highlight=False)
     titles, *rows = result.memory_rows()
-    console.print(Table(titles, rows, right=(2, 3, 4)).rich())
+    console.print(Table(titles, rows, right=MEMORY_NUMBERS).rich())
 
 
 def _print_doctor() -> int:

@@ -135,7 +135,9 @@ void Plan::add_tensor(const TensorSpec& given) {
                kinds[0] != StateKind::kWide;
   with_types(spec.dtypes, [&]<class Param, class State>() {
     spec.coded = spec.coded && std::is_same_v<State, float>;
-    if (!std::is_same_v<Param, BFloat16> || !info.keeps_masters) spec.master = 0;
+    constexpr bool kIsWide = std::is_same_v<Param, Float16> && std::is_same_v<State, float>;
+    const bool may_lack = std::is_same_v<Param, BFloat16> || kIsWide;
+    if (!may_lack || !info.keeps_masters) spec.master = 0;
     const auto& s = spec;
     Tensor tensor{
         s,

@@ -41,28 +41,34 @@ void save(const std::vector<compute_t<Element>>& values, GuardedBytes& bytes,
   }
 }
 
+MasterKind kind_of(const TensorSpec& spec) { return {is_float16(spec.dtypes), spec.master == 1}; }
+
 // Weights of a tensor, with their master bits if it has some.
 template <class Param>
 auto load_weights(const Tensor& tensor) {
   auto values = load<Param>(tensor.param);
   for (size_t i = 0; i < values.size(); ++i) {
-    const uint16_t half = tensor.spec.master != 0 ? tensor.param.as<uint16_t>()[i] : uint16_t{0};
-    if (tensor.spec.master == 1) values[i] = join_master(half, tensor.master_bits.as<int8_t>()[i]);
-    if (tensor.spec.master == 2) values[i] = join_master(half, tensor.master_bits.as<int16_t>()[i]);
+    const TensorSpec& spec = tensor.spec;
+    const uint16_t half = spec.master != 0 ? tensor.param.as<uint16_t>()[i] : uint16_t{0};
+    const auto join = [&](auto* rests) {
+      values[i] = join_master(half, wide_rest(rests[i]), kind_of(spec));
+    };
+    if (spec.master == 1) join(tensor.master_bits.as<int8_t>());
+    if (spec.master == 2) join(tensor.master_bits.as<int16_t>());
   }
   return values;
 }
 
 template <class Param>
 void save_weights(std::vector<compute_t<Param>> values, Tensor& tensor, const Noise& noise) {
-  if constexpr (std::is_same_v<Param, BFloat16>) {
+  if constexpr (std::is_same_v<Param, BFloat16> || std::is_same_v<Param, Float16>) {
     uint16_t* halves = tensor.param.as<uint16_t>();
     for (size_t i = 0; tensor.spec.master != 0 && i < values.size(); ++i) {
-      if (tensor.spec.master == 1) {
-        split_master(values[i], halves[i], tensor.master_bits.as<int8_t>()[i]);
-      } else {
-        split_master(values[i], halves[i], tensor.master_bits.as<int16_t>()[i]);
-      }
+      const auto split = [&](auto* rests) {
+        narrow_rest(split_master(values[i], halves[i], kind_of(tensor.spec)), rests[i]);
+      };
+      if (tensor.spec.master == 1) split(tensor.master_bits.as<int8_t>());
+      if (tensor.spec.master == 2) split(tensor.master_bits.as<int16_t>());
     }
   }
   if (tensor.spec.master == 0) save<Param>(values, tensor.param, noise, 0);

@@ -23,6 +23,7 @@ from .target import Finding, Target, bits, mutated
 
 Make = Callable[[list[dict[str, Any]]], Any]
 
+HALVES = (torch.bfloat16, torch.float16)
 OPTIMIZERS: dict[str, Make] = {
     "sgd": lambda g: lrfast.SGD(g, 0.1, momentum=0.9, weight_decay=0.1, telemetry=7),
     "nesterov": lambda g: lrfast.SGD(g, 0.1, momentum=0.9, nesterov=True, max_grad_norm=0.5),
@@ -43,7 +44,9 @@ OPTIMIZERS: dict[str, Make] = {
         [g[0], g[1] | {"params": [nn.Parameter(torch.ones(4096))]}], 0.1, state_dtype="8bit"
     ),
     "master": lambda g: lrfast.AdamW(
-        [g[0], g[1] | {"params": [nn.Parameter(torch.ones(5).bfloat16())]}], 0.1, master="24bit"
+        [g[0], g[1] | {"params": [nn.Parameter(torch.ones(5).to(half)) for half in HALVES]}],
+        0.1,
+        master="24bit",
     ),
 }
 LOSS_SCHEDULES: tuple[Callable[[Any], Any], ...] = (

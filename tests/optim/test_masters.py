@@ -1,4 +1,4 @@
-"""Master weights: bfloat16 parameters whose lost bits are kept beside them."""
+"""Master weights: half parameters whose lost bits are kept beside them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ CASES = tuple(case for case in OPTIMIZERS if case.ours._rule in extension().mast
 FEW = tuple(case for case in CASES if case.name in ("sgd-nesterov", "adamw-amsgrad", "lion-plain"))
 NUMEL = 4096 + 700  # states in 8 bits, whose last block is cut off
 PRECISIONS = ("24bit", "32bit")
+# Significant digits of a half, and the least exponent of its normal numbers.
+HALVES = {torch.bfloat16: (8, -126), torch.float16: (11, -14)}
+each_half = pytest.mark.parametrize("half", HALVES, ids=str)
 
 
-def weights(*sizes: Any) -> list[torch.nn.Parameter]:
-    return [torch.nn.Parameter(torch.randn(size).bfloat16()) for size in sizes]
+def weights(*sizes: Any, half: torch.dtype = torch.bfloat16) -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.randn(size).to(half)) for size in sizes]
 
 
 def wide(params: list[Any]) -> list[torch.nn.Parameter]:
@@ -39,20 +42,33 @@ def give(grads: list[Tensor], *owners: list[Any]) -> None:
             param.grad = grad.to(param.dtype, copy=True)
 
 
-def cut(values: Tensor, digits: int, even: bool) -> Tensor:
-    """Round to so many significant binary digits, ties to even or away from zero."""
-    mantissa, exponent = torch.frexp(values.double())
-    scaled = torch.ldexp(mantissa, torch.tensor(digits))
+def cut(values: Tensor, digits: int, even: bool, least: int = -126) -> Tensor:
+    """Round to so many significant binary digits, ties to even or away from zero.
+
+    Numbers below two to the least exponent have as many places as those at it.
+    """
+    _, exponent = torch.frexp(values.double())
+    places = exponent.clamp(min=least + 1) - digits
+    scaled = torch.ldexp(values.double(), -places)
     whole = scaled.round() if even else scaled.sign() * (scaled.abs() + 0.5).floor()
-    return torch.ldexp(whole, exponent - digits)
+    return torch.ldexp(whole, places)
+
+
+def kept_of(weight: Tensor, half: torch.dtype, master: str | None) -> Tensor:
+    """What a half and its bits keep of a float32, or, without bits, the nearest half to that."""
+    digits, least = HALVES[half]
+    if master is None:
+        return cut(weight, digits, False, least)
+    longer = cut(weight, digits + 16, True, least)
+    return longer if master == "32bit" else cut(longer, digits + 8, True, least)
 
 
 def expect_split(optimizer: Any, param: Any, weight: Tensor, master: str) -> None:
-    """The master is a float32 weight, rounded if it has 24 bits; the parameter is its rounding."""
+    """The master is the weight, rounded if that has more digits; the parameter is its rounding."""
     own = optimizer.master_params()[param]
-    kept = cut(weight, 16 if master == "24bit" else 24, even=True)
-    assert own.dtype == torch.float32 and torch.equal(own.double(), kept)
-    assert torch.equal(param.detach().double(), cut(own, 8, even=False))
+    assert own.dtype == torch.float32
+    assert torch.equal(own.double(), kept_of(weight, param.dtype, master))
+    assert torch.equal(param.detach().double(), kept_of(own, param.dtype, None))
 
 
 def run(optimizer: Any, steps: int, seed: int = 0) -> None:
@@ -67,17 +83,24 @@ def run(optimizer: Any, steps: int, seed: int = 0) -> None:
 @pytest.mark.parametrize("case", CASES, ids=by_name)
 def test_every_step_is_float32s(case: OptimizerCase, master: Any) -> None:
     """To the bit, from the weight of before, with states of any dtype."""
-    for state_dtype in (torch.float32, torch.bfloat16, "8bit"):
+    kinds: list[tuple[torch.dtype, Any]] = [
+        (torch.bfloat16, dtype) for dtype in (torch.float32, torch.bfloat16, "8bit")
+    ]
+    # Of float16 some are tiny. Its states are float32 unless they are in 8 bits.
+    kinds += [(torch.float16, dtype) for dtype in (None, "8bit") if case in FEW]
+    for half, state_dtype in kinds:
         if state_dtype == "8bit" and case.ours._rule not in CODED:
             continue
         options = {**case.options, "state_dtype": state_dtype, "seed": 3}
-        params = weights(50, (2, NUMEL // 2))
+        params = weights(50, (2, NUMEL // 2), half=half)
+        params[0].data.mul_(1.0 if half is torch.bfloat16 else 2.0**-13)
         twins = wide(params)
         optimizer, theirs = case.ours(params, **options, master=master), case.ours(twins, **options)
         for _ in range(3):
             before = optimizer.master_params()
             for param, twin in zip(params, twins, strict=True):
-                assert master == "24bit" or torch.equal(twin, before[param])
+                is_exact = master == "32bit" and half is torch.bfloat16
+                assert not is_exact or torch.equal(twin, before[param])
                 twin.data.copy_(before[param])
             give([random_grad(param) for param in params], params, twins)
             optimizer.step()
@@ -90,10 +113,11 @@ def test_every_step_is_float32s(case: OptimizerCase, master: Any) -> None:
         assert kept == {torch.int8 if master == "24bit" else torch.int16}
 
 
+@each_half
 @pytest.mark.parametrize("master", [None, *PRECISIONS])
-def test_updates_that_bfloat16_loses(master: Any) -> None:
+def test_updates_that_a_half_loses(master: Any, half: torch.dtype) -> None:
     rate, steps = 2.0**-13, 100
-    (param,) = weights(9)
+    (param,) = weights(9, half=half)
     param.data.fill_(1.0)
     optimizer = lrfast.SGD([param], lr=rate, master=master)
     for _ in range(steps):
@@ -105,17 +129,19 @@ def test_updates_that_bfloat16_loses(master: Any) -> None:
     assert bool((param.double() - weight).abs().max() <= 2.0**-9)
 
 
-def laid_out() -> list[torch.nn.Parameter]:
+def laid_out(half: torch.dtype) -> list[torch.nn.Parameter]:
     """Gaps in memory, another order of dimensions, and plain ones, of which one needs no bits."""
-    plain = torch.nn.Parameter(torch.randn(NUMEL).bfloat16())
-    gaps = torch.nn.Parameter(torch.randn(40, 60).bfloat16()[:, ::2])
-    turned = torch.randn(4, 3, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    plain = torch.nn.Parameter(torch.randn(NUMEL).to(half))
+    gaps = torch.nn.Parameter(torch.randn(40, 60).to(half)[:, ::2])
+    turned = torch.randn(4, 3, 5, 5).to(half).contiguous(memory_format=torch.channels_last)
     return [plain, gaps, torch.nn.Parameter(turned), torch.nn.Parameter(torch.randn(7))]
 
 
-def test_all_that_a_step_does_besides() -> None:
+@each_half
+def test_all_that_a_step_does_besides(half: torch.dtype) -> None:
     """Clipping, scaling, EMA, zeroing, telemetry, a schedule, freezing: as of float32."""
-    params = laid_out()
+    params = laid_out(half)
+    tolerance = {"rtol": 0.0, "atol": 0.0 if half is torch.bfloat16 else 2.0**-30}
     twins, runs = wide(params), []
     for own, master in ((params, "32bit"), (twins, None)):
         groups: list[dict[str, Any]] = [{"params": own[:2]}, {"params": own[2:], "lr": 0.02}]
@@ -137,15 +163,15 @@ def test_all_that_a_step_does_besides() -> None:
     first, second = runs
     assert first.state[params[0]]["step"] == 7 and first.state[params[2]]["step"] == 5
     for param, twin in zip(params, twins, strict=True):
-        assert torch.equal(first.master_params()[param], twin)
-        assert torch.equal(first.state[param]["ema"], second.state[twin]["ema"])
+        assert torch.allclose(first.master_params()[param], twin, **tolerance)
+        assert torch.allclose(first.state[param]["ema"], second.state[twin]["ema"], **tolerance)
     assert "master_bits" not in first.state[params[3]]
     for name in ("rates", "grad_norms", "update_norms", "weight_norms"):
         own, other = (getattr(optimizer.telemetry(), name) for optimizer in runs)
         assert torch.allclose(own, other, rtol=1e-6, atol=0.0)  # the sums' order is another
     before = bits(first)
     with first.ema_parameters():
-        assert torch.equal(params[0], second.state[twins[0]]["ema"].bfloat16())
+        assert torch.equal(params[0], first.state[params[0]]["ema"].to(half))
     assert bits(first) == before
 
 
@@ -167,9 +193,10 @@ def test_runs_go_on_bit_for_bit(case: OptimizerCase, master: Any) -> None:
         assert bits(other) == bits(optimizer)
 
 
-def test_conversions() -> None:
+@each_half
+def test_conversions(half: torch.dtype) -> None:
     """From 24 bits to 32 and back nothing is lost; without masters the parameter is the weight."""
-    optimizer = lrfast.AdamW(weights(NUMEL), lr=0.01, master="32bit")
+    optimizer = lrfast.AdamW(weights(NUMEL, half=half), lr=0.01, master="32bit")
     run(optimizer, 3)
     (param,) = optimizer.param_groups[0]["params"]
 
@@ -181,8 +208,8 @@ def test_conversions() -> None:
 
     exact = optimizer.master_params()[param]
     shorter, less = loaded(optimizer, "24bit")
-    ulp = torch.exp2(torch.frexp(exact)[1].float() - 16)
-    near = (less - cut(exact, 16, even=True)).abs()
+    ulp = torch.exp2(torch.frexp(exact)[1].float() - HALVES[half][0] - 8)
+    near = (less - kept_of(exact, half, "24bit")).abs()
     assert bool((near <= ulp).all()) and bool((near == 0).float().mean() > 0.99)
     longer, same = loaded(shorter, "32bit")
     assert torch.equal(same, less) and torch.equal(loaded(longer, "24bit")[1], less)
@@ -193,7 +220,7 @@ def test_conversions() -> None:
     assert set(optimizer.float32_state_dict()["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
     theirs = torch.optim.AdamW([torch.nn.Parameter(param.detach().clone())], foreach=False)
     theirs.load_state_dict(optimizer.float32_state_dict())
-    theirs.param_groups[0]["params"][0].grad = torch.ones(NUMEL).bfloat16()
+    theirs.param_groups[0]["params"][0].grad = torch.ones(NUMEL).to(half)
     theirs.step()
     ours = lrfast.wrap(theirs, master="24bit")
     run(ours, 1)
@@ -206,15 +233,16 @@ CHANGES: dict[str, Any] = {
     "zero": lambda p: p.zero_(),
     "negative zero": lambda p: p.zero_().neg_(),
     "another": lambda p: p.copy_(torch.randn_like(p)),
-    "largest": lambda p: p.fill_(torch.finfo(torch.bfloat16).max),
+    "largest": lambda p: p.fill_(torch.finfo(p.dtype).max),
 }
 
 
+@each_half
 @pytest.mark.parametrize("master", PRECISIONS)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_weights_that_something_else_sets(change: Any, master: Any) -> None:
+def test_weights_that_something_else_sets(change: Any, master: Any, half: torch.dtype) -> None:
     """Bits of the weights of before are half a unit in the last place at most; signs stay."""
-    optimizer = lrfast.SGD(weights(NUMEL), lr=0.01, master=master)
+    optimizer = lrfast.SGD(weights(NUMEL, half=half), lr=0.01, master=master)
     run(optimizer, 2)
     (param,) = optimizer.param_groups[0]["params"]
     assert optimizer.state[param]["master_bits"].float().std() > 20
@@ -222,8 +250,9 @@ def test_weights_that_something_else_sets(change: Any, master: Any) -> None:
         change(param)
     given = param.detach().clone()
     weight = optimizer.master_params()[param]
-    upper = (given.view(torch.int16) + 1).view(torch.bfloat16)
-    unit = (upper.double() - given.double()).abs().clamp(max=2.0**120)  # of the largest
+    upper = (given.view(torch.int16) + 1).view(half)
+    most = 2.0**120 if half is torch.bfloat16 else 2.0**5  # of the largest
+    unit = (upper.double() - given.double()).abs().clamp(max=most)
     assert bool(((weight.double() - given.double()).abs() <= unit / 2).all())
     assert torch.equal(torch.signbit(weight), torch.signbit(given))
     optimizer.param_groups[0]["lr"] = 0.0
@@ -248,6 +277,67 @@ def test_infinite_and_no_numbers() -> None:
         assert torch.equal(param.isnan(), weight.isnan()) and torch.equal(
             param.isinf()[:2], weight.isinf()[:2]
         )
+
+
+@pytest.mark.parametrize("master", PRECISIONS)
+def test_float16_ends_where_it_ends(master: Any) -> None:
+    """65,536 is infinite for good; tiny steps of tiny weights are rounded to a fixed place."""
+    start = torch.tensor([65472.0, -65472.0, 65504.0, 3e-6, 5e-8, 1.0]).half()
+    param, wanted = torch.nn.Parameter(start.clone()), start.float()
+    optimizer = lrfast.SGD([param], lr=1.0, master=master)
+    grads = torch.tensor([-40.0, 40.0, -50.0, 2**-31 + 2**-34, -(2.0**-40), float("nan")])
+    for _ in range(3):
+        param.grad = (grads * 2.0**10).half()
+        optimizer.grad_scale = torch.tensor(2.0**10)
+        optimizer.step()
+        wanted = kept_of(wanted - param.grad.float() / 2.0**10, torch.float16, master).float()
+        wanted[wanted.abs() >= 65536] *= float("inf")
+        weight = optimizer.master_params()[param]
+        assert torch.equal(weight.nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0))
+        nearest = kept_of(weight, torch.float16, None)
+        nearest[nearest.abs() >= 65536] *= float("inf")
+        assert torch.equal(param.detach().double().nan_to_num(7.0), nearest.nan_to_num(7.0))
+    assert param.isinf().tolist() == [True, True, True, False, False, False]
+    assert weight.isinf().tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("source", [None, torch.float32], ids=str)
+@pytest.mark.parametrize("asked", [None, torch.bfloat16], ids=str)
+def test_states_beside_float16_are_float32(source: Any, asked: Any) -> None:
+    """Loaded ones, too, without a digit less."""
+    plain = lrfast.AdamW(weights(NUMEL, half=torch.float16), lr=0.01, state_dtype=source)
+    run(plain, 2)
+    (param,) = plain.param_groups[0]["params"]
+    assert plain.state[param]["exp_avg"].dtype == (source or torch.float16)
+    own = torch.nn.Parameter(param.detach().clone())
+    optimizer = lrfast.AdamW([own], lr=0.0, master="24bit", state_dtype=asked, betas=(0.5, 0.5))
+    optimizer.load_state_dict(copy.deepcopy(plain.state_dict()))
+    optimizer.param_groups[0].update(lr=0.0, betas=(0.5, 0.5))
+    own.grad = torch.zeros_like(own)
+    optimizer.step()
+    for name in ("exp_avg", "exp_avg_sq"):
+        found = optimizer.state[own][name]
+        assert found.dtype == torch.float32
+        assert torch.equal(found, plain.state[param][name].float() / 2)
+
+
+def test_a_gradient_scaler_of_float16() -> None:
+    """Its steps are those of unscaled gradients, and one that overflows is left out."""
+    model = torch.nn.Linear(NUMEL, 2).half()
+    optimizer = lrfast.AdamW(model.parameters(), lr=0.01, master="24bit", state_dtype="8bit")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    inputs = torch.randn(3, NUMEL).half()
+    for step in range(4):
+        before = bits(optimizer)
+        loss = (model(inputs).float() * (1e6 if step == 2 else 1e-3)).square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert (bits(optimizer) == before) == (step == 2)
+    assert scaler.get_scale() == 2.0**9
+    assert optimizer.state[model.weight]["step"] == 3
+    assert all(bool(weight.isfinite().all()) for weight in optimizer.master_params().values())
 
 
 def test_range_tests_leave_no_trace_and_sharded_states_go_back() -> None:
@@ -276,10 +366,11 @@ def test_captured_steps_are_eager_ones(device: torch.device) -> None:
 
 
 @pytest.mark.gpu
+@each_half
 @pytest.mark.parametrize("master", PRECISIONS)
 @pytest.mark.parametrize("state_dtype", [None, torch.float32, "8bit"], ids=str)
-def test_cuda_is_the_cpu_to_the_bit(state_dtype: Any, master: Any) -> None:
-    start, both = weights(20_003, 4096, 9), []
+def test_cuda_is_the_cpu_to_the_bit(state_dtype: Any, master: Any, half: torch.dtype) -> None:
+    start, both = weights(20_003, 4096, 9, half=half), []
     for device in ("cpu", "cuda"):
         params = [torch.nn.Parameter(value.detach().to(device)) for value in start]
         both.append(
@@ -332,15 +423,6 @@ def test_options_that_are_refused() -> None:
         lrfast.SGD([param], master=24)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stochastic_rounding must be False with master='24bit'"):
         lrfast.SGD([param], master="24bit", stochastic_rounding=True)
-    half = torch.nn.Parameter(torch.ones(3, dtype=torch.float16))
-    with pytest.raises(ValueError, match=r"None for float16, as in param_groups\[0\]"):
-        lrfast.SGD([half], master="32bit")
-    optimizer = lrfast.SGD([param], master="32bit")
-    optimizer.add_param_group({"params": [half]})
-    half.grad, param.grad = torch.ones_like(half), torch.ones_like(param)
-    with pytest.raises(ValueError, match=r"float16, as in param_groups\[1\]"):
-        optimizer.step()
-    assert bool((half == 1).all()) and not optimizer.state
 
 
 BROKEN = (

@@ -601,6 +601,10 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
         "must be a floating-point tensor of shape",
     ),
     (
+        lambda: lrfast.Muon(matrices()).load_state_dict(with_rows(None) | {"state": "none"}),
+        "state must be a dict, got 'none'",
+    ),
+    (
         lambda: lrfast.Muon([{"params": others(), "rule": "adamw", "betas": (0.9, 1.0)}]),
         r"betas of param_groups\[0\] must lie in \[0, 1\), got 1.0 as number 1",
     ),

@@ -273,30 +273,31 @@ def test_the_reference_of_schedule_free_plus_is_that_of_its_commit(
 
 def test_the_page_of_small_states_is_what_its_result_file_says() -> None:
     text, result = small_study.PAGE.read_text(), report.newest(small_study.RESULTS)
-    wider = provenance.newest(small_study.MASTERS)
+    wider = {half: provenance.newest(folder) for half, folder in small_study.MASTERS.items()}
     assert text == small_study.page(text, result, wider), (
         "run `python -m benchmarks.research.small_states --page`"
     )
-    changed = copy.deepcopy([result, wider])
+    changed = copy.deepcopy([result, wider["bfloat16"]])
     sides = ("8bit", "24bit, 8bit")
     names = [next(n for n, e in each["tasks"].items() if "ratios" in e) for each in changed]
     for each, name, side in zip(changed, names, sides, strict=True):
         each["tasks"][name]["ratios"][side] = [1.25, 1.125, 1.5]
     refused = changed[1]["tasks"]["no task"] = {"seconds": None, "why": "no kernel"}
-    found = small_study.page(text, *changed)
+    found = small_study.page(text, changed[0], wider | {"bfloat16": changed[1]})
     rows = {line.split(" ")[1]: line for line in found.splitlines() if line.startswith("| ")}
     assert "| worse | 1.250 (1.125 to 1.500) |" in rows[names[0]]
     assert " | 1.250 (1.125 to 1.500) | " in rows[names[1]]
     assert f"Not trained in bfloat16: no task ({refused['why']})." in found
 
 
-def test_sides_of_the_study_of_masters_keep_what_their_names_say(tmp_path: Path) -> None:
-    """The models are bfloat16; one that cannot begin is listed with the reason."""
+@pytest.mark.parametrize("half", masters.HALVES)
+def test_sides_of_the_study_of_masters_keep_what_their_names_say(half: str, tmp_path: Path) -> None:
+    """The models are half; one that cannot begin is listed with the reason."""
     task = dataclasses.replace(ALL["digits-mlp-sgd"], name="masters")
     found = {}
-    for side in masters.SIDES:
-        problem, optimizer = masters._begin(task, task.make(3), 0.1, 3, side)
-        assert {each.dtype for each in problem.model.parameters()} == {torch.bfloat16}
+    for side in masters.sides(half):
+        problem, optimizer = masters._begin(task, half, task.make(3), 0.1, 3, side)
+        assert {each.dtype for each in problem.model.parameters()} == {masters.HALVES[half]}
         assert problem.model(problem.train[0][:2]).dtype == torch.float32
         assert train.update(problem, optimizer, next(train.batches(problem.train, 64, 3)))
         (state, *_) = optimizer.state_dict()["state"].values()
@@ -307,20 +308,36 @@ def test_sides_of_the_study_of_masters_keep_what_their_names_say(tmp_path: Path)
         "32bit, float32": [torch.int16, torch.float32],
         "24bit, float32": [torch.int8, torch.float32],
         "24bit, 8bit": [torch.int8, torch.uint8],
-        "bfloat16, float32": [None, torch.float32],
+        f"{half}, float32": [None, torch.float32],
     }
     store = Store(tmp_path, masters.fingerprint)
     refusing = dataclasses.replace(task, name="refusing", options={"stochastic_rounding": True})
     for each in (task, refusing):
-        store.add(each, {"kind": "cost"} | masters._cost(each))
+        store.add(each, {"kind": "cost"} | masters._cost(each, half))
     for seed in range(masters.TURN):
-        for side in masters.SIDES:
+        for side in masters.sides(half):
             record = {"side": side, "seed": seed, "rate": 0.1, "bytes": 1.0}
             record["valid_loss"] = (1 + 0.001 * seed) * (1.5 if side == "24bit, 8bit" else 1.0)
             store.add(task, {"kind": "masters"} | record)
-    entry = masters._entry(task, store)
+    entry = masters._entry(task, store, half)
     assert entry["ratios"]["24bit, 8bit"] == pytest.approx([1.5] * 3)
-    assert "master" in masters._entry(refusing, store)["why"]
+    assert "master" in masters._entry(refusing, store, half)["why"]
+
+
+def test_a_scaled_loss_trains_as_the_loss_does() -> None:
+    """Gradients are scaled where a float16 model ends, and unscaled in the step."""
+    task = dataclasses.replace(ALL["digits-mlp-sgd"], name="masters", options={})
+    problem, optimizer = masters._begin(task, "float16", task.make(3), 0.5, 3, masters.EXACT)
+    before = [each.detach().double() for each in problem.model.parameters()]
+    inputs, targets = next(train.batches(problem.train, 64, 3))
+    plain = copy.deepcopy(problem.model.body).double()
+    problem.loss_fn(plain(inputs.double()), targets).backward()
+    assert train.update(problem, optimizer, (inputs, targets))
+    assert problem.model.scaler.get_scale() == 2.0**16
+    for old, new, like in zip(before, problem.model.parameters(), plain.parameters(), strict=True):
+        assert like.grad is not None and bool(like.grad.any())
+        moved = old - optimizer.master_params()[new].double()
+        assert torch.allclose(moved, 0.5 * like.grad, rtol=0.02, atol=1e-5)
 
 
 def test_a_ratio_is_equal_where_two_one_sided_tests_say_so() -> None:

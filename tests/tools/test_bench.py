@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Callable
@@ -217,6 +218,17 @@ ERRORS: list[tuple[str, Call, type[Exception], str]] = [
         ValueError,
         "what torch can do",
     ),
+    *[
+        (
+            name,
+            lambda m, name=name, value=value: bench(
+                m, lrfast.AdamW(m.parameters(), **{name: value})
+            ),
+            ValueError,
+            f"what torch can do, .*{name}",
+        )
+        for name, value in (("master", "24bit"), ("cautious", True), ("clipping_threshold", 1.0))
+    ],
     (
         "states of a group",
         lambda m: bench(m, lrfast.SGD([{"params": m.parameters(), "state_dtype": "8bit"}], 0.1)),
@@ -278,27 +290,50 @@ def test_errors(case: tuple[str, Call, type[Exception], str]) -> None:
         call(make_model())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_memory_is_that_of_such_an_optimizer(dtype: torch.dtype) -> None:
-    """Of one that has been made so; and rules without codes have no such rows."""
-    model = nn.Sequential(nn.Linear(90, 64, bias=False), nn.Linear(64, 3))
-    ours = lrfast.AdamW(model.parameters(), ema_decay=0.9)
-    result = bench(model, ours, **FAST)
-    model.to(dtype)
-    ours.zero_grad()
-    kinds: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
-    for name, state_dtype in kinds.items():
-        optimizer = lrfast.AdamW(model.parameters(), ema_decay=0.9, state_dtype=state_dtype)
-        for param in model.parameters():
-            param.grad = torch.ones_like(param)
+MEMORIES: list[tuple[type[lrfast.optim.FusedOptimizer], dict[str, Any], int]] = [
+    (lrfast.AdamW, {"ema_decay": 0.9}, 12),
+    (lrfast.SGD, {}, 12),
+    (lrfast.RMSprop, {"momentum": 0.9}, 12),
+    (lrfast.Adagrad, {}, 8),  # without codes
+    (lrfast.Muon, {}, 4),  # without masters, too
+]
+
+
+@pytest.mark.parametrize("case", MEMORIES, ids=[cls.__name__ for cls, _, _ in MEMORIES])
+def test_memory_is_that_of_such_an_optimizer(case: Any) -> None:
+    """Of one that has been made so, in every row; what the rule refuses has none."""
+    cls, options, count = case
+    plain, unused, other = nn.Linear(90, 64, False), nn.Linear(9, 5, False), nn.Linear(4, 3, False)
+    model = nn.ModuleList([plain, unused, other.double()])
+
+    def compute_loss(model: Any, scale: float) -> torch.Tensor:
+        return scale * sum(each.weight.sum().float() for each in (model[0], model[2]))
+
+    result = bench(
+        model, cls(model.parameters(), **options), 2.0, compute_loss=compute_loss, **FAST
+    )
+    dtypes: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": "8bit"}
+    for (weights, states), found in result.memory.items():
+        dtype, _, master = weights.removesuffix(" master").partition(", ")
+        half = copy.deepcopy(model)
+        half[0].to(dtypes[dtype])
+        half[1].to(dtypes[dtype])
+        kept = {"master": master or None, "state_dtype": dtypes[states]}
+        optimizer = cls(half.parameters(), **options, **kept)
+        compute_loss(half, 2.0).backward()
         optimizer.step()
-        found = result.memory[str(dtype).removeprefix("torch."), name]
-        assert found == optimizer.memory(), name
-    assert len(result.memory) == 6
-    lines = result.memory_table().splitlines()
-    assert lines[1].split() == ["float32", "float32", "12.00", "20.00", "0.119"]
-    assert not {"8bit"} & {dtype for _, dtype in bench(model, UPDATES["adagrad"](
-        model.parameters()), **FAST).memory}  # fmt: skip
+        assert found == optimizer.memory(), (weights, states)
+    assert len(result.memory) == count
+
+
+def test_the_table_of_memory() -> None:
+    model = nn.Linear(90, 64, bias=False)
+    table = bench(model, torch.optim.AdamW(model.parameters()), **FAST).memory_table()
+    cells = {tuple(line.split()[:4]) for line in table.splitlines()}
+    assert {("float32", "none", "float32", "8.00"), ("bfloat16", "24bit", "8bit", "3.01")} <= cells
+    double = nn.Linear(90, 64).double()  # which no row makes bfloat16
+    memory = bench(double, torch.optim.AdamW(double.parameters()), **FAST).memory
+    assert {weights for weights, _ in memory} == {"float32", "bfloat16"}
 
 
 @pytest.mark.gpu
@@ -334,7 +369,7 @@ def bad():
         (["subject:good"], 0, "torch's SGD on cpu: 8 parameters"),
         (["subject:bad"], 1, r"must return \(model, optimizer\).*got int"),
         (["subject:none"], 1, "must name a function, got 'subject:none'"),
-        (["mlp"], 0, "float32 . 8bit .* bfloat16 . 8bit"),
+        (["mlp"], 0, "float32 . none . 8bit .* bfloat16 . none . 8bit .* 32bit . 8bit"),
         (["cnn", "--optimizer", "SGD"], 0, "399,146 parameters in 14 tensors"),
         (["transformer", "--optimizer", "SGD"], 0, "3,240,970 parameters in 50 tensors"),
         (["mlp", "--optimizer", "None"], 1, "must be a class of torch.optim, got 'None'"),

@@ -1,7 +1,7 @@
 """Compares trainings with states in 8 bits and in float32; `--help` has the options.
 
-`--only masters` compares bfloat16 weights with master bits and without, in a result file of their
-own.
+`--only bfloat16` and `--only float16` compare weights of that dtype with master bits and without,
+in a result file of their own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> int:
         prog="python -m benchmarks.research.small_states", description=__doc__
     )
     parser.add_argument(
-        "--only", choices=("tasks", "language", "masters", "report"), help="one part"
+        "--only", choices=("tasks", "language", *masters.HALVES, "report"), help="one part"
     )
     parser.add_argument("--tasks", nargs="+", choices=list(ALL), default=list(ALL), metavar="NAME")
     parser.add_argument("--store", type=Path, default=Path("build/small_states"))
@@ -40,18 +40,18 @@ def main() -> int:
             tasks.fill(ALL[name], Store(chosen.store / "tasks", tasks.fingerprint))
     if not chosen.page and chosen.only in (None, "language"):
         language.fill(Store(chosen.store / "language", language.fingerprint))
-    if chosen.only == "masters":
-        store = Store(chosen.store / "masters", masters.fingerprint)
+    if (half := chosen.only) in masters.HALVES:
+        store = Store(chosen.store / f"{half}_masters", masters.fingerprint)
         names = [n for n in masters.coded(provenance.newest(RESULTS)) if n in chosen.tasks]
         if not chosen.page:
-            masters.fill(names, store, chosen.seconds)
+            masters.fill(names, store, half, chosen.seconds)
         if chosen.keep:
-            provenance.write(masters.collect(names, store), MASTERS)
+            provenance.write(masters.collect(names, store, half), MASTERS[half])
     elif chosen.keep:
         provenance.write(collect(chosen.store), RESULTS)
     if chosen.keep or chosen.page:
-        newest = (provenance.newest(folder) for folder in (RESULTS, MASTERS))
-        PAGE.write_text(page(PAGE.read_text(), *newest))
+        wider = {half: provenance.newest(folder) for half, folder in MASTERS.items()}
+        PAGE.write_text(page(PAGE.read_text(), provenance.newest(RESULTS), wider))
     return 0
 
 

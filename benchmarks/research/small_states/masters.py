@@ -1,8 +1,8 @@
-"""Tasks whose models are bfloat16, with and without the bits that make wider weights of these.
+"""Tasks whose models are half, with and without the bits that make wider weights of these.
 
 Those of the tasks that have tensors for states in 8 bits. All runs of a seed have the same batches
-and the same weights, rounded to bfloat16. What the others are compared with is `EXACT`, whose
-weights are float32: the model computes with these, rounded.
+and the same weights, rounded to bfloat16 or float16. What the others are compared with is `EXACT`,
+whose weights are float32: the model computes with these, rounded. In float16 losses are scaled.
 
 Which tasks are trained is settled before any is: those that take the shortest steps, in turns of
 `TURN` seeds, as far as the time goes that a run is given.
@@ -28,28 +28,51 @@ from benchmarks.research.suggestions.store import Store, hashed
 from benchmarks.research.suggestions.tasks import Task
 from benchmarks.research.suggestions.train import STEPS, Problem, batches, update
 
+HALVES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 EXACT: Final = "32bit, float32"
-SIDES: Final[dict[str, dict[str, Any]]] = {  # weights and states
+MASTERS: Final[dict[str, dict[str, Any]]] = {  # weights and states
     EXACT: {"master": "32bit", "state_dtype": torch.float32},
     "24bit, float32": {"master": "24bit", "state_dtype": torch.float32},
     "24bit, 8bit": {"master": "24bit", "state_dtype": "8bit"},
-    "bfloat16, float32": {"state_dtype": torch.float32},
 }
 TURN, TURNS = 5, 4  # seeds
 TIMED: Final = 5  # updates, of whom the first does not count
 
 
-class Half(nn.Module):
-    """A model that computes in bfloat16 from inputs of any dtype, with outputs in float32."""
+def sides(half: str) -> dict[str, dict[str, Any]]:
+    """Returns options by what weights and states are, weights without more bits last."""
+    return MASTERS | {f"{half}, float32": {"state_dtype": torch.float32}}
 
-    def __init__(self, body: nn.Module) -> None:
+
+class Half(nn.Module):
+    """A model that computes in a half dtype from inputs of any, with outputs in float32."""
+
+    def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.body = body.to(torch.bfloat16)
+        self.body, self.dtype = body.to(dtype), dtype
+        self.scaler = torch.amp.GradScaler("cpu", enabled=dtype is torch.float16)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        given = inputs.to(torch.bfloat16) if inputs.is_floating_point() else inputs
-        outputs: Tensor = self.body(given)
-        return outputs.float()
+        given = inputs.to(self.dtype) if inputs.is_floating_point() else inputs
+        outputs: Tensor = self.body(given).float()
+        if outputs.requires_grad:  # what it makes of the loss, it makes of the loss's gradient
+            outputs.register_hook(self.scaler.scale)
+        return outputs
+
+
+class Scaled:
+    """The optimizer of a half model, whose steps its scaler takes."""
+
+    def __init__(self, optimizer: Any, model: Half) -> None:
+        self._optimizer, self._scaler = optimizer, model.scaler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def step(self) -> None:
+        """Takes a step, unless gradients are infinite, and adapts the scale."""
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
 
 
 def coded(results: dict[str, Any]) -> list[str]:
@@ -59,12 +82,12 @@ def coded(results: dict[str, Any]) -> list[str]:
 
 def fingerprint(task: Task) -> str:
     """Returns a hash of all that the task and its runs go through."""
-    sides = {name: sorted(map(str, options.items())) for name, options in SIDES.items()}
+    kept = {name: sorted(map(str, options.items())) for name, options in MASTERS.items()}
     parts = [task.optimizer.__name__, repr(sorted(task.options.items())), repr(task.batch_size)]
-    return hashed((task.make, _run, _begin), [*parts, repr(sides)])
+    return hashed((task.make, _run, _begin), [*parts, repr(kept)])
 
 
-def fill(names: Collection[str], store: Store, seconds: float) -> None:
+def fill(names: Collection[str], store: Store, half: str, seconds: float) -> None:
     """Times a few steps of every task, then trains them, those with the shortest steps first.
 
     No training begins after the seconds have passed.
@@ -72,7 +95,7 @@ def fill(names: Collection[str], store: Store, seconds: float) -> None:
     end = time.monotonic() + seconds
     for name in names:
         if not store.records(ALL[name], "cost"):
-            store.add(ALL[name], {"kind": "cost"} | _cost(ALL[name]))
+            store.add(ALL[name], {"kind": "cost"} | _cost(ALL[name], half))
     costs = {name: store.records(ALL[name], "cost")[0]["seconds"] for name in names}
     order = sorted((cost, name) for name, cost in costs.items() if cost is not None)
     for turn in range(TURNS):
@@ -81,21 +104,21 @@ def fill(names: Collection[str], store: Store, seconds: float) -> None:
             rate = best_rate(name, newest(LANDSCAPES))
             present = {(run["side"], run["seed"]) for run in store.records(task, "masters")}
             for seed in range(TURN * turn, TURN * (turn + 1)):
-                for side in SIDES:
+                for side in sides(half):
                     if time.monotonic() > end:
                         return
                     if (side, seed) not in present:
                         record = {"kind": "masters", "side": side, "seed": seed, "rate": rate}
-                        store.add(task, record | _run(task, rate, seed, side))
+                        store.add(task, record | _run(task, half, rate, seed, side))
 
 
-def _cost(task: Task) -> dict[str, Any]:
-    """Returns the median seconds of an update, or why there is none in bfloat16."""
+def _cost(task: Task, half: str) -> dict[str, Any]:
+    """Returns the median seconds of an update, or why there is none in that dtype."""
     problem = task.make(0)
     stream = batches(problem.train, task.batch_size, 0)
     found = []
     try:
-        problem, optimizer = _begin(task, problem, 0.0, 0, EXACT)
+        problem, optimizer = _begin(task, half, problem, 0.0, 0, EXACT)
         for _ in range(TIMED):
             began = time.perf_counter()
             update(problem, optimizer, next(stream))
@@ -105,39 +128,43 @@ def _cost(task: Task) -> dict[str, Any]:
     return {"seconds": statistics.median(found[1:])}
 
 
-def _run(task: Task, rate: float, seed: int, side: str) -> dict[str, Any]:
+def _run(task: Task, half: str, rate: float, seed: int, side: str) -> dict[str, Any]:
     """Returns the validation loss after a training, and the bytes of state for each parameter."""
     torch.manual_seed(seed)
-    problem, optimizer = _begin(task, task.make(seed), rate, seed, side)
+    problem, optimizer = _begin(task, half, task.make(seed), rate, seed, side)
     return outcome(task, problem, optimizer, seed)
 
 
-def _begin(task: Task, problem: Problem, rate: float, seed: int, side: str) -> tuple[Problem, Any]:
-    """Returns the problem with its model in bfloat16, and an optimizer of its weights."""
-    half = dataclasses.replace(problem, model=Half(problem.model))
-    parameters = [each for each in half.model.parameters() if each.requires_grad]
-    options = {**task.options, **SIDES[side], "seed": seed}
-    return half, task.optimizer(parameters, lr=rate, **options)
+def _begin(
+    task: Task, half: str, problem: Problem, rate: float, seed: int, side: str
+) -> tuple[Problem, Any]:
+    """Returns the problem with its model in that dtype, and an optimizer of its weights."""
+    model = Half(problem.model, HALVES[half])
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    options = {**task.options, **sides(half)[side], "seed": seed}
+    optimizer = task.optimizer(parameters, lr=rate, **options)
+    return dataclasses.replace(problem, model=model), Scaled(optimizer, model)
 
 
-def collect(names: Collection[str], store: Store) -> dict[str, Any]:
+def collect(names: Collection[str], store: Store, half: str) -> dict[str, Any]:
     """Returns what a result file holds."""
-    entries = {name: _entry(ALL[name], store) for name in names}
-    return provenance.facts() | {"steps": STEPS, "tasks": entries}
+    entries = {name: _entry(ALL[name], store, half) for name in names}
+    return provenance.facts() | {"steps": STEPS, "half": half, "tasks": entries}
 
 
-def _entry(task: Task, store: Store) -> dict[str, Any]:
+def _entry(task: Task, store: Store, half: str) -> dict[str, Any]:
     """Returns the losses of all seeds that have every side, if these are a turn's at least."""
     (cost,) = store.records(task, "cost")
     entry: dict[str, Any] = {key: cost[key] for key in ("seconds", "why") if key in cost}
+    names = sides(half)
     runs = {(run["side"], run["seed"]): run for run in store.records(task, "masters")}
-    seeds = [seed for seed in range(TURN * TURNS) if all((side, seed) in runs for side in SIDES)]
+    seeds = [seed for seed in range(TURN * TURNS) if all((side, seed) in runs for side in names)]
     if len(seeds) < TURN:
         return entry
-    losses = {side: [runs[side, seed]["valid_loss"] for seed in seeds] for side in SIDES}
+    losses = {side: [runs[side, seed]["valid_loss"] for seed in seeds] for side in names}
     return entry | {
         "rate": runs[EXACT, 0]["rate"],
-        "bytes": {side: runs[side, 0]["bytes"] for side in SIDES},
+        "bytes": {side: runs[side, 0]["bytes"] for side in names},
         "losses": losses,
-        "ratios": {s: ratio(losses[s], losses[EXACT]) for s in SIDES if s != EXACT},
+        "ratios": {s: ratio(losses[s], losses[EXACT]) for s in names if s != EXACT},
     }

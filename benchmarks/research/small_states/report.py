@@ -18,7 +18,10 @@ from benchmarks.research.suggestions.train import STEPS
 
 # In a folder of its own: benchmarks.report takes every file beside it for timings.
 RESULTS: Final = provenance.RESULTS / "small_states"
-MASTERS: Final = provenance.RESULTS / "masters"
+MASTERS: Final = {
+    "bfloat16": provenance.RESULTS / "masters",
+    "float16": provenance.RESULTS / "masters_float16",
+}
 PAGE: Final = provenance.ROOT / "docs" / "states_in_8_bits.md"
 SHOWN: Final = (1000, 5000, 10_000, 20_000)  # steps of the language model
 
@@ -40,10 +43,13 @@ def collect(folder: Path) -> dict[str, Any]:
     }
 
 
-def page(text: str, result: dict[str, Any], wider: dict[str, Any]) -> str:
-    """Returns the page with the blocks of both result files in place of those that it has."""
+def page(text: str, result: dict[str, Any], wider: dict[str, dict[str, Any]]) -> str:
+    """Returns the page with the blocks of the result files in place of those that it has.
+
+    Those of masters are by the dtype of the models.
+    """
     blocks = {"tasks": _tasks(result), "source": provenance.sentence(result)}
-    blocks["masters"] = _masters(wider)
+    blocks |= {f"{half} masters": _masters(each, half) for half, each in wider.items()}
     if result["language"]:
         blocks["language"] = _language(result["language"])
     return provenance.with_blocks(text, blocks)
@@ -88,11 +94,11 @@ def _scatter(losses: dict[str, list[float | None]]) -> list[str]:
     return [f"{100 * statistics.stdev(logs):.0f} %" for logs in (ratios, alone)]
 
 
-def _masters(result: dict[str, Any]) -> str:
+def _masters(result: dict[str, Any], half: str) -> str:
     """Returns the counts by weights and states, and the tasks where master bits are not enough."""
     entries = result["tasks"]
     trained = {name: each for name, each in entries.items() if "ratios" in each}
-    sides = [side for side in masters.SIDES if side != masters.EXACT]
+    sides = [side for side in masters.sides(half) if side != masters.EXACT]
     found = {
         side: {name: verdict(each["ratios"][side]) for name, each in trained.items()}
         for side in sides
@@ -126,7 +132,7 @@ def _masters(result: dict[str, Any]) -> str:
         text += f" {unreached} other tasks were not reached."
     refused = [f"{name} ({each['why']})" for name, each in entries.items() if "why" in each]
     if refused:
-        text += f" Not trained in bfloat16: {', '.join(refused)}."
+        text += f" Not trained in {half}: {', '.join(refused)}."
     return "\n".join([*lines, "", text])
 
 

@@ -87,6 +87,7 @@ def bench(
         gradients = Gradients(contenders, loss, refills=clips or zeroes)
         difference = assert_same(contenders, gradients)
         moved, held = contenders[LRFAST].traffic(clips, zeroes)
+        gradients.give(LRFAST, contenders[LRFAST])
         memory = contenders[LRFAST].memory()
         for contender in contenders.values():
             contender.set_schedule()

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from lrfast import optim, schedules
 from lrfast.optim import FusedOptimizer
 from lrfast.optim._memory import Memory, combinations
+from lrfast.optim._options import UPDATE
 from lrfast.optim._state import NOT_MOMENTS
 from lrfast.optim._wrap import OF_TORCH
 
@@ -66,7 +67,7 @@ class Contender:
         return [p for group in groups for p in group["params"] if p.requires_grad]
 
     def memory(self) -> dict[tuple[str, str], Memory]:
-        """Return the bytes of lrfast's optimizer in other dtypes."""
+        """Return the bytes of lrfast's optimizer, which has gradients, in other dtypes."""
         fused = self.optimizer
         assert isinstance(fused, FusedOptimizer)
         return combinations(fused._rule, fused._options, fused.param_groups, fused.state)
@@ -119,10 +120,11 @@ class Subject:
         options = optimizer._options
         groups = optimizer.param_groups
         keeps = {options.master, *map(options._asked_of, groups)}
-        if options.stochastic_rounding or keeps != {None}:
+        is_changed = any(getattr(options, name) != plain for name, plain in UPDATE.items())
+        if options.stochastic_rounding or is_changed or keeps != {None}:
             raise ValueError(
                 "optimizer must do what torch can do, got one with stochastic_rounding, "
-                "state_dtype or master"
+                f"state_dtype, master, {', '.join(UPDATE)}"
             )
         if rules := {group.get("rule", "muon") for group in groups} - {"muon"}:
             raise ValueError(

@@ -13,6 +13,7 @@ from lrfast.tools.bench._timing import FORWARD
 
 Quartiles = tuple[float, float, float]
 UPDATE = "update"  # all parts but forward and backward
+MEMORY_NUMBERS = (3, 4, 5)  # columns of the table of memory
 
 
 @public_in("lrfast.bench")
@@ -37,7 +38,9 @@ class BenchResult:
             what roundings explain.
         rounds: Number of timings of each.
         memory: What parameters, gradients and states take if they were of other dtypes, by dtype
-            of the parameters and ``state_dtype`` of lrfast's optimizer.
+            of the parameters and ``state_dtype`` of lrfast's optimizer. "bfloat16, 24bit master"
+            stands for parameters that were bfloat16 with ``master="24bit"``, whose bits count as
+            states; a rule that refuses masters has no such entry.
     """
 
     optimizer: str
@@ -160,16 +163,17 @@ class BenchResult:
     def memory_rows(self) -> list[tuple[str, ...]]:
         """Return the cells of the table of memory, titles first, by dtypes."""
         titles = ("state bytes per parameter", "bytes per parameter", "MB in all")
-        return [("parameters", "state_dtype", *titles)] + [
-            (*dtypes, *(f"{size / memory.numel:.2f}" for size in (memory.states, memory.total)),
-             f"{memory.total / 1e6:,.3f}")
-            for dtypes, memory in self.memory.items()
-        ]  # fmt: skip
+        rows: list[tuple[str, ...]] = [("parameters", "master", "state_dtype", *titles)]
+        for (weights, states), memory in self.memory.items():
+            dtype, _, master = weights.removesuffix(" master").partition(", ")
+            sizes = (f"{size / memory.numel:.2f}" for size in (memory.states, memory.total))
+            rows.append((dtype, master or "none", states, *sizes, f"{memory.total / 1e6:,.3f}"))
+        return rows
 
     def memory_table(self) -> str:
         """Return what parameters, gradients and states take in each dtype as plain text."""
         titles, *rows = self.memory_rows()
-        return Table(titles, rows, right=(2, 3, 4)).text(width=0)
+        return Table(titles, rows, right=MEMORY_NUMBERS).text(width=0)
 
     def table(self) -> str:
         """Return header, rows and summary as plain text."""

@@ -20,6 +20,20 @@ OPTIM = [
         "test_masters.py -k go_on",
     ),
     Fault(
+        "squares-beside-a-float16-master-are-float16",
+        "lrfast/optim/_options.py",
+        'asked if asked == "8bit" else torch.float32',
+        "asked",
+        "test_masters.py -k float32s",
+    ),
+    Fault(
+        "memory-of-masters-without-gradients",
+        "lrfast/optim/_memory.py",
+        "bits is not None and twin.grad is not None",
+        "bits is not None",
+        "test_bench.py -k memory",
+    ),
+    Fault(
         "master-bits-outlive-the-option",
         "lrfast/optim/_optimizer.py",
         "state.pop(_state.MASTER, None)",
@@ -71,8 +85,8 @@ OPTIM = [
     Fault(
         "states-of-a-group-are-as-all-others",
         "lrfast/optim/_options.py",
-        "return self.state_dtype if own is None else own",
-        "return self.state_dtype",
+        "asked = self.state_dtype if own is None else own",
+        "asked = self.state_dtype",
         "test_8bit_states.py",
     ),
     Fault(
