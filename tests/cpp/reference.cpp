@@ -22,10 +22,8 @@ struct Values {
 
 template <class Element>
 auto load(const GuardedBytes& bytes) {
-  std::vector<compute_t<Element>> values;
-  for (size_t i = 0; i < bytes.size() / sizeof(Element); ++i) {
-    values.push_back(to_compute(bytes.as<Element>()[i]));
-  }
+  std::vector<compute_t<Element>> values(bytes.size() / sizeof(Element));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = to_compute(bytes.as<Element>()[i]);
   return values;
 }
 
@@ -168,6 +166,9 @@ LRFAST_NOINLINE void apply_rule(const Tensor& tensor, int rule, const double* gi
       const auto scalars = scalars_of<Rule, T>(hypers.data(), clock_of(tensor), distance);
       std::vector<T> moves;
       std::vector<T> grads;
+      if constexpr (Steps<Rule, form>) {
+        for (auto* kept : {&moves, &grads}) kept->reserve(values.param.size());
+      }
       for (size_t i = 0; i < values.param.size(); ++i) {
         T states[kMaxStates] = {};
         for (size_t k = 0; k < tensor.states.size(); ++k) states[k] = values.states[k][i];
@@ -249,7 +250,8 @@ Terms<double> measure_tensor(Tensor& tensor, const double* hypers, double factor
 std::vector<double> doubles(DtypePair dtypes, const GuardedBytes& bytes) {
   std::vector<double> values;
   with_types(dtypes, [&]<class Param, class State>() {
-    for (const auto value : load<Param>(bytes)) values.push_back(value);
+    const auto loaded = load<Param>(bytes);
+    values.assign(loaded.begin(), loaded.end());
   });
   return values;
 }
@@ -257,7 +259,8 @@ std::vector<double> doubles(DtypePair dtypes, const GuardedBytes& bytes) {
 std::vector<double> weights_of(const Tensor& tensor) {
   std::vector<double> values;
   with_types(tensor.spec.dtypes, [&]<class Param, class State>() {
-    for (const auto value : load_weights<Param>(tensor)) values.push_back(value);
+    const auto loaded = load_weights<Param>(tensor);
+    values.assign(loaded.begin(), loaded.end());
   });
   return values;
 }
