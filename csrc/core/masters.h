@@ -70,16 +70,17 @@ LRFAST_HD uint32_t encode_float16_master(uint32_t magnitude) {
   return chosen(magnitude >= 143u << 23, special, finite);
 }
 
-// The code of the weight that is kept of a float, and that weight without its sign, as bits.
+// The code of the weight that is kept of a float, under the float's sign, and back as bits.
 LRFAST_HD uint32_t encode_master(float x, MasterKind kind) {
-  const uint32_t magnitude = bits_as<uint32_t>(x) & 0x7fffffffu;
-  const uint32_t code = kind.is_float16 ? encode_float16_master(magnitude)
-                                        : chosen(magnitude > 0x7f800000u, 0x7fc00000u, magnitude);
+  const uint32_t bits = bits_as<uint32_t>(x);
+  const uint32_t sign = bits & 0x80000000u;
+  const uint32_t code = kind.is_float16 ? encode_float16_master(bits & 0x7fffffffu) | sign
+                                        : (x != x ? sign | 0x7fc00000u : bits);
   // A carry out of the digits goes into the exponent, up to infinity.
   return kind.is_short ? (code + 0x7fu + (code >> 8 & 1u)) & ~0xffu : code;
 }
 LRFAST_HD uint32_t decode_master(uint32_t code, MasterKind kind) {
-  return kind.is_float16 ? decode_float16_master(code) : code;
+  return kind.is_float16 ? decode_float16_master(code & 0x7fffffffu) | (code & 0x80000000u) : code;
 }
 
 // A rest counts in the last of 16 digits.
@@ -89,24 +90,22 @@ LRFAST_HD int32_t wide_rest(int16_t rest) { return rest; }
 LRFAST_HD float join_master(uint16_t half, int32_t rest, MasterKind kind) {
   const int32_t sum = (static_cast<int32_t>(half & 0x7fffu) << 16) + rest;
   // Below zero is what something else has set to zero, with a rest that was another weight's.
-  const uint32_t code = static_cast<uint32_t>(sum > 0 ? sum : 0);
-  return bits_as<float>(decode_master(code, kind) | (half & 0x8000u) << 16);
+  const uint32_t magnitude = static_cast<uint32_t>(sum > 0 ? sum : 0);
+  return bits_as<float>(decode_master(magnitude | (half & 0x8000u) << 16, kind));
 }
 
 // The weight that is kept of a float.
 LRFAST_HD float round_master(float x, MasterKind kind) {
-  const uint32_t sign = bits_as<uint32_t>(x) & 0x80000000u;
-  return bits_as<float>(decode_master(encode_master(x, kind), kind) | sign);
+  return bits_as<float>(decode_master(encode_master(x, kind), kind));
 }
 
 // x becomes what is kept of it. Returns the rest.
 LRFAST_HD int32_t split_master(float& x, uint16_t& half, MasterKind kind) {
-  const uint32_t sign = bits_as<uint32_t>(x) & 0x80000000u;
   const uint32_t code = encode_master(x, kind);
-  const uint32_t upper = ((code | sign) + 0x8000u) >> 16;
+  const uint32_t upper = (code + 0x8000u) >> 16;
   half = static_cast<uint16_t>(upper);
-  x = bits_as<float>(decode_master(code, kind) | sign);
-  return static_cast<int32_t>((code | sign) - (upper << 16));
+  x = bits_as<float>(decode_master(code, kind));
+  return static_cast<int32_t>(code - (upper << 16));
 }
 
 // The same where it is kept.

@@ -35,8 +35,8 @@ class BlockNoise {
   LRFAST_HD void fill(const Noise& noise, int64_t first) {
     const uint32_t begin = static_cast<uint32_t>(first >> 1);
     for (uint32_t i = 0; i < kPairs; ++i) common_[i] = noise.of_pair(begin + i);
+    common_[kPairs] = noise.of_pair(begin + kPairs);
     is_cut_ = (first & 1) != 0;
-    if (is_cut_) common_[kPairs] = noise.of_pair(begin + kPairs);
   }
 
   // Bits of the values number which, if the first element is even: [length / 2], those of a pair's
