@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -99,7 +99,7 @@ def suggest_all(
     for name in suggest.names():
         rule = suggest.get(name)
         if name == "auto":
-            found[name] = suggest.auto(lrs, losses, typical=prior.typical, scale=prior.scale)
+            found[name] = suggest.auto(lrs, losses, **asdict(prior))
         elif suggest.reads_raw(name):
             found[name] = rule(lrs, losses)
         else:

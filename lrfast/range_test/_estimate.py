@@ -7,7 +7,7 @@ about higher learning rates, and only a rise counts: that the present one is too
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Final
 
 import numpy as np
@@ -47,7 +47,7 @@ def estimate(
         return no_suggestion(
             RULE, f"the loss does not rise up to {highest}: that is not seen to be too high"
         )
-    found = suggest.auto(rates, curve, typical=prior.typical, scale=prior.scale)
+    found = suggest.auto(rates, curve, **asdict(prior))
     reason = f"in the warm-up up to {highest}, {found.reason}"
     if found.lr is None:
         return no_suggestion(RULE, reason)

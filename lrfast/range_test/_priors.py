@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lrfast.suggest import rate_scale, typical_rate
+from lrfast.suggest import rate_scale, typical_deviation, typical_rate
 from lrfast.training._data import DataSize
 
 
@@ -20,6 +20,7 @@ class RatePrior:
 
     typical: float | None = None
     scale: float = 1.0
+    deviation: float = 0.4
 
     @property
     def usual(self) -> float | None:
@@ -29,14 +30,19 @@ class RatePrior:
 
 @dataclass(frozen=True)
 class WeightStats:
-    """Number and norm of the weights that an optimizer trains."""
+    """Number of the weights that an optimizer trains, and the norm of as many of their mean size.
+
+    The mean size is that of the tensors' root mean squares, each counted by its weights. Over all
+    weights together, the few large ones of normalisation layers would outweigh the matrices: in a
+    pretrained EfficientNet-Lite0 1 % of the weights make 0.20 of 0.08.
+    """
 
     count: int
     norm: Tensor
 
     @property
     def rms(self) -> float | None:
-        """Their root mean square, None if it is not finite. Synchronises with the device."""
+        """Their mean size, None if it is not finite. Synchronises with the device."""
         rms = float(self.norm.cpu().numpy()) / math.sqrt(max(self.count, 1))
         return rms if math.isfinite(rms) else None
 
@@ -45,10 +51,11 @@ def weight_stats(optimizer: Optimizer) -> WeightStats:
     """Measure the weights that an optimizer trains, without a synchronisation."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     measured = {param: norm for param in params if (norm := _norm(param)) is not None}
-    norms = list(measured.values())
-    together = [norm.to(norms[0].device, non_blocking=norms[0].is_cuda) for norm in norms]
-    norm = torch.linalg.vector_norm(torch.stack(together)) if together else torch.zeros(())
-    return WeightStats(sum(parameter.numel() for parameter in measured), norm)
+    count = sum(param.numel() for param in measured)
+    # A tensor's root mean square times its weights is its norm times their root.
+    parts = [norm * math.sqrt(param.numel() / max(count, 1)) for param, norm in measured.items()]
+    together = [part.to(parts[0].device, non_blocking=parts[0].is_cuda) for part in parts]
+    return WeightStats(count, torch.stack(together).sum() if together else torch.zeros(()))
 
 
 def rate_prior(
@@ -65,7 +72,7 @@ def rate_prior(
     scale = rate_scale(
         known, batch_size=data_size.batch_size, parameters=count, targets=data_size.targets
     )
-    return RatePrior(rates[known], scale)
+    return RatePrior(rates[known], scale, typical_deviation(known))
 
 
 def _norm(parameter: Tensor) -> Tensor | None:

@@ -30,14 +30,12 @@ class Constants:
         begin: Share of the way from the half-made drop to the half-lost one, on the logarithmic
             scale, from which on the curve has no objection to a learning rate.
         end: Share of that way up to which it has none.
-        prior: Standard deviation of the usual learning rate, in decades.
         curve: Standard deviation of what the curve wants, in decades.
         farthest: Decades by which the suggestion leaves what the curve wants at most.
     """
 
     begin: float = 0.25
     end: float = 0.5
-    prior: float = 0.4
     curve: float = 0.7
     farthest: float = 1.0
 
@@ -59,16 +57,17 @@ def auto(
     *,
     typical: float | None = None,
     scale: float = 1.0,
+    deviation: float = 0.4,
     constants: Constants = _CONSTANTS,
 ) -> Suggestion:
     """Suggest the usual learning rate of such a training, corrected by the curve.
 
-    The usual one, ``typical`` times ``scale``, is known within a factor of 2.5, one standard
-    deviation. The curve wants a learning rate from a quarter to half of the way, on the logarithmic
-    scale, between that at which the loss has made half of its drop and the higher one at which it
-    is back up to half. A usual one outside moves a quarter of the way there, the weight of a curve
-    that is known within a factor of 5, and stays within a factor of 10 of what the curve wants and
-    below the learning rate at which the loss is back up to half.
+    The usual one, ``typical`` times ``scale``, is known within a factor of 2.5, or of 4 for SGD,
+    one standard deviation. The curve wants a learning rate from a quarter to half of the way, on
+    the logarithmic scale, between that at which the loss has made half of its drop and the higher
+    one at which it is back up to half. A usual one outside moves a quarter of the way there, or
+    42 % for SGD: the weight of a curve that is known within a factor of 5. It stays within a factor
+    of 10 of what the curve wants, and below the learning rate at which the loss is back up to half.
 
     If the loss never comes back up, the curve wants any learning rate from the half-made drop on.
     If the loss drops by no more than noise explains, or the curve cannot be read, the suggestion is
@@ -84,6 +83,8 @@ def auto(
             above 0, as `typical_rate` returns it. None, the default, if it is not known: then the
             suggestion is the middle of what the curve wants, times ``scale``.
         scale: Factor for batches and data, finite and above 0, from `rate_scale`; default 1.
+        deviation: Standard deviation of the usual learning rate in decades, finite and above 0,
+            from `typical_deviation`; default 0.4.
         constants: Shares and deviations of the method; defaults as described here.
 
     Returns:
@@ -111,11 +112,13 @@ def auto(
     rates, curve = validated(lrs, losses)
     if typical is not None and not (math.isfinite(typical) and typical > 0):
         raise ValueError(f"typical must be None, or a finite rate above 0, got {typical!r}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a finite number above 0, got {scale!r}")
+    for name, value in (("scale", scale), ("deviation", deviation)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
     if not isinstance(constants, Constants):
         raise TypeError(f"constants must be Constants, got {described(constants)}")
-    return answer(rates, curve, read_shape(lrs, losses), Known(typical, scale), constants)
+    known = Known(typical, scale, deviation)
+    return answer(rates, curve, read_shape(lrs, losses), known, constants)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class Known:
 
     typical: float | None
     scale: float
+    deviation: float
 
     @property
     def reason(self) -> str:
@@ -144,7 +148,7 @@ def answer(
         other = _other_range(rates, curve)
         if len(curve) < 2 or not np.isfinite(curve[:2]).all():  # the learning rate is no cause
             return no_suggestion("auto", shape, other)
-        return _without_valley(shape, divergence(rates, curve), other, known, constants)
+        return _without_valley(shape, divergence(rates, curve), other, known)
     same = (float(rates[0]), float(rates[-1]))
     if noise := noise_reason(shape):
         limit = divergence(rates, curve)
@@ -155,7 +159,7 @@ def answer(
             point = shape.nearest(lr)
             return Suggestion(lr, "auto", reason, _GUESS, point, None, same, around)
         reason = f"{noise}; use more points or repeats"
-        return _without_valley(reason, limit, same, known, constants)
+        return _without_valley(reason, limit, same, known)
     return _from_valley(shape, known, constants, same)
 
 
@@ -189,12 +193,12 @@ def _from_valley(
         usual = math.log(known.typical * known.scale)
         wanted = min(max(usual, begin), end)
         # Two independent measurements, each with the inverse of its variance as weight.
-        weight = constants.prior**2 / (constants.prior**2 + constants.curve**2)
+        weight = known.deviation**2 / (known.deviation**2 + constants.curve**2)
         farthest = constants.farthest * _DECADE
         place = usual + weight * (wanted - usual)
         place = min(max(place, begin - farthest), end + farthest)
-        deviation = constants.prior * math.sqrt(1 - weight)
-        apart = (wanted - usual) / _DECADE / math.hypot(constants.prior, constants.curve)
+        deviation = known.deviation * math.sqrt(1 - weight)
+        apart = (wanted - usual) / _DECADE / math.hypot(known.deviation, constants.curve)
         confidence *= math.exp(-(apart**2) / 2)
         if wanted != usual:
             reason += f"; the curve would have {math.exp(wanted):.1e} and counts for {weight:.0%}"
@@ -211,7 +215,6 @@ def _without_valley(
     limit: float,
     next_range: tuple[float, float] | None,
     known: Known,
-    constants: Constants,
 ) -> Suggestion:
     """Return the usual learning rate, below ``limit``, or no suggestion."""
     if known.typical is None:
@@ -221,7 +224,7 @@ def _without_valley(
     if lr > limit / _BELOW:
         lr = limit / _BELOW
         reason += f"; half of {limit:.1e}, where the loss diverges"
-    around = _interval(lr, constants.prior, limit)
+    around = _interval(lr, known.deviation, limit)
     return Suggestion(lr, "auto", reason, _PRIOR_ALONE, None, None, next_range, around)
 
 

@@ -244,6 +244,7 @@ CALLS: dict[str, Callable[[Bench], Call]] = {
     "suggest.get": lambda b: (suggest.get, {"name": "auto"}),
     "reads_raw": lambda b: (suggest.reads_raw, {"name": "auto"}),
     "typical_rate": lambda b: (suggest.typical_rate, {"optimizer": "SGD", "parameters": 9}),
+    "typical_deviation": lambda b: (suggest.typical_deviation, {"optimizer": "SGD"}),
     "rate_scale": lambda b: (suggest.rate_scale, {"optimizer": "SGD"}),
 }
 FOREIGN: dict[str, Callable[[], Any]] = {
@@ -261,7 +262,10 @@ TAKEN = {
     *((name, "a list") for name in ("train_loader", "val_loader", "judge")),
     *((name, "text") for name in ("path", "monitor")),
     *((name, kind) for name in ("example_batch", "batch") for kind in FOREIGN),
-    *((f"{name}.optimizer", "text") for name in ("typical_rate", "rate_scale")),
+    *(
+        (f"{name}.optimizer", "text")
+        for name in ("typical_rate", "typical_deviation", "rate_scale")
+    ),
     *((f"{name}.optimizer", "an optimizer") for name in CALLS),
     ("reads_raw.name", "text"),
     ("set_schedule.schedule", "None"),

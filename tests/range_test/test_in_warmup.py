@@ -327,8 +327,8 @@ def test_the_default_range_lies_around_the_typical_learning_rate() -> None:
     optimizer = lrfast.AdamW(layer.parameters(), lr=0.5)
     search = lrfast.find_in_warmup(layer, optimizer, S.cosine(400))
     low, high = search._sweep.ranges[0]
-    weights = torch.cat([p.detach().flatten() for p in layer.parameters()])
-    rms = float(weights.square().mean().sqrt())
+    weight, bias = (float(p.detach().square().mean().sqrt()) for p in layer.parameters())
+    rms = (8 * weight + 2 * bias) / 10
     typical = lrfast.suggest.typical_rate("AdamW", 10, weight_rms=rms)
     assert typical is not None
     assert (low, high) == pytest.approx((typical / 1e3, typical * 300), rel=1e-6)

@@ -46,7 +46,9 @@ def test_rates_follow_the_noise_of_batches(batch: int) -> None:
     assert suggest.rate_scale("LBFGS", batch_size=batch) == 1.0
 
 
-@pytest.mark.parametrize(("parameters", "ratio"), [(2500, 2.5), (30_000, 30.0), (10**7, 30.0)])
+@pytest.mark.parametrize(
+    ("parameters", "ratio"), [(2500, 2.5), (30_000, 30.0), (10**8, 1e5), (10**10, 1e5)]
+)
 def test_rates_fall_where_parameters_are_many(parameters: int, ratio: float) -> None:
     for name in ("SGD", "Adam", "LBFGS"):
         found = suggest.rate_scale(name, parameters=parameters, targets=1000)
@@ -163,6 +165,7 @@ def test_lr_find_counts_rows_and_targets(source: str, kind: str) -> None:
         result.losses,
         typical=known.typical,
         scale=known.scale,
+        deviation=known.deviation,
     )
     assert result.suggestion.lr is not None
     assert known.scale == suggest.rate_scale(

@@ -238,6 +238,24 @@ def test_a_fall_that_goes_on_draws_the_usual_rate_up() -> None:
     assert beyond.lr == pytest.approx(30.0 * (LRS[-1] / 30.0) ** (0.16 / 0.65))
 
 
+def test_a_less_certain_usual_rate_moves_further() -> None:
+    curve = s_curve(LRS)
+    wanted = suggest.auto(LRS, curve).lr
+    assert wanted is not None
+    found = [suggest.auto(LRS, curve, typical=wanted / 9, deviation=d) for d in (0.2, 0.4, 0.6)]
+    rates = [each.lr for each in found if each.lr is not None]
+    assert wanted / 9 < rates[0] < rates[1] < rates[2] < wanted
+    widths = [each.interval[1] / each.interval[0] for each in found if each.interval is not None]
+    assert widths[0] < widths[1] < widths[2]
+    assert "counts for 42%" in found[2].reason
+
+
+@pytest.mark.parametrize("deviation", [0.0, -1.0, math.nan, math.inf])
+def test_a_deviation_is_a_width(deviation: float) -> None:
+    with pytest.raises(ValueError, match="deviation must be a finite number above 0, got "):
+        suggest.auto(LRS, s_curve(LRS), deviation=deviation)
+
+
 @pytest.mark.parametrize("typical", [0.0, -1.0, math.nan, math.inf])
 def test_typical_is_a_rate(typical: float) -> None:
     with pytest.raises(ValueError, match="typical must be None, or a finite rate above 0, got "):
@@ -270,6 +288,7 @@ def test_the_context_of_an_optimizer(library: Any, name: str, options: dict[str,
     found = rate_prior(optimizer, 0, DataSize())
     assert found.typical == suggest.typical_rate(name, 1000, options.get("momentum", 0.0))
     assert found.typical is not None
+    assert found.deviation == suggest.typical_deviation(name) == (0.6 if name == "SGD" else 0.4)
 
 
 def test_the_context_of_a_subclass_and_of_a_stranger() -> None:
@@ -294,6 +313,20 @@ def test_frozen_parameters_do_not_count_and_the_reference_decides() -> None:
     assert rate_prior(optimizer, 0, DataSize()).typical == suggest.typical_rate("RMSprop", 10, 0.5)
 
 
+def test_a_few_large_weights_are_not_the_size_of_all() -> None:
+    """As those of normalisation layers; all weights together would have 3.2 of 0.1."""
+    matrix, scales = parameters(10_000, 10)
+    with torch.no_grad():
+        matrix.fill_(0.1)
+        scales.fill_(100.0)
+    rms = weight_stats(torch.optim.SGD([matrix, scales], lr=0.1)).rms
+    assert rms == pytest.approx((0.1 * 10_000 + 100.0 * 10) / 10_010, rel=1e-4)
+
+
+def test_a_model_without_weights_has_no_size() -> None:
+    assert weight_stats(torch.optim.SGD(parameters(0), lr=0.1)).rms == 0.0
+
+
 def test_weights_of_several_kinds_and_groups() -> None:
     torch.manual_seed(0)
     body = nn.Parameter(torch.full((300,), 2.0, dtype=torch.bfloat16))
@@ -302,7 +335,7 @@ def test_weights_of_several_kinds_and_groups() -> None:
     optimizer = lrfast.SGD([{"params": [body, frozen]}, {"params": [head]}], lr=0.1)
     weights = weight_stats(optimizer)
     assert weights.count == 400
-    assert weights.rms == pytest.approx(math.sqrt((300 * 4 + 100 * 25) / 400))
+    assert weights.rms == pytest.approx((300 * 2 + 100 * 5) / 400)
     with torch.no_grad():
         body[7] = math.nan
     assert weight_stats(optimizer).rms is None
@@ -337,6 +370,7 @@ def test_lr_find_passes_it_on(kind: str) -> None:
         result.losses,
         typical=suggest.typical_rate(kind, count, weight_rms=rms),
         scale=suggest.rate_scale(kind, batch_size=64),
+        deviation=suggest.typical_deviation(kind),
     )
     assert result.suggestion == expected and expected.lr is not None
     assert result.suggestion != suggest.auto(result.lrs, result.losses)
@@ -344,8 +378,9 @@ def test_lr_find_passes_it_on(kind: str) -> None:
 
 def test_a_result_passes_on_all() -> None:
     curve = s_curve(LRS, 1e-3, 1.0)
-    found = suggest_all(LRS, curve, curve, 100, RatePrior(0.05, 0.7))["auto"]
-    assert found == suggest.auto(LRS, curve, typical=0.05, scale=0.7)
+    found = suggest_all(LRS, curve, curve, 100, RatePrior(0.05, 0.7, 0.9))["auto"]
+    assert found == suggest.auto(LRS, curve, typical=0.05, scale=0.7, deviation=0.9)
+    assert found != suggest.auto(LRS, curve, typical=0.05, scale=0.7)
     assert found != suggest.auto(LRS, curve, typical=0.05)
     assert found != suggest.auto(LRS, curve, scale=0.7)
 

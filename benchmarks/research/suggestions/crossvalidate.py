@@ -32,7 +32,7 @@ class Choice:
 
 KNOWN = range(4)  # nothing; the size of batches; the number of targets; the size of the weights too
 CHOICES = tuple(
-    Choice(Constants(begin, end, curve=curve, farthest=farthest), knows)
+    Choice(Constants(begin, end, curve, farthest), knows)
     for begin, end, curve, farthest, knows in product(
         (0.0, 0.25),
         (0.5, 0.75, 1.0),

@@ -26,7 +26,6 @@ from benchmarks.research.suggestions.sweeps import (
     GRID_SEEDS,
     NUM_ITER,
     START_LR,
-    SWEEP_SEEDS,
     Runs,
     Size,
     context,
@@ -162,7 +161,7 @@ def _load(store: Store, task: Task, kept: Mapping[str, Any]) -> Landscape | None
     sizes = store.records(task, "size")
     named = sizes[0] if sizes else kept
     curves = {record["seed"]: record["losses"] for record in store.records(task, "sweep")}
-    if len(curves) < len(SWEEP_SEEDS):
+    if len(curves) < task.sweeps:
         curves = dict(enumerate(read_curves(kept.get("curves", ()))))
     if grid is None or "weight_rms" not in named or not curves:
         return None
@@ -173,7 +172,7 @@ def _load(store: Store, task: Task, kept: Mapping[str, Any]) -> Landscape | None
     rates: FloatArray = np.geomspace(START_LR, END_LR, NUM_ITER)
     sweeps = [
         Sweep(seed, rates[: len(curves[seed])], np.array(curves[seed]), known, endless)
-        for seed in SWEEP_SEEDS
+        for seed in range(task.sweeps)
     ]
     return Landscape(task, size, grid, tuple(sweeps))
 

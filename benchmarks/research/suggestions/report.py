@@ -197,17 +197,17 @@ def _tasks(
     store: Store,
     kept: Mapping[str, Any],
 ) -> dict[str, Any]:
-    tasks = {landscape.task.name: _facts(landscape) for landscape in landscapes}
+    tasks = {landscape.task.name: facts(landscape) for landscape in landscapes}
     for name, rule in rules().items():
         suggested = regret.suggested(landscapes, rule)
         for landscape, rates in zip(landscapes, suggested, strict=True):
-            tasks[landscape.task.name]["rules"][name] = _verdict(landscape, rates)
+            tasks[landscape.task.name]["rules"][name] = verdict(landscape, rates)
     for landscape in landscapes:
         entry = tasks[landscape.task.name]
         rate, prior = baselines.fixed_rate(landscape, seen), landscape.sweeps[0].context
         entry["rules"] |= {
-            baselines.FIXED: _verdict(landscape, [rate]),
-            baselines.PRIOR: _verdict(landscape, [prior.usual]),
+            baselines.FIXED: verdict(landscape, [rate]),
+            baselines.PRIOR: verdict(landscape, [prior.usual]),
         }
         earlier = kept.get(landscape.task.name, {})
         entry["rules"] |= baselines.searched(landscape)
@@ -228,7 +228,7 @@ def _tasks(
     return tasks
 
 
-def _facts(landscape: Landscape) -> dict[str, Any]:
+def facts(landscape: Landscape) -> dict[str, Any]:
     task = landscape.task
     return {
         "kind": task.kind,
@@ -243,7 +243,7 @@ def _facts(landscape: Landscape) -> dict[str, Any]:
     }
 
 
-def _verdict(landscape: Landscape, rates: Sequence[float | None]) -> dict[str, Any]:
+def verdict(landscape: Landscape, rates: Sequence[float | None]) -> dict[str, Any]:
     return {
         "regret": float(np.mean([landscape.regret(rate) for rate in rates])),
         "share": float(np.mean([landscape.share(rate) for rate in rates])),

@@ -33,7 +33,8 @@ class Named(Protocol):
 
 def fingerprint(task: Task) -> str:
     """Returns a hash of all that the task and its training run through in these packages."""
-    parts = [task.optimizer.__name__, repr(sorted(task.options.items())), repr(task.batch_size)]
+    parts = [task.optimizer.__name__, repr(sorted(task.options.items()))]
+    parts += [repr(task.batch_size), repr(task.steps)]
     return hashed((task.make, train.run), parts)
 
 

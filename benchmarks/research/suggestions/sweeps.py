@@ -24,7 +24,6 @@ from lrfast.training._data import DataSize, num_class_targets
 FloatArray = NDArray[np.float64]
 
 GRID_SEEDS = range(3)
-SWEEP_SEEDS = range(10)
 NUM_ITER = 100
 START_LR, END_LR = 1e-7, 10.0
 
@@ -67,8 +66,8 @@ def is_complete(task: Task, runs: Runs) -> bool:
 def _run(task: Task, seed: int, rate: float) -> Record:
     problem = task.make(seed)
     torch.manual_seed(seed)
-    result = train.run(problem, task.make_optimizer, task.batch_size, seed, rate)
-    return {"kind": "run", "seed": seed, "rate": rate, "steps": train.STEPS} | asdict(result)
+    result = train.run(problem, task.make_optimizer, task.batch_size, seed, rate, task.steps)
+    return {"kind": "run", "seed": seed, "rate": rate, "steps": task.steps} | asdict(result)
 
 
 def fill_size(task: Task, store: Store) -> None:
@@ -80,7 +79,7 @@ def fill_size(task: Task, store: Store) -> None:
 def fill_sweeps(task: Task, store: Store) -> None:
     """Runs the range tests, as far as the store lacks them."""
     present = {sweep["seed"] for sweep in store.records(task, "sweep")}
-    for seed in SWEEP_SEEDS:
+    for seed in range(task.sweeps):
         if seed not in present:
             store.add(task, _sweep(task, seed))
 
@@ -93,7 +92,8 @@ class Size:
         parameters: Trained parameters.
         batch_size: Rows in a batch.
         targets: Classes to predict in an epoch; None where numbers are predicted.
-        weight_rms: Root mean square of the trained parameters before the first step, with seed 0.
+        weight_rms: Size of the trained parameters before the first step, with seed 0, as
+            `lrfast.suggest.typical_rate` takes it.
     """
 
     parameters: int

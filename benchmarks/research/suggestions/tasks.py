@@ -12,7 +12,7 @@ from torch import nn
 
 import lrfast
 from benchmarks.research.suggestions import problems
-from benchmarks.research.suggestions.train import Optimizer, Problem
+from benchmarks.research.suggestions.train import STEPS, Optimizer, Problem
 
 GRID: Final = tuple(10 ** (quarter / 4) for quarter in range(-22, 5))
 
@@ -30,6 +30,8 @@ class Task:
         kind: Whether all weights are new, or some trained before.
         tags: What it is like.
         rates: Peak rates of the grid.
+        steps: Of a training.
+        sweeps: Range tests, each with a seed of its own.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Task:
     kind: Literal["scratch", "fine-tune"] = "scratch"
     tags: tuple[str, ...] = ()
     rates: tuple[float, ...] = GRID
+    steps: int = STEPS
+    sweeps: int = 10
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
         return self.optimizer(parameters, lr=lr, **self.options)

@@ -120,10 +120,15 @@ def _mean_loss(problem: Problem, rows: Pair) -> tuple[float, float | None]:
 
 
 def run(
-    problem: Problem, make_optimizer: MakeOptimizer, batch_size: int, seed: int, rate: float
+    problem: Problem,
+    make_optimizer: MakeOptimizer,
+    batch_size: int,
+    seed: int,
+    rate: float,
+    steps: int = STEPS,
 ) -> Result:
-    """Trains for `STEPS` steps at a peak rate and judges what came of it."""
+    """Trains for so many steps at a peak rate and judges what came of it."""
     optimizer = make_optimizer(problem.model.parameters(), rate)
-    if fit(problem, optimizer, batch_size, seed, STEPS):
+    if fit(problem, optimizer, batch_size, seed, steps):
         return judge(problem)
     return Result(math.inf, math.inf, None)

@@ -1102,6 +1102,20 @@ DOORS = [
         "test_typical_rates.py",
     ),
     Fault(
+        "large-weights-of-norms-are-the-size-of-all",
+        "lrfast/range_test/_priors.py",
+        "norm * math.sqrt(param.numel() / max(count, 1))",
+        "norm",
+        "test_typical_rates.py",
+    ),
+    Fault(
+        "sgds-usual-learning-rate-is-known-like-adams",
+        "lrfast/suggest/_priors.py",
+        'return _SGD_DEVIATION if optimizer == "SGD" else _DEVIATION',
+        "return _DEVIATION",
+        "test_typical_rates.py",
+    ),
+    Fault(
         "given-axes-are-not-drawn-into",
         "lrfast/_utils/figures.py",
         "    return [ax]\n",

