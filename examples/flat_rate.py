@@ -31,7 +31,7 @@ R-Net with a new head, trained to find faces upside down with 20 labels per clas
 in one cycle, then all layers for as many steps at one constant rate, by the rule that the row
 names. The first row is where all of them start. The steepest point of the first plot, which is
 right for a new head, ruins a network whose body is pretrained; "flat" does not worsen it. "auto",
-which looks for the rate to train new weights at, worsens it."""
+which looks for the rate that changes most, worsens it a little."""
 LABELS = 20
 PLAN = Plan(seeds=(0, 1, 2, 3, 4), steps=60, batch=10, points=100, repeats=3)
 QUICK = Plan(seeds=(0,), steps=2, batch=4, points=24)

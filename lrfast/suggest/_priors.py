@@ -52,7 +52,7 @@ _CRITICAL_BATCH: Final = 200.0
 # Power of parameters per class to predict. With more parameters than classes a model memorises its
 # data, sooner at a higher learning rate, and its confidence grows. Squared errors of numbers do not
 # grow so: on the tasks of benchmarks/research/suggestions the factor does harm there. Those of
-# benchmarks/research/pretrained have up to 94,000 parameters per class. At 44,000 the factor makes
+# benchmarks/research/pretrained have up to 150,000 parameters per label. At 44,000 the factor makes
 # GPT-3's learning rate 2.6e-5, and BERT is tuned on few thousand rows with 2e-5 to 5e-5.
 _DATA_EXPONENT: Final = 0.3
 _MOST_PER_TARGET: Final = 1e5

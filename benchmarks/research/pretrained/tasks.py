@@ -137,7 +137,7 @@ TASKS = (
     _task(lite0_digits, "lite0-digits-adamw", lrfast.AdamW, -17, -9),
     _task(lite0_digits, "lite0-digits-sgd", lrfast.SGD, -13, -4),
     _task(lite1_surfaces, "lite1-surfaces-adamw", lrfast.AdamW, -17, -9),
-    _task(lite2_faces, "lite2-faces-adam", lrfast.Adam, -17, -9),
+    _task(lite2_faces, "lite2-faces-adam", lrfast.Adam, -17, -9, 2),
     _task(minilm_reviews, "minilm-reviews-adamw", lrfast.AdamW, -19, -11, 2),
     _task(minilm_documents, "minilm-documents-adam", lrfast.Adam, -19, -11, 2),
 )
