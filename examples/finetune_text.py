@@ -25,8 +25,8 @@ STORY = """\
 MiniLM-L6 (22.7 million weights) with a new head for two classes; sentences of film reviews from
 Rotten Tomatoes, 24 tokens each, 200 labels per class to train on, 300 others to judge by.
 
-Two stages win on average, by less than the seeds differ. One rate for all layers, as "auto"
-suggests it, comes to what the head alone reaches; on 2026-11-27 it was 3.5e-04 and led to 70.4%."""
+One rate for all layers wins on average, by less than the seeds differ. The second stage's rates,
+which fall from the suggested one towards the input, change little in 30 steps."""
 LABELS = 200
 JUDGED = 300
 LENGTH = 24

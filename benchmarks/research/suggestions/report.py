@@ -113,8 +113,8 @@ its authors advise. Where all gradients are 0 it divides by 0, and the training 
 A race is `lr_find(verify={STEPS})` with a DataLoader that shuffles, three times per task. What it
 answers is trained with, as the learning rates of the grid are, and a mean that beats the grid's
 best counts as 0. Both races go by the loss that the model learns from, also on the two tasks of
-policy gradients, whose loss does not say how good a policy is. They were run at commit 12056a9019,
-whose `auto` answers otherwise where a large network learns from few labels.
+policy gradients, whose loss does not say how good a policy is. They were run before
+`auto` began, on 2026-11-30, to suggest less where a large network learns from few labels.
 
 lrfast's methods are those of `lrfast.suggest`, and `auto` knows the optimizer, the number and size
 of the parameters, the size of the batches and the number of classes to predict, as in `lr_find`
