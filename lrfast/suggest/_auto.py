@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from lrfast._utils.arguments import checked, described
 from lrfast.suggest._curve import FloatArray, until_nonfinite, validated
+from lrfast.suggest._priors import DEVIATION
 from lrfast.suggest._shape import (
     FEWEST_POINTS,
     SIGNIFICANT,
@@ -57,7 +58,7 @@ def auto(
     *,
     typical: float | None = None,
     scale: float = 1.0,
-    deviation: float = 0.4,
+    deviation: float = DEVIATION,
     constants: Constants = _CONSTANTS,
 ) -> Suggestion:
     """Suggest the usual learning rate of such a training, corrected by the curve.

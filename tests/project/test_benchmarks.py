@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -492,6 +493,30 @@ def test_a_run_can_be_kept_and_rendered(tmp_path: Path) -> None:
     assert "| whole update | mlp | 3 | runs |" in text
     assert "| parameters | 1,000 |" in text
     assert plots.draw(result, tmp_path / "plot.svg")
+
+
+def test_how_far_best_learning_rates_are_from_the_usual_ones() -> None:
+    """What `typical_deviation` rounds."""
+    result = readme.suggestions_result()
+    apart: dict[str, list[float]] = {"SGD": [], "others": []}
+    for part in ("tasks", "held_out", "unseen", "fresh", "broad"):
+        for task in result[part].values():
+            (usual,) = task["rules"]["prior alone"]["rates"]
+            kind = "SGD" if task["optimizer"] == "SGD" else "others"
+            apart[kind].append(math.log10(task["best_rate"] / usual))
+    for kind, name in (("SGD", "SGD"), ("others", "AdamW")):
+        found = statistics.pstdev(apart[kind])
+        assert lrfast.suggest.typical_deviation(name) == pytest.approx(found, abs=0.05)
+
+
+def test_pretrained_networks_want_all_their_weights_counted() -> None:
+    tasks = provenance.newest(pretrained.RESULTS)["tasks"]
+    of = {
+        rule: statistics.mean(task["rules"][rule]["regret"] for task in tasks.values())
+        for rule in ("auto", pretrained.FEW)
+    }
+    assert of["auto"] == pytest.approx(0.24, abs=0.005)  # as docs/design.md says
+    assert of[pretrained.FEW] == pytest.approx(1.10, abs=0.005)
 
 
 def test_the_page_of_pretrained_networks_is_what_its_result_says() -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lrfast
 from lrfast import RangeTest, lr_find, suggest
 from lrfast._utils.tables import short_time
-from lrfast.range_test import Candidate
+from lrfast.range_test import Candidate, Race
 from lrfast.range_test._race import RacePlan, _confirmed_winner, _RaceRunner, _winner
 from lrfast.range_test._sweep import make_sweep
 from lrfast.suggest import Suggestion
@@ -102,6 +102,17 @@ def runs_of(watch: Watch, swept: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(watch.states)], strict=True)]
 
 
+def has_asked_again(race_: Race, untrained: float) -> bool:
+    """Whether a winner has run again, as one does beside a run that ends worse than untrained.
+
+    One that is not confirmed has an infinite loss in the end.
+    """
+    last = [candidate.losses[-1] for candidate in race_.candidates]
+    (place,) = (place for place, candidate in enumerate(race_.candidates) if candidate.winner)
+    beside = last[max(place - 1, 0) : place] + last[place + 1 : place + 2]
+    return math.inf in last or any(loss > untrained for loss in beside)
+
+
 @ALL
 @pytest.mark.parametrize("trained", [0, 3])
 def test_one_state_and_the_same_batches_for_all(kind: str, trained: int, digits: Any) -> None:
@@ -119,9 +130,12 @@ def test_one_state_and_the_same_batches_for_all(kind: str, trained: int, digits:
     assert trace(model, optimizer) == before
     assert result.race is not None
     started, count = runs_of(watch, 50), len(result.race.candidates)
-    # Beside a learning rate that diverges the winner runs again, with other batches.
     runs, confirming = started[:count], started[count:]
-    assert len(runs) == count > 2 and len(confirming) <= 1
+    assert len(runs) == count > 2
+    assert bool(confirming) == has_asked_again(result.race, mean_loss(model, judge))
+    for run in confirming:  # with another seed
+        assert watch.states[run][0] == watch.states[0]
+        assert watch.batches[run][0] != watch.batches[0]
     lengths = [len(watch.batches[run]) for run in runs]
     assert set(lengths) <= {STEPS // 2, STEPS} and STEPS in lengths
     for run, length in zip(runs, lengths, strict=True):
@@ -130,7 +144,6 @@ def test_one_state_and_the_same_batches_for_all(kind: str, trained: int, digits:
         assert watch.draws[run][0] == watch.draws[0]
     rounds = sum(len(candidate.losses) for candidate in result.race.candidates)
     rounds += sum(len(watch.batches[run]) // (STEPS // 2) for run in confirming)
-    assert rounds == result.race.updates // (STEPS // 2)
     assert watch.judged == [bits(batch) for batch in judge] * (rounds + 1)
 
 
@@ -214,9 +227,12 @@ def test_who_judges(kind: str, digits: Any) -> None:
     neither = race(model, optimizer, batches, watch, num_iter=20)
     assert neither.race is not None and neither.race.judged_by == "training"
     unseen = [bits(batch) for batch in batches[STEPS : STEPS + 2]]
-    rounds = neither.race.updates // (STEPS // 2)  # with those of runs that confirm a winner
-    assert rounds >= sum(len(candidate.losses) for candidate in neither.race.candidates)
-    assert watch.judged == unseen * (rounds + 1)
+    rounds = sum(len(candidate.losses) for candidate in neither.race.candidates)
+    trained = len(watch.batches) - 20
+    assert trained == neither.race.updates
+    untrained = mean_loss(model, batches[STEPS : STEPS + 2])
+    assert (trained // (STEPS // 2) > rounds) == has_asked_again(neither.race, untrained)
+    assert watch.judged == unseen * (trained // (STEPS // 2) + 1)
     assert "training loss" in neither.suggestion.reason
 
 

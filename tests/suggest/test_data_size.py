@@ -57,6 +57,15 @@ def test_rates_fall_where_parameters_are_many(parameters: int, ratio: float) -> 
     assert both == pytest.approx(ratio**-0.3 * suggest.rate_scale("SGD", batch_size=16))
 
 
+@pytest.mark.parametrize("targets", [2_500, 3_700, 5_800])  # RTE, MRPC, STS-B
+def test_fine_tuning_bert_is_usual(targets: int) -> None:
+    """Its authors advise 2e-5 to 5e-5 for 1.1e8 parameters and batches of 32."""
+    usual = suggest.typical_rate("AdamW", 110_000_000)
+    assert usual is not None
+    scale = suggest.rate_scale("AdamW", batch_size=32, parameters=110_000_000, targets=targets)
+    assert 2e-5 < usual * scale < 5e-5
+
+
 @pytest.mark.parametrize("name", ["batch_size", "parameters", "targets"])
 @pytest.mark.parametrize("wrong", [0, -3, 2.5, True, math.nan, "8"])
 def test_counts_are_whole(name: str, wrong: Any) -> None:

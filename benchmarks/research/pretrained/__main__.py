@@ -33,7 +33,8 @@ def main() -> int:
             for fill in (fill_size, fill_sweeps, fill_grid):
                 fill(task, store)
     if chosen.keep:
-        provenance.write(collect(store), RESULTS)
+        kept = provenance.newest(RESULTS)["tasks"] if any(RESULTS.glob("*.json")) else {}
+        provenance.write(collect(store, kept), RESULTS)
     if chosen.page or chosen.keep:
         PAGE.write_text(page(provenance.newest(RESULTS)))
     return 0

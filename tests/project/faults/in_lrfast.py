@@ -1111,8 +1111,8 @@ DOORS = [
     Fault(
         "sgds-usual-learning-rate-is-known-like-adams",
         "lrfast/suggest/_priors.py",
-        'return _SGD_DEVIATION if optimizer == "SGD" else _DEVIATION',
-        "return _DEVIATION",
+        'return _SGD_DEVIATION if optimizer == "SGD" else DEVIATION',
+        "return DEVIATION",
         "test_typical_rates.py",
     ),
     Fault(
