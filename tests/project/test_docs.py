@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
-from page_tool import IS_PINNED_TORCH, page_outputs, shows_same_run
+from page_tool import IS_PINNED_TORCH, may_show, page_outputs
 from trainers import LIBRARIES, NEEDED, load, quieten
 
 import lrfast
@@ -29,13 +29,15 @@ MODULES = sorted(
 @pytest.mark.skipif(not IS_PINNED_TORCH, reason="the pictures are the pinned torch's")
 def test_pictures_of_other_runs_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    shown, made = ROOT / "docs" / "images" / "quickstart.png", tmp_path / "quickstart.png"
+    committed, made = ROOT / "docs" / "images" / "quickstart.png", tmp_path / "quickstart.png"
     for seed, is_same in ((0, True), (7, False)):
         page = page_outputs.Page(ROOT / "docs" / "index.md")
         assert "manual_seed(0)" in page.text
         page.text = page.text.replace("manual_seed(0)", f"manual_seed({seed})")
         list(page.outputs())
-        assert shows_same_run(imread(shown), imread(made)) == is_same
+        assert may_show(imread(made), imread(committed), are_of_one_run=True) == is_same
+        assert may_show(imread(made), imread(committed), are_of_one_run=False)
+    assert not may_show(imread(made)[1:], imread(committed), are_of_one_run=False)
 
 
 # design.md lists names, some of them yet to come.
@@ -51,13 +53,15 @@ def test_code_blocks_run_in_order_and_print_what_the_page_shows(
         load(library)
         quieten()
     read = page_outputs.Page(page)
+    are_of_one_run = True
     for printed, shown, _ in read.outputs():
         if shown is not None:
             assert page_outputs.agree(printed, shown), f"{printed}\nThe page shows:\n{shown}"
+            are_of_one_run &= page_outputs.are_of_one_run(printed, shown)
     for target in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", read.text):
         if (saved := tmp_path / Path(target).name).exists():
             pictures = (imread(saved), imread(page.parent / target))
-            assert shows_same_run(*pictures), f"{target} shows another run"
+            assert may_show(*pictures, are_of_one_run), f"{target} shows another run"
     for both in re.findall(r"^```diff\n(.*?)^```", read.text, re.MULTILINE | re.DOTALL):
         for side in "-+":
             lines = [line[1:] for line in both.splitlines() if line[:1] in (" ", side)]
@@ -117,6 +121,13 @@ TIMED = HEADING + "   1      0.1   0.5"
         ("group 0", "group 1", False),
         ("in 0.1 s", "in 12.5 s", True),
         ("in 0.1 steps", "in 12.5 steps", False),
+        (
+            "9 points from 1.0 to 6.9, diverged in 4 s",
+            "9 points from 1.0 to 2.3, diverged in 1 s",
+            True,
+        ),
+        ("9 points from 1.0 to 6.9, diverged", "9 points from 3.0 to 6.9, diverged", False),
+        ("9 points from 1.0 to 6.9, completed", "9 points from 1.0 to 2.3, completed", False),
         ("rates 1,000 2", "rates 1,000  2\n", True),
         (TIMED, HEADING + "   1      9.1   0.6", True),
         (TIMED, HEADING + "   1      0.1   1.6", False),
@@ -132,6 +143,19 @@ def test_outputs_agree_up_to_what_machines_differ_in(
     printed: str, shown: str, agrees: bool
 ) -> None:
     assert page_outputs.agree(printed, shown) == agrees
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown", "are"),
+    [
+        ("lr 4.1e-03 in 0.1 s", "lr 4.1e-03 in 7 s", True),
+        ("lr 4.1e-03 in 0.1 s", "lr 4.2e-03 in 0.1 s", False),
+        ("lr 4.1e-03", "rate 4.1e-03", False),
+        ("to 6.9, diverged", "to 2.3, diverged", False),
+    ],
+)
+def test_the_very_numbers_are_of_one_run(printed: str, shown: str, are: bool) -> None:
+    assert page_outputs.are_of_one_run(printed, shown) == are
 
 
 class Finder(doctest.DocTestFinder):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
-from page_tool import load_tool, page_outputs, shows_same_run
+from page_tool import load_tool, may_show, page_outputs
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
@@ -52,8 +52,11 @@ def sources(notebook: Any) -> list[str]:
 
 
 def comparable(text: str) -> str:
-    """Return a text without pictures and times of epochs."""
-    return re.sub(r"\b\d+:\d\d\b", "", PICTURE.sub("", text))
+    """Return a text without pictures, times of epochs and what each rule suggests.
+
+    Some rules start from the end of the curve, which differs between processors if it diverges.
+    """
+    return re.sub(r"\b\d+:\d\d\b|<tbody>.*?</tbody>", "", PICTURE.sub("", text))
 
 
 def test_there_are_two() -> None:
@@ -88,13 +91,15 @@ def test_a_notebook_shows_what_it_did(path: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     committed, made = read(path), read(tmp_path / path.name)
     assert sources(made) == sources(committed)
-    for (kind, shown), (wanted_kind, wanted) in zip(parts(made), parts(committed), strict=True):
-        assert kind == wanted_kind
+    are_of_one_run = True
+    for (kind, text), (shown_kind, shown_text) in zip(parts(made), parts(committed), strict=True):
+        assert kind == shown_kind
         if kind != "image/png":
-            assert page_outputs.agree(comparable(shown), comparable(wanted)), shown
+            printed, shown = comparable(text), comparable(shown_text)
+            assert page_outputs.agree(printed, shown), printed
+            are_of_one_run &= page_outputs.are_of_one_run(printed, shown)
     for one, other in zip(pictures(made), pictures(committed), strict=True):
-        made_picture, shown_picture = imread(io.BytesIO(one)), imread(io.BytesIO(other))
-        assert shows_same_run(made_picture, shown_picture), "shows another run"
+        assert may_show(imread(io.BytesIO(one)), imread(io.BytesIO(other)), are_of_one_run)
 
 
 def test_bars_are_gone_and_rows_stay() -> None:
